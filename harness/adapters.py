@@ -1,0 +1,86 @@
+"""Model families: the only place that spells attribute paths (decoder layers, tower, projector, image token)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import PrunebenchError
+from harness.shape import ModelShape, VisionShape
+
+
+@dataclass(frozen=True)
+class LlavaAdapter:
+    """`LlavaForConditionalGeneration` (LLaVA-1.5): CLIP tower, projector, Llama-like decoder."""
+
+    model: Any
+
+    @property
+    def core(self) -> nn.Module:
+        """The module whose forward takes `input_ids` and merges image features."""
+        core: nn.Module = self.model.model
+        return core
+
+    @property
+    def text(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return list(self.text.layers)
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.model.config.image_token_id)
+
+    def rotary(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each (b, n, head_dim), in the dtype of `like`."""
+        cos, sin = self.text.rotary_emb(like, position_ids=positions)
+        return cos, sin
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Projected image features, (images, n_visual, hidden)."""
+        features = self.model.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+        return torch.stack(list(features))
+
+    @property
+    def shape(self) -> ModelShape:
+        text, vision = self.model.config.text_config, self.model.config.vision_config
+        grid = vision.image_size // vision.patch_size
+        feature_layer = self.model.config.vision_feature_layer
+        # hidden_states[k] is the input of layer k; a negative index counts from the last output. transformers runs the whole tower
+        del feature_layer
+        weight = next(self.text.layers[0].parameters())
+        return ModelShape(
+            depth=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            mlp=text.intermediate_size,
+            vocab=text.vocab_size,
+            n_visual=grid * grid,
+            bytes_per_value=weight.element_size(),
+            vision=VisionShape(
+                layers_used=vision.num_hidden_layers,
+                hidden=vision.hidden_size,
+                mlp=vision.intermediate_size,
+                tokens=grid * grid + 1,
+                patch_inputs=3 * vision.patch_size**2,
+                projector_hidden=text.hidden_size,
+            ),
+        )
+
+
+ADAPTERS = {"LlavaForConditionalGeneration": LlavaAdapter}
+
+
+def adapter_for(model: nn.Module) -> LlavaAdapter:
+    """The adapter of a loaded model. Raises PrunebenchError naming what is supported."""
+    name = type(model).__name__
+    if name not in ADAPTERS:
+        raise PrunebenchError(f"expected a model of one of {', '.join(ADAPTERS)}; found {name}, which prunebench does not support yet")
+    return ADAPTERS[name](model)

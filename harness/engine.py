@@ -1,0 +1,331 @@
+"""`attach(model, method)`: prune every prefill inside the block, measure what ran, leave nothing behind.
+
+How it holds on to a transformers 5 model without forking a file: pre-hooks on the decoder layers own the residual stream and
+hand every layer its own mask, positions and rotary embeddings (what a hook passes reaches that layer only); the attention
+function is ours through `AttentionInterface`, so q, k, v are the model's own, after RoPE. A prefill is recognised by an empty
+cache at layer 0. In decode every layer has its own cache length, hence its own mask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from harness.adapters import LlavaAdapter, adapter_for
+from harness.attention import LayerAttention, apply_edits, attend
+from harness.errors import PrunebenchError
+from harness.layout import TokenLayout, take
+from harness.method import DecodePositions, Method, Reduction
+from harness.shape import ModelShape
+from harness.trace import LayerTrace, Trace
+
+KERNEL = "prunebench"
+#: decoder attention modules under an attached engine; found by module, since hook kwargs do not reach the attention function
+_ACTIVE: dict[int, EngineRun] = {}
+
+
+def _engine_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: object
+) -> tuple[Tensor, None]:
+    run = _ACTIVE.get(id(module))
+    if run is None:
+        raise RuntimeError(f"attention kernel {KERNEL!r} is set on a module that no engine is attached to")
+    return run._attention(int(module.layer_idx), query, key, value, attention_mask, scaling), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(KERNEL, _engine_attention)
+# the mask of transformers is built for one length for all layers; ours are per layer, so theirs is not built at all
+AttentionMaskInterface.register(KERNEL, lambda *args, **kwargs: None)
+
+
+class _Stream:
+    """`harness.method.Stream`, gathered on demand."""
+
+    def __init__(self, layout: TokenLayout, hidden: Tensor) -> None:
+        self._layout, self._hidden = layout, hidden
+
+    @property
+    def visual(self) -> Tensor:
+        tokens = self._layout.visual_tokens
+        return take(self._hidden, tokens.columns) * tokens.valid[:, :, None]
+
+    @property
+    def after(self) -> Tensor:
+        tokens = self._layout.after_tokens
+        return take(self._hidden, tokens.columns) * tokens.valid[:, :, None]
+
+    @property
+    def after_valid(self) -> Tensor:
+        return self._layout.after_tokens.valid
+
+
+class EngineRun:
+    """An attached engine; `harness.method.Run` to the method, and `trace` to everyone else.
+
+    Set `samples` (one key per row) before each batch where the method is random: its draws depend on (seed, sample key) only.
+    Without keys a row's number in the batch stands in.
+    """
+
+    def __init__(self, adapter: LlavaAdapter, method: Method, seed: int) -> None:
+        self._adapter, self._method, self._seed = adapter, method, seed
+        self._shape = adapter.shape
+        self._depth = len(adapter.layers)
+        self.samples: Sequence[str] | None = None
+        self.memo: dict[str, Any] = {}
+        self._input_ids: Tensor | None = None
+        self._attention_mask: Tensor | None = None
+        self._layout: TokenLayout | None = None
+        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._per_layer: list[TokenLayout] = []
+        self._silenced: list[list[Tensor]] = []
+        self._notes: dict[str, list[float]] = {}
+        self._trace: Trace | None = None
+        self._decode_positions: DecodePositions = "original"
+        self._prompt_lengths: Tensor | None = None
+        self._prefilling = False
+        self._steps = 0
+
+    # ---------------------------------------------------------------------------------------------------- the method's view
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._shape
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The layout at the current boundary; raises outside a prefill."""
+        if self._layout is None:
+            raise PrunebenchError("no prefill has run inside attach() yet")
+        return self._layout
+
+    @property
+    def visual_valid(self) -> Tensor:
+        return self.layout.visual_tokens.valid
+
+    @property
+    def n_prompt_visual(self) -> Tensor:
+        return self._per_layer_prompt.visual.sum(1)
+
+    def generator(self, row: int) -> torch.Generator:
+        key = self.samples[row] if self.samples is not None else str(row)
+        digest = hashlib.sha256(f"{self._seed}\0{key}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        out = a @ b
+        flops = 2 * out.numel() * a.shape[-1]
+        rows = out.shape[0] if out.ndim > 2 else 1
+        batch = self.layout.valid.shape[0]
+        # a product over the whole batch is shared evenly; a product for one row at a time is counted to all rows alike only if batched
+        self._count_scoring(flops, [flops // max(rows, 1)] * batch if rows == batch else [flops // batch] * batch)
+        return out
+
+    def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
+        listed = values.tolist() if isinstance(values, Tensor) else list(values)
+        self._notes[name] = [float(x) for x in listed]
+
+    # -------------------------------------------------------------------------------------------------------------- results
+
+    @property
+    def trace(self) -> Trace:
+        """What the last prefill and the decode steps since then did. Raises before the first prefill is complete."""
+        if self._trace is None or self._prefilling:
+            raise PrunebenchError("no complete prefill has run inside attach() yet")
+        for layer, silenced in zip(self._trace.layers, self._silenced, strict=True):
+            layer.silenced = [int(s) for s in torch.stack(silenced).sum(0).tolist()] if silenced else [0] * self._trace.batch
+        self._trace.notes = dict(self._notes)
+        self._trace.decode_steps = self._steps
+        return self._trace
+
+    @property
+    def layouts(self) -> list[TokenLayout]:
+        """The layout of the tokens each decoder layer saw in the last prefill."""
+        return list(self._per_layer)
+
+    # ---------------------------------------------------------------------------------------------------------------- hooks
+
+    def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._input_ids = kwargs.get("input_ids", args[0] if args else None)
+        self._attention_mask = kwargs.get("attention_mask")
+
+    def _before_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        if layer == 0:
+            cache = kwargs.get("past_key_values")
+            if cache is None or cache.get_seq_length(0) == 0:
+                self._begin_prefill(hidden)
+            elif hidden.shape[1] != 1:
+                raise PrunebenchError(
+                    f"expected one new token per step on a pruned cache, found {hidden.shape[1]}: start a new prompt with an empty cache"
+                )
+            elif not self._per_layer or self._per_layer[-1].valid.shape[0] != hidden.shape[0]:
+                raise PrunebenchError(
+                    f"expected a cache that was filled inside this attach() by a prefill of {hidden.shape[0]} rows: "
+                    "run the prefill inside the same block"
+                )
+            else:
+                self._prefilling = False
+                self._steps += 1
+        if self._prefilling:
+            hidden = self._boundary(layer, hidden)
+            layout = self.layout
+            if self._rotary is None:
+                self._rotary = self._adapter.rotary(hidden, layout.positions)
+            self._per_layer.append(layout)
+            kwargs["attention_mask"], kwargs["position_ids"] = layout.mask, layout.positions
+            kwargs["position_embeddings"] = self._rotary
+        else:
+            self._decode_inputs(layer, hidden, kwargs)
+        return hidden
+
+    def _begin_prefill(self, hidden: Tensor) -> None:
+        ids = self._input_ids
+        if ids is None:
+            raise PrunebenchError("expected input_ids (image tokens are found by their id); found inputs_embeds only: pass input_ids")
+        if ids.shape != hidden.shape[:2]:
+            raise PrunebenchError(f"expected input_ids of shape {tuple(hidden.shape[:2])}, found {tuple(ids.shape)}")
+        self.memo = {}
+        self._notes = {}
+        self._per_layer, self._rotary, self._steps = [], None, 0
+        self._silenced = [[] for _ in range(self._depth)]
+        self._decode_positions = "original"
+        self._prefilling = True
+        mask = self._attention_mask
+        self._layout = TokenLayout.of_prompt(ids, mask if mask is not None and mask.ndim == 2 else None, self._adapter.image_token_id)
+        if self.samples is not None and len(self.samples) != ids.shape[0]:
+            raise PrunebenchError(f"expected one sample key per row, found {len(self.samples)} keys for {ids.shape[0]} rows")
+        self._per_layer_prompt = self._layout
+        self._prompt_lengths = self._layout.valid.sum(1)
+        self._trace = Trace(
+            batch=ids.shape[0], layers=[], n_prompt_visual=self._layout.visual_counts, scoring=[0] * ids.shape[0]
+        )
+
+    def _boundary(self, layer: int, hidden: Tensor) -> Tensor:
+        layout = self.layout
+        reduction = self._method.at_boundary(self, layer, _Stream(layout, hidden))
+        if reduction is not None:
+            self._check_reduction(layer, reduction, layout, hidden)
+            keep = reduction.keep & layout.visual_tokens.valid
+            if reduction.added is not None or bool((keep != layout.visual_tokens.valid).any()) or reduction.positions == "compact":
+                added_valid = None
+                if reduction.added is not None:
+                    full = torch.ones(reduction.added.shape[:2], dtype=torch.bool, device=hidden.device)
+                    added_valid = full if reduction.added_valid is None else reduction.added_valid
+                    hidden = torch.cat([hidden, reduction.added.to(hidden.dtype)], 1)
+                reduced = layout.reduce(keep, added_valid, reduction.positions == "compact")
+                hidden = take(hidden, reduced.source)
+                self._layout, self._rotary = reduced.layout, None
+                self._decode_positions = reduction.decode_positions
+        assert self._trace is not None
+        layout = self.layout
+        self._trace.layers.append(LayerTrace(layout.n, layout.counts, layout.visual_counts))
+        return hidden
+
+    def _check_reduction(self, layer: int, reduction: Reduction, layout: TokenLayout, hidden: Tensor) -> None:
+        name, expected = self._method.name, layout.visual_tokens.valid
+        keep = reduction.keep
+        if keep.shape != expected.shape or keep.dtype != torch.bool or keep.device != expected.device:
+            raise PrunebenchError(
+                f"{name} at boundary {layer}: expected keep as bool {tuple(expected.shape)} on {expected.device} "
+                f"(batch, visual tokens present now); found {keep.dtype} {tuple(keep.shape)} on {keep.device}"
+            )
+        if reduction.added is not None:
+            added = reduction.added
+            if added.ndim != 3 or added.shape[0] != hidden.shape[0] or added.shape[2] != hidden.shape[2]:
+                raise PrunebenchError(
+                    f"{name} at boundary {layer}: expected added tokens ({hidden.shape[0]}, m, {hidden.shape[2]}), found {tuple(added.shape)}"
+                )
+            if not bool(torch.isfinite(added).all()):
+                raise PrunebenchError(f"{name} at boundary {layer}: added tokens hold nan or inf")
+
+    def _decode_inputs(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        layout = self._per_layer[layer]
+        assert self._prompt_lengths is not None
+        if self._decode_positions == "original":
+            base = self._prompt_lengths
+        elif self._decode_positions == "compact":
+            base = self._per_layer[-1].valid.sum(1)
+        else:
+            base = layout.valid.sum(1)
+        positions = (base + self._steps - 1)[:, None]
+        kwargs["position_ids"] = positions
+        kwargs["position_embeddings"] = self._adapter.rotary(hidden, positions)
+        mask = None
+        if layout.padded:
+            new = torch.ones(layout.valid.shape[0], self._steps, dtype=torch.bool, device=layout.valid.device)
+            mask = torch.cat([layout.valid, new], 1)[:, None, None, :]
+        kwargs["attention_mask"] = mask
+
+    def _attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        out = attend(q, k, v, mask, scaling, causal=self._prefilling)
+        if self._prefilling:
+            layout = self.layout
+            edits = self._method.edit_attention(self, layer)
+            if edits:
+                out, traces = apply_edits(edits, layout, q, k, v, out, scaling)
+                assert self._trace is not None
+                self._trace.layers[layer].edit_rows = [t.rows for t in traces]
+                self._silenced[layer] = [t.silenced for t in traces]
+            view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotate_ones)
+            self._method.on_attention(self, layer, view)
+            if layer == self._depth - 1:
+                self._prefilling = False
+        return out.transpose(1, 2)
+
+    def _rotate_ones(self, positions: Tensor) -> Tensor:
+        like = torch.ones(1, 1, dtype=torch.float32, device=positions.device)
+        cos, sin = self._adapter.rotary(like, positions)
+        half = cos.shape[-1] // 2
+        # rotate_half of all ones is (-1, ..., -1, 1, ..., 1)
+        sign = torch.cat([-torch.ones(half, device=cos.device), torch.ones(half, device=cos.device)])
+        return cos + sin * sign
+
+    def _count_scoring(self, executed: int, per_row: Sequence[int]) -> None:
+        assert self._trace is not None
+        self._trace.scoring_executed += executed
+        self._trace.scoring = [a + b for a, b in zip(self._trace.scoring, per_row, strict=True)]
+
+
+@contextmanager
+def attach(model: nn.Module, method: Method, seed: int = 0) -> Iterator[EngineRun]:
+    """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an exception.
+
+    Works with `forward` and with `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError
+    for unsupported models and for a second attach.
+    """
+    adapter = adapter_for(model)
+    method = method.for_model(adapter.shape)
+    attentions = [layer.self_attn for layer in adapter.layers]
+    if any(id(a) in _ACTIVE for a in attentions):
+        raise PrunebenchError("a method is already attached to this model: leave the first attach() block before entering another")
+    run = EngineRun(adapter, method, seed)
+    text_config = adapter.text.config
+    before = text_config._attn_implementation
+    handles: list[Any] = []
+
+    def pre_hook(layer: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            return (run._before_layer(layer, hidden, kwargs), *args[1:]), kwargs
+
+        return hook
+
+    try:
+        for attention in attentions:
+            _ACTIVE[id(attention)] = run
+        # only the text config: the vision tower keeps its own kernel
+        text_config._attn_implementation = KERNEL
+        handles.append(adapter.core.register_forward_pre_hook(run._on_core, with_kwargs=True))
+        handles += [module.register_forward_pre_hook(pre_hook(i), with_kwargs=True) for i, module in enumerate(adapter.layers)]
+        yield run
+    finally:
+        for handle in handles:
+            handle.remove()
+        text_config._attn_implementation = before
+        for attention in attentions:
+            _ACTIVE.pop(id(attention), None)

@@ -1,0 +1,83 @@
+"""FLOPs and KV bytes as a closed form over a trace; no torch. 1 multiply-add = 2 FLOPs unless a name says MACs.
+
+Columns of the language model's prefill:
+
+* `executed`: every matrix product that ran, padding and the extra attention calls of edits included.
+* `dense`: per sample without padding, ordinary attention kernels (n x n, causality not halved) over the tokens present, plus the
+  method's scoring. Equals `executed` at batch 1 without edits.
+
+Left out everywhere: norms, activations, softmax, RoPE, embedding look-ups, sorting; they are no matrix products.
+"""
+
+from __future__ import annotations
+
+from harness.shape import ModelShape, VisionShape
+from harness.trace import Trace
+
+
+def linear_per_token(shape: ModelShape) -> int:
+    """FLOPs of one decoder layer's projections and SwiGLU feed-forward for one token."""
+    qo = 2 * shape.hidden * shape.heads * shape.head_dim
+    kv = 2 * shape.hidden * shape.kv_heads * shape.head_dim
+    return 2 * (qo + kv + 3 * shape.hidden * shape.mlp)
+
+
+def attention_pairs(shape: ModelShape, rows: int, columns: int) -> int:
+    """FLOPs of QK^T and AV for `rows` queries on `columns` keys, dense."""
+    return 4 * shape.heads * shape.head_dim * rows * columns
+
+
+def layer(shape: ModelShape, tokens: int) -> int:
+    """FLOPs of one decoder layer over `tokens` tokens, dense attention."""
+    return linear_per_token(shape) * tokens + attention_pairs(shape, tokens, tokens)
+
+
+def prefill_dense(shape: ModelShape, trace: Trace, row: int) -> int:
+    """Prefill FLOPs of one sample over the tokens present, plus scoring."""
+    return sum(layer(shape, t.tokens[row]) for t in trace.layers) + trace.scoring[row]
+
+
+def prefill_executed(shape: ModelShape, trace: Trace) -> int:
+    """Prefill FLOPs of the whole batch as it ran."""
+    total = trace.scoring_executed
+    for t in trace.layers:
+        total += trace.batch * layer(shape, t.columns)
+        total += sum(trace.batch * attention_pairs(shape, rows, t.columns) for rows in t.edit_rows)
+    return total
+
+
+def prefill_unpruned(shape: ModelShape, tokens: int) -> int:
+    """Dense prefill FLOPs of the same prompt without pruning."""
+    return shape.depth * layer(shape, tokens)
+
+
+def decode(shape: ModelShape, trace: Trace, row: int, steps: int) -> int:
+    """FLOPs of `steps` decode steps of one sample, LM head excluded; each layer attends its own cache."""
+    per_token = shape.depth * linear_per_token(shape)
+    return sum(
+        per_token + sum(attention_pairs(shape, 1, t.tokens[row] + step + 1) for t in trace.layers) for step in range(steps)
+    )
+
+
+def lm_head(shape: ModelShape, positions: int) -> int:
+    return 2 * shape.hidden * shape.vocab * positions
+
+
+def vision_tower(vision: VisionShape) -> int:
+    """FLOPs of the ViT for one image: patch embedding and every layer that runs."""
+    n, d = vision.tokens, vision.hidden
+    patches = 2 * vision.patch_inputs * d * (n - 1)
+    per_layer = 2 * n * (4 * d * d + 2 * d * vision.mlp) + 4 * n * n * d
+    return patches + vision.layers_used * per_layer
+
+
+def projector(shape: ModelShape) -> int:
+    """FLOPs of LLaVA-1.5's two-layer projector for one image."""
+    v = shape.vision
+    return 2 * (v.tokens - 1) * (v.hidden * v.projector_hidden + v.projector_hidden * shape.hidden)
+
+
+def kv_bytes(shape: ModelShape, trace: Trace, row: int) -> int:
+    """Bytes of one sample's KV cache after prefill, over all layers, at the model's dtype."""
+    per_token = 2 * shape.kv_heads * shape.head_dim * shape.bytes_per_value
+    return sum(t.tokens[row] for t in trace.layers) * per_token

@@ -1,0 +1,208 @@
+"""Replay recorded outputs of official implementations through the engine: `prunebench goldens DIR`.
+
+A folder holds index.json, models/ (Llama weights), inputs/ (prompt embeddings) and cases/ (one JSON per case, as described in its
+README). Every case runs through the same engine and hooks as an evaluation: a `LlavaForConditionalGeneration` whose text model holds
+the recorded weights, with the recorded visual rows passed as encoder outputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from harness import method as registry
+from harness.engine import EngineRun, attach
+from harness.errors import PrunebenchError
+from harness.method import Method, Run
+
+LOGIT_TOLERANCE = 1e-4
+NORM_TOLERANCE = 1e-3
+IMAGE_TOKEN = 511
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`mismatch` is the first thing that differs, None where everything agrees; `largest` is the largest logit difference."""
+
+    case: str
+    largest: float
+    mismatch: str | None
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What one run of a case did: logits of prefill and decode steps, and what the engine recorded."""
+
+    logits: list[Tensor]
+    kept: list[int]
+    lengths: list[int]
+    hidden_norms: list[float]
+    decode_positions: list[list[int]]
+    run: EngineRun
+    origins: list[list[int]]
+
+
+def load_index(folder: Path) -> list[dict[str, Any]]:
+    """The cases of a golden folder. Raises PrunebenchError where something is missing."""
+    index = folder / "index.json"
+    if not index.is_file():
+        raise PrunebenchError(f"expected a folder of recorded cases with an index.json; found none at {index}")
+    cases: list[dict[str, Any]] = json.loads(index.read_text())
+    return cases
+
+
+@lru_cache(maxsize=4)
+def _model(folder: Path, name: str) -> LlavaForConditionalGeneration:
+    spec = json.loads((folder / "models" / "models.json").read_text())[name]
+    config = dict(spec["config"])
+    theta = config.pop("rope_theta")
+    config.pop("pretraining_tp", None)
+    text = LlamaConfig(**config, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    vision = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=336, patch_size=14)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN, image_seq_length=576, tie_word_embeddings=False)
+    )
+    weights = {k: v.float() for k, v in load_file(folder / spec["weights"]).items()}
+    model.lm_head.weight.data.copy_(weights.pop("lm_head.weight"))
+    model.model.language_model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
+    return model.eval()
+
+
+def _with_noise(method: Method, case: dict[str, Any]) -> Method:
+    """SparseVLM with the tie-breaking noise of the recording in place of its own."""
+    stages = [s.get("density_noise") for s in case["stages"]]
+
+    class Recorded(type(method)):  # type: ignore[misc]
+        def density_noise(self, run: Run, row: int, stage: int, n: int) -> Tensor:
+            drawn = stages[stage]
+            return torch.zeros(n) if drawn is None else torch.tensor(drawn, dtype=torch.float32) * 1e-6
+
+    return Recorded(**method.knobs())
+
+
+def method_of(case: dict[str, Any]) -> Method:
+    """The method and knobs that a case recorded."""
+    name = case["method"]
+    cls = registry.method_class("none" if name == "vanilla" else name)
+    if name == "vanilla":
+        return cls()
+    if name == "fastv":
+        k = case["K"] if "K" in case else (case.get("fastv_config") or {}).get("fast_v_agg_layer")
+        return cls() if k is None else cls(keep=case["n_kept"], boundary=k)  # type: ignore[call-arg]
+    if name == "sparsevlm":
+        return _with_noise(cls(retain=case["retain"], plus=case["version"] == "2_0"), case)  # type: ignore[call-arg]
+    config = case["pruning_config"]
+    if name != "visipruner":
+        raise PrunebenchError(f"case {case['id']}: no rule says how the method {name!r} maps to knobs")
+    if config is None:
+        return registry.method_class("none")()
+    mode = config["mode"]
+    given = {k: config[k] for k in ("shallow_mid_layer", "layer_threshold", "tokens_threshold") if k in config}
+    stages = {name: name in mode for name in ("shallow", "middle", "deep")}
+    return cls(**stages, **given, layer0="merge" if case["size"] == "7b" else "half")  # type: ignore[call-arg]
+
+
+def replay(folder: Path, case: dict[str, Any], method: Method) -> Replayed:
+    """Run a case's prompt and its recorded decode tokens with `method`."""
+    model = _model(folder, case["model"])
+    inputs = load_file(folder / "inputs" / f"{case['input']}.safetensors")
+    embeds, pre, post = inputs["inputs_embeds"], inputs["pre_ids"].long(), inputs["post_ids"].long()
+    n_visual = embeds.shape[1] - pre.numel() - post.numel()
+    ids = torch.cat([pre, torch.full((n_visual,), IMAGE_TOKEN), post])[None]
+    features = BaseModelOutputWithPooling(pooler_output=[embeds[0, pre.numel() : pre.numel() + n_visual]])
+    norms: list[float] = []
+    positions: list[list[int]] = []
+    with attach(model, method) as run, torch.inference_mode():
+        handles = [
+            layer.register_forward_hook(lambda _m, _a, out: norms.append(float((out[0] if isinstance(out, tuple) else out).norm())))
+            for layer in model.model.language_model.layers
+        ]
+        handles += [
+            layer.register_forward_pre_hook(lambda _m, _a, kw: positions[-1].append(int(kw["position_ids"][0, -1])), with_kwargs=True)
+            for layer in model.model.language_model.layers
+        ]
+        cache = DynamicCache(config=model.config.text_config)
+        positions.append([])
+        try:
+            out = model(input_ids=ids, mm_encoder_outputs={"image": features}, past_key_values=cache)
+            prefill_norms, layouts = list(norms), run.layouts
+            logits = [out.logits[0, -1]]
+            for token in case["tokens"][: len(case["logits"]) - 1]:
+                positions.append([])
+                logits.append(model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0, -1])
+        finally:
+            for handle in handles:
+                handle.remove()
+        lengths = [layer.keys.shape[2] - len(logits) + 1 for layer in cache.layers]
+        origins = [layout.origin[0][layout.visual[0]].tolist() for layout in layouts]
+        return Replayed(logits, origins[-1], lengths, prefill_norms, positions[1:], run, origins)
+
+
+def compare(case: dict[str, Any], got: Replayed) -> Outcome:
+    """Everything a case recorded against a run: kept sets, layers, votes, lengths, positions, norms, logits."""
+    wanted = case["logits"]
+    # FastV's variants that rank again at every token agree at prefill only; the masking one also keeps all tokens in place
+    prefill_only = case["method"] == "fastv" and case["variant"] in ("inplace", "mask")
+    steps = 1 if prefill_only else len(wanted)
+    largest = max(float((got.logits[t] - torch.tensor(wanted[t])).abs().max()) for t in range(steps))
+    return Outcome(case["id"], largest, _first_difference(case, got, steps, largest))
+
+
+def _first_difference(case: dict[str, Any], got: Replayed, steps: int, largest: float) -> str | None:
+    masked = case.get("variant") == "mask"
+    first = case.get("first_pruned_layer")
+    q_len = case["q_len"] if "q_len" in case else case["steps"][0]["q_len"]
+    if not masked and got.lengths != q_len:
+        layer = next(i for i, (a, b) in enumerate(zip(got.lengths, q_len, strict=True)) if a != b)
+        return f"layer {layer} holds {got.lengths[layer]} tokens, recorded {q_len[layer]}"
+    if case["method"] == "sparsevlm":
+        for stage in case["stages"]:
+            kept = [o for o in got.origins[stage["first_pruned_layer"]] if o >= 0]
+            recorded = [o for o in stage["vis_ids_after"] if o < 1000]
+            if kept != recorded:
+                return f"stage after layer {stage['layer']}: {_sets(kept, recorded)}"
+    elif first is not None and first < len(got.origins):
+        if got.origins[first] != case["kept"]:
+            return f"layer {first}: {_sets(got.origins[first], case['kept'])}"
+        if len(got.origins[first - 1]) != 576:
+            return f"layer {first - 1} already lost visual tokens"
+    for vote in case.get("exit_votes") or []:
+        logged = {layer: bool(v[0]) for layer, voting, v, _ in got.run.memo.get("log", []) if bool(voting[0])}
+        if logged.get(vote["layer"]) != vote["vote"]:
+            return f"exit vote at layer {vote['layer']}: {logged.get(vote['layer'])}, recorded {vote['vote']}"
+    if not masked:
+        norms = case["hidden_norm"] if "hidden_norm" in case else case["steps"][0]["hidden_norm"]
+        for layer, (a, b) in enumerate(zip(got.hidden_norms, norms, strict=True)):
+            if abs(a - b) > NORM_TOLERANCE * max(1.0, abs(b)):
+                return f"norm of layer {layer}'s output {a:.4f}, recorded {b:.4f}"
+    if steps > 1:
+        for step, recorded_step in enumerate(case.get("decode") or []):
+            at = recorded_step["position_id"]
+            expected = at if isinstance(at, list) else [at] * len(got.lengths)
+            if got.decode_positions[step] != expected:
+                return f"decode step {step + 1} at positions {got.decode_positions[step][:4]}..., recorded {expected[:4]}..."
+    if not largest <= LOGIT_TOLERANCE:
+        return f"logits differ by {largest:.2e}, tolerance {LOGIT_TOLERANCE:.0e}"
+    return None
+
+
+def _sets(got: list[int], recorded: list[int]) -> str:
+    extra, missing = sorted(set(got) - set(recorded)), sorted(set(recorded) - set(got))
+    return f"kept {len(got)} tokens, recorded {len(recorded)}; not recorded: {extra[:5]}, missing: {missing[:5]}"
+
+
+def run_folder(folder: Path) -> Iterator[Outcome]:
+    """Replay every case of a folder, in index order."""
+    for entry in load_index(folder):
+        case = json.loads((folder / entry["file"]).read_text())
+        yield compare(case, replay(folder, case, method_of(case)))

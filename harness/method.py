@@ -1,0 +1,299 @@
+"""What a pruning method is: a frozen dataclass of knobs and a few hooks; what it may ask for and what it may return.
+
+Eyes (`on_attention`) look and return nothing; hands (`edit_attention`, `at_boundary`) return what to do; the engine owns every
+tensor of the model. A method speaks visual coordinates 0..v-1, `v` being the visual tokens present now, in order; it never sees
+a sequence index. State of one prompt batch lives in `run.memo`, which dies with the prefill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from harness.budget import Budget
+from harness.errors import PrunebenchError, unknown
+from harness.shape import ModelShape
+
+Positions = Literal["original", "compact"]
+DecodePositions = Literal["original", "compact", "per_layer"]
+#: named text rows: the prompt's last token; every text token behind the image; every visual token
+Rows = Literal["last", "after", "visual"]
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """Change what some queries get from some visual keys in one layer of the prefill.
+
+    `rows`: "after" (text behind the image) or "visual". `cols (b, v)` bool, None = all visual tokens. `how`:
+    "mask" removes the columns before softmax; "zero" removes their probability after softmax, nothing renormalised;
+    "redirect" gives their whole probability to visual token `sink`, nothing renormalised.
+    """
+
+    rows: Literal["after", "visual"]
+    cols: Tensor | None
+    how: Literal["mask", "zero", "redirect"]
+    sink: int = 0
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What stays of the visual tokens at a boundary.
+
+    `keep (b, v)` bool over the visual tokens present now; text cannot be lost. `added (b, m, d)`: merged or recycled tokens,
+    placed behind the last kept one, `added_valid (b, m)` bool where rows differ in number. `positions`: RoPE positions of what
+    stays from here on, kept ("original") or renumbered ("compact"). `decode_positions`: where generated tokens stand: the absolute
+    count of the unpruned prompt, the length of the final sequence, or each layer's own cache length.
+    """
+
+    keep: Tensor
+    added: Tensor | None = None
+    added_valid: Tensor | None = None
+    positions: Positions = "original"
+    decode_positions: DecodePositions = "original"
+
+
+class Probabilities(NamedTuple):
+    """Softmax rows: `values (b, heads, r, v)` float32, 0 beyond a row's count; `rows (b, r)` bool marks real query rows."""
+
+    values: Tensor
+    rows: Tensor
+
+
+class Attention(Protocol):
+    """What `on_attention` sees of one layer's prefill: the real post-RoPE tensors, by visual coordinates."""
+
+    def visual_probs(self, rows: Literal["last"] | Tensor) -> Probabilities:
+        """Exact softmax probabilities of the asked query rows on the visual tokens (over all keys, before any edit).
+
+        `rows`: "last", or (b, t) bool over the text tokens behind the image. Its cost is added to the trace.
+        """
+
+    def visual_values(self) -> Tensor:
+        """(b, heads, v, head_dim): value vectors of the visual tokens, grouped heads repeated."""
+
+    def last_output(self) -> Tensor:
+        """(b, heads, head_dim): the attention output of the last token before o_proj."""
+
+    def ones_rotated(self, rows: Tensor) -> Tensor:
+        """(b, r, v) float32: RoPE's own bias, the dot product of rotated all-ones query and key over sqrt(head_dim)."""
+
+
+class Stream(Protocol):
+    """The residual stream entering a layer, by token kind."""
+
+    @property
+    def visual(self) -> Tensor:
+        """(b, v, d): hidden states of the visual tokens present now, 0 beyond a row's count."""
+
+    @property
+    def after(self) -> Tensor:
+        """(b, t, d): hidden states of the text behind the image."""
+
+    @property
+    def after_valid(self) -> Tensor:
+        """(b, t) bool."""
+
+
+class Run(Protocol):
+    """The engine as a method sees it during one prefill."""
+
+    memo: MutableMapping[str, Any]
+
+    @property
+    def shape(self) -> ModelShape: ...
+
+    @property
+    def visual_valid(self) -> Tensor:
+        """(b, v) bool: which of the v slots hold a visual token of this row, at the current boundary."""
+
+    @property
+    def n_prompt_visual(self) -> Tensor:
+        """(b,) long: visual tokens of the prompt before any reduction."""
+
+    def generator(self, row: int) -> torch.Generator:
+        """A CPU generator that depends on (seed, sample of this row) only: the same draw at any batch size and device."""
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """`a @ b`, its FLOPs added to the trace as scoring; a method makes its matrix products here."""
+
+    def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
+        """Record one number per row with the sample's result (fusion layer, forced, ...)."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a table says about a method; declared by the method, checked by the conformance tests."""
+
+    query_aware: bool
+    needs_vision_attention: bool = False
+    adaptive: bool = False
+    edits_attention: bool = False
+    merges: bool = False
+    random: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods: knobs are dataclass fields with the paper's defaults. Without hooks it prunes nothing.
+
+    Subclasses set `name` (lower case, as the paper is called), `paper` and `traits`, and override the hooks they need.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    traits: ClassVar[Traits] = Traits(query_aware=False)
+    #: knobs that the budget sets; giving one by hand beside a budget is refused
+    budget_knobs: ClassVar[tuple[str, ...]] = ("keep",)
+
+    # ------------------------------------------------------------------------------------------------ budget and checks
+
+    @classmethod
+    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
+        """The method with its knobs set for a budget; raises PrunebenchError where the method cannot reach it.
+
+        The default takes `kept` budgets into the knob `keep` and refuses `native`.
+        """
+        if budget.unit == "kept":
+            return cls(**{"keep": budget.tokens, **knobs})
+        if budget.unit == "native":
+            raise PrunebenchError(f"{cls.name} has no published defaults, so BUDGET=native means nothing: give a number, as in BUDGET=64")
+        raise PrunebenchError(f"{cls.name} takes a number of visual tokens as budget (BUDGET=64); found {budget}")
+
+    def for_model(self, shape: ModelShape) -> Self:
+        """The method with depth-dependent defaults filled in for this model, checked: raises PrunebenchError on a bad knob."""
+        return self
+
+    def knobs(self) -> dict[str, Any]:
+        """All knobs with their values, defaults included."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    # --------------------------------------------------------------------------------------------------------------- hooks
+
+    def edit_attention(self, run: Run, layer: int) -> Sequence[AttentionEdit]:
+        """Hand, before a layer's attention in the prefill; the edits of one layer must not share rows."""
+        return ()
+
+    def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
+        """Eye, after a layer's attention in the prefill, before o_proj."""
+
+    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
+        """Hand, at the stream entering `layer` in the prefill; boundary 0 is the language model's input."""
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------------- registry
+
+
+def check_layer(method: str, knob: str, layer: int, low: int, depth: int) -> None:
+    """Raise PrunebenchError unless `low <= layer < depth`."""
+    if not low <= layer < depth:
+        raise PrunebenchError(
+            f"{method}: {knob}={layer} does not fit this model: expected {low} to {depth - 1} (it has {depth} decoder layers)"
+        )
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+_PLUGINS_LOADED = False
+ENTRY_POINT_GROUP = "prunebench.methods"
+
+
+def register(cls: type[Method]) -> type[Method]:
+    """Class decorator: enrol a method under its `name`. A clash raises."""
+    if not cls.name or cls.name != cls.name.lower():
+        raise PrunebenchError(f"{cls.__name__}: expected a lower-case `name`, found {cls.name!r}")
+    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise PrunebenchError(f"{cls.__name__}: a method is a frozen dataclass; add @dataclass(frozen=True) below @register")
+    other = _REGISTRY.get(cls.name)
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise PrunebenchError(f"two methods are called {cls.name!r}: {other.__module__}.{other.__qualname__} and {cls.__module__}.{cls.__qualname__}")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def registered() -> dict[str, type[Method]]:
+    """All methods by name: ours, and third parties' through the entry-point group `prunebench.methods`."""
+    global _PLUGINS_LOADED
+    if not _PLUGINS_LOADED:
+        _PLUGINS_LOADED = True
+        import methods  # noqa: F401  (importing it registers every file in methods/)
+
+        for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+            loaded = point.load()
+            if isinstance(loaded, type) and issubclass(loaded, Method):
+                register(loaded)
+    return dict(sorted(_REGISTRY.items()))
+
+
+def method_class(name: str) -> type[Method]:
+    """The method registered under `name`, or the class behind `path/to/file.py:Class` or `package.module:Class`."""
+    if ":" in name:
+        return _load(name)
+    known = registered()
+    if name not in known:
+        raise unknown("method", name, known)
+    return known[name]
+
+
+def _load(spec: str) -> type[Method]:
+    import importlib
+    import importlib.util
+    from pathlib import Path
+
+    where, _, attribute = spec.partition(":")
+    if where.endswith(".py"):
+        if not Path(where).is_file():
+            raise PrunebenchError(f"expected a Python file before ':' in {spec!r}; {where} does not exist")
+        found = importlib.util.spec_from_file_location(f"prunebench_method_{Path(where).stem}", where)
+        assert found is not None
+        assert found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        import sys
+
+        sys.modules[found.name] = module  # dataclasses look their module up
+        found.loader.exec_module(module)
+    else:
+        module = importlib.import_module(where)
+    cls = getattr(module, attribute, None)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise PrunebenchError(f"{spec!r}: expected a subclass of harness.method.Method called {attribute!r} there, found {cls!r}")
+    return cls
+
+
+def build(name: str, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Method:
+    """The method `name` at `budget` with `knobs` (values or strings), checked against the model.
+
+    Raises PrunebenchError for unknown methods and knobs, values of the wrong type, and budgets out of reach.
+    """
+    cls = method_class(name)
+    typed = dict(_typed_knobs(cls, knobs))
+    if budget.unit != "none":
+        given = [k for k in cls.budget_knobs if k in typed]
+        if given:
+            raise PrunebenchError(f"{name}: knob {given[0]!r} is what the budget sets; give either BUDGET={budget} or {given[0]}, not both")
+    if budget.tokens is not None and budget.tokens > shape.n_visual:
+        raise PrunebenchError(f"budget {budget} is more than the {shape.n_visual} visual tokens of an image of this model; expected 1 to {shape.n_visual}")
+    return cls.at_budget(budget, typed, shape).for_model(shape)
+
+
+def _typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    from typing import get_type_hints
+
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for key, value in knobs.items():
+        if key not in fields:
+            raise unknown(f"knob of {cls.name}", key, fields)
+        try:
+            if isinstance(value, str) and "," in value:
+                value = [part.strip() for part in value.split(",")]
+            yield key, TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            raise PrunebenchError(f"{cls.name}: knob {key}={value!r} is not valid: {error.errors()[0]['msg']}") from None

@@ -1,0 +1,203 @@
+"""SparseVLM: question words ("raters") score visual tokens at three stages; a part of what is pruned is clustered and recycled.
+
+Paper: https://arxiv.org/abs/2410.04417 (ICML 2025). Official code: Gumpest/SparseVLMs @ 26a5f48 (v1.5, USE_VERSION=1_0) and
+its SparseVLM+ (USE_VERSION=2_0): no recycling, original positions, scores divided by RoPE's own bias, the heads with the largest mass.
+Differs: the noise that breaks ties between cluster densities is seeded per (seed, sample). `plus` uses min(14, heads) heads, the
+official 14 being written for 28-head models. Budgets outside the official table are ours, see `stage_counts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from harness.budget import Budget
+from harness.errors import PrunebenchError
+from harness.method import Attention, Method, Reduction, Run, Stream, Traits, register
+from harness.shape import ModelShape
+from methods._select import keep_top
+
+#: official top-k per stage, by RETAIN_TOKN; recycled tokens come on top
+OFFICIAL = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
+OFFICIAL_PLUS = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}
+STAGES = (2, 6, 15)
+#: share of the pruned tokens, best first, that are recycled, and tokens per cluster
+RECYCLED_RATIO, TOKENS_PER_CLUSTER = 0.3, 10
+
+
+def n_recycled(pruned: int) -> int:
+    """How many pruned tokens are clustered."""
+    return min(int(RECYCLED_RATIO * pruned) + 1, pruned)
+
+
+def n_clusters(pruned: int) -> int:
+    return int(n_recycled(pruned) / TOKENS_PER_CLUSTER) + 1 if pruned else 0
+
+
+@register
+@dataclass(frozen=True)
+class SparseVLM(Method):
+    """`retain` = 192, 128, 96 or 64 is the official stage table (`BUDGET=native` is retain=64); `keep` is any other budget.
+
+    `stages` are the decoder layers whose output is pruned; they stay the official ones at any depth (stages beyond the last layer do
+    not happen, as in the official code) unless `scale_stages` moves them to the same relative depth. `plus` is SparseVLM+.
+    """
+
+    name = "sparsevlm"
+    paper = "https://arxiv.org/abs/2410.04417"
+    traits = Traits(query_aware=True, merges=True)
+    budget_knobs = ("keep", "retain")
+
+    keep: int | None = None
+    retain: int | None = None
+    stages: tuple[int, ...] = STAGES
+    scale_stages: bool = False
+    plus: bool = False
+    max_heads: int = 14
+    tie_noise: float = 1e-6
+
+    @classmethod
+    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
+        if budget.unit == "native":
+            return cls(**{"retain": 64, **knobs})
+        return super().at_budget(budget, knobs, shape)
+
+    def for_model(self, shape: ModelShape) -> SparseVLM:
+        if (self.keep is None) == (self.retain is None):
+            raise PrunebenchError("sparsevlm: give exactly one of keep (any number of tokens) and retain (192, 128, 96 or 64)")
+        if self.retain is not None and self.retain not in OFFICIAL:
+            raise PrunebenchError(
+                f"sparsevlm: retain={self.retain} has no official stage table: expected one of {', '.join(map(str, OFFICIAL))}, "
+                f"or keep={self.retain} for our schedule"
+            )
+        if list(self.stages) != sorted(set(self.stages)) or not 1 <= len(self.stages) <= 3 or min(self.stages) < 0:
+            raise PrunebenchError(f"sparsevlm: expected one to three ascending layers in stages, found {self.stages}")
+        if self.scale_stages:
+            scaled = tuple(shape.scaled_layer(s) for s in self.stages)
+            return replace(self, stages=scaled, scale_stages=False).for_model(shape)
+        usable = [s for s in self.stages if s < shape.depth - 1]
+        if not usable or (self.stages != STAGES and len(usable) < len(self.stages)):
+            raise PrunebenchError(
+                f"sparsevlm: stages={self.stages} do not fit this model: expected layers 0 to {shape.depth - 2} "
+                f"(it has {shape.depth} decoder layers); scale_stages=true scales the official ones"
+            )
+        return self
+
+    def stage_counts(self, shape: ModelShape) -> list[int]:
+        """Visual tokens after each stage that happens, recycled ones included where `keep` is set, top-k only for `retain`.
+
+        For `keep` the last stage keeps exactly that many, earlier ones the proportions of the official 192 schedule with
+        its recycled tokens (309 : 204 : 113); a stage that would not shrink is skipped.
+        """
+        happening = [i for i, s in enumerate(self.stages) if s < shape.depth - 1]
+        if self.retain is not None:
+            return [(OFFICIAL_PLUS if self.plus else OFFICIAL)[self.retain][i] for i in happening]
+        assert self.keep is not None
+        proportions = ((300, 200, 118) if self.plus else (309, 204, 113))[-len(happening) :]
+        return [round(self.keep * p / proportions[-1]) for p in proportions]
+
+    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
+        if layer == 0:
+            run.memo["raters"] = self._raters(run, stream)
+        scores = run.memo.pop("scores", None)
+        if scores is None:
+            return None
+        stage = self.stages.index(layer - 1)
+        target = self.stage_counts(run.shape)[stage]
+        valid = run.visual_valid
+        present = valid.sum(1)
+        if self.plus or self.retain is None:
+            shrinks = present > target
+        else:
+            shrinks = present > 1
+        if not bool(shrinks.any()):
+            return None
+        top = torch.tensor([self._top_k(int(v), target) for v in present.tolist()], device=valid.device)
+        keep = keep_top(scores, torch.where(shrinks, top, present), valid)
+        if self.plus:
+            return Reduction(keep)
+        added, added_valid = self._recycle(run, stage, stream.visual, scores, keep, valid)
+        return Reduction(keep, added, added_valid, positions="compact", decode_positions="per_layer")
+
+    def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
+        if layer not in self.stages or layer >= run.shape.depth - 1:
+            return
+        raters: Tensor = run.memo["raters"]
+        probs, rows = attn.visual_probs(raters)
+        if self.plus:
+            bias = attn.ones_rotated(raters)[:, None]
+            probs = torch.where(rows[:, None, :, None] & run.visual_valid[:, None, None, :], probs / bias, 0)
+            mass = probs.sum((2, 3))
+            best = mass.topk(min(self.max_heads, mass.shape[1]), dim=1).indices
+            probs = probs.gather(1, best[:, :, None, None].expand(-1, -1, *probs.shape[2:]))
+        run.memo["scores"] = probs.mean(1).sum(1) / rows.sum(1)[:, None]
+
+    def _raters(self, run: Run, stream: Stream) -> Tensor:
+        """(b, t) bool: question tokens that the visual tokens match more than average, on the input embeddings."""
+        text, text_valid = stream.after, stream.after_valid
+        match = run.matmul(stream.visual, text.transpose(1, 2)).float()
+        probs = match.masked_fill(~text_valid[:, None, :], float("-inf")).softmax(-1)
+        visual = run.visual_valid[:, :, None]
+        relevance = (probs * visual).sum(1) / visual.sum(1)
+        mean = relevance.sum(1, keepdim=True) / text_valid.sum(1, keepdim=True)
+        return (relevance > mean) & text_valid
+
+    def _top_k(self, present: int, target: int) -> int:
+        """How many to keep by score so that the stage ends at `target` (recycled included for `keep`, on top for `retain`)."""
+        if self.plus or self.retain is not None:
+            return min(target, present - 1)
+        for k in range(min(target, present), -1, -1):
+            if k + n_clusters(present - k) <= target:
+                return k
+        raise PrunebenchError(
+            f"sparsevlm cannot end a stage with {target} of {present} visual tokens: its recycled tokens alone are {n_clusters(present)}; "
+            f"expected a budget of at least {n_clusters(present)}, or plus=true, which recycles none"
+        )
+
+    def _recycle(self, run: Run, stage: int, visual: Tensor, scores: Tensor, keep: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        merged: list[Tensor] = []
+        for row in range(visual.shape[0]):
+            gone = (valid[row] & ~keep[row]).nonzero().flatten()
+            if gone.numel() == 0:
+                merged.append(visual.new_zeros(0, visual.shape[2]))
+                continue
+            ranked = gone[scores[row, gone].argsort(descending=True, stable=True)][: n_recycled(gone.numel())]
+            noise = self.density_noise(run, row, stage, ranked.numel()).to(visual.device)
+            merged.append(cluster_means(run, visual[row, ranked], n_clusters(gone.numel()), noise))
+        width = max(m.shape[0] for m in merged)
+        added = visual.new_zeros(visual.shape[0], width, visual.shape[2])
+        added_valid = torch.zeros(added.shape[:2], dtype=torch.bool, device=visual.device)
+        for row, tokens in enumerate(merged):
+            added[row, : tokens.shape[0]] = tokens
+            added_valid[row, : tokens.shape[0]] = True
+        return added, added_valid
+
+    def density_noise(self, run: Run, row: int, stage: int, n: int) -> Tensor:
+        """(n,) tie-breaking noise for one row's densities at one stage; a stage's draw does not depend on the others."""
+        generator = run.generator(row)
+        draws = [torch.rand(n, generator=generator) for _ in range(stage + 1)]
+        return draws[-1] * self.tie_noise
+
+
+def cluster_means(run: Run, x: Tensor, n: int, noise: Tensor) -> Tensor:
+    """Density-peak clustering of `x (m, d)` into `n` clusters, (n, d) means, by descending peak score.
+
+    Density from the n nearest neighbours; a peak is dense and far from anything denser; every token joins its nearest peak.
+    """
+    points = x.float()
+    squares = points.square().sum(1)
+    squared = squares[:, None] + squares[None] - 2 * run.matmul(points, points.T)
+    distance = squared.clamp(min=0).fill_diagonal_(0).sqrt() / points.shape[1] ** 0.5
+    nearest = distance.topk(n, dim=1, largest=False).values
+    density = (-nearest.square().mean(1)).exp() + noise
+    denser = density[None, :] > density[:, None]
+    to_denser = torch.where(denser, distance, distance.max()).amin(1)
+    peaks = (to_denser * density).topk(n).indices
+    member = distance[peaks].argmin(0)
+    member[peaks] = torch.arange(n, device=x.device)
+    sums = torch.zeros(n, x.shape[1], dtype=points.dtype, device=x.device).index_add_(0, member, points)
+    return (sums / torch.bincount(member, minlength=n)[:, None]).to(x.dtype)
