@@ -48,12 +48,14 @@ class LlavaAdapter:
 
     @property
     def shape(self) -> ModelShape:
-        text, vision = self.model.config.text_config, self.model.config.vision_config
-        grid = vision.image_size // vision.patch_size
-        feature_layer = self.model.config.vision_feature_layer
-        # hidden_states[k] is the input of layer k; a negative index counts from the last output. transformers runs the whole tower
-        del feature_layer
         weight = next(self.text.layers[0].parameters())
+        return self.shape_of(self.model.config, weight.element_size())
+
+    @staticmethod
+    def shape_of(config: Any, bytes_per_value: int) -> ModelShape:
+        """The sizes from a model config alone, without weights."""
+        text, vision = config.text_config, config.vision_config
+        n_patches = (vision.image_size // vision.patch_size) ** 2
         return ModelShape(
             depth=text.num_hidden_layers,
             hidden=text.hidden_size,
@@ -62,13 +64,14 @@ class LlavaAdapter:
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             mlp=text.intermediate_size,
             vocab=text.vocab_size,
-            n_visual=grid * grid,
-            bytes_per_value=weight.element_size(),
+            n_visual=n_patches,
+            bytes_per_value=bytes_per_value,
             vision=VisionShape(
+                # transformers runs the whole tower, also the layers behind `vision_feature_layer`
                 layers_used=vision.num_hidden_layers,
                 hidden=vision.hidden_size,
                 mlp=vision.intermediate_size,
-                tokens=grid * grid + 1,
+                tokens=n_patches + 1,
                 patch_inputs=3 * vision.patch_size**2,
                 projector_hidden=text.hidden_size,
             ),

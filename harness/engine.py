@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from harness.adapters import LlavaAdapter, adapter_for
 from harness.attention import LayerAttention, apply_edits, attend
-from harness.errors import PrunebenchError
+from harness.errors import PrunebenchError, unknown
 from harness.layout import TokenLayout, take
 from harness.method import DecodePositions, Method, Reduction
 from harness.shape import ModelShape
@@ -72,8 +72,8 @@ class EngineRun:
     Without keys a row's number in the batch stands in.
     """
 
-    def __init__(self, adapter: LlavaAdapter, method: Method, seed: int) -> None:
-        self._adapter, self._method, self._seed = adapter, method, seed
+    def __init__(self, adapter: LlavaAdapter, method: Method, seed: int, positions: str) -> None:
+        self._adapter, self._method, self._seed, self._positions = adapter, method, seed, positions
         self._shape = adapter.shape
         self._depth = len(adapter.layers)
         self.samples: Sequence[str] | None = None
@@ -88,6 +88,7 @@ class EngineRun:
         self._trace: Trace | None = None
         self._decode_positions: DecodePositions = "original"
         self._prompt_lengths: Tensor | None = None
+        self._hidden_in_decode: list[Tensor | None] = []
         self._prefilling = False
         self._steps = 0
 
@@ -117,13 +118,20 @@ class EngineRun:
         digest = hashlib.sha256(f"{self._seed}\0{key}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+    def matmul(self, a: Tensor, b: Tensor, *, row: int | None = None, entries: Sequence[int] | None = None) -> Tensor:
         out = a @ b
-        flops = 2 * out.numel() * a.shape[-1]
-        rows = out.shape[0] if out.ndim > 2 else 1
-        batch = self.layout.valid.shape[0]
-        # a product over the whole batch is shared evenly; a product for one row at a time is counted to all rows alike only if batched
-        self._count_scoring(flops, [flops // max(rows, 1)] * batch if rows == batch else [flops // batch] * batch)
+        inner, batch = a.shape[-1], self.layout.valid.shape[0]
+        per_row = [0] * batch
+        if row is not None:
+            per_row[row] = 2 * out.numel() * inner
+        elif out.ndim < 3 or out.shape[0] != batch:
+            raise PrunebenchError(
+                f"{self._method.name}: expected a product over the batch of {batch}, found shape {tuple(out.shape)}: say whose row= it is"
+            )
+        else:
+            real = [out.numel() // batch] * batch if entries is None else entries
+            per_row = [2 * n * inner for n in real]
+        self._count_scoring(2 * out.numel() * inner, per_row)
         return out
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
@@ -150,9 +158,14 @@ class EngineRun:
 
     # ---------------------------------------------------------------------------------------------------------------- hooks
 
-    def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._attention_mask = kwargs.get("attention_mask")
+        pixels = kwargs.get("pixel_values")
+        if pixels is not None:
+            changed = changed_pixels(self._method, pixels)
+            kwargs["pixel_values"] = pixels if changed is None else changed
+        return args, kwargs
 
     def _before_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if layer == 0:
@@ -193,6 +206,7 @@ class EngineRun:
         self._notes = {}
         self._per_layer, self._rotary, self._steps = [], None, 0
         self._silenced = [[] for _ in range(self._depth)]
+        self._hidden_in_decode = []
         self._decode_positions = "original"
         self._prefilling = True
         mask = self._attention_mask
@@ -211,16 +225,20 @@ class EngineRun:
         if reduction is not None:
             self._check_reduction(layer, reduction, layout, hidden)
             keep = reduction.keep & layout.visual_tokens.valid
-            if reduction.added is not None or bool((keep != layout.visual_tokens.valid).any()) or reduction.positions == "compact":
+            positions, self._decode_positions = reduction.positions, reduction.decode_positions
+            if self._positions == "original":
+                positions, self._decode_positions = "original", "original"
+            elif self._positions == "compact":
+                positions, self._decode_positions = "compact", "per_layer"
+            if reduction.added is not None or bool((keep != layout.visual_tokens.valid).any()):
                 added_valid = None
                 if reduction.added is not None:
                     full = torch.ones(reduction.added.shape[:2], dtype=torch.bool, device=hidden.device)
                     added_valid = full if reduction.added_valid is None else reduction.added_valid
                     hidden = torch.cat([hidden, reduction.added.to(hidden.dtype)], 1)
-                reduced = layout.reduce(keep, added_valid, reduction.positions == "compact")
+                reduced = layout.reduce(keep, added_valid, positions == "compact")
                 hidden = take(hidden, reduced.source)
                 self._layout, self._rotary = reduced.layout, None
-                self._decode_positions = reduction.decode_positions
         assert self._trace is not None
         layout = self.layout
         self._trace.layers.append(LayerTrace(layout.n, layout.counts, layout.visual_counts))
@@ -255,10 +273,13 @@ class EngineRun:
         positions = (base + self._steps - 1)[:, None]
         kwargs["position_ids"] = positions
         kwargs["position_embeddings"] = self._adapter.rotary(hidden, positions)
+        seen, hidden_tokens = layout.valid, self._hidden_in_decode[layer]
+        if hidden_tokens is not None:
+            seen = seen & ~layout.visual_to_columns(hidden_tokens)
         mask = None
-        if layout.padded:
+        if layout.padded or hidden_tokens is not None:
             new = torch.ones(layout.valid.shape[0], self._steps, dtype=torch.bool, device=layout.valid.device)
-            mask = torch.cat([layout.valid, new], 1)[:, None, None, :]
+            mask = torch.cat([seen, new], 1)[:, None, None, :]
         kwargs["attention_mask"] = mask
 
     def _attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -273,6 +294,7 @@ class EngineRun:
                 self._silenced[layer] = [t.silenced for t in traces]
             view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotate_ones)
             self._method.on_attention(self, layer, view)
+            self._hidden_in_decode.append(self._method.hide_in_decode(self, layer))
             if layer == self._depth - 1:
                 self._prefilling = False
         return out.transpose(1, 2)
@@ -291,19 +313,35 @@ class EngineRun:
         self._trace.scoring = [a + b for a, b in zip(self._trace.scoring, per_row, strict=True)]
 
 
+def changed_pixels(method: Method, pixels: Tensor) -> Tensor | None:
+    """What the method makes of the pixels before the vision tower, checked; None for no change."""
+    changed = method.on_pixels(pixels)
+    if changed is not None and (changed.shape != pixels.shape or changed.dtype != pixels.dtype):
+        raise PrunebenchError(
+            f"{method.name}: expected pixels {pixels.dtype} {tuple(pixels.shape)} from on_pixels, found {changed.dtype} {tuple(changed.shape)}"
+        )
+    return changed
+
+
+POSITION_POLICIES = ("method", "original", "compact")
+
+
 @contextmanager
-def attach(model: nn.Module, method: Method, seed: int = 0) -> Iterator[EngineRun]:
+def attach(model: nn.Module, method: Method, seed: int = 0, positions: str = "method") -> Iterator[EngineRun]:
     """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an exception.
 
-    Works with `forward` and with `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError
+    `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after every reduction (each
+    layer then decodes at its own cache length), "method" leaves it to the method. Works with `forward` and with `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError
     for unsupported models and for a second attach.
     """
+    if positions not in POSITION_POLICIES:
+        raise unknown("position policy", positions, POSITION_POLICIES)
     adapter = adapter_for(model)
     method = method.for_model(adapter.shape)
     attentions = [layer.self_attn for layer in adapter.layers]
     if any(id(a) in _ACTIVE for a in attentions):
         raise PrunebenchError("a method is already attached to this model: leave the first attach() block before entering another")
-    run = EngineRun(adapter, method, seed)
+    run = EngineRun(adapter, method, seed, positions)
     text_config = adapter.text.config
     before = text_config._attn_implementation
     handles: list[Any] = []

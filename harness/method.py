@@ -119,8 +119,12 @@ class Run(Protocol):
     def generator(self, row: int) -> torch.Generator:
         """A CPU generator that depends on (seed, sample of this row) only: the same draw at any batch size and device."""
 
-    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """`a @ b`, its FLOPs added to the trace as scoring; a method makes its matrix products here."""
+    def matmul(self, a: Tensor, b: Tensor, *, row: int | None = None, entries: Sequence[int] | None = None) -> Tensor:
+        """`a @ b`, its FLOPs added to the trace as scoring; a method makes its matrix products here.
+
+        `row`: the product belongs to this row of the batch alone. Otherwise it is batched, and `entries` says how many of each
+        row's output numbers are no padding (default: all).
+        """
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
         """Record one number per row with the sample's result (fusion layer, forced, ...)."""
@@ -181,6 +185,15 @@ class Method:
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
         """Eye, after a layer's attention in the prefill, before o_proj."""
+
+    def on_pixels(self, pixels: Tensor) -> Tensor | None:
+        """Hand, before the vision tower: `pixels (images, 3, h, w)` as the processor made them -> same shape, or None for no change."""
+        return None
+
+    def hide_in_decode(self, run: Run, layer: int) -> Tensor | None:
+        """Hand, once per layer after the prefill: `(b, v)` bool over the visual tokens in this layer's cache that generated tokens must
+        not attend, or None."""
+        return None
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         """Hand, at the stream entering `layer` in the prefill; boundary 0 is the language model's input."""

@@ -139,7 +139,8 @@ class SparseVLM(Method):
     def _raters(self, run: Run, stream: Stream) -> Tensor:
         """(b, t) bool: question tokens that the visual tokens match more than average, on the input embeddings."""
         text, text_valid = stream.after, stream.after_valid
-        match = run.matmul(stream.visual, text.transpose(1, 2)).float()
+        real = (run.visual_valid.sum(1) * text_valid.sum(1)).tolist()
+        match = run.matmul(stream.visual, text.transpose(1, 2), entries=real).float()
         probs = match.masked_fill(~text_valid[:, None, :], float("-inf")).softmax(-1)
         visual = run.visual_valid[:, :, None]
         relevance = (probs * visual).sum(1) / visual.sum(1)
@@ -167,7 +168,7 @@ class SparseVLM(Method):
                 continue
             ranked = gone[scores[row, gone].argsort(descending=True, stable=True)][: n_recycled(gone.numel())]
             noise = self.density_noise(run, row, stage, ranked.numel()).to(visual.device)
-            merged.append(cluster_means(run, visual[row, ranked], n_clusters(gone.numel()), noise))
+            merged.append(cluster_means(run, row, visual[row, ranked], n_clusters(gone.numel()), noise))
         width = max(m.shape[0] for m in merged)
         added = visual.new_zeros(visual.shape[0], width, visual.shape[2])
         added_valid = torch.zeros(added.shape[:2], dtype=torch.bool, device=visual.device)
@@ -183,14 +184,14 @@ class SparseVLM(Method):
         return draws[-1] * self.tie_noise
 
 
-def cluster_means(run: Run, x: Tensor, n: int, noise: Tensor) -> Tensor:
+def cluster_means(run: Run, row: int, x: Tensor, n: int, noise: Tensor) -> Tensor:
     """Density-peak clustering of `x (m, d)` into `n` clusters, (n, d) means, by descending peak score.
 
     Density from the n nearest neighbours; a peak is dense and far from anything denser; every token joins its nearest peak.
     """
     points = x.float()
     squares = points.square().sum(1)
-    squared = squares[:, None] + squares[None] - 2 * run.matmul(points, points.T)
+    squared = squares[:, None] + squares[None] - 2 * run.matmul(points, points.T, row=row)
     distance = squared.clamp(min=0).fill_diagonal_(0).sqrt() / points.shape[1] ** 0.5
     nearest = distance.topk(n, dim=1, largest=False).values
     density = (-nearest.square().mean(1)).exp() + noise

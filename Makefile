@@ -1,0 +1,63 @@
+SHELL := /bin/bash -o pipefail
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/prunebench
+STAMP := $(VENV)/.installed
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+METHOD ?= visipruner
+MODEL ?= mini
+DIR ?= tests/goldens
+RESULTS ?= results/local
+
+.PHONY: help venv eval methods doctor goldens leaderboard mini mini-data test check lint clean clean-venv
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) harness/bootstrap.py $(VENV)
+
+venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt
+
+eval: $(STAMP)  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= SET='knob=value' FRESH=1]
+	@$(RUN) eval --method "$(METHOD)" --model "$(MODEL)" --results "$(RESULTS)" \
+	  $(if $(BUDGET),--budget "$(BUDGET)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
+	  $(if $(SEED),--seed "$(SEED)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(DATA),--data "$(DATA)") \
+	  $(if $(SET),--set "$(SET)") $(if $(filter-out 0,$(FRESH)),--fresh)
+
+methods: $(STAMP)  ## the registered methods
+	@$(RUN) methods
+
+doctor: $(STAMP)  ## versions, device, and what mends a broken installation
+	@$(RUN) doctor
+
+goldens: $(STAMP)  ## replay recorded official outputs; DIR=folder (default tests/goldens)
+	@$(RUN) goldens "$(DIR)"
+
+leaderboard: $(STAMP)  ## tables from the sealed cells in RESULTS
+	@$(RUN) leaderboard --results "$(RESULTS)"
+
+mini-data: $(STAMP)  ## rebuild the mini data sets, bit-identical
+	@$(RUN) mini data
+
+mini: mini-data  ## rebuild the mini world: data and model (hours on a CPU)
+	@$(RUN) mini train --out results/local/mini-training
+	@$(RUN) mini export results/local/mini-training
+
+test: $(STAMP)  ## the fast tests, offline
+	@$(VENV)/bin/python -m pytest -m "not slow and not gpu" tests
+
+lint: $(STAMP)  ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+
+check: lint  ## lint and every test
+	@$(VENV)/bin/python -m pytest -m "not gpu" tests
+
+clean:  ## remove caches; results stay
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-venv:  ## remove the virtual environment
+	@rm -rf $(VENV)

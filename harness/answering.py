@@ -1,0 +1,217 @@
+"""Ask a model: prompts in batches, vision features once per image, greedy answers with the cost of each prompt's trace."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from harness import budget as budgets
+from harness import flops
+from harness.engine import EngineRun, attach, changed_pixels
+from harness.errors import PrunebenchError
+from harness.method import Method
+from harness.models import LoadedModel, locate_model
+from harness.trace import Trace
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question on one image. `image` loads it (called once per `image_key`); `until` are strings at which an answer ends."""
+
+    key: str
+    text: str
+    image: Callable[[], Image.Image]
+    image_key: str
+    max_new_tokens: int
+    until: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`cost`: flat numbers of this prompt, see `sample_cost`; `wall_s`: this prompt's share of its batch's wall time, seconds."""
+
+    key: str
+    text: str
+    n_input_tokens: int
+    n_new_tokens: int
+    cost: dict[str, float]
+    wall_s: float
+
+
+class FeatureCache:
+    """Projected image features by image, least recently used out first; `limit` bytes."""
+
+    def __init__(self, limit: int = 2 << 30) -> None:
+        self.limit, self.used, self.encoded = limit, 0, 0
+        self._items: OrderedDict[str, Tensor] = OrderedDict()
+
+    def get(self, key: str, encode: Callable[[], Tensor]) -> Tensor:
+        """(n_visual, hidden) features of image `key`, encoded on a miss."""
+        found = self._items.pop(key, None)
+        if found is None:
+            found = encode()
+            self.encoded += 1
+            self.used += found.nbytes
+        self._items[key] = found
+        while self.used > self.limit and len(self._items) > 1:
+            self.used -= self._items.popitem(last=False)[1].nbytes
+        return found
+
+
+class Answerer:
+    """A loaded model with a method attached per call; the vision features outlive the method, so methods can share one answerer."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        method: Method,
+        *,
+        batch_size: int = 8,
+        seed: int = 0,
+        positions: str = "method",
+        features: FeatureCache | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise PrunebenchError(f"BATCH={batch_size}: expected at least 1 prompt a batch")
+        self.loaded, self.method, self.batch_size, self.seed, self.positions = loaded, method, batch_size, seed, positions
+        self.features = FeatureCache() if features is None else features
+        # a method that changes pixels has features of its own
+        own = type(method).on_pixels is not Method.on_pixels
+        self._variant = f"/{method.name}{sorted(method.knobs().items())}" if own else ""
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        *,
+        method: str = "none",
+        budget: str | None = None,
+        knobs: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 8,
+        seed: int = 0,
+        positions: str = "method",
+    ) -> Answerer:
+        """Load `model` and build `method` at `budget`; raises PrunebenchError as `locate_model` and `Located.method` do."""
+        located = locate_model(model, device, dtype)
+        built = located.method(method, budgets.parse(budget), knobs)
+        return cls(located.load(), built, batch_size=batch_size, seed=seed, positions=positions)
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
+        """Answers in any order; batches hold prompts of like length. Raises PrunebenchError naming the sample where one fails."""
+        encoded = [(self.loaded.prompt_ids(p.text), p) for p in prompts]
+        # images of like-long prompts stay together, so that every image is encoded once also with a small cache
+        encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
+        with attach(self.loaded.model, self.method, self.seed, self.positions) as run:
+            start = 0
+            while start < len(encoded):
+                batch = encoded[start : start + self.batch_size]
+                same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (batch[0][1].max_new_tokens, batch[0][1].until)]
+                start += len(same)
+                yield from self._batch(run, same)
+
+    @torch.inference_mode()
+    def _batch(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Answer]:
+        began = time.perf_counter()
+        loaded, prompts = self.loaded, [p for _, p in batch]
+        tokenizer = loaded.processor.tokenizer
+        features = [self.features.get(p.image_key + self._variant, lambda p=p: self._encode(p)) for p in prompts]  # type: ignore[misc]
+        width = max(len(ids) for ids, _ in batch)
+        ids = torch.full((len(batch), width), tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, (tokens, _) in enumerate(batch):
+            ids[row, width - len(tokens) :] = torch.tensor(tokens)
+            mask[row, width - len(tokens) :] = 1
+        run.samples = [p.key for p in prompts]
+        cache = DynamicCache(config=loaded.model.config.text_config)
+        out = loaded.model(
+            input_ids=ids.to(loaded.device),
+            attention_mask=mask.to(loaded.device),
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        tokens = self._decode(out.logits[:, -1], cache, prompts)
+        trace = run.trace
+        wall = (time.perf_counter() - began) / len(batch)
+        answers = []
+        for row, (prompt, generated) in enumerate(zip(prompts, tokens, strict=True)):
+            text = tokenizer.decode(generated, skip_special_tokens=True)
+            for stop in prompt.until:
+                text = text.split(stop)[0]
+            cost = sample_cost(loaded, trace, row, len(generated))
+            answers.append(Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, wall))
+        return answers
+
+    def _decode(self, logits: Tensor, cache: DynamicCache, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Greedy decoding; a row ends at the end-of-text token, at a stop string or at its limit."""
+        model, tokenizer = self.loaded.model, self.loaded.processor.tokenizer
+        generated: list[list[int]] = [[] for _ in prompts]
+        open_rows = set(range(len(prompts)))
+        for step in range(prompts[0].max_new_tokens):
+            if not bool(torch.isfinite(logits).all()):
+                bad = [prompts[i].key for i in (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()]
+                raise PrunebenchError(f"{self.method.name}: nan or inf in the logits at step {step} of sample {bad[0]}")
+            chosen = logits.argmax(-1)
+            for row, token in enumerate(chosen.tolist()):
+                if row not in open_rows:
+                    continue
+                if token == tokenizer.eos_token_id:
+                    open_rows.discard(row)
+                    continue
+                generated[row].append(token)
+                stops = prompts[row].until
+                if stops and any(s in tokenizer.decode(generated[row], skip_special_tokens=True) for s in stops):
+                    open_rows.discard(row)
+            if not open_rows or step == prompts[0].max_new_tokens - 1:
+                break
+            logits = model(input_ids=chosen[:, None], past_key_values=cache).logits[:, -1]
+        return generated
+
+    @torch.inference_mode()
+    def _encode(self, prompt: Prompt) -> Tensor:
+        try:
+            image = prompt.image()
+        except PrunebenchError:
+            raise
+        except Exception as error:
+            raise PrunebenchError(f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})") from error
+        pixels = self.loaded.pixels(image)
+        changed = changed_pixels(self.method, pixels)
+        return self.loaded.adapter.encode(pixels if changed is None else changed)[0]
+
+
+def sample_cost(loaded: LoadedModel, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:
+    """The measured cost of one prompt, from its trace: FLOPs (1 multiply-add = 2), bytes, tokens.
+
+    Vision tower and projector are what this prompt alone would run; sharing features between prompts does not hide them.
+    """
+    shape = loaded.adapter.shape
+    n_prompt = trace.layers[0].tokens[row] - trace.layers[0].visual[row] + trace.n_prompt_visual[row]
+    steps = max(n_new_tokens, 1) - 1
+    cost: dict[str, float] = {
+        "kept": trace.kept(row),
+        "mean_visual": trace.mean_visual(row),
+        "n_visual": trace.n_prompt_visual[row],
+        "n_text": n_prompt - trace.n_prompt_visual[row],
+        "prefill_dense_flops": flops.prefill_dense(shape, trace, row),
+        "prefill_unpruned_flops": flops.prefill_unpruned(shape, n_prompt),
+        "scoring_flops": trace.scoring[row],
+        "vision_flops": flops.vision_tower(shape.vision),
+        "projector_flops": flops.projector(shape),
+        "lm_head_flops": flops.lm_head(shape, 1 + steps),
+        "decode_flops": flops.decode(shape, trace, row, steps),
+        "kv_bytes": flops.kv_bytes(shape, trace, row),
+    }
+    cost.update({name: values[row] for name, values in trace.notes.items() if name not in cost})
+    return cost

@@ -1,0 +1,160 @@
+"""The command `prunebench`. Every heavy import is inside the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import PrunebenchError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+def _pairs(items: list[str]) -> dict[str, str]:
+    """`["a=1 b=2", "c=3"]` -> a dict."""
+    out = {}
+    for item in " ".join(items).split():
+        key, eq, value = item.partition("=")
+        if not eq or not key or not value:
+            raise PrunebenchError(f"--set {item!r}: expected knob=value, as in --set boundary=3")
+        out[key] = value
+    return out
+
+
+@app.command("eval")
+def eval_command(
+    method: Annotated[str, typer.Option(help="a name from `prunebench methods`, or path/to/file.py:Class")],
+    budget: Annotated[str, typer.Option(help="64 = visual tokens kept; native = the method's published defaults")] = "",
+    model: Annotated[str, typer.Option(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
+    tasks: Annotated[str, typer.Option(help="of gqa, mme, pope, textvqa, textvqa_ocr; comma-separated")] = "gqa,mme,pope,textvqa",
+    limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
+    batch: Annotated[int, typer.Option(help="prompts a batch; answers do not depend on it")] = 8,
+    seed: Annotated[int, typer.Option(help="of the method's randomness")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
+    data: Annotated[str, typer.Option(help="mini, hub or a folder; default: mini for the mini model, else hub")] = "",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
+    results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
+) -> None:
+    """Evaluate one method at one budget beside the unpruned model."""
+    from harness.doctor import torchvision_problem
+
+    mismatch = torchvision_problem()
+    if mismatch:
+        raise PrunebenchError(mismatch)
+    from harness import leaderboard
+    from harness.run import Request, evaluate
+
+    names = tuple(t.strip() for t in tasks.split(",") if t.strip())
+    request = Request(
+        method, model, budget or None, names, limit or None, batch, seed, device, dtype, data or None, _pairs(set_ or []), results, fresh
+    )
+    finished = evaluate(request)
+    print()
+    print(leaderboard.table(leaderboard.rows(finished.cells)))
+    print()
+    if finished.reused:
+        print(f"{finished.reused} of {len(finished.cells)} cells were sealed before and reused; FRESH=1 measures again")
+    for cell in finished.cells:
+        print(f"sealed  {cell.folder}")
+    print(f"tables  {finished.csv}  {finished.markdown}")
+
+
+@app.command("methods")
+def methods_command() -> None:
+    """List the registered methods."""
+    import dataclasses
+
+    from harness.method import registered
+
+    for name, cls in registered().items():
+        knobs = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in dataclasses.fields(cls))
+        print(f"{name:<12} {(sys.modules[cls.__module__].__doc__ or '').strip().splitlines()[0]}")
+        print(f"{'':<12} knobs: {knobs or 'none'}")
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Check this installation; exit code 1 and the mending command where something is wrong."""
+    from harness.doctor import report
+
+    if not report():
+        raise typer.Exit(1)
+
+
+@app.command("goldens")
+def goldens_command(folder: Annotated[Path, typer.Argument(help="index.json, models/, inputs/, cases/")] = Path("tests/goldens")) -> None:
+    """Replay recorded outputs of official implementations; exit code 1 on any mismatch."""
+    import torch
+
+    from harness.goldens import run_folder
+
+    torch.manual_seed(0)
+    failed = total = 0
+    for outcome in run_folder(folder):
+        total += 1
+        failed += outcome.mismatch is not None
+        print(f"{'FAIL' if outcome.mismatch else 'ok  '}  {outcome.case:<34} {outcome.largest:9.2e}  {outcome.mismatch or ''}".rstrip(), flush=True)
+    print(f"{total - failed} of {total} cases reproduce")
+    if failed or not total:
+        raise typer.Exit(1)
+
+
+@app.command("leaderboard")
+def leaderboard_command(results: Annotated[Path, typer.Option(help="folder with sealed cells")] = Path("results/local")) -> None:
+    """Write leaderboard.csv and LEADERBOARD.md from sealed cells; needs no model."""
+    from harness import leaderboard
+    from harness.store import Store
+
+    csv, markdown = leaderboard.write(Store(results).cells(), results)
+    print(f"tables  {csv}  {markdown}")
+
+
+@app.command("lmms-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def lmms_eval_command(context: typer.Context) -> None:
+    """lmms-eval's own command line with our model class and mini tasks; exits non-zero on every failure."""
+    from tasks.lmms import lmms_cli
+
+    raise typer.Exit(lmms_cli(context.args))
+
+
+@app.command("mini", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def mini_command(context: typer.Context, part: Annotated[str, typer.Argument(help="data, train or export")]) -> None:
+    """Rebuild the mini world: its data (bit-identical), its model (same recipe), or the shipped files from a checkpoint."""
+    if part == "data":
+        from tasks.mini import data
+
+        print(f"wrote {data.build(data.FOLDER)}")
+    elif part == "train":
+        from tasks.mini import train
+
+        train.main(list(context.args))
+    elif part == "export":
+        from tasks.mini import export
+
+        export.main(list(context.args))
+    else:
+        raise PrunebenchError(f"mini {part!r}: expected data, train or export")
+
+
+def main() -> None:
+    """Entry point: errors a user can mend are one line and exit code 2; an interruption says how to continue."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except PrunebenchError as error:
+        print(f"prunebench: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("\nprunebench: interrupted; answers so far are kept, the same command continues", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

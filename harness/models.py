@@ -1,0 +1,288 @@
+"""Which model, from where, asked how: names, hub ids and local folders to a loaded model with its processor.
+
+Everything that can be checked without loading weights is checked first, with what to do in the message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from harness.adapters import ADAPTERS, LlavaAdapter, adapter_for
+from harness.budget import Budget
+from harness.errors import PrunebenchError, unknown
+from harness.method import Method, build
+from harness.shape import ModelShape
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODEL_CONFIGS = REPOSITORY / "configs" / "models"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Vicuna v1's conversation as LLaVA-1.5 was trained and evaluated with it
+VICUNA_V1 = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
+    "answers to the user's questions. USER: <image>\n{text} ASSISTANT:"
+)
+
+
+class ModelConfig(BaseModel):
+    """One file of configs/models/. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    prompt: Literal["vicuna_v1", "chat_template"] = "vicuna_v1"
+    image: Literal["plain", "pad"] = "pad"
+    knobs: dict[str, dict[str, Any]] = {}
+    default_limit: int | None = None
+
+
+def known_models() -> list[str]:
+    return sorted(p.stem for p in MODEL_CONFIGS.glob("*.yaml"))
+
+
+def model_config(name: str) -> ModelConfig:
+    """The configuration behind a name, a local folder or a hub id ("owner/model").
+
+    Raises PrunebenchError for an unknown name and for a config file that does not fit.
+    """
+    file = MODEL_CONFIGS / f"{name}.yaml"
+    if file.is_file():
+        try:
+            return ModelConfig(**yaml.safe_load(file.read_text()))
+        except (ValidationError, yaml.YAMLError, TypeError) as error:
+            raise PrunebenchError(f"{file}: not a model config: {error}") from None
+    if Path(name).is_dir():
+        return ModelConfig(name=Path(name).resolve().name, path=str(Path(name).resolve()))
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return ModelConfig(name=name, hub=name)
+    raise unknown("model", name, known_models())
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises PrunebenchError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise PrunebenchError(f"DEVICE={device!r} is no device: expected auto, cpu, cuda or cuda:N") from None
+    if picked.type == "cuda" and (not torch.cuda.is_available() or (picked.index or 0) >= torch.cuda.device_count()):
+        raise PrunebenchError(
+            f"DEVICE={device}: expected a CUDA device, found {torch.cuda.device_count()}: use DEVICE=cpu, "
+            "or check the driver and the torch build with `prunebench doctor`"
+        )
+    if picked.type not in ("cpu", "cuda"):
+        raise PrunebenchError(f"DEVICE={device!r} is not supported: expected auto, cpu, cuda or cuda:N")
+    return picked
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be asked. `fingerprint` names its weights: the hub commit, or a hash of the local weight files."""
+
+    config: ModelConfig
+    model: Any
+    processor: Any
+    device: torch.device
+    dtype: str
+    fingerprint: str
+    revision: str | None = None
+    adapter: LlavaAdapter = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adapter", adapter_for(self.model))
+
+    @cached_property
+    def template(self) -> str:
+        """The prompt around a question, with `{text}` where it goes."""
+        if self.config.prompt == "vicuna_v1":
+            return VICUNA_V1
+        content = [{"type": "image"}, {"type": "text", "text": "{text}"}]
+        rendered: str = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        if rendered.count("{text}") != 1 or rendered.count("<image>") != 1:
+            raise PrunebenchError(f"{self.config.name}: its chat template lost the image or the question; it renders {rendered!r}")
+        return rendered
+
+    @property
+    def template_hash(self) -> str:
+        return hashlib.sha256(f"{self.template}\0{self.config.image}".encode()).hexdigest()[:12]
+
+    @property
+    def image_backend(self) -> str:
+        kind = type(self.processor.image_processor).__name__
+        return f"{kind}+{self.config.image}"
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """(1, 3, h, w) on the device, through the model's own image processor."""
+        if self.config.image == "pad":
+            image = pad_to_square(image, self.processor.image_processor.image_mean)
+        out: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        return out.to(self.device, DTYPES[self.dtype])
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of the whole prompt with one image's placeholders expanded."""
+        n = self.adapter.shape.n_visual
+        full = self.template.replace("{text}", text)
+        expanded = full.replace("<image>", "<image>" * n, 1)
+        ids: list[int] = self.processor.tokenizer(expanded)["input_ids"]
+        found = ids.count(self.adapter.image_token_id)
+        if found != n:
+            raise PrunebenchError(
+                f"{self.config.name}: expected {n} image tokens in the prompt, found {found}: does the question itself hold '<image>'?"
+            )
+        return ids
+
+
+def pad_to_square(image: Image.Image, mean: list[float]) -> Image.Image:
+    """Centre the image on a square of the processor's mean colour, as LLaVA-1.5's evaluation does."""
+    if image.width == image.height:
+        return image
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * m) for m in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def weight_hash(folder: Path) -> str:
+    """16 hex of SHA-256 over the weight and tokenizer files that decide what a local model answers."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model whose files were found and whose config is supported; no weights are loaded yet."""
+
+    config: ModelConfig
+    folder: Path
+    revision: str | None
+    device: torch.device
+    dtype: str
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        from transformers import AutoConfig
+
+        raw = json.loads((self.folder / "config.json").read_text())
+        adapter = ADAPTERS[raw["architectures"][0]]
+        return adapter.shape_of(AutoConfig.from_pretrained(self.folder), DTYPES[self.dtype].itemsize)
+
+    def method(self, name: str, budget: Budget, knobs: Mapping[str, Any] | None = None) -> Method:
+        """The method at a budget, with this model's own knob defaults below the given ones; checked against its sizes."""
+        return build(name, budget, {**self.config.knobs.get(name, {}), **(knobs or {})}, self.shape)
+
+    def load(self) -> LoadedModel:
+        """Load weights and processor; raises PrunebenchError where they are broken or do not fit the GPU."""
+        _check_memory(self.folder, self.device, self.dtype)
+        model, processor = _load(self.config, self.folder, self.dtype)
+        fingerprint = self.revision or weight_hash(self.folder)
+        return LoadedModel(self.config, model.to(self.device).eval(), processor, self.device, self.dtype, fingerprint, self.revision)
+
+
+def locate_model(name: str, device: str = "auto", dtype: str = "auto") -> Located:
+    """Find a model for evaluation: bfloat16 on CUDA and float32 on the CPU unless `dtype` says otherwise.
+
+    Weights come from safetensors only and no remote code is run. Raises PrunebenchError naming what to do for unknown names,
+    unsupported architectures, missing files and no hub, before anything heavy is loaded.
+    """
+    config = model_config(name)
+    target = pick_device(device)
+    if dtype == "auto":
+        dtype = "bfloat16" if target.type == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    folder, revision = _locate(config)
+    _check_config(config, folder)
+    return Located(config, folder, revision, target, dtype)
+
+
+def _locate(config: ModelConfig) -> tuple[Path, str | None]:
+    if config.path is not None:
+        folder = Path(config.path)
+        folder = folder if folder.is_absolute() else REPOSITORY / folder
+        mend = "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "check the path"
+        for needed in ("config.json", "tokenizer.json", "processor_config.json"):
+            if not (folder / needed).is_file():
+                raise PrunebenchError(f"model {config.name}: expected {needed} in {folder}, found none: {mend}")
+        if not list(folder.glob("*.safetensors")):
+            raise PrunebenchError(f"model {config.name}: expected *.safetensors weights in {folder}, found none: {mend}")
+        return folder, None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert config.hub is not None
+    patterns = ["*.json", "*.jinja", "*.model", "*.safetensors"]
+    try:
+        folder = Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=["config.json"]))
+        _check_config(config, folder)
+        folder = Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise PrunebenchError(
+            f"model {config.name}: {config.hub} could not be fetched from the Hugging Face hub ({type(error).__name__}). "
+            "Connect to the hub, log in if the model is gated, set HF_HOME to a cache that holds it, or give a local folder as MODEL; "
+            "MODEL=mini needs no hub"
+        ) from None
+    return folder, folder.name
+
+
+def _check_config(config: ModelConfig, folder: Path) -> None:
+    try:
+        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ["?"]
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise PrunebenchError(f"model {config.name}: {folder / 'config.json'} is not JSON: fetch the model again") from None
+    if architectures[0] not in ADAPTERS:
+        raise PrunebenchError(f"model {config.name} is a {architectures[0]}; prunebench supports {', '.join(ADAPTERS)}")
+
+
+def _check_memory(folder: Path, device: torch.device, dtype: str) -> None:
+    if device.type != "cuda":
+        return
+    stored = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    # checkpoints are stored in 16 bit; activations and the cache of a batch want about a tenth on top
+    needed = stored * (2 if dtype == "float32" else 1) * 1.1
+    free, _total = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise PrunebenchError(
+            f"{folder.name}: expected about {needed / 2**30:.1f} GiB of free memory on {device} for {dtype}, found {free / 2**30:.1f}: "
+            "free the GPU, use DTYPE=bfloat16, a smaller model, or DEVICE=cpu"
+        )
+
+
+def _load(config: ModelConfig, folder: Path, dtype: str) -> tuple[nn.Module, Any]:
+    from safetensors import SafetensorError
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers.utils import logging
+
+    mend = "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "fetch the model again"
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa")
+        processor = AutoProcessor.from_pretrained(folder, use_fast=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PrunebenchError(f"model {config.name}: the files in {folder} do not load ({type(error).__name__}: {first}): {mend}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    # from_pretrained gives random values to weights a checkpoint lacks and only warns; a guess is not an answer
+    stray = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if stray:
+        raise PrunebenchError(f"model {config.name}: weights of {stray[0]} in {folder} hold nan or inf: {mend}")
+    return model, processor

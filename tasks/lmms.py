@@ -1,0 +1,646 @@
+"""The bridge to lmms-eval, and the only module that imports it: real prompts, real metrics, and its command line.
+
+Three ways in. `load_task` gives the samples of a seeded subset with the exact prompts; `score` runs lmms-eval's real
+`simple_evaluate` on answers that were computed elsewhere, as often as wanted; `PrunebenchLmms` and `lmms_cli` serve users of
+lmms-eval's own command line. Written against lmms-eval 0.7.3; comments name the quirks that shape the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+from PIL import Image, ImageFile
+
+from harness.errors import PrunebenchError
+from tasks import manifest
+from tasks import sources as src
+from tasks.mini import data as mini_data
+
+_FIRST_IMPORT = "lmms_eval.models" not in sys.modules
+import lmms_eval  # noqa: E402
+from lmms_eval.api.instance import GenerationResult, TokenCounts  # noqa: E402
+from lmms_eval.api.model import lmms  # noqa: E402
+from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask  # noqa: E402
+from lmms_eval.evaluator import simple_evaluate  # noqa: E402
+from lmms_eval.tasks import TaskManager  # noqa: E402
+from lmms_eval.tasks.mme.utils import eval_type_dict as MME_CATEGORIES  # noqa: E402
+from lmms_eval.utils import load_yaml_config  # noqa: E402
+from loguru import logger  # noqa: E402
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from harness.answering import Answer, Answerer, Prompt
+
+if _FIRST_IMPORT:
+    # lmms_eval.models has just pointed loguru's sink at stdout, where our tables go; under lmms-eval's own command line,
+    # which imports us late, its sink is left alone
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", format="lmms-eval: {message}")
+
+UPSTREAM = Path(lmms_eval.__file__).parent / "tasks"
+#: tokens for a task of lmms-eval's command line that names no limit; llava_hf's 1024 makes TextVQA hours of rambling
+MAX_NEW_TOKENS = 16
+
+# ------------------------------------------------------------------------------------------------------- tasks and samples
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question. `key` names its row in the source, so it is the same in every subset; `index` is its place in this one."""
+
+    task: str
+    key: str
+    index: int
+    image_key: str  # first 16 hex digits of the sha256 of the encoded image: the cluster, and the key of feature caches
+    question_id: str
+    category: str  # MME's and POPE's category, GQA's semantic type, "" for TextVQA
+    prompt: str
+    targets: tuple[str, ...]
+    _load: Callable[[], Image.Image] = field(repr=False, compare=False)
+
+    def load_image(self) -> Image.Image:
+        """The image as lmms-eval would hand it to a model (RGB); raises PrunebenchError where it does not decode."""
+        return self._load()
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task of lmms-eval on a subset of rows. `fingerprint` covers prompts, answers, images and what decides a score."""
+
+    name: str
+    headline: str
+    samples: tuple[Sample, ...]
+    fingerprint: str
+    max_new_tokens: int
+    until: tuple[str, ...]
+    _task: _RowsTask = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What lmms-eval makes of a set of answers.
+
+    `metrics` are in lmms-eval's units (0 to 1; MME sums 0 to 200 per category) under its names without the filter suffix;
+    `categories` holds the same unit per category; `scores` is each sample's own score in [0, 1] by key.
+    """
+
+    headline: float
+    metrics: dict[str, float]
+    categories: dict[str, float]
+    scores: dict[str, float]
+
+
+class _RowsTask(ConfigurableMessagesTask):  # type: ignore[misc]
+    """lmms-eval's task on rows that were read and checked before; prompts and metrics are upstream's."""
+
+    def __init__(self, config: dict[str, Any], rows: Dataset) -> None:
+        self._rows = rows
+        super().__init__(config=config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
+        """In place of upstream's loader, whose retries hide the cause of every failure."""
+        self.dataset = datasets.DatasetDict({self.config.test_split: self._rows})
+        self.dataset_no_image = self.dataset
+
+    # without upstream's five retries, two seconds apart: these are pure functions
+    process_results = ConfigurableTask.process_results.__wrapped__
+
+
+def _config(spec: src.TaskSpec) -> dict[str, Any]:
+    """The installed package's own YAML, minus where its data comes from, plus what `spec` says it lacks."""
+    config: dict[str, Any] = load_yaml_config(str(UPSTREAM / spec.yaml), mode="full")
+    for key in ("dataset_path", "dataset_name", "dataset_kwargs", "process_docs"):
+        config.pop(key, None)
+    # here, not by simple_evaluate(gen_kwargs=), which would stick to the task for all later calls
+    generation = dict(config["generation_kwargs"])
+    if spec.max_new_tokens is not None:
+        generation.setdefault("max_new_tokens", spec.max_new_tokens)
+    config["generation_kwargs"] = generation
+    if spec.ocr:
+        # the whole dict: upstream merges it shallowly, and model-specific entries must not win
+        default = config["lmms_eval_specific_kwargs"]["default"]
+        config["lmms_eval_specific_kwargs"] = {"default": {**default, "ocr": True}}
+    return config
+
+
+def _named(value: Any) -> Any:
+    """A configuration without memory addresses: functions by name."""
+    if isinstance(value, Mapping):
+        return {str(k): _named(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(v) for v in value]
+    return value.__qualname__ if callable(value) else value
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def choose(groups: Sequence[Hashable], strata: Sequence[Hashable] | None, limit: int | None, seed: int) -> list[int]:
+    """Rows of a seeded subset of whole groups, ascending: as many rows as fit in `limit`, and at least one group.
+
+    Groups are drawn in random order; one that no longer fits is passed over. With `strata` (per row; a group lies in one) the
+    strata take turns, in the order in which they first appear.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    if limit is None:
+        return list(range(len(groups)))
+    if limit < 1:
+        raise PrunebenchError(f"limit: expected a number of questions of at least 1 or `all`, found {limit}")
+    order = list(members)
+    random.Random(seed).shuffle(order)
+    if strata is not None:
+        turn = {stratum: n for n, stratum in enumerate(dict.fromkeys(strata))}
+        round_of: dict[Hashable, int] = dict.fromkeys(turn, 0)
+        ranked = []
+        for group in order:
+            stratum = strata[members[group][0]]
+            ranked.append((round_of[stratum], turn[stratum], group))
+            round_of[stratum] += 1
+        order = [group for *_, group in sorted(ranked, key=lambda r: r[:2])]
+    chosen: list[int] = []
+    for group in order:
+        if not chosen or len(chosen) + len(members[group]) <= limit:
+            chosen += members[group]
+    return sorted(chosen)
+
+
+def _subset(spec: src.TaskSpec, rows: src.Rows, limit: int | None, seed: int) -> list[int]:
+    groups: list[Hashable] = list(rows.docs[spec.group])
+    if spec.name != "mme":
+        return choose(groups, None, limit, seed)
+    # whole pairs; perception comes first so that the headline exists in the smallest subset
+    categories = list(rows.docs["category"])
+    known = {name: n for n, name in enumerate(c for half in MME_CATEGORIES.values() for c in half)}
+    strange = [c for c in categories if c not in known]
+    if strange:
+        raise PrunebenchError(f"task mme: unknown category {strange[0]!r}; expected one of {', '.join(known)}")
+    by_category = sorted(range(len(categories)), key=lambda row: known[categories[row]])  # stable
+    pairs = [(categories[row], groups[row]) for row in by_category]
+    picked = choose(pairs, [categories[row] for row in by_category], limit, seed)
+    return sorted(by_category[i] for i in picked)
+
+
+def _one_image(messages: Any, key: str) -> tuple[str, Image.Image]:
+    """Text and image of a prompt of one user turn with exactly one of each; anything else raises naming the sample."""
+    kinds = [c["type"] for m in messages or [] for c in m["content"]]
+    n = kinds.count("image")
+    if n != 1:
+        raise PrunebenchError(f"{key}: expected a prompt with exactly one image, found {n}; choose tasks with one per question")
+    if len(messages) != 1 or sorted(kinds) != ["image", "text"]:
+        raise PrunebenchError(
+            f"{key}: expected one user turn with an image and a text, found {len(messages)} turn(s) with {', '.join(kinds)}"
+        )
+    parts = {c["type"]: c for c in messages[0]["content"]}
+    image = parts["image"]["url"]
+    if not isinstance(image, Image.Image):
+        raise PrunebenchError(f"{key}: expected a decoded image in the prompt, found {type(image).__name__}")
+    return str(parts["text"]["text"]), image
+
+
+def _load_image(task: _RowsTask, rows: src.Rows, row: int, index: int, key: str) -> Image.Image:
+    encoded = rows.encoded(row)
+    # set True by lmms_eval.api.task: half an image would be answered as if it were whole
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        doc = {**task.eval_docs[index], "image": datasets.Image().decode_example(encoded)}
+        visuals = task.doc_to_messages(doc)
+    except Exception as error:
+        size = len(encoded["bytes"] or b"") if encoded else 0
+        raise PrunebenchError(
+            f"{key}: the image does not decode ({size} bytes): {error}; expected a whole JPEG or PNG; replace the data file "
+            "(`make mini` rebuilds the mini data)"
+        ) from None
+    return _one_image(visuals, key)[1]
+
+
+def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -> LoadedTask:
+    """A task on a seeded subset of whole images (MME: whole pairs, categories in turn), in the order of the source.
+
+    Raises PrunebenchError for an unknown task, unreadable data or a limit below 1. No image is decoded here.
+    """
+    spec = src.task_spec(name)
+    rows = src.read(spec, source)
+    chosen = _subset(spec, rows, limit, seed)
+    config = _config(spec)
+    # as config stands now: building the task merges defaults into it in place
+    identity = json.dumps(_named(config), sort_keys=True, default=str)
+    task = _RowsTask(config, rows.docs.select(chosen))
+    digests: dict[int, str] = {}
+    samples = []
+    parts = [identity.encode(), importlib.metadata.version("lmms-eval").encode()]
+    for index, (row, doc) in enumerate(zip(chosen, task.eval_docs, strict=True)):
+        key = f"{name}/{row:06d}"
+        where = rows.image_index[row]
+        if where not in digests:
+            encoded = rows.encoded(row)
+            if not encoded or not isinstance(encoded["bytes"], bytes):
+                raise PrunebenchError(f"{key}: expected an image embedded in the parquet file, found none; {source.mend}")
+            digests[where] = hashlib.sha256(encoded["bytes"]).hexdigest()
+        targets = doc["answers"] if "answers" in doc else [doc["answer"]]  # TextVQA's upstream target is the word "answer"
+        sample = Sample(
+            task=name,
+            key=key,
+            index=index,
+            image_key=digests[where][:16],
+            question_id=str(doc["question_id"] if "question_id" in doc else doc["id"]),
+            category=str(doc.get("category") or (doc.get("types") or {}).get("semantic") or ""),
+            prompt=task.doc_to_text(doc),
+            targets=tuple(str(t) for t in targets),
+            _load=partial(_load_image, task, rows, row, index, key),
+        )
+        samples.append(sample)
+        identified = [sample.key, sample.prompt, sample.question_id, sample.category, digests[where], *sample.targets]
+        parts.append(json.dumps([*identified, str(task.doc_to_target(doc)), doc["question"]]).encode())
+    generation = task.config.generation_kwargs
+    return LoadedTask(
+        name=name,
+        headline=spec.headline,
+        samples=tuple(samples),
+        fingerprint=_sha256(*parts),
+        max_new_tokens=int(generation["max_new_tokens"]),
+        until=tuple(generation["until"]),
+        _task=task,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- scoring
+
+
+class _Replay(lmms):  # type: ignore[misc]
+    """A model that has all its answers already."""
+
+    is_simple = False
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        return [self._answers[request.doc_id] for request in requests]
+
+    def loglikelihood(self, requests: list[Any]) -> Any:
+        raise NotImplementedError("answers can be replayed, likelihoods cannot")
+
+    def generate_until_multi_round(self, requests: list[Any]) -> Any:
+        raise NotImplementedError("answers can be replayed, rounds cannot")
+
+    def clean(self) -> None:
+        """Nothing: upstream's would delete modules at the end of every evaluation."""
+
+
+@lru_cache(maxsize=1)
+def _no_tasks() -> TaskManager:
+    """An empty index: without one, every call would parse 1,985 YAML files (4 s)."""
+    return TaskManager(include_defaults=False)
+
+
+def _check_answers(loaded: LoadedTask, answers: Mapping[str, str]) -> None:
+    keys = [s.key for s in loaded.samples]
+    missing = [k for k in keys if k not in answers]
+    if missing:
+        raise PrunebenchError(
+            f"task {loaded.name}: {len(missing)} of {len(keys)} answers are missing, the first for {missing[0]}; "
+            "answer every sample before scoring"
+        )
+    strange = sorted(set(answers) - set(keys))
+    if strange:
+        raise PrunebenchError(
+            f"task {loaded.name}: {len(strange)} answer(s) to samples that are not in this subset, the first {strange[0]}; "
+            "score them with the subset that they were made for"
+        )
+    for key, text in answers.items():
+        if not isinstance(text, str):
+            raise PrunebenchError(f"{key}: expected the answer's text, found {type(text).__name__}")
+
+
+def score(loaded: LoadedTask, answers: Mapping[str, str]) -> Scored:
+    """Score answers (by sample key) with lmms-eval's own evaluation; raises on a missing or a surplus answer.
+
+    Nothing carries over from one call to the next. lmms-eval's `pope_yes_ratio` counts the ground truth, so it is replaced
+    by the share of answers that are "yes".
+    """
+    _check_answers(loaded, answers)
+    texts = [answers[s.key] for s in loaded.samples]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # two progress bars per call
+        result = simple_evaluate(
+            model=_Replay(texts),
+            tasks=[loaded._task],
+            task_manager=_no_tasks(),
+            # with None it would decode every image once more; output_path keeps TextVQA's submission out of the cwd
+            cli_args=argparse.Namespace(process_with_media=False, reasoning_tags=None, output_path=folder),
+            bootstrap_iters=0,
+            process_docs_parallel=1,
+            random_seed=None,  # the process's generators are not lmms-eval's to reset
+            numpy_random_seed=None,
+            torch_random_seed=None,
+        )
+    if result is None:
+        raise PrunebenchError("lmms-eval gave no result: RANK or WORLD_SIZE is set; run one process per cell instead of torchrun")
+    name = loaded._task.task_name
+    logged = sorted(result["samples"][name], key=lambda s: s["doc_id"])
+    if [(s["doc_id"], s["filtered_resps"]) for s in logged] != [(i, [t]) for i, t in enumerate(texts)]:
+        raise RuntimeError(f"task {loaded.name}: lmms-eval scored {len(logged)} other answers than the {len(texts)} it was given")
+    metrics = {}
+    for key, value in result["results"][name].items():
+        metric = key.removesuffix(",none")
+        if metric != key and "_stderr" not in metric and value is not None:  # submission is None
+            metrics[metric] = float(value)
+    if loaded.name == "pope":
+        metrics["pope_yes_ratio"] = sum(t.lower().strip() == "yes" for t in texts) / len(texts)
+    if loaded.headline not in metrics:
+        raise PrunebenchError(f"task {loaded.name}: no {loaded.headline} in lmms-eval's result, found {', '.join(metrics)}")
+    scores = {s.key: _score_of(entry) for s, entry in zip(loaded.samples, logged, strict=True)}
+    return Scored(metrics[loaded.headline], metrics, _per_category(loaded, logged, scores), scores)
+
+
+#: where a logged sample holds its score, in the order tried (an MME sample has one of the two)
+_SCORE_FIELDS = ("exact_match", "pope_accuracy", "mme_perception_score", "mme_cognition_score")
+
+
+def _score_of(entry: Mapping[str, Any]) -> float:
+    value = next(entry[name] for name in _SCORE_FIELDS if name in entry)
+    return float(value["score"] if isinstance(value, Mapping) else value)
+
+
+def _per_category(loaded: LoadedTask, logged: Sequence[Mapping[str, Any]], scores: Mapping[str, float]) -> dict[str, float]:
+    """Mean score per category; MME's by upstream's own aggregation (accuracy plus pairs right, 0 to 200), which only logs it."""
+    members: dict[str, list[int]] = {}
+    for s in loaded.samples:
+        members.setdefault(s.category, []).append(s.index)
+    if loaded.name != "mme":
+        keys = [s.key for s in loaded.samples]
+        return {c: sum(scores[keys[i]] for i in rows) / len(rows) for c, rows in members.items() if c}
+    out = {}
+    for category, rows in members.items():
+        metric = "mme_perception_score" if category in MME_CATEGORIES["Perception"] else "mme_cognition_score"
+        out[category] = float(loaded._task.aggregation()[metric]([logged[i][metric] for i in rows]))
+    return out
+
+
+# -------------------------------------------------------------------------------------------- the model class for its CLI
+
+
+class Abort(SystemExit):
+    """A failure that must end the process: lmms-eval's `except Exception` turns anything less into exit code 0."""
+
+
+@contextlib.contextmanager
+def _fatal() -> Iterator[None]:
+    """Turn any failure inside into Abort; one that the user cannot mend shows its traceback first."""
+    try:
+        yield
+    except PrunebenchError as error:
+        raise Abort(f"prunebench: {error}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise Abort(f"prunebench: {type(error).__name__}: {error}") from error
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise PrunebenchError(f"{name}: expected a whole number of at least 1, found {value!r}")
+    return number
+
+
+class PrunebenchLmms(lmms):  # type: ignore[misc]
+    """`--model prunebench`: a pruned model for lmms-eval's command line.
+
+    model_args: pretrained (mini, llava-1.5-7b, a hub id or a folder), method, budget (64, 64avg, 0.35flops, native),
+    dtype, seed, positions, max_new_tokens (for tasks that name none); whatever else is given is a knob of the method.
+    Every failure leaves the process with a non-zero exit code; no sample is ever answered with an empty string instead.
+    """
+
+    is_simple = False  # requests carry doc_to_messages
+
+    def __init__(
+        self,
+        pretrained: str = "mini",
+        method: str = "none",
+        budget: str | int | float | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: str | int = 1,
+        seed: int = 0,
+        positions: str = "method",
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        max_batch_size: int | None = None,
+        **knobs: Any,
+    ) -> None:
+        super().__init__()
+        with _fatal():
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise PrunebenchError("expected one process, found WORLD_SIZE > 1; give each GPU its own runs, without torchrun")
+            from harness.answering import Answerer
+
+            self._max_new_tokens = _whole("max_new_tokens", max_new_tokens)
+            self._answerer: Answerer = Answerer.open(
+                pretrained,
+                method=method,
+                budget=None if budget is None else str(budget),  # lmms-eval has parsed 64 to an int
+                knobs=knobs,
+                device=device,
+                dtype=dtype,
+                batch_size=_whole("batch_size", batch_size),
+                seed=int(seed),
+                positions=positions,
+            )
+
+    def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
+        """Answers in the order of the requests. Tasks, splits and generation settings are never mixed in one call below."""
+        with _fatal():
+            return self._generate(requests)
+
+    def _generate(self, requests: list[Any]) -> list[GenerationResult]:
+        groups: dict[tuple[str, str, str], dict[str, Prompt]] = {}
+        places = []
+        for request in requests:
+            _, doc_to_messages, settings, doc_id, task, split = request.args
+            group = (task, split, json.dumps(settings, sort_keys=True, default=str))
+            key = f"{task}/{doc_id:06d}"
+            places.append((group, key))
+            prompts = groups.setdefault(group, {})
+            if key not in prompts:  # `repeats` sends the same request several times
+                prompts[key] = self._prompt(key, partial(self._messages, doc_to_messages, task, split, doc_id, key), settings)
+        answers = {group: self._answer(list(prompts.values())) for group, prompts in groups.items()}
+        return [self._result(answers[group][key]) for group, key in places]
+
+    def _messages(self, doc_to_messages: Callable[[Any], Any], task: str, split: str, doc_id: int, key: str) -> Any:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms_eval.api.task sets it
+        try:
+            return doc_to_messages(self.task_dict[task][split][doc_id])
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise PrunebenchError(f"{key}: the prompt cannot be built ({reason}); check the data file") from None
+
+    def _prompt(self, key: str, messages: Callable[[], Any], settings: Mapping[str, Any]) -> Prompt:
+        from harness.answering import Prompt
+
+        # temperature, top_p and the like say nothing when nothing is sampled
+        if settings.get("do_sample") or (settings.get("num_beams") or 1) != 1:
+            raise PrunebenchError(f"{key}: expected greedy decoding, found {dict(settings)}; drop do_sample and num_beams")
+        text, image = _one_image(messages(), key)
+        until = settings.get("until") or ()
+        return Prompt(
+            key=key,
+            text=text,
+            image=lambda: _one_image(messages(), key)[1].convert("RGB"),  # decoded again: 10,000 images do not fit in memory
+            image_key=_sha256(image.mode.encode(), str(image.size).encode(), image.tobytes())[:16],
+            max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens", self._max_new_tokens)),
+            until=(until,) if isinstance(until, str) else tuple(until),
+        )
+
+    def _answer(self, prompts: Sequence[Prompt]) -> dict[str, Answer]:
+        answers: dict[str, Answer] = {}
+        keys = {p.key for p in prompts}
+        for answer in self._answerer.answer(prompts):
+            if answer.key not in keys or answer.key in answers:
+                raise RuntimeError(f"{answer.key}: answered twice or never asked")
+            answers[answer.key] = answer
+        lost = [p.key for p in prompts if p.key not in answers]
+        if lost:
+            raise RuntimeError(f"{len(lost)} of {len(prompts)} samples were not answered, the first {lost[0]}")
+        return answers
+
+    @staticmethod
+    def _result(answer: Answer) -> GenerationResult:
+        return GenerationResult(answer.text, TokenCounts(input_tokens=answer.n_input_tokens, output_tokens=answer.n_new_tokens))
+
+    def loglikelihood(self, requests: list[Any]) -> Any:
+        raise Abort("prunebench: tasks scored by log-likelihood are not supported; choose tasks that generate text")
+
+    def generate_until_multi_round(self, requests: list[Any]) -> Any:
+        raise Abort("prunebench: multi-round tasks are not supported; choose tasks of one turn")
+
+    def clean(self) -> None:
+        """Nothing: upstream's deletes the model after the first evaluation."""
+
+
+# ------------------------------------------------------------------------------------------------------------- its own CLI
+
+
+def mini_task_files(folder: Path) -> list[str]:
+    """Write `<task>_mini.yaml` for the mini data into a folder for `--include_path`; returns the tasks' names.
+
+    They include upstream's YAML by its absolute path, which is known only at run time. Under other names, because a
+    built-in task silently wins against an included one of the same name.
+    """
+    source = src.DataSource.parse("mini")
+    mini_data.verify()
+    names = []
+    for spec in (src.task_spec(n) for n in ("gqa", "mme", "pope", "textvqa")):
+        name = f"{spec.name}_mini"
+        paths = [str(p) for p in src.files(spec, spec.table, source)]
+        lines = [
+            f"include: {json.dumps(str(UPSTREAM / spec.yaml))}",
+            f"task: {name}",
+            "dataset_path: parquet",
+            "dataset_name: null",
+            f"dataset_kwargs: {json.dumps({'data_files': {spec.table.split: paths}})}",
+        ]
+        if spec.images is not None:
+            lines.append("process_docs: !function tasks.sources.join_gqa_mini")
+        if spec.max_new_tokens is not None:
+            generation = {**load_yaml_config(str(UPSTREAM / spec.yaml), mode="simple")["generation_kwargs"]}
+            lines.append(f"generation_kwargs: {json.dumps({**generation, 'max_new_tokens': spec.max_new_tokens})}")
+        (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        names.append(name)
+    return names
+
+
+def _check_limit(options: argparse.Namespace) -> None:
+    """MME is scored in pairs: a limit that cuts one fails in upstream's aggregation, after all inference."""
+    mme = [t for t in (options.tasks or "").split(",") if t in ("mme", "mme_mini")]
+    if mme and options.limit is not None and options.limit > 0 and options.limit % 2 != 0:
+        raise Abort(f"prunebench: --limit {options.limit:g} would cut a pair of {mme[0]}: expected an even whole number")
+
+
+def _saved(output: str | None, since: float) -> bool:
+    """Whether a results file was written; lmms-eval only warns when saving fails."""
+    if not output:
+        return True
+    path = Path(output)
+    folder = path.parent if path.suffix in (".json", ".jsonl") else path
+    return any(p.stat().st_mtime >= since - 2 for p in folder.rglob("*_results.json"))
+
+
+def lmms_cli(args: Sequence[str]) -> int:
+    """lmms-eval's command line with our model class and mini tasks; 0 only if every evaluation asked for has results.
+
+    Upstream exits with 0 after a failure, so each of its evaluations is watched: `cli_evaluate_single` is wrapped for the
+    time of the call, which also covers the several runs of one `--config` file.
+    """
+    from lmms_eval import __main__ as upstream
+    from lmms_eval.cli import dispatch
+    from lmms_eval.models import MODEL_REGISTRY_V2
+
+    for entry in manifest.manifests():
+        MODEL_REGISTRY_V2.register_manifest(entry, overwrite=True)  # also where the package is not installed
+    original, argv = upstream.cli_evaluate_single, sys.argv
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def watched(options: argparse.Namespace) -> Any:
+            began = time.time()
+            failures.append(f"no results for {options.tasks}")  # taken back below
+            theirs = [options.include_path] if isinstance(options.include_path, str) else list(options.include_path or [])
+            options.include_path = [folder, *theirs]
+            _check_limit(options)
+            try:
+                results, samples = original(options)
+            except SystemExit as stop:
+                if options.tasks in ("list", "list_groups", "list_tags", "list_subtasks") and not stop.code:
+                    failures.pop()
+                raise
+            if not _saved(options.output_path, began):
+                failures[-1] = f"no results file was written under {options.output_path}"
+            elif (results and results.get("results")) or int(os.environ.get("RANK", "0")) > 0:
+                failures.pop()
+            return results, samples
+
+        upstream.cli_evaluate_single = watched
+        sys.argv = ["lmms-eval", *args]
+        code: int | str | None = 0
+        try:
+            mini_task_files(Path(folder))
+            dispatch.main()
+        except SystemExit as stop:
+            code = stop.code
+        except Exception as error:
+            if not isinstance(error, PrunebenchError):
+                traceback.print_exc()
+            code = f"prunebench: {error}"
+        finally:
+            upstream.cli_evaluate_single, sys.argv = original, argv
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    for failure in failures:
+        print(f"prunebench: {failure} (see above)", file=sys.stderr)
+    return code or (1 if failures else 0)

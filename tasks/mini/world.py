@@ -1,0 +1,442 @@
+"""The mini world: synthetic scenes, their rendering to pixels, and questions with exact answers.
+
+A scene is 336 x 336 pixels, 24 x 24 patches of 14 px as in LLaVA-1.5. An 8 x 8 lattice of 42 px cells (3 x 3 patches) holds
+objects (one of 8 shapes in one of 8 colours, radius 9 to 15 px, jittered inside the cell) and signs (a coloured panel with
+a code of 3 characters, one patch per character). A few tokens carry each thing, which is what pruning has to find.
+
+Everything is a pure function of a seed (`random.Random` and numpy's PCG64), so data can be rebuilt bit for bit with the
+pinned Pillow. Test scenes and training scenes draw from disjoint seed ranges (`TEST_SEED_BASE`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+IMAGE_SIZE = 336
+PATCH = 14
+GRID = IMAGE_SIZE // PATCH  # 24 patches a side
+LATTICE = 8
+CELL = IMAGE_SIZE // LATTICE  # 42 px = 3 patches
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (38, 84, 222),
+    "yellow": (250, 214, 30),
+    "purple": (140, 50, 170),
+    "orange": (246, 132, 24),
+    "white": (250, 250, 250),
+    "black": (14, 14, 14),
+}
+COLOUR_NAMES = tuple(COLOURS)
+#: characters on signs; 0/O and 1/I are left out because they look alike at 14 px
+CODE_CHARS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
+RELATIONS = ("left", "right", "above", "below", "top", "bottom")
+#: training seeds lie below, test seeds at or above
+TEST_SEED_BASE = 1 << 40
+#: shapes and colours drawn more often than others, for POPE's "popular" negatives
+FREQUENT_SHAPES = ("circle", "square", "triangle")
+FREQUENT_COLOURS = ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object: `(x, y)` is its centre and `radius` its size, all in pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A coloured panel filling lattice cell `(column, row)` with one character per patch of the cell's middle row."""
+
+    colour: str
+    code: str
+    column: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    seed: int
+    things: tuple[Thing, ...]
+    signs: tuple[Sign, ...]
+
+
+class Question(NamedTuple):
+    """`kind` names the skill (logged per kind in training), `answer` is lower case except for codes."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def article(word: str) -> str:
+    return ("an " if word[0] in "aeiou" else "a ") + word
+
+
+# ---------------------------------------------------------------------------------------------------------------- scenes
+
+
+def make_scene(seed: int, n_things: tuple[int, int] = (4, 9), n_signs: tuple[int, int] = (0, 2)) -> Scene:
+    """A random scene; no two objects share both shape and colour, no two signs share a colour."""
+    rng = random.Random(f"scene-{seed}")
+    cells = [(c, r) for r in range(LATTICE) for c in range(LATTICE)]
+    rng.shuffle(cells)
+    names: set[tuple[str, str]] = set()
+    wanted = rng.randint(*n_things)
+    while len(names) < wanted:
+        frequent = rng.random() < 0.35
+        shape = rng.choice(FREQUENT_SHAPES if frequent else SHAPES)
+        colour = rng.choice(FREQUENT_COLOURS if frequent else COLOUR_NAMES)
+        names.add((shape, colour))
+    things = []
+    for shape, colour in sorted(names):
+        column, row = cells.pop()
+        radius = rng.uniform(9, 15)
+        slack = CELL / 2 - radius
+        x = (column + 0.5) * CELL + rng.uniform(-slack, slack)
+        y = (row + 0.5) * CELL + rng.uniform(-slack, slack)
+        things.append(Thing(shape, colour, x, y, radius))
+    signs = []
+    for colour in rng.sample(COLOUR_NAMES, rng.randint(*n_signs)):
+        column, row = cells.pop()
+        signs.append(Sign(colour, "".join(rng.choice(CODE_CHARS) for _ in range(3)), column, row))
+    return Scene(seed, tuple(things), tuple(signs))
+
+
+def dense_scene(seed: int, n_things: int = 40, n_signs: int = 22) -> Scene:
+    """A crowded scene for aligning the vision tower: background teaches nothing, so most cells are filled.
+
+    Colours and shapes repeat freely; it has no questions.
+    """
+    rng = random.Random(f"dense-{seed}")
+    cells = [(c, r) for r in range(LATTICE) for c in range(LATTICE)]
+    rng.shuffle(cells)
+    things = []
+    for _ in range(n_things):
+        column, row = cells.pop()
+        radius = rng.uniform(9, 15)
+        slack = CELL / 2 - radius
+        things.append(
+            Thing(
+                rng.choice(SHAPES),
+                rng.choice(COLOUR_NAMES),
+                (column + 0.5) * CELL + rng.uniform(-slack, slack),
+                (row + 0.5) * CELL + rng.uniform(-slack, slack),
+                radius,
+            )
+        )
+    signs = []
+    for _ in range(n_signs):
+        column, row = cells.pop()
+        code = "".join(rng.choice(CODE_CHARS) for _ in range(3))
+        signs.append(Sign(rng.choice(COLOUR_NAMES), code, column, row))
+    return Scene(seed, tuple(things), tuple(signs))
+
+
+# ------------------------------------------------------------------------------------------------------------- rendering
+
+_SUPER = 4  # supersampling of shape outlines
+
+
+def _shape_mask(shape: str, dx: float, dy: float, radius: float) -> Image.Image:
+    """Antialiased mask of a shape in a `CELL`-sized tile, centre offset by (dx, dy) from the tile's centre."""
+    size = CELL * _SUPER
+    mask = Image.new("L", (size, size), 0)
+    draw = ImageDraw.Draw(mask)
+    cx, cy, r = size / 2 + dx * _SUPER, size / 2 + dy * _SUPER, radius * _SUPER
+
+    def polygon(points: list[tuple[float, float]]) -> None:
+        draw.polygon([(cx + px * r, cy + py * r) for px, py in points], fill=255)
+
+    if shape == "circle":
+        draw.ellipse([cx - r, cy - r, cx + r, cy + r], fill=255)
+    elif shape == "ring":
+        draw.ellipse([cx - r, cy - r, cx + r, cy + r], fill=255)
+        inner = r * 0.55
+        draw.ellipse([cx - inner, cy - inner, cx + inner, cy + inner], fill=0)
+    elif shape == "square":
+        polygon([(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)])
+    elif shape == "diamond":
+        polygon([(0, -1), (0.72, 0), (0, 1), (-0.72, 0)])
+    elif shape == "triangle":
+        polygon([(0, -1), (1, 0.85), (-1, 0.85)])
+    elif shape == "cross":
+        a = 0.33
+        polygon([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)])
+    elif shape == "star":
+        points = []
+        for k in range(10):
+            rho = 1.0 if k % 2 == 0 else 0.42
+            phi = -math.pi / 2 + k * math.pi / 5
+            points.append((rho * math.cos(phi), rho * math.sin(phi)))
+        polygon(points)
+    elif shape == "heart":
+        points = []
+        for k in range(40):
+            t = 2 * math.pi * k / 40
+            hx = 16 * math.sin(t) ** 3
+            hy = -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))
+            points.append((hx / 17, hy / 17))
+        polygon(points)
+    else:
+        raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
+    return mask.resize((CELL, CELL), Image.Resampling.BOX)
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=15)  # the font that ships inside Pillow: no system fonts needed
+
+
+@lru_cache(maxsize=None)
+def _glyph(char: str) -> Image.Image:
+    tile = Image.new("L", (PATCH, PATCH), 0)
+    draw = ImageDraw.Draw(tile)
+    draw.text((PATCH / 2, PATCH / 2), char, fill=255, font=_font(), anchor="mm", stroke_width=0)
+    return tile
+
+
+def render(scene: Scene) -> Image.Image:
+    """The scene as an RGB image, 336 x 336."""
+    rng = np.random.Generator(np.random.PCG64(scene.seed + 77))
+    base = rng.uniform(95, 165) + rng.uniform(-18, 18, size=3)
+    coarse = base + rng.uniform(-22, 22, size=(7, 7, 3))
+    smooth = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize(
+        (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC
+    )
+    noise = rng.integers(-4, 5, size=(IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.int16)
+    image = Image.fromarray(np.clip(np.asarray(smooth, dtype=np.int16) + noise, 0, 255).astype(np.uint8))
+    for thing in scene.things:
+        column, row = int(thing.x // CELL), int(thing.y // CELL)
+        mask = _shape_mask(thing.shape, thing.x - (column + 0.5) * CELL, thing.y - (row + 0.5) * CELL, thing.radius)
+        image.paste(COLOURS[thing.colour], (column * CELL, row * CELL), mask)
+    draw = ImageDraw.Draw(image)
+    for sign in scene.signs:
+        x0, y0 = sign.column * CELL, sign.row * CELL
+        draw.rectangle([x0, y0 + PATCH - 5, x0 + CELL - 1, y0 + 2 * PATCH + 4], fill=COLOURS[sign.colour])
+        ink = (255, 255, 255) if sum(COLOURS[sign.colour]) < 390 else (0, 0, 0)
+        for k, char in enumerate(sign.code):
+            image.paste(ink, (x0 + k * PATCH, y0 + PATCH), _glyph(char))
+    return image
+
+
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------- what a patch shows (training)
+
+
+class PatchLabels(NamedTuple):
+    """What each of the 576 patches shows, -1 where it does not apply; all (576,) int64.
+
+    `char` indexes CODE_CHARS and `slot` is the character's place 0..2 on its sign; `colour` is the object's or the sign's.
+    """
+
+    shape: np.ndarray
+    colour: np.ndarray
+    char: np.ndarray
+    slot: np.ndarray
+
+
+def patch_labels(scene: Scene, min_cover: float = 0.2) -> PatchLabels:
+    """Labels by geometry: a patch belongs to an object whose disc covers `min_cover` of it (or most, if none does)."""
+    labels = PatchLabels(*(np.full(GRID * GRID, -1, dtype=np.int64) for _ in range(4)))
+    offsets = (np.arange(7) + 0.5) * (PATCH / 7)
+    for thing in scene.things:
+        column, row = int(thing.x // CELL) * 3, int(thing.y // CELL) * 3
+        cover = np.zeros((3, 3))
+        for j in range(3):
+            for i in range(3):
+                xs = (column + i) * PATCH + offsets - thing.x
+                ys = (row + j) * PATCH + offsets - thing.y
+                cover[j, i] = np.mean(xs[None, :] ** 2 + ys[:, None] ** 2 <= thing.radius**2)
+        chosen = cover >= min(min_cover, cover.max())
+        for j, i in zip(*np.nonzero(chosen), strict=True):
+            p = (row + j) * GRID + column + i
+            labels.shape[p] = SHAPES.index(thing.shape)
+            labels.colour[p] = COLOUR_NAMES.index(thing.colour)
+    for sign in scene.signs:
+        for k, char in enumerate(sign.code):
+            p = (sign.row * 3 + 1) * GRID + sign.column * 3 + k
+            labels.char[p] = CODE_CHARS.index(char)
+            labels.colour[p] = COLOUR_NAMES.index(sign.colour)
+            labels.slot[p] = k
+    return labels
+
+
+# -------------------------------------------------------------------------------------------------------------- questions
+
+
+def _unique(scene: Scene, attribute: str) -> list[Thing]:
+    counts = Counter(getattr(t, attribute) for t in scene.things)
+    return [t for t in scene.things if counts[getattr(t, attribute)] == 1]
+
+
+def _reference(rng: random.Random, scene: Scene, thing: Thing) -> str:
+    """How a question names the object: by its full name, or by its shape alone where that is unambiguous."""
+    if rng.random() < 0.3 and thing in _unique(scene, "shape"):
+        return thing.shape
+    return thing.name
+
+
+def _separated(a: Thing, b: Thing, axis: str) -> bool:
+    return abs(getattr(a, axis) - getattr(b, axis)) >= CELL
+
+
+def _pair(rng: random.Random, scene: Scene, axis: str) -> tuple[Thing, Thing] | None:
+    pairs = [(a, b) for a in scene.things for b in scene.things if a is not b and _separated(a, b, axis)]
+    return rng.choice(pairs) if pairs else None
+
+
+def negative_name(rng: random.Random, scene: Scene, how: str) -> tuple[str, str] | None:
+    """(shape, colour) of an object that is not there; `how` is random, popular or adversarial (POPE's three splits)."""
+    present = {(t.shape, t.colour) for t in scene.things}
+    if how == "random":
+        pool = [(s, c) for s in SHAPES for c in COLOUR_NAMES]
+    elif how == "popular":
+        pool = [(s, c) for s in FREQUENT_SHAPES for c in FREQUENT_COLOURS]
+    elif how == "adversarial":  # both words occur in the scene, on different objects
+        shapes, colours = {t.shape for t in scene.things}, {t.colour for t in scene.things}
+        pool = [(s, c) for s in sorted(shapes) for c in sorted(colours)]
+    else:
+        raise ValueError(f"unknown kind of negative {how!r}; expected random, popular or adversarial")
+    pool = [n for n in pool if n not in present]
+    return rng.choice(pool) if pool else None
+
+
+NEGATIVES = ("random", "popular", "adversarial")
+KINDS = ("exist", "colour", "shape", "relation", "side", "verify", "position", "count", "code", "code_is", "same", "starts")
+
+
+def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = None, negative: str | None = None) -> Question | None:
+    """One question of a kind about a scene, or None where the scene has nothing to ask it about.
+
+    `positive` fixes the answer of yes/no questions (default: a fair coin), `negative` the kind of absent object.
+    """
+    things = scene.things
+    yes = rng.random() < 0.5 if positive is None else positive
+    say = "yes" if yes else "no"
+    if kind == "exist":
+        if yes:
+            thing = rng.choice(things)
+            name = f"{thing.colour} {thing.shape}"
+        else:
+            absent = negative_name(rng, scene, negative or rng.choice(NEGATIVES))
+            if absent is None:
+                return None
+            name = f"{absent[1]} {absent[0]}"
+        return Question(kind, f"Is there {article(name)} in the image?", say)
+    if kind == "colour":
+        pool = _unique(scene, "shape")
+        return Question(kind, f"What color is the {(t := rng.choice(pool)).shape}?", t.colour) if pool else None
+    if kind == "shape":
+        pool = _unique(scene, "colour")
+        return Question(kind, f"What shape is the {(t := rng.choice(pool)).colour} object?", t.shape) if pool else None
+    if kind == "relation":
+        axis = rng.choice("xy")
+        pair = _pair(rng, scene, axis)
+        if pair is None:
+            return None
+        a, b = pair
+        names = _reference(rng, scene, a), _reference(rng, scene, b)
+        if axis == "x":
+            text = f"Is the {names[0]} to the left or to the right of the {names[1]}?"
+            return Question(kind, text, "left" if a.x < b.x else "right")
+        return Question(kind, f"Is the {names[0]} above or below the {names[1]}?", "above" if a.y < b.y else "below")
+    if kind == "side":  # where one object is; also the stepping stone towards comparing two
+        axis = rng.choice("xy")
+        pool = [t for t in things if abs(getattr(t, axis) - IMAGE_SIZE / 2) > CELL / 2]
+        if not pool:
+            return None
+        t = rng.choice(pool)
+        low = getattr(t, axis) < IMAGE_SIZE / 2
+        name = _reference(rng, scene, t)
+        if axis == "x":
+            return Question(kind, f"Is the {name} on the left or on the right side of the image?", "left" if low else "right")
+        return Question(kind, f"Is the {name} at the top or at the bottom of the image?", "top" if low else "bottom")
+    if kind == "verify":
+        pool = _unique(scene, "shape")
+        if not pool:
+            return None
+        t = rng.choice(pool)
+        colour = t.colour if yes else rng.choice([c for c in COLOUR_NAMES if c != t.colour])
+        return Question(kind, f"Is the {t.shape} {colour}?", say)
+    if kind == "position":
+        axis = rng.choice("xy")
+        pair = _pair(rng, scene, axis)
+        if pair is None:
+            return None
+        a, b = pair
+        before = getattr(a, axis) < getattr(b, axis)
+        word = {("x", True): "to the left of", ("x", False): "to the right of", ("y", True): "above", ("y", False): "below"}[
+            axis, before == yes
+        ]
+        return Question(kind, f"Is the {a.name} {word} the {b.name}?", say)
+    if kind == "count":
+        words = ("no", "one", "two", "three", "four")
+        shape = rng.choice(SHAPES)
+        n = min(sum(t.shape == shape for t in things), 4)
+        if n == 0:
+            shape = rng.choice(things).shape
+            n = min(sum(t.shape == shape for t in things), 4)
+        said = n if yes else rng.choice([k for k in (1, 2, 3) if k != n])
+        if said == 4:
+            return None
+        noun = shape if said == 1 else (shape + "es" if shape.endswith("s") else shape + "s")
+        return Question(kind, f"{'Is' if said == 1 else 'Are'} there exactly {words[said]} {noun} in the image?", say)
+    if kind == "same":
+        if len(things) < 2:
+            return None
+        pairs = [(a, b) for a in things for b in things if a is not b and (a.shape == b.shape) == yes and a.colour != b.colour]
+        unique = set(_unique(scene, "colour"))
+        pairs = [(a, b) for a, b in pairs if a in unique and b in unique]
+        if not pairs:
+            return None
+        a, b = rng.choice(pairs)
+        return Question(kind, f"Do the {a.colour} object and the {b.colour} object have the same shape?", say)
+    if not scene.signs:
+        return None
+    sign = rng.choice(scene.signs)
+    if kind == "code":
+        return Question(kind, f"What is written on the {sign.colour} sign?", sign.code)
+    if kind == "code_is":
+        code = sign.code if yes else "".join(rng.choice(CODE_CHARS) for _ in range(3))
+        return Question(kind, f"Is the code on the {sign.colour} sign {code}?", "yes" if code == sign.code else "no")
+    if kind == "char":  # training only: the step from "is there a ..." to comparing whole codes
+        char = rng.choice(sign.code) if yes else rng.choice([c for c in CODE_CHARS if c not in sign.code])
+        return Question(kind, f"Is {char} on the {sign.colour} sign?", say)
+    if kind == "starts":
+        char = sign.code[0] if yes else rng.choice([c for c in CODE_CHARS if c != sign.code[0]])
+        return Question(kind, f"Does the code on the {sign.colour} sign start with {char}?", say)
+    raise ValueError(f"unknown kind of question {kind!r}; expected one of {', '.join(KINDS)}")
+
+
+#: what lmms-eval's tasks append to every question of these four data sets
+POST_PROMPT = "\nAnswer the question using a single word or phrase."
+
+
+def ocr_suffix(scene: Scene) -> str:
+    """What the TextVQA task inserts after the question when OCR tokens are on."""
+    return f"\nReference OCR token: {', '.join(s.code for s in scene.signs)}"
