@@ -20,11 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt
 
-eval: $(STAMP)  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= SET='knob=value' FRESH=1]
+eval: $(STAMP)  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= POSITIONS= SET='knob=value' FRESH=1]
 	@$(RUN) eval --method "$(METHOD)" --model "$(MODEL)" --results "$(RESULTS)" \
 	  $(if $(BUDGET),--budget "$(BUDGET)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
 	  $(if $(SEED),--seed "$(SEED)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(DATA),--data "$(DATA)") \
-	  $(if $(SET),--set "$(SET)") $(if $(filter-out 0,$(FRESH)),--fresh)
+	  $(if $(POSITIONS),--positions "$(POSITIONS)") $(if $(SET),--set "$(SET)") $(if $(filter-out 0,$(FRESH)),--fresh)
 
 methods: $(STAMP)  ## the registered methods
 	@$(RUN) methods

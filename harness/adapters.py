@@ -25,6 +25,12 @@ class LlavaAdapter:
         return core
 
     @property
+    def tower(self) -> nn.Module:
+        """The vision tower; its forward takes `pixel_values`."""
+        tower: nn.Module = self.model.model.vision_tower
+        return tower
+
+    @property
     def text(self) -> Any:
         return self.model.model.language_model
 

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness import budget as budgets
 from harness import flops
-from harness.engine import EngineRun, attach, changed_pixels
+from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import Method
 from harness.models import LoadedModel, locate_model
@@ -68,7 +68,7 @@ class FeatureCache:
 
 
 class Answerer:
-    """A loaded model with a method attached per call; the vision features outlive the method, so methods can share one answerer."""
+    """A loaded model with a method attached per call; the vision features outlive it, so methods can share one answerer."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class Answerer:
         width = max(len(ids) for ids, _ in batch)
         ids = torch.full((len(batch), width), tokenizer.pad_token_id or 0)
         mask = torch.zeros_like(ids)
-        for row, (tokens, _) in enumerate(batch):
-            ids[row, width - len(tokens) :] = torch.tensor(tokens)
-            mask[row, width - len(tokens) :] = 1
+        for row, (prompt_ids, _) in enumerate(batch):
+            ids[row, width - len(prompt_ids) :] = torch.tensor(prompt_ids)
+            mask[row, width - len(prompt_ids) :] = 1
         run.samples = [p.key for p in prompts]
         cache = DynamicCache(config=loaded.model.config.text_config)
         out = loaded.model(
@@ -186,13 +186,12 @@ class Answerer:
             raise
         except Exception as error:
             raise PrunebenchError(f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})") from error
-        pixels = self.loaded.pixels(image)
-        changed = changed_pixels(self.method, pixels)
-        return self.loaded.adapter.encode(pixels if changed is None else changed)[0]
+        # inside attach(), which lets the method change the pixels
+        return self.loaded.adapter.encode(self.loaded.pixels(image))[0]
 
 
 def sample_cost(loaded: LoadedModel, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:
-    """The measured cost of one prompt, from its trace: FLOPs (1 multiply-add = 2), bytes, tokens.
+    """The measured cost of one prompt, from its trace: FLOPs (1 multiply-add = 2; `_macs`: multiply-adds), bytes, tokens.
 
     Vision tower and projector are what this prompt alone would run; sharing features between prompts does not hide them.
     """
@@ -205,6 +204,8 @@ def sample_cost(loaded: LoadedModel, trace: Trace, row: int, n_new_tokens: int) 
         "n_visual": trace.n_prompt_visual[row],
         "n_text": n_prompt - trace.n_prompt_visual[row],
         "prefill_dense_flops": flops.prefill_dense(shape, trace, row),
+        "prefill_ideal_flops": flops.prefill_ideal(shape, trace, row),
+        "prefill_paper_macs": flops.prefill_paper_macs(shape, trace, row),
         "prefill_unpruned_flops": flops.prefill_unpruned(shape, n_prompt),
         "scoring_flops": trace.scoring[row],
         "vision_flops": flops.vision_tower(shape.vision),

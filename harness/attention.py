@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,35 @@ class EditTrace:
     silenced: Tensor  # (b,) causal pairs that lost their probability
 
 
+class EditedPairs(NamedTuple):
+    """Which pairs an edit is about: its query `rows`, its key `cols (b, n)` bool, what those rows may attend, `allowed (b, r, n)`
+    bool, and `silenced (b,)`: causal pairs that lose their probability."""
+
+    rows: Gathered
+    cols: Tensor
+    allowed: Tensor
+    silenced: Tensor
+
+
+def sink_columns(edit: AttentionEdit, layout: TokenLayout) -> Tensor:
+    """(b,) long: the column of each row's sink."""
+    visual = layout.visual_tokens.columns
+    sink = torch.as_tensor(edit.sink, device=visual.device).expand(visual.shape[0])
+    return visual.gather(1, sink[:, None])[:, 0]
+
+
+def edited_pairs(edit: AttentionEdit, layout: TokenLayout) -> EditedPairs:
+    """The pairs of one edit, from the layout alone."""
+    rows = _rows_of(layout, edit.rows)
+    cols = layout.visual if edit.cols is None else layout.visual_to_columns(edit.cols)
+    key_index = torch.arange(layout.n, device=layout.valid.device)
+    allowed = (key_index <= rows.columns[:, :, None]) & layout.valid[:, None, :]
+    taken = allowed & cols[:, None, :] & rows.valid[:, :, None]
+    if edit.how == "redirect":
+        taken = taken & (key_index != sink_columns(edit, layout)[:, None])[:, None]
+    return EditedPairs(rows, cols, allowed, taken.sum((1, 2)))
+
+
 def apply_edits(
     edits: Sequence[AttentionEdit], layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor, out: Tensor, scaling: float
 ) -> tuple[Tensor, list[EditTrace]]:
@@ -63,27 +92,22 @@ def apply_edits(
         if edit.rows in touched:
             raise PrunebenchError(f"two attention edits of one layer share the rows {edit.rows!r}; join them into one")
         touched.add(edit.rows)
-        rows = _rows_of(layout, edit.rows)
+        rows, cols, allowed, silenced = edited_pairs(edit, layout)
         if rows.columns.shape[1] == 0:
             continue
-        cols = layout.visual if edit.cols is None else layout.visual_to_columns(edit.cols)
         n = layout.n
-        key_index = torch.arange(n, device=q.device)
-        allowed = (key_index <= rows.columns[:, :, None]) & layout.valid[:, None, :]
-        silenced = (allowed & cols[:, None, :] & rows.valid[:, :, None]).sum((1, 2))
         values = v
         if edit.how == "mask":
             allowed = allowed & ~cols[:, None, :]
         elif edit.how == "zero":
             values = v.masked_fill(cols[:, None, :, None], 0)
         elif edit.how == "redirect":
-            sink = layout.visual_tokens.columns[:, edit.sink]
-            silenced = silenced - (allowed & (key_index == sink[:, None])[:, None] & rows.valid[:, :, None]).sum((1, 2))
+            sink = sink_columns(edit, layout)
             values = torch.where(cols[:, None, :, None], _gather_rows(v, sink[:, None]), v)
         else:
             raise PrunebenchError(f"expected an edit 'mask', 'zero' or 'redirect', found {edit.how!r}")
         # a padded slot of the row list attends its own column 0, so that its softmax is defined; it is not written back
-        allowed = allowed | (~rows.valid[:, :, None] & (key_index == 0))
+        allowed = allowed | (~rows.valid[:, :, None] & (torch.arange(n, device=q.device) == 0))
         edited = attend(_gather_rows(q, rows.columns), k, values, allowed[:, None], scaling, causal=False)
         keep_old = _gather_rows(out, rows.columns)
         edited = torch.where(rows.valid[:, None, :, None], edited, keep_old)
@@ -121,14 +145,17 @@ class LayerAttention:
         after = layout.after_tokens
         if rows.shape != after.columns.shape or rows.dtype != torch.bool:
             raise PrunebenchError(
-                f"expected rows as bool {tuple(after.columns.shape)} over the text behind the image, found {rows.dtype} {tuple(rows.shape)}"
+                f"expected rows as bool {tuple(after.columns.shape)} over the text behind the image, "
+                f"found {rows.dtype} {tuple(rows.shape)}"
             )
         asked = gather_mask(rows & after.valid)
         return Gathered(after.columns.gather(1, asked.columns), asked.valid)
 
-    def visual_probs(self, rows: Literal["last"] | Tensor) -> Probabilities:
+    def visual_probs(self, rows: Literal["last"] | Tensor, of: Tensor | None = None) -> Probabilities:
         layout = self._layout
         asked = self._asked(rows)
+        if of is not None:
+            asked = Gathered(asked.columns, asked.valid & of[:, None])
         q = _gather_rows(self._q, asked.columns)
         k = repeat_heads(self._k, q.shape[1])
         b, heads, r, d = q.shape
@@ -149,7 +176,7 @@ class LayerAttention:
         return repeat_heads(_gather_rows(self._v, visual.columns), self._q.shape[1]) * visual.valid[:, None, :, None]
 
     def last_output(self) -> Tensor:
-        return self._out[:, :, -1]
+        return self._out[:, :, -1].clone()
 
     def ones_rotated(self, rows: Tensor) -> Tensor:
         # q and k of all ones at every column's position; the product of two rotations depends on the distance only
@@ -161,4 +188,5 @@ class LayerAttention:
         c = ones.gather(1, visual.columns[:, :, None].expand(-1, -1, d))
         per_row = [2 * d * n_rows * n for n_rows, n in zip(asked.valid.sum(1).tolist(), layout.visual_counts, strict=True)]
         self._count(2 * a.shape[0] * a.shape[1] * c.shape[1] * d, per_row)
-        return a @ c.transpose(-1, -2) / d**0.5
+        bias: Tensor = a @ c.transpose(-1, -2) / d**0.5
+        return bias

@@ -13,7 +13,7 @@ OLDEST = (3, 11)
 FREE_GB = 8
 
 
-def suitable(version):  # type: (tuple) -> bool
+def suitable(version):  # type: (tuple[int, ...]) -> bool
     return OLDEST <= tuple(version[:2]) <= NEWEST
 
 

@@ -29,7 +29,7 @@ def _pairs(items: list[str]) -> dict[str, str]:
 @app.command("eval")
 def eval_command(
     method: Annotated[str, typer.Option(help="a name from `prunebench methods`, or path/to/file.py:Class")],
-    budget: Annotated[str, typer.Option(help="64 = visual tokens kept; native = the method's published defaults")] = "",
+    budget: Annotated[str, typer.Option(help="64 (tokens kept), 64avg (mean per layer), 0.35flops, native or calibrated")] = "",
     model: Annotated[str, typer.Option(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
     tasks: Annotated[str, typer.Option(help="of gqa, mme, pope, textvqa, textvqa_ocr; comma-separated")] = "gqa,mme,pope,textvqa",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
@@ -38,6 +38,7 @@ def eval_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
     data: Annotated[str, typer.Option(help="mini, hub or a folder; default: mini for the mini model, else hub")] = "",
+    positions: Annotated[str, typer.Option(help="of kept tokens: method (as the method does), original or compact")] = "method",
     set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
     results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
@@ -53,7 +54,8 @@ def eval_command(
 
     names = tuple(t.strip() for t in tasks.split(",") if t.strip())
     request = Request(
-        method, model, budget or None, names, limit or None, batch, seed, device, dtype, data or None, _pairs(set_ or []), results, fresh
+        method, model, budget or None, names, limit or None, batch, seed, device, dtype, data or None, positions,
+        _pairs(set_ or []), results, fresh,
     )
     finished = evaluate(request)
     print()
@@ -66,6 +68,54 @@ def eval_command(
     print(f"tables  {finished.csv}  {finished.markdown}")
 
 
+@app.command("cost")
+def cost_command(
+    method: Annotated[str, typer.Argument(help="a name from `prunebench methods`, or path/to/file.py:Class")],
+    budget: Annotated[str, typer.Option(help="as in eval")] = "",
+    model: Annotated[str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, mini or a local folder; no weights")] = "llava-1.5-7b",
+    text_tokens: Annotated[int, typer.Option(help="text tokens of the prompt, before and behind the image")] = 74,
+    text_before: Annotated[int, typer.Option(help="how many of them stand before the image; 35 is Vicuna's system prompt")] = 35,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
+    fusion_layer: Annotated[str, typer.Option(help="adaptive methods: the layer that selects; 13,14,15 are averaged")] = "",
+    exit_layer: Annotated[str, typer.Option(help="adaptive methods: the first layer without visual tokens; -1 = never")] = "",
+) -> None:
+    """What a method costs at a budget, from its schedule: no weights, no GPU, nothing is run."""
+    from harness import budget as budgets
+    from harness import cost
+    from harness.method import build
+
+    shape = cost.model_shape(model)
+    knobs = {**cost.model_knobs(model, method), **_pairs(set_ or [])}
+    built = build(method, budgets.parse(budget or None), knobs, shape, text_tokens)
+    print(cost.report(built, shape, text_tokens, cost.choices(fusion_layer, exit_layer), text_before))
+
+
+@app.command("ablate")
+def ablate_command(
+    file: Annotated[Path, typer.Argument(help="a YAML file, as in configs/ablations/")],
+    model: Annotated[str, typer.Option(help="in place of the file's")] = "",
+    tasks: Annotated[str, typer.Option(help="in place of the file's; comma-separated")] = "",
+    limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
+    batch: Annotated[int, typer.Option(help="prompts a batch; answers do not depend on it")] = 8,
+    seed: Annotated[int, typer.Option(help="of the methods' randomness")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
+    data: Annotated[str, typer.Option(help="mini, hub or a folder; default: mini for the mini model, else hub")] = "",
+    results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
+) -> None:
+    """Run the variants of an ablation and print them as one table."""
+    from harness import ablations
+    from harness.run import Request
+
+    plan = ablations.load(file)
+    names = tuple(t.strip() for t in tasks.split(",") if t.strip())
+    shared = Request(
+        "none", model or plan.model, None, names or plan.tasks, limit or None, batch, seed, device, dtype, data or None,
+        results=results,
+    )
+    print(ablations.table(plan, ablations.run(plan, shared)))
+
+
 @app.command("methods")
 def methods_command() -> None:
     """List the registered methods."""
@@ -74,7 +124,8 @@ def methods_command() -> None:
     from harness.method import registered
 
     for name, cls in registered().items():
-        knobs = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in dataclasses.fields(cls))
+        fields = dataclasses.fields(cls)
+        knobs = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields)
         print(f"{name:<12} {(sys.modules[cls.__module__].__doc__ or '').strip().splitlines()[0]}")
         print(f"{'':<12} knobs: {knobs or 'none'}")
 
@@ -89,7 +140,9 @@ def doctor_command() -> None:
 
 
 @app.command("goldens")
-def goldens_command(folder: Annotated[Path, typer.Argument(help="index.json, models/, inputs/, cases/")] = Path("tests/goldens")) -> None:
+def goldens_command(
+    folder: Annotated[Path, typer.Argument(help="index.json, models/, inputs/, cases/")] = Path("tests/goldens"),
+) -> None:
     """Replay recorded outputs of official implementations; exit code 1 on any mismatch."""
     import torch
 
@@ -100,9 +153,59 @@ def goldens_command(folder: Annotated[Path, typer.Argument(help="index.json, mod
     for outcome in run_folder(folder):
         total += 1
         failed += outcome.mismatch is not None
-        print(f"{'FAIL' if outcome.mismatch else 'ok  '}  {outcome.case:<34} {outcome.largest:9.2e}  {outcome.mismatch or ''}".rstrip(), flush=True)
+        word = "FAIL" if outcome.mismatch else "ok  "
+        print(f"{word}  {outcome.case:<34} {outcome.largest:9.2e}  {outcome.mismatch or ''}".rstrip(), flush=True)
     print(f"{total - failed} of {total} cases reproduce")
     if failed or not total:
+        raise typer.Exit(1)
+
+
+@app.command("check")
+def check_command(
+    method: Annotated[str, typer.Argument(help="a name from `prunebench methods`, file.py:Class or package.module:Class")] = "",
+    budget: Annotated[int, typer.Option(help="visual tokens to test at; the check models have 64")] = 16,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="every registered method")] = False,
+) -> None:
+    """Test a method against the conformance kit; exit code 1 on a failure."""
+    import torch
+
+    from harness.check import check_named, table
+    from harness.method import registered
+
+    if bool(method) == all_:
+        raise PrunebenchError("check: expected one METHOD (see `prunebench methods`) or --all")
+    torch.manual_seed(0)
+    failed = []
+    for name in registered() if all_ else [method]:
+        verdicts = check_named(name, budget, _pairs(set_ or []))
+        wrong = sum(v.status == "FAIL" for v in verdicts)
+        print(f"{name}: {wrong} of {len(verdicts)} properties fail\n{table(verdicts)}\n", flush=True)
+        failed += [name] if wrong else []
+    if failed:
+        print(f"{', '.join(failed)}: not conforming")
+        raise typer.Exit(1)
+
+
+@app.command("mutations")
+def mutations_command(
+    out: Annotated[Path, typer.Option(help="the table, as Markdown")] = Path("results/local/mutations.md"),
+) -> None:
+    """Seed faults and write what caught each; minutes; exit code 1 where one survives."""
+    import torch
+
+    from harness.mutations import FAULTS, markdown, try_fault, try_sound
+
+    torch.manual_seed(0)
+    try_sound()
+    caught = []
+    for fault in FAULTS:
+        caught.append(try_fault(fault))
+        print(f"{'SURVIVED' if caught[-1].survived else 'caught  '}  {fault.name}", flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(markdown(caught))
+    print(f"table  {out}")
+    if any(c.survived for c in caught):
         raise typer.Exit(1)
 
 
@@ -114,6 +217,15 @@ def leaderboard_command(results: Annotated[Path, typer.Option(help="folder with 
 
     csv, markdown = leaderboard.write(Store(results).cells(), results)
     print(f"tables  {csv}  {markdown}")
+
+
+@app.command("readme")
+def readme_command(results: Annotated[Path, typer.Option(help="folder with the sealed cells of the main job")] = Path("results/reference")) -> None:
+    """Fill the tables of README.md from sealed cells and schedules."""
+    from harness.readme import filled
+
+    readme = Path("README.md")
+    readme.write_text(filled(readme.read_text(), results))
 
 
 @app.command("lmms-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

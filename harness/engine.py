@@ -9,9 +9,9 @@ cache at layer 0. In decode every layer has its own cache length, hence its own 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from harness.adapters import LlavaAdapter, adapter_for
 from harness.attention import LayerAttention, apply_edits, attend
 from harness.errors import PrunebenchError, unknown
-from harness.layout import TokenLayout, take
-from harness.method import DecodePositions, Method, Reduction
+from harness.layout import Gathered, TokenLayout, take
+from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError
 from harness.shape import ModelShape
 from harness.trace import LayerTrace, Trace
 
 KERNEL = "prunebench"
+#: what a pre-hook hands on: positional and keyword arguments of the module
+HookInputs = tuple[tuple[Any, ...], dict[str, Any]]
 #: decoder attention modules under an attached engine; found by module, since hook kwargs do not reach the attention function
 _ACTIVE: dict[int, EngineRun] = {}
 
@@ -45,24 +47,37 @@ AttentionMaskInterface.register(KERNEL, lambda *args, **kwargs: None)
 
 
 class _Stream:
-    """`harness.method.Stream`, gathered on demand."""
+    """`harness.method.Stream`, gathered on demand: copies, so a method cannot reach the model's own stream."""
 
     def __init__(self, layout: TokenLayout, hidden: Tensor) -> None:
         self._layout, self._hidden = layout, hidden
+        self._handed: list[tuple[str, Tensor, int]] = []
 
     @property
     def visual(self) -> Tensor:
-        tokens = self._layout.visual_tokens
-        return take(self._hidden, tokens.columns) * tokens.valid[:, :, None]
+        return self._copy("visual", self._layout.visual_tokens)
 
     @property
     def after(self) -> Tensor:
-        tokens = self._layout.after_tokens
-        return take(self._hidden, tokens.columns) * tokens.valid[:, :, None]
+        return self._copy("after", self._layout.after_tokens)
 
     @property
     def after_valid(self) -> Tensor:
-        return self._layout.after_tokens.valid
+        return self._layout.after_tokens.valid.clone()
+
+    def _copy(self, name: str, tokens: Gathered) -> Tensor:
+        # inference tensors have no version counter, by which an edit in place is found without comparing values
+        with torch.inference_mode(False):
+            copy = take(self._hidden, tokens.columns) * tokens.valid[:, :, None]
+        self._handed.append((name, copy, copy._version))
+        return copy
+
+    def edited(self) -> tuple[str, Tensor, Tensor] | None:
+        """(name, what it is now, what it was) of a tensor that the method changed in place."""
+        for name, copy, version in self._handed:
+            if copy._version != version:
+                return name, copy, getattr(_Stream(self._layout, self._hidden), name)
+        return None
 
 
 class EngineRun:
@@ -77,7 +92,7 @@ class EngineRun:
         self._shape = adapter.shape
         self._depth = len(adapter.layers)
         self.samples: Sequence[str] | None = None
-        self.memo: dict[str, Any] = {}
+        self.memo: MutableMapping[str, Any] = {}
         self._input_ids: Tensor | None = None
         self._attention_mask: Tensor | None = None
         self._layout: TokenLayout | None = None
@@ -107,7 +122,8 @@ class EngineRun:
 
     @property
     def visual_valid(self) -> Tensor:
-        return self.layout.visual_tokens.valid
+        # a copy: `keep = run.visual_valid; keep[...] = False` is a natural thing to write
+        return self.layout.visual_tokens.valid.clone()
 
     @property
     def n_prompt_visual(self) -> Tensor:
@@ -126,7 +142,8 @@ class EngineRun:
             per_row[row] = 2 * out.numel() * inner
         elif out.ndim < 3 or out.shape[0] != batch:
             raise PrunebenchError(
-                f"{self._method.name}: expected a product over the batch of {batch}, found shape {tuple(out.shape)}: say whose row= it is"
+                f"{self._method.name}: expected a product over the batch of {batch}, found shape {tuple(out.shape)}: "
+                "say whose row= it is"
             )
         else:
             real = [out.numel() // batch] * batch if entries is None else entries
@@ -158,14 +175,16 @@ class EngineRun:
 
     # ---------------------------------------------------------------------------------------------------------------- hooks
 
-    def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._attention_mask = kwargs.get("attention_mask")
-        pixels = kwargs.get("pixel_values")
-        if pixels is not None:
-            changed = changed_pixels(self._method, pixels)
-            kwargs["pixel_values"] = pixels if changed is None else changed
         return args, kwargs
+
+    def _on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
+        # `generate` runs the tower before the model's forward, so pixels are changed at the tower and not at the core
+        pixels = args[0] if args else kwargs.pop("pixel_values")
+        changed = changed_pixels(self._method, pixels)
+        return (pixels if changed is None else changed, *args[1:]), kwargs
 
     def _before_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if layer == 0:
@@ -174,9 +193,10 @@ class EngineRun:
                 self._begin_prefill(hidden)
             elif hidden.shape[1] != 1:
                 raise PrunebenchError(
-                    f"expected one new token per step on a pruned cache, found {hidden.shape[1]}: start a new prompt with an empty cache"
+                    f"expected one new token per step on a pruned cache, found {hidden.shape[1]}: "
+                    "start a new prompt with an empty cache"
                 )
-            elif not self._per_layer or self._per_layer[-1].valid.shape[0] != hidden.shape[0]:
+            elif len(self._per_layer) != self._depth or self._per_layer[-1].valid.shape[0] != hidden.shape[0]:
                 raise PrunebenchError(
                     f"expected a cache that was filled inside this attach() by a prefill of {hidden.shape[0]} rows: "
                     "run the prefill inside the same block"
@@ -199,7 +219,7 @@ class EngineRun:
     def _begin_prefill(self, hidden: Tensor) -> None:
         ids = self._input_ids
         if ids is None:
-            raise PrunebenchError("expected input_ids (image tokens are found by their id); found inputs_embeds only: pass input_ids")
+            raise PrunebenchError("expected input_ids (image tokens are found by their id), found inputs_embeds: pass input_ids")
         if ids.shape != hidden.shape[:2]:
             raise PrunebenchError(f"expected input_ids of shape {tuple(hidden.shape[:2])}, found {tuple(ids.shape)}")
         self.memo = {}
@@ -210,7 +230,8 @@ class EngineRun:
         self._decode_positions = "original"
         self._prefilling = True
         mask = self._attention_mask
-        self._layout = TokenLayout.of_prompt(ids, mask if mask is not None and mask.ndim == 2 else None, self._adapter.image_token_id)
+        mask = mask if mask is not None and mask.ndim == 2 else None
+        self._layout = TokenLayout.of_prompt(ids, mask, self._adapter.image_token_id)
         if self.samples is not None and len(self.samples) != ids.shape[0]:
             raise PrunebenchError(f"expected one sample key per row, found {len(self.samples)} keys for {ids.shape[0]} rows")
         self._per_layer_prompt = self._layout
@@ -221,7 +242,12 @@ class EngineRun:
 
     def _boundary(self, layer: int, hidden: Tensor) -> Tensor:
         layout = self.layout
-        reduction = self._method.at_boundary(self, layer, _Stream(layout, hidden))
+        stream = _Stream(layout, hidden)
+        with self._naming(f"boundary {layer}"):
+            reduction = self._method.at_boundary(self, layer, stream)
+        edited = stream.edited()
+        if edited is not None:
+            raise self._edited_in_place(layer, *edited)
         if reduction is not None:
             self._check_reduction(layer, reduction, layout, hidden)
             keep = reduction.keep & layout.visual_tokens.valid
@@ -244,22 +270,78 @@ class EngineRun:
         self._trace.layers.append(LayerTrace(layout.n, layout.counts, layout.visual_counts))
         return hidden
 
+    def _sample(self, row: int) -> str:
+        return f"sample {self.samples[row]!r} (row {row})" if self.samples is not None else f"row {row}"
+
+    @contextmanager
+    def _naming(self, where: str) -> Iterator[None]:
+        """Scores that hold nan are found where tokens are selected; here it is known by whom, where and for which sample."""
+        try:
+            yield
+        except ScoresError as error:
+            raise PrunebenchError(f"{self._method.name} at {where}, {self._sample(error.row)}: {error}") from None
+
+    def _edited_in_place(self, layer: int, name: str, now: Tensor, was: Tensor) -> PrunebenchError:
+        rows = (now != was).flatten(1).any(1).nonzero().flatten().tolist() or [0]
+        row = int(rows[0])
+        mean_was, mean_now = was[row].float().mean().item(), now[row].float().mean().item()
+        return PrunebenchError(
+            f"{self._method.name} at boundary {layer}, {self._sample(row)}: stream.{name} was changed in place "
+            f"(mean {mean_was:.4g}, now {mean_now:.4g}), which the model would not see: work on a clone and return a Reduction "
+            "with `added` tokens"
+        )
+
+    def _check_mask(self, where: str, what: str, mask: object, shape: torch.Size, device: torch.device) -> None:
+        if isinstance(mask, Tensor) and mask.shape == shape and mask.dtype == torch.bool and mask.device == device:
+            return
+        found = f"{mask.dtype} {tuple(mask.shape)} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise PrunebenchError(
+            f"{self._method.name} at {where}: expected {what} as bool {tuple(shape)} on {device} "
+            f"({'batch, visual tokens present now' if what != 'added_valid' else 'as added'}); found {found}"
+        )
+
     def _check_reduction(self, layer: int, reduction: Reduction, layout: TokenLayout, hidden: Tensor) -> None:
-        name, expected = self._method.name, layout.visual_tokens.valid
-        keep = reduction.keep
-        if keep.shape != expected.shape or keep.dtype != torch.bool or keep.device != expected.device:
+        name, where, expected = self._method.name, f"boundary {layer}", layout.visual_tokens.valid
+        if not isinstance(reduction, Reduction):
+            raise PrunebenchError(f"{name} at {where}: expected a Reduction or None, found {type(reduction).__name__}")
+        self._check_mask(where, "keep", reduction.keep, expected.shape, expected.device)
+        for knob, word, known in (
+            ("positions", reduction.positions, get_args(Positions)),
+            ("decode_positions", reduction.decode_positions, get_args(DecodePositions)),
+        ):
+            if word not in known:
+                raise PrunebenchError(f"{name} at {where}: expected {knob} to be one of {', '.join(known)}; found {word!r}")
+        added = reduction.added
+        if added is None:
+            return
+        (b, _, d), fits = hidden.shape, added.ndim == 3 and added.device == hidden.device
+        if not fits or (added.shape[0], added.shape[2]) != (b, d):
             raise PrunebenchError(
-                f"{name} at boundary {layer}: expected keep as bool {tuple(expected.shape)} on {expected.device} "
-                f"(batch, visual tokens present now); found {keep.dtype} {tuple(keep.shape)} on {keep.device}"
+                f"{name} at {where}: expected added tokens ({b}, m, {d}) on {hidden.device}, "
+                f"found {tuple(added.shape)} on {added.device}"
             )
-        if reduction.added is not None:
-            added = reduction.added
-            if added.ndim != 3 or added.shape[0] != hidden.shape[0] or added.shape[2] != hidden.shape[2]:
-                raise PrunebenchError(
-                    f"{name} at boundary {layer}: expected added tokens ({hidden.shape[0]}, m, {hidden.shape[2]}), found {tuple(added.shape)}"
-                )
-            if not bool(torch.isfinite(added).all()):
-                raise PrunebenchError(f"{name} at boundary {layer}: added tokens hold nan or inf")
+        if reduction.added_valid is not None:
+            self._check_mask(where, "added_valid", reduction.added_valid, added.shape[:2], hidden.device)
+        finite = torch.isfinite(added).flatten(1).all(1)
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            raise PrunebenchError(f"{name} at {where}, {self._sample(row)}: added tokens hold nan or inf")
+
+    def _check_edits(self, layer: int, edits: Sequence[AttentionEdit]) -> None:
+        expected = self.layout.visual_tokens.valid
+        for edit in edits:
+            if edit.cols is not None:
+                self._check_mask(f"layer {layer}", "the cols of an AttentionEdit", edit.cols, expected.shape, expected.device)
+            if edit.how != "redirect":
+                continue
+            counts = self.layout.visual_counts
+            sinks = edit.sink.tolist() if isinstance(edit.sink, Tensor) else [edit.sink] * len(counts)
+            for row, (sink, count) in enumerate(zip(sinks, counts, strict=True)):
+                if not 0 <= sink < count:
+                    raise PrunebenchError(
+                        f"{self._method.name} at layer {layer}, {self._sample(row)}: expected a sink from 0 to {count - 1} "
+                        f"(visual tokens present now), found {sink}"
+                    )
 
     def _decode_inputs(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         layout = self._per_layer[layer]
@@ -288,13 +370,19 @@ class EngineRun:
             layout = self.layout
             edits = self._method.edit_attention(self, layer)
             if edits:
+                self._check_edits(layer, edits)
                 out, traces = apply_edits(edits, layout, q, k, v, out, scaling)
                 assert self._trace is not None
                 self._trace.layers[layer].edit_rows = [t.rows for t in traces]
                 self._silenced[layer] = [t.silenced for t in traces]
             view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotate_ones)
-            self._method.on_attention(self, layer, view)
-            self._hidden_in_decode.append(self._method.hide_in_decode(self, layer))
+            with self._naming(f"layer {layer}"):
+                self._method.on_attention(self, layer, view)
+            hide = self._method.hide_in_decode(self, layer)
+            if hide is not None:
+                expected = layout.visual_tokens.valid
+                self._check_mask(f"layer {layer}", "hide_in_decode", hide, expected.shape, expected.device)
+            self._hidden_in_decode.append(hide)
             if layer == self._depth - 1:
                 self._prefilling = False
         return out.transpose(1, 2)
@@ -318,7 +406,8 @@ def changed_pixels(method: Method, pixels: Tensor) -> Tensor | None:
     changed = method.on_pixels(pixels)
     if changed is not None and (changed.shape != pixels.shape or changed.dtype != pixels.dtype):
         raise PrunebenchError(
-            f"{method.name}: expected pixels {pixels.dtype} {tuple(pixels.shape)} from on_pixels, found {changed.dtype} {tuple(changed.shape)}"
+            f"{method.name}: expected pixels {pixels.dtype} {tuple(pixels.shape)} from on_pixels, "
+            f"found {changed.dtype} {tuple(changed.shape)}"
         )
     return changed
 
@@ -330,9 +419,10 @@ POSITION_POLICIES = ("method", "original", "compact")
 def attach(model: nn.Module, method: Method, seed: int = 0, positions: str = "method") -> Iterator[EngineRun]:
     """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an exception.
 
-    `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after every reduction (each
-    layer then decodes at its own cache length), "method" leaves it to the method. Works with `forward` and with `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError
-    for unsupported models and for a second attach.
+    `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after every
+    reduction (each layer then decodes at its own cache length), "method" leaves it to the method. Works with `forward` and with
+    `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError for unsupported models and
+    for a second attach.
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", positions, POSITION_POLICIES)
@@ -340,14 +430,14 @@ def attach(model: nn.Module, method: Method, seed: int = 0, positions: str = "me
     method = method.for_model(adapter.shape)
     attentions = [layer.self_attn for layer in adapter.layers]
     if any(id(a) in _ACTIVE for a in attentions):
-        raise PrunebenchError("a method is already attached to this model: leave the first attach() block before entering another")
+        raise PrunebenchError("a method is already attached to this model: leave its attach() block before entering another")
     run = EngineRun(adapter, method, seed, positions)
     text_config = adapter.text.config
     before = text_config._attn_implementation
     handles: list[Any] = []
 
-    def pre_hook(layer: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def pre_hook(layer: int) -> Callable[..., HookInputs]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
             hidden = args[0] if args else kwargs.pop("hidden_states")
             return (run._before_layer(layer, hidden, kwargs), *args[1:]), kwargs
 
@@ -359,6 +449,7 @@ def attach(model: nn.Module, method: Method, seed: int = 0, positions: str = "me
         # only the text config: the vision tower keeps its own kernel
         text_config._attn_implementation = KERNEL
         handles.append(adapter.core.register_forward_pre_hook(run._on_core, with_kwargs=True))
+        handles.append(adapter.tower.register_forward_pre_hook(run._on_tower, with_kwargs=True))
         handles += [module.register_forward_pre_hook(pre_hook(i), with_kwargs=True) for i, module in enumerate(adapter.layers)]
         yield run
     finally:

@@ -1,12 +1,24 @@
 """FLOPs and KV bytes as a closed form over a trace; no torch. 1 multiply-add = 2 FLOPs unless a name says MACs.
 
-Columns of the language model's prefill:
+The language model's prefill, in four columns:
 
-* `executed`: every matrix product that ran, padding and the extra attention calls of edits included.
-* `dense`: per sample without padding, ordinary attention kernels (n x n, causality not halved) over the tokens present, plus the
-  method's scoring. Equals `executed` at batch 1 without edits.
+* `executed`: every matrix product that ran for the whole batch: padding, the extra attention calls of edits and the method's
+  scoring. Equal to torch's `FlopCounterMode` to the integer under the math SDPA backend (tests/test_flops.py); on the CPU's fused
+  SDPA that counter reads 0 for attention, so it proves nothing there. Silenced and hidden pairs are in it, because they are
+  computed and thrown away.
+* `dense`: one sample without padding: ordinary attention kernels (n x n, the causal half that a fused kernel may skip is not
+  taken off) over the tokens present, plus the method's scoring. Equals `executed` at batch 1 without edits. Leaves out the
+  attention calls of edits, which a kernel made for the method would not need.
+* `ideal`: `dense` less QK^T and AV of every causal pair that an edit silenced: what a paper argues, were those pairs never
+  computed. No kernel of ours does that, and zeroing after softmax still needs QK^T for the denominator; read it as a lower bound.
+* `paper_macs`: multiply-adds of the decoder layers over *visual tokens only*, SwiGLU with its three matrices, n x n attention
+  among them: the "3.82 T FLOPs" convention of most papers. Leaves out all text, attention between text and vision, and scoring.
 
-Left out everywhere: norms, activations, softmax, RoPE, embedding look-ups, sorting; they are no matrix products.
+Apart from the prefill: vision tower and projector (per image), `lm_head` (per position that gets logits), `decode`
+(per sample) and `decode_executed` (the batch with its padding), `kv_bytes`.
+
+Left out everywhere: norms, activations, softmax, RoPE, embedding look-ups, sorting, gathers, resizing of images; they are no
+matrix products. FLOPs are not wall time, which is claimed only where tokens are dropped.
 """
 
 from __future__ import annotations
@@ -37,6 +49,17 @@ def prefill_dense(shape: ModelShape, trace: Trace, row: int) -> int:
     return sum(layer(shape, t.tokens[row]) for t in trace.layers) + trace.scoring[row]
 
 
+def prefill_ideal(shape: ModelShape, trace: Trace, row: int) -> int:
+    """`prefill_dense` of one sample less the products of silenced (query, key) pairs."""
+    silenced = sum(t.silenced[row] for t in trace.layers if t.edit_rows)
+    return prefill_dense(shape, trace, row) - attention_pairs(shape, silenced, 1)
+
+
+def prefill_paper_macs(shape: ModelShape, trace: Trace, row: int) -> int:
+    """Multiply-adds (not FLOPs) of one sample's decoder layers over its visual tokens alone."""
+    return sum(layer(shape, t.visual[row]) for t in trace.layers) // 2
+
+
 def prefill_executed(shape: ModelShape, trace: Trace) -> int:
     """Prefill FLOPs of the whole batch as it ran."""
     total = trace.scoring_executed
@@ -59,7 +82,17 @@ def decode(shape: ModelShape, trace: Trace, row: int, steps: int) -> int:
     )
 
 
+def decode_executed(shape: ModelShape, trace: Trace) -> int:
+    """FLOPs of the decode steps of the whole batch as they ran, padded caches included, LM head excluded."""
+    per_token = shape.depth * linear_per_token(shape)
+    return trace.batch * sum(
+        per_token + sum(attention_pairs(shape, 1, t.columns + step + 1) for t in trace.layers)
+        for step in range(trace.decode_steps)
+    )
+
+
 def lm_head(shape: ModelShape, positions: int) -> int:
+    """FLOPs of the logits of `positions` positions."""
     return 2 * shape.hidden * shape.vocab * positions
 
 

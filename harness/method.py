@@ -8,7 +8,7 @@ a sequence index. State of one prompt batch lives in `run.memo`, which dies with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from harness.budget import Budget
+from harness.budget import Budget, lowest, solve
 from harness.errors import PrunebenchError, unknown
 from harness.shape import ModelShape
 
@@ -32,13 +32,13 @@ class AttentionEdit:
 
     `rows`: "after" (text behind the image) or "visual". `cols (b, v)` bool, None = all visual tokens. `how`:
     "mask" removes the columns before softmax; "zero" removes their probability after softmax, nothing renormalised;
-    "redirect" gives their whole probability to visual token `sink`, nothing renormalised.
+    "redirect" gives their whole probability to visual token `sink` (one index, or (b,) long), nothing renormalised.
     """
 
     rows: Literal["after", "visual"]
     cols: Tensor | None
     how: Literal["mask", "zero", "redirect"]
-    sink: int = 0
+    sink: int | Tensor = 0
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Reduction:
 
     `keep (b, v)` bool over the visual tokens present now; text cannot be lost. `added (b, m, d)`: merged or recycled tokens,
     placed behind the last kept one, `added_valid (b, m)` bool where rows differ in number. `positions`: RoPE positions of what
-    stays from here on, kept ("original") or renumbered ("compact"). `decode_positions`: where generated tokens stand: the absolute
-    count of the unpruned prompt, the length of the final sequence, or each layer's own cache length.
+    stays from here on, kept ("original") or renumbered ("compact"). `decode_positions`: where generated tokens stand: the
+    absolute count of the unpruned prompt, the length of the final sequence, or each layer's own cache length.
     """
 
     keep: Tensor
@@ -68,10 +68,11 @@ class Probabilities(NamedTuple):
 class Attention(Protocol):
     """What `on_attention` sees of one layer's prefill: the real post-RoPE tensors, by visual coordinates."""
 
-    def visual_probs(self, rows: Literal["last"] | Tensor) -> Probabilities:
+    def visual_probs(self, rows: Literal["last"] | Tensor, of: Tensor | None = None) -> Probabilities:
         """Exact softmax probabilities of the asked query rows on the visual tokens (over all keys, before any edit).
 
-        `rows`: "last", or (b, t) bool over the text tokens behind the image. Its cost is added to the trace.
+        `rows`: "last", or (b, t) bool over the text tokens behind the image. `of (b,)` bool: the prompts of the batch that need it;
+        the others read 0 and are not charged. Its cost is added to the trace.
         """
 
     def visual_values(self) -> Tensor:
@@ -130,9 +131,20 @@ class Run(Protocol):
         """Record one number per row with the sample's result (fusion layer, forced, ...)."""
 
 
+class ScoresError(PrunebenchError):
+    """Scores that cannot be ranked, in `row` of the batch; found where tokens are selected, the engine says by whom and where."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 @dataclass(frozen=True)
 class Traits:
-    """What a table says about a method; declared by the method, checked by the conformance tests."""
+    """What a table says about a method; declared by the method, checked by the conformance tests.
+
+    `keeps_most_attended`: at a budget, a visual token that all text attends to most, in every head and layer, stays.
+    """
 
     query_aware: bool
     needs_vision_attention: bool = False
@@ -140,6 +152,7 @@ class Traits:
     edits_attention: bool = False
     merges: bool = False
     random: bool = False
+    keeps_most_attended: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,12 +174,17 @@ class Method:
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
         """The method with its knobs set for a budget; raises PrunebenchError where the method cannot reach it.
 
-        The default takes `kept` budgets into the knob `keep` and refuses `native`.
+        The default takes `kept` budgets into the knob `keep` and refuses `native` and `calibrated`; `avg` and `flops` have been
+        solved for a kept count before they come here.
         """
+        if budget.unit == "none":
+            return cls(**knobs)
         if budget.unit == "kept":
             return cls(**{"keep": budget.tokens, **knobs})
         if budget.unit == "native":
             raise PrunebenchError(f"{cls.name} has no published defaults, so BUDGET=native means nothing: give a number, as in BUDGET=64")
+        if budget.unit == "calibrated":
+            raise PrunebenchError(f"{cls.name} has nothing to calibrate, so BUDGET=calibrated means nothing: give a number (BUDGET=64)")
         raise PrunebenchError(f"{cls.name} takes a number of visual tokens as budget (BUDGET=64); found {budget}")
 
     def for_model(self, shape: ModelShape) -> Self:
@@ -176,6 +194,36 @@ class Method:
     def knobs(self) -> dict[str, Any]:
         """All knobs with their values, defaults included."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @property
+    def uses_seed(self) -> bool:
+        """Does the seed change anything? A method that draws nothing is one cell whatever the seed."""
+        return self.traits.random
+
+    # ------------------------------------------------------------------------------------------------------ before any run
+
+    def plan(self, shape: ModelShape, n_text: int) -> list[int] | None:
+        """Visual tokens entering each decoder layer for one image and `n_text` text tokens: what the trace will say.
+
+        One number per layer; merged tokens included. None where the content of the prompt decides (adaptive methods) or the
+        method does not say. Ask a method that went through `for_model(shape)`; plain Python, no tensors.
+        """
+        return None
+
+    def plan_with(self, shape: ModelShape, n_text: int, fusion_layer: int, exit_layer: int | None) -> list[int]:
+        """`plan` of an adaptive method, had it chosen these layers; they mean what the method notes under these names.
+
+        `exit_layer` None: it never exits. Raises PrunebenchError for layers that the method cannot choose.
+        """
+        raise PrunebenchError(f"{self.name} chooses no fusion and exit layer: leave fusion_layer and exit_layer out")
+
+    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int | None:
+        """FLOPs of one prompt's scoring under the plan `visual`: what `trace.scoring` will say; None where the prompt decides.
+
+        The default knows that a method without eyes and without reductions scores nothing.
+        """
+        silent = type(self).on_attention is Method.on_attention and type(self).at_boundary is Method.at_boundary
+        return 0 if silent else None
 
     # --------------------------------------------------------------------------------------------------------------- hooks
 
@@ -187,12 +235,12 @@ class Method:
         """Eye, after a layer's attention in the prefill, before o_proj."""
 
     def on_pixels(self, pixels: Tensor) -> Tensor | None:
-        """Hand, before the vision tower: `pixels (images, 3, h, w)` as the processor made them -> same shape, or None for no change."""
+        """Hand, before the vision tower: `pixels (images, 3, h, w)` as the processor made them -> same shape, or None."""
         return None
 
     def hide_in_decode(self, run: Run, layer: int) -> Tensor | None:
-        """Hand, once per layer after the prefill: `(b, v)` bool over the visual tokens in this layer's cache that generated tokens must
-        not attend, or None."""
+        """Hand, once per layer after the prefill: `(b, v)` bool over the visual tokens in this layer's cache that generated
+        tokens must not attend, or None."""
         return None
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
@@ -224,7 +272,8 @@ def register(cls: type[Method]) -> type[Method]:
         raise PrunebenchError(f"{cls.__name__}: a method is a frozen dataclass; add @dataclass(frozen=True) below @register")
     other = _REGISTRY.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise PrunebenchError(f"two methods are called {cls.name!r}: {other.__module__}.{other.__qualname__} and {cls.__module__}.{cls.__qualname__}")
+        both = " and ".join(f"{c.__module__}.{c.__qualname__}" for c in (other, cls))
+        raise PrunebenchError(f"two methods are called {cls.name!r}: {both}")
     _REGISTRY[cls.name] = cls
     return cls
 
@@ -278,23 +327,57 @@ def _load(spec: str) -> type[Method]:
     return cls
 
 
-def build(name: str, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Method:
+def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> None:
+    """Raise PrunebenchError unless a budget and the knobs that a budget would set are given one at a time.
+
+    A method without such knobs takes no budget; any other needs one of the two.
+    """
+    given = [k for k in cls.budget_knobs if k in knobs]
+    if budget.unit == "none":
+        if cls.budget_knobs and not given:
+            raise PrunebenchError(f"{cls.name} needs a budget: give BUDGET=64 (visual tokens) or BUDGET=native")
+    elif not cls.budget_knobs:
+        raise PrunebenchError(f"{cls.name} prunes nothing to a count, so it takes no budget; found BUDGET={budget}: leave BUDGET out")
+    elif given:
+        either = f"give either BUDGET={budget} or {given[0]}, not both"
+        raise PrunebenchError(f"{cls.name}: knob {given[0]!r} is what the budget sets; {either}")
+
+
+def build(name: str, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape, n_text: int | None = None) -> Method:
     """The method `name` at `budget` with `knobs` (values or strings), checked against the model.
 
-    Raises PrunebenchError for unknown methods and knobs, values of the wrong type, and budgets out of reach.
+    `n_text`: the text length, in tokens, at which a `flops` budget is solved. Raises PrunebenchError for unknown methods and
+    knobs, values of the wrong type, and budgets out of reach.
     """
     cls = method_class(name)
-    typed = dict(_typed_knobs(cls, knobs))
-    if budget.unit != "none":
-        given = [k for k in cls.budget_knobs if k in typed]
-        if given:
-            raise PrunebenchError(f"{name}: knob {given[0]!r} is what the budget sets; give either BUDGET={budget} or {given[0]}, not both")
+    typed = dict(typed_knobs(cls, knobs))
+    check_budget(cls, budget, typed)
     if budget.tokens is not None and budget.tokens > shape.n_visual:
-        raise PrunebenchError(f"budget {budget} is more than the {shape.n_visual} visual tokens of an image of this model; expected 1 to {shape.n_visual}")
-    return cls.at_budget(budget, typed, shape).for_model(shape)
+        raise PrunebenchError(f"budget {budget}: expected 1 to {shape.n_visual}, an image of this model has {shape.n_visual} visual tokens")
+
+    def at(keep: int) -> Method:
+        return cls.at_budget(Budget("kept", keep), typed, shape).for_model(shape)
+
+    if budget.unit in ("avg", "flops"):
+        # for errors: the knobs that say where the method prunes, which are layers and sizes, not what is derived from the count
+        given = cls.at_budget(Budget("kept", shape.n_visual), typed, shape).knobs()
+        placed = [k for k, v in given.items() if k not in cls.budget_knobs and type(v) in (int, tuple)]
+        now = at(shape.n_visual).knobs()
+        label = cls.name + (" with " + ", ".join(f"{k}={now[k]}" for k in placed) if placed else "")
+        return at(solve(budget, at, shape, n_text, label))
+    built = cls.at_budget(budget, typed, shape).for_model(shape)
+    try:
+        built.plan(shape, n_text or 0)
+    except PrunebenchError as error:
+        if budget.unit != "kept":
+            raise
+        least = lowest(at, shape)
+        raise PrunebenchError(f"{name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})") from None
+    return built
 
 
-def _typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(knob, value of the declared type) for each of `knobs`; raises PrunebenchError for unknown knobs and unfit values."""
     from typing import get_type_hints
 
     from pydantic import TypeAdapter, ValidationError

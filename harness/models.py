@@ -22,7 +22,7 @@ from torch import nn
 from harness.adapters import ADAPTERS, LlavaAdapter, adapter_for
 from harness.budget import Budget
 from harness.errors import PrunebenchError, unknown
-from harness.method import Method, build
+from harness.method import Method, build, method_class
 from harness.shape import ModelShape
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,6 +48,30 @@ class ModelConfig(BaseModel):
     image: Literal["plain", "pad"] = "pad"
     knobs: dict[str, dict[str, Any]] = {}
     default_limit: int | None = None
+
+
+class Calibration(BaseModel):
+    """One file of configs/<method>/: knobs derived for one model, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    knobs: dict[str, Any]
+    derived_by: str
+
+
+def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
+    """The knobs in configs/<method>/<model>.yaml. Raises PrunebenchError where there is no such file, or none that fits."""
+    file = MODEL_CONFIGS.parent / method / f"{model.replace('/', '--')}.yaml"
+    where = file.relative_to(REPOSITORY)
+    if not file.is_file():
+        raise PrunebenchError(
+            f"BUDGET=calibrated: expected knobs of {method} for {model} in {where}; there is no such file: "
+            f"`prunebench analyze {model}` derives one, or use BUDGET=native (the published defaults) or BUDGET=64"
+        )
+    try:
+        return dict(Calibration(**yaml.safe_load(file.read_text())).knobs)
+    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        raise PrunebenchError(f"{where}: not a calibration file: {error}") from None
 
 
 def known_models() -> list[str]:
@@ -183,9 +207,15 @@ class Located:
         adapter = ADAPTERS[raw["architectures"][0]]
         return adapter.shape_of(AutoConfig.from_pretrained(self.folder), DTYPES[self.dtype].itemsize)
 
-    def method(self, name: str, budget: Budget, knobs: Mapping[str, Any] | None = None) -> Method:
-        """The method at a budget, with this model's own knob defaults below the given ones; checked against its sizes."""
-        return build(name, budget, {**self.config.knobs.get(name, {}), **(knobs or {})}, self.shape)
+    def method(self, name: str, budget: Budget, knobs: Mapping[str, Any] | None = None, n_text: int | None = None) -> Method:
+        """The method at a budget, with this model's own knob defaults below the given ones; checked against its sizes.
+
+        `n_text` as in `harness.method.build`. `calibrated` takes the knobs of configs/<method>/<model>.yaml below the given ones.
+        """
+        own = dict(self.config.knobs.get(name, {}))
+        if budget.unit == "calibrated" and method_class(name).traits.adaptive:
+            own |= calibrated_knobs(name, self.config.name)
+        return build(name, budget, {**own, **(knobs or {})}, self.shape, n_text)
 
     def load(self) -> LoadedModel:
         """Load weights and processor; raises PrunebenchError where they are broken or do not fit the GPU."""

@@ -20,8 +20,9 @@ from harness import budget as budgets
 from harness import leaderboard
 from harness.answering import Answerer, FeatureCache, Prompt
 from harness.cell import Cell
-from harness.errors import PrunebenchError
-from harness.method import Method, method_class
+from harness.engine import POSITION_POLICIES
+from harness.errors import PrunebenchError, unknown
+from harness.method import Method, check_budget, method_class
 from harness.models import REPOSITORY, LoadedModel, locate_model
 from harness.store import Record, SampleScore, SealedCell, Store
 
@@ -46,7 +47,8 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     data: str | None = None
-    knobs: Mapping[str, str] = field(default_factory=dict)
+    positions: str = "method"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
     results: Path = Path("results/local")
     fresh: bool = False
 
@@ -83,20 +85,21 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Finished:
     """
     # everything that can be refused is refused before weights or data are read
     budget = budgets.parse(request.budget)
-    cls = method_class(request.method)
-    if budget.unit == "none" and request.method != "none" and not any(k in request.knobs for k in cls.budget_knobs):
-        raise PrunebenchError(f"{request.method} needs a budget: give BUDGET=64 (visual tokens) or BUDGET=native")
+    check_budget(method_class(request.method), budget, request.knobs)
+    if request.positions not in POSITION_POLICIES:
+        raise unknown("position policy", request.positions, POSITION_POLICIES)
     if request.batch < 1:
         raise PrunebenchError(f"BATCH={request.batch}: expected at least 1 prompt a batch")
     if not request.tasks:
         raise PrunebenchError("no task was named: give TASKS=gqa,mme,pope,textvqa or some of them")
     from tasks.sources import DataSource, task_spec
 
-    for task in request.tasks:
-        task_spec(task)
+    for named in request.tasks:
+        task_spec(named)
     located = locate_model(request.model, request.device, request.dtype)
     limit = parse_limit(request.limit, located.config.default_limit)
-    method = located.method(request.method, budget, request.knobs)
+    # a share of the FLOPs is solved per task below; what is out of reach without any text is out of reach with it
+    method = located.method(request.method, budget, request.knobs, n_text=0)
     source = DataSource.parse(request.data or ("mini" if located.config.name == "mini" else "hub"))
 
     where = f"{located.device} in {located.dtype}"
@@ -115,10 +118,14 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Finished:
 
     tasks = [lmms.load_task(name, source, limit, SUBSET_SEED) for name in dict.fromkeys(request.tasks)]
     loaded = located.load()
+    methods = {task.name: method for task in tasks}
+    if budget.unit == "flops":
+        methods = {task.name: located.method(request.method, budget, request.knobs, _mean_text(loaded, task)) for task in tasks}
     features = FeatureCache()
     cells: list[SealedCell] = []
     reused = 0
     for task in tasks:
+        method = methods[task.name]
         pruned = _cell(request, loaded, method, str(budget), task)
         wanted = [(pruned.baseline(), method_class("none")()), (pruned, method)] if request.method != "none" else [(pruned, method)]
         for cell, how in wanted:
@@ -135,6 +142,12 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Finished:
     return Finished(cells, reused, csv, markdown)
 
 
+def _mean_text(loaded: LoadedModel, task: Any) -> int:
+    """Mean text length of a task's prompts in tokens, to the nearest whole one."""
+    lengths = [len(loaded.prompt_ids(s.prompt)) - loaded.adapter.shape.n_visual for s in task.samples]
+    return round(sum(lengths) / len(lengths))
+
+
 def _cell(request: Request, loaded: LoadedModel, method: Method, budget: str, task: Any) -> Cell:
     return Cell(
         model=loaded.config.name,
@@ -149,8 +162,9 @@ def _cell(request: Request, loaded: LoadedModel, method: Method, budget: str, ta
         dtype=loaded.dtype,
         image_backend=loaded.image_backend,
         device_type=loaded.device.type,
-        # a method without randomness gives the same numbers at every seed, so it is one cell
-        seed=request.seed if method.traits.random or method.traits.merges else 0,
+        # where nothing is removed all policies agree, and a method that draws nothing is the same at every seed: one cell
+        positions="method" if method.name == "none" else request.positions,
+        seed=request.seed if method.uses_seed else 0,
         max_new_tokens=task.max_new_tokens,
     )
 
@@ -167,6 +181,8 @@ def command_line(request: Request, cell: Cell) -> str:
         parts.append("SET='" + " ".join(f"{k}={v}" for k, v in request.knobs.items()) + "'")
     if cell.seed:
         parts.append(f"SEED={cell.seed}")
+    if cell.positions != "method":
+        parts.append(f"POSITIONS={cell.positions}")
     if request.data:
         parts.append(f"DATA={request.data}")
     if request.dtype != "auto":
@@ -189,7 +205,7 @@ def _run_cell(
             if s.key not in writer.done
         ]
         label = f"{cell.task} {cell.method}" + ("" if cell.budget == "none" else f"@{cell.budget}")
-        answerer = Answerer(loaded, method, batch_size=request.batch, seed=cell.seed, features=features)
+        answerer = Answerer(loaded, method, batch_size=request.batch, seed=cell.seed, positions=cell.positions, features=features)
         pending: list[Record] = []
         with tqdm(total=len(samples), initial=len(writer.done), desc=label, unit="q", file=sys.stderr, dynamic_ncols=True) as bar:
             try:
@@ -224,7 +240,8 @@ def _run_cell(
         }
         traits = method.traits
         info = {"query_aware": traits.query_aware, "needs_vision_attention": traits.needs_vision_attention, "adaptive": traits.adaptive}
-        return writer.seal({**scored.metrics, **{f"category/{k}": v for k, v in scored.categories.items()}}, scores, provenance, headline=task.headline, method_info=info)
+        metrics = {**scored.metrics, **{f"category/{name}": value for name, value in scored.categories.items()}}
+        return writer.seal(metrics, scores, provenance, headline=task.headline, method_info=info)
 
 
 def versions() -> dict[str, str]:

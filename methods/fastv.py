@@ -9,7 +9,7 @@ in the softmax; here they are stored once. The paper says "attention from all to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ class FastV(Method):
 
     name = "fastv"
     paper = "https://arxiv.org/abs/2403.06764"
-    traits = Traits(query_aware=True)
+    traits = Traits(query_aware=True, keeps_most_attended=True)
 
     keep: int
     boundary: int = 2
@@ -43,6 +43,12 @@ class FastV(Method):
             raise PrunebenchError(f"fastv: expected keep >= 1, found {self.keep}")
         check_layer("fastv", "boundary", self.boundary, 1, shape.depth)
         return self
+
+    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
+        return [shape.n_visual] * self.boundary + [min(self.keep, shape.n_visual)] * (shape.depth - self.boundary)
+
+    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int:
+        return 2 * shape.heads * shape.head_dim * (visual[self.boundary - 1] + n_text)  # one row of QK^T
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
         if layer == self.boundary - 1:

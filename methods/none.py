@@ -5,12 +5,8 @@ Differs: nothing; an explicit mask takes another kernel than plain causal attent
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
-from harness.budget import Budget
-from harness.errors import PrunebenchError
 from harness.method import Method, Traits, register
 from harness.shape import ModelShape
 
@@ -24,8 +20,5 @@ class Unpruned(Method):
     traits = Traits(query_aware=False)
     budget_knobs = ()
 
-    @classmethod
-    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
-        if budget.unit != "none":
-            raise PrunebenchError(f"none prunes nothing, so it takes no budget; found {budget}: leave BUDGET out")
-        return cls(**knobs)
+    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
+        return [shape.n_visual] * shape.depth

@@ -1,12 +1,14 @@
 """Uniformly random visual tokens, the first question a reviewer asks ("does it beat random?").
 
-No canonical repository. At boundary 0 this is the pre-LLM random of UniPruneBench (sorted, positions renumbered, as LLaVA numbers a
-shorter sequence); at a later boundary the in-LLM random of FastV's ablation (arXiv 2403.06764, Table 7), original positions.
+No canonical repository. At boundary 0 this is the pre-LLM random of UniPruneBench (sorted, positions renumbered, as LLaVA
+numbers a shorter sequence); at a later boundary the in-LLM random of FastV's ablation (arXiv 2403.06764, Table 7), original
+positions.
 Differs: the draw depends on (seed, sample) only, not on batch, order or device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,12 @@ class Random(Method):
             raise PrunebenchError(f"random: expected keep >= 1, found {self.keep}")
         check_layer("random", "boundary", self.boundary, 0, shape.depth)
         return self
+
+    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
+        return [shape.n_visual] * self.boundary + [min(self.keep, shape.n_visual)] * (shape.depth - self.boundary)
+
+    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int:
+        return 0
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != self.boundary:

@@ -1,7 +1,7 @@
 """SparseVLM: question words ("raters") score visual tokens at three stages; a part of what is pruned is clustered and recycled.
 
 Paper: https://arxiv.org/abs/2410.04417 (ICML 2025). Official code: Gumpest/SparseVLMs @ 26a5f48 (v1.5, USE_VERSION=1_0) and
-its SparseVLM+ (USE_VERSION=2_0): no recycling, original positions, scores divided by RoPE's own bias, the heads with the largest mass.
+its SparseVLM+ (USE_VERSION=2_0): no recycling, original positions, scores divided by RoPE's own bias, the heads with most mass.
 Differs: the noise that breaks ties between cluster densities is seeded per (seed, sample). `plus` uses min(14, heads) heads, the
 official 14 being written for 28-head models. Budgets outside the official table are ours, see `stage_counts`.
 """
@@ -43,13 +43,13 @@ def n_clusters(pruned: int) -> int:
 class SparseVLM(Method):
     """`retain` = 192, 128, 96 or 64 is the official stage table (`BUDGET=native` is retain=64); `keep` is any other budget.
 
-    `stages` are the decoder layers whose output is pruned; they stay the official ones at any depth (stages beyond the last layer do
-    not happen, as in the official code) unless `scale_stages` moves them to the same relative depth. `plus` is SparseVLM+.
+    `stages` are the decoder layers whose output is pruned; they stay the official ones at any depth (stages beyond the last layer
+    do not happen, as in the official code) unless `scale_stages` moves them to the same relative depth. `plus` is SparseVLM+.
     """
 
     name = "sparsevlm"
     paper = "https://arxiv.org/abs/2410.04417"
-    traits = Traits(query_aware=True, merges=True)
+    traits = Traits(query_aware=True, merges=True, keeps_most_attended=True)
     budget_knobs = ("keep", "retain")
 
     keep: int | None = None
@@ -87,6 +87,10 @@ class SparseVLM(Method):
             )
         return self
 
+    @property
+    def uses_seed(self) -> bool:
+        return not self.plus  # the noise that breaks ties between densities
+
     def stage_counts(self, shape: ModelShape) -> list[int]:
         """Visual tokens after each stage that happens, recycled ones included where `keep` is set, top-k only for `retain`.
 
@@ -100,6 +104,13 @@ class SparseVLM(Method):
         proportions = ((300, 200, 118) if self.plus else (309, 204, 113))[-len(happening) :]
         return [round(self.keep * p / proportions[-1]) for p in proportions]
 
+    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
+        counts, targets = [shape.n_visual], self.stage_counts(shape)
+        for layer in range(shape.depth - 1):
+            present = counts[-1]
+            counts.append(self._after_stage(present, targets[self.stages.index(layer)]) if layer in self.stages else present)
+        return counts
+
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer == 0:
             run.memo["raters"] = self._raters(run, stream)
@@ -110,10 +121,7 @@ class SparseVLM(Method):
         target = self.stage_counts(run.shape)[stage]
         valid = run.visual_valid
         present = valid.sum(1)
-        if self.plus or self.retain is None:
-            shrinks = present > target
-        else:
-            shrinks = present > 1
+        shrinks = present > self._shrinks_above(target)
         if not bool(shrinks.any()):
             return None
         top = torch.tensor([self._top_k(int(v), target) for v in present.tolist()], device=valid.device)
@@ -147,6 +155,17 @@ class SparseVLM(Method):
         mean = relevance.sum(1, keepdim=True) / text_valid.sum(1, keepdim=True)
         return (relevance > mean) & text_valid
 
+    def _shrinks_above(self, target: int) -> int:
+        """A stage prunes where more visual tokens than this are present; the official code drops at least one of any two."""
+        return target if self.plus or self.retain is None else 1
+
+    def _after_stage(self, present: int, target: int) -> int:
+        """Visual tokens after a stage, recycled ones included."""
+        if present <= self._shrinks_above(target):
+            return present
+        top = self._top_k(present, target)
+        return top if self.plus else top + n_clusters(present - top)
+
     def _top_k(self, present: int, target: int) -> int:
         """How many to keep by score so that the stage ends at `target` (recycled included for `keep`, on top for `retain`)."""
         if self.plus or self.retain is not None:
@@ -155,11 +174,13 @@ class SparseVLM(Method):
             if k + n_clusters(present - k) <= target:
                 return k
         raise PrunebenchError(
-            f"sparsevlm cannot end a stage with {target} of {present} visual tokens: its recycled tokens alone are {n_clusters(present)}; "
-            f"expected a budget of at least {n_clusters(present)}, or plus=true, which recycles none"
+            f"sparsevlm cannot end a stage with {target} of {present} visual tokens: its recycled tokens alone are "
+            f"{n_clusters(present)}; expected a budget of at least {n_clusters(present)}, or plus=true, which recycles none"
         )
 
-    def _recycle(self, run: Run, stage: int, visual: Tensor, scores: Tensor, keep: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _recycle(
+        self, run: Run, stage: int, visual: Tensor, scores: Tensor, keep: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
         merged: list[Tensor] = []
         for row in range(visual.shape[0]):
             gone = (valid[row] & ~keep[row]).nonzero().flatten()

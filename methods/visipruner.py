@@ -1,18 +1,27 @@
-"""VisiPruner: silence vision in shallow layers, keep only what changes the answer at the fusion layer, drop vision when it is done.
+"""VisiPruner: silence vision in shallow layers, keep what changes the answer at the fusion layer, drop vision when it is done.
 
 Paper: https://arxiv.org/abs/2510.17205 (EMNLP 2025). Official code: EIT-NLP/VisiPruner @ d778622, custom_modeling_llama.py.
 Three switchable stages, on the attention of the last prompt token (before o_proj, heads concatenated):
 
-* shallow, layers < S: layer 0 by `layer0`; layers 1..S-1 text gets nothing from vision. Nothing is renormalised, nothing is skipped.
-* middle, layers > S (strictly; layer S is neither): with C_i the contribution of visual token i to the output O, the first layer in
-  which any cos(O - C_i, O) < `layer_threshold` is the fusion layer; from the next layer on only tokens with |C_i| > `tokens_threshold` stay.
+* shallow, layers < S: layer 0 by `layer0`; in layers 1..S-1 text gets nothing from vision. Nothing is renormalised or skipped.
+* middle, layers > S (strictly; layer S is neither): with C_i the contribution of visual token i to the output O, the first layer
+  in which any cos(O - C_i, O) < `layer_threshold` is the fusion layer; from the next layer on only tokens with
+  |C_i| > `tokens_threshold` stay.
 * deep, after it: a layer votes to exit when every kept token has cos >= `exit_threshold`; after `exit_votes` votes in total, not
   necessarily consecutive, all visual tokens leave. If all tokens were kept, they never leave.
 
-Differs: the code reads the layer-0 variant from the checkpoint's folder name ("7b" or "13b"), here it is the knob `layer0`. S = 6 of 32
-scales with depth unless given. VisiPruner has no published budget: at `BUDGET=k` the k tokens with the largest |C_i| stay in place of
-the norm threshold, and where no layer has fired by `last_fusion_layer` (default: half the depth) selection happens there, so that
-the budget is always met; results record how often that was forced.
+Paper and code disagree, so there are two variants. `variant` sets the defaults of these knobs; one given by hand wins:
+
+* `sink`: the visual token that gets layer 0's merged probability: "first" (code), "random" by seed and sample (paper), an index.
+* `shallow_self_attention`: do visual tokens attend each other in layers 1..S-1? Yes (code), no (paper); in layer 0 never.
+* `consecutive_votes`: a layer that does not vote sets the count of votes back to 0: no (code), yes (paper).
+* `decode_shallow_visual`: do generated tokens attend the visual keys and values of layers < S? Yes (code), no (paper).
+
+Differs: the code reads the layer-0 variant from the checkpoint's folder name ("7b" or "13b"), here it is the knob `layer0`.
+S = 6 of 32 scales with depth unless given. VisiPruner has no published budget: at `BUDGET=k` the k tokens with the largest |C_i|
+stay in place of the norm threshold, and where no layer has fired by `last_fusion_layer` (default: half the depth) selection
+happens there, so that the budget is always met; results record how often that was forced. Hidden shallow keys and values stay in
+the cache and its cost.
 """
 
 from __future__ import annotations
@@ -39,7 +48,7 @@ class VisiPruner(Method):
 
     name = "visipruner"
     paper = "https://arxiv.org/abs/2510.17205"
-    traits = Traits(query_aware=True, adaptive=True, edits_attention=True)
+    traits = Traits(query_aware=True, adaptive=True, edits_attention=True, keeps_most_attended=True)
 
     keep: int | None = None
     shallow: bool = True
@@ -52,13 +61,18 @@ class VisiPruner(Method):
     exit_threshold: float = 0.999
     exit_votes: int = 2
     last_fusion_layer: int | None = None
+    variant: Literal["code", "paper"] = "code"
+    sink: int | Literal["first", "random"] | None = None
+    shallow_self_attention: bool | None = None
+    consecutive_votes: bool | None = None
+    decode_shallow_visual: bool | None = None
 
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
-        if budget.unit == "native":
+        if budget.unit in ("native", "calibrated"):
             return cls(**knobs)
         if budget.unit == "kept" and knobs.get("middle") is False:
-            raise PrunebenchError("visipruner: a budget is met by its middle stage; found middle=false: switch it on or use BUDGET=native")
+            raise PrunebenchError("visipruner: a budget is met by its middle stage; found middle=false: use BUDGET=native")
         return super().at_budget(budget, knobs, shape)
 
     def for_model(self, shape: ModelShape) -> VisiPruner:
@@ -72,19 +86,89 @@ class VisiPruner(Method):
         for name in ("layer_threshold", "exit_threshold"):
             if not -1 <= getattr(self, name) <= 1:
                 raise PrunebenchError(f"visipruner: expected {name} as a cosine in [-1, 1], found {getattr(self, name)}")
-        return replace(self, shallow_mid_layer=s, last_fusion_layer=last)
+        code = self.variant == "code"
+        sink = self.sink
+        if self.layer0 == "half":
+            if sink is not None:
+                raise PrunebenchError(f"visipruner: layer0=half takes no sink; found sink={sink}: leave it out")
+        elif sink is None:
+            sink = "first" if code else "random"
+        elif isinstance(sink, int) and not 0 <= sink < shape.n_visual:
+            raise PrunebenchError(f"visipruner: expected sink as first, random or 0 to {shape.n_visual - 1}, found {sink}")
+        return replace(
+            self,
+            shallow_mid_layer=s,
+            last_fusion_layer=last,
+            sink=sink,
+            shallow_self_attention=code if self.shallow_self_attention is None else self.shallow_self_attention,
+            consecutive_votes=not code if self.consecutive_votes is None else self.consecutive_votes,
+            decode_shallow_visual=code if self.decode_shallow_visual is None else self.decode_shallow_visual,
+        )
+
+    @property
+    def uses_seed(self) -> bool:
+        return self.shallow and self.sink == "random"
+
+    def plan(self, shape: ModelShape, n_text: int) -> list[int] | None:
+        return None if self.middle else [shape.n_visual] * shape.depth
+
+    def plan_with(self, shape: ModelShape, n_text: int, fusion_layer: int, exit_layer: int | None) -> list[int]:
+        """The schedule with the layer that fires and the first layer without visual tokens given, as results note them."""
+        first, last = self._fusion_range(shape)
+        if self.keep is None:
+            raise PrunebenchError(
+                "visipruner: its thresholds decide how many tokens stay; give a number: BUDGET=10 (the paper's mean is 10.3)"
+            )
+        if not self.middle or not first <= fusion_layer <= last:
+            raise PrunebenchError(f"visipruner: fusion_layer={fusion_layer}: expected {first} to {last} and middle=true")
+        kept, depth = min(self.keep, shape.n_visual), shape.depth
+        if exit_layer is None:
+            exit_layer = depth
+        elif not self.deep or kept == shape.n_visual or not fusion_layer + 1 + max(self.exit_votes, 1) <= exit_layer < depth:
+            raise PrunebenchError(
+                f"visipruner: exit_layer={exit_layer}: expected {fusion_layer + 1 + max(self.exit_votes, 1)} to {depth - 1} "
+                f"after fusion_layer={fusion_layer} and {self.exit_votes} votes, deep=true and fewer than {shape.n_visual} kept"
+            )
+        return [shape.n_visual] * (fusion_layer + 1) + [kept] * (exit_layer - fusion_layer - 1) + [0] * (depth - exit_layer)
+
+    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int | None:
+        if not self.middle:
+            return 0
+        if not self.deep and visual[-1] == shape.n_visual:
+            return None  # without votes the search ends where a layer fires, which this plan does not tell
+        looking = [v for v in visual[self._fusion_range(shape)[0] :] if v and (self.deep or v == shape.n_visual)]
+        return sum(2 * shape.heads * shape.head_dim * (v + n_text) for v in looking)  # one row of QK^T in each
+
+    def _fusion_range(self, shape: ModelShape) -> tuple[int, int]:
+        """First and last layer that can fire."""
+        assert self.shallow_mid_layer is not None
+        assert self.last_fusion_layer is not None
+        return self.shallow_mid_layer + 1, shape.depth - 1 if self.keep is None else self.last_fusion_layer
 
     def edit_attention(self, run: Run, layer: int) -> Sequence[AttentionEdit]:
         assert self.shallow_mid_layer is not None
         if not self.shallow or layer >= self.shallow_mid_layer:
             return ()
+        silent = AttentionEdit("visual", None, "zero")
         if layer > 0:
-            return (AttentionEdit("after", None, "zero"),)
-        if self.layer0 == "merge":
-            return (AttentionEdit("visual", None, "zero"), AttentionEdit("after", None, "redirect", sink=0))
+            text = AttentionEdit("after", None, "zero")
+            return (text,) if self.shallow_self_attention else (silent, text)
         valid = run.visual_valid
+        if self.layer0 == "merge":
+            return (silent, AttentionEdit("after", None, "redirect", sink=self._sink(run, valid)))
         first_half = torch.arange(valid.shape[1], device=valid.device) < (valid.sum(1, keepdim=True) // 2)
-        return (AttentionEdit("visual", None, "zero"), AttentionEdit("after", first_half, "zero"))
+        return (silent, AttentionEdit("after", first_half, "zero"))
+
+    def _sink(self, run: Run, valid: Tensor) -> int | Tensor:
+        if self.sink != "random":
+            return 0 if self.sink == "first" or self.sink is None else self.sink
+        drawn = [int(torch.randint(n, (1,), generator=run.generator(row))) for row, n in enumerate(valid.sum(1).tolist())]
+        return torch.tensor(drawn, device=valid.device)
+
+    def hide_in_decode(self, run: Run, layer: int) -> Tensor | None:
+        assert self.shallow_mid_layer is not None
+        hidden = self.shallow and not self.decode_shallow_visual and layer < self.shallow_mid_layer
+        return run.visual_valid if hidden else None
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
         assert self.shallow_mid_layer is not None
@@ -94,11 +178,12 @@ class VisiPruner(Method):
         memo, valid = run.memo, run.visual_valid
         if "fusion" not in memo:
             start = torch.full((valid.shape[0],), -1, device=valid.device)
-            memo.update(fusion=start, exit=start.clone(), votes=start.clone() + 1, forced=start.clone() + 1, kept=valid.sum(1), log=[])
+            memo.update(fusion=start, exit=start.clone(), votes=start + 1, forced=start + 1, kept=valid.sum(1), log=[])
         searching, voting = memo["fusion"] < 0, (memo["fusion"] >= 0) & (memo["exit"] < 0)
-        if not bool((searching | (voting & self.deep)).any()):
+        looking = searching | (voting & self.deep)
+        if not bool(looking.any()):
             return
-        norm, cosine = contributions(attn)
+        norm, cosine = contributions(attn, looking)
         lowest = torch.where(valid, cosine, 1.0).amin(1) if valid.shape[1] else torch.ones(valid.shape[0], device=valid.device)
         fires = searching & (lowest < self.layer_threshold)
         if self.keep is not None and layer == self.last_fusion_layer:
@@ -110,6 +195,8 @@ class VisiPruner(Method):
         memo["kept"] = torch.where(fires, memo["keep"].sum(1), memo["kept"])
         vote = voting & (lowest >= self.exit_threshold)
         memo["votes"] += vote
+        if self.consecutive_votes:
+            memo["votes"] = torch.where(voting & ~vote, 0, memo["votes"])
         memo["log"].append((layer, voting, vote, lowest))
         if self.deep and layer < run.shape.depth - 1:
             # the official code cannot tell "all kept" from "not pruned yet", so it never exits then
@@ -126,12 +213,12 @@ class VisiPruner(Method):
         return None if keep is None else Reduction(keep)
 
 
-def contributions(attn: Attention) -> tuple[Tensor, Tensor]:
-    """Per visual token (b, v), float32: |C_i| and cos(O - C_i, O) for the last prompt token.
+def contributions(attn: Attention, of: Tensor) -> tuple[Tensor, Tensor]:
+    """Per visual token (b, v), float32: |C_i| and cos(O - C_i, O) for the last prompt token; 0 and 1 for prompts not in `of (b,)`.
 
     C_i = attention to i times its value vector, heads concatenated; O = the attention output before o_proj.
     """
-    probs = attn.visual_probs("last").values[:, :, 0]  # (b, heads, v)
+    probs = attn.visual_probs("last", of).values[:, :, 0]  # (b, heads, v)
     each = (probs[..., None] * attn.visual_values().float()).transpose(1, 2).flatten(2)  # (b, v, heads x d)
     output = attn.last_output().float().flatten(1)[:, None]
     return each.norm(dim=-1), cosine_similarity(output - each, output, dim=-1)

@@ -46,6 +46,7 @@ from loguru import logger  # noqa: E402
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
     from harness.answering import Answer, Answerer, Prompt
 
 if _FIRST_IMPORT:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 VERSION = 1
 #: where the shipped copy lives
 FOLDER = Path(__file__).parent / "data"
-#: images per data set in the shipped copy: 420, 406, 450 and 403 questions in less than 9 MB
-IMAGES: Mapping[str, int] = {"GQA": 70, "MME": 203, "POPE": 50, "textvqa": 136}
+#: images per data set in the shipped copy: 420, 410, 450 and 405 questions in less than 9 MB
+IMAGES: Mapping[str, int] = {"GQA": 70, "MME": 205, "POPE": 50, "textvqa": 136}
 #: scenes of data set n start at TEST_SEED_BASE + (4 * seed + n) * this
 SEED_RANGE = 1 << 20
 GQA_PER_IMAGE = 6
@@ -48,15 +48,14 @@ GQA_TYPES = {
     "verify": ("verify", "attr"),
     "exist": ("verify", "obj"),
 }
-#: MME's categories and the kind of question that fills them; the last two count as cognition
+#: MME's categories and the kind of question that fills them; the last counts as cognition. OCR and code reasoning are left out: the
+#: model reads codes (TextVQA) but did not learn to compare them, and a category at chance is noise in a sum of categories
 MME_KINDS = {
     "existence": "exist",
     "count": "count",
     "position": "position",
     "color": "verify",
-    "OCR": "code_is",
     "commonsense_reasoning": "same",
-    "code_reasoning": "starts",
 }
 #: lmms-eval replaces exactly this by its own instruction
 MME_SUFFIX = " Please answer yes or no."

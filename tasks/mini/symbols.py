@@ -134,8 +134,8 @@ def pack(
                 if kind == "code" and rng.random() < 0.15:
                     text += world.ocr_suffix(scene)
                 text += world.POST_PROMPT
-            asked_all.append(vocab.encode(text) + vocab.encode(" ASSISTANT:"))
-            said_all.append(vocab.encode(" " + question.answer) + [vocab.tokenizer.eos_token_id])
+            asked_all.append([*vocab.encode(text), *vocab.encode(" ASSISTANT:")])
+            said_all.append([*vocab.encode(" " + question.answer), vocab.tokenizer.eos_token_id])
             row_kinds.append(kind)
         kinds.append(row_kinds)
     longest = -(-max(len(a) + len(s) for a, s in zip(asked_all, said_all, strict=True)) // 8) * 8
@@ -148,7 +148,7 @@ def pack(
     width = -(-max(map(len, visual)) // 16) * 16 if n_background >= 0 else world.GRID**2
     shape = (len(scenes), n_questions, longest)
     return Packed(
-        scenes, torch.tensor([v + [-1] * (width - len(v)) for v in visual]), ids.view(shape), answer.view(shape), kinds
+        scenes, torch.tensor([[*v, *[-1] * (width - len(v))] for v in visual]), ids.view(shape), answer.view(shape), kinds
     )
 
 

@@ -1,0 +1,114 @@
+"""A paper's ablation as a file: a flat list of variants, run like any evaluation, printed as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
+
+from harness import budget as budgets
+from harness import leaderboard
+from harness.errors import PrunebenchError
+from harness.models import locate_model
+from harness.run import Request, evaluate
+from harness.store import SealedCell
+
+
+class Variant(BaseModel):
+    """One line of the table. `published` is the paper's number for it, on the model that `source` names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    method: str
+    knobs: dict[str, Any] = {}
+    budget: str | None = None
+    published: float | None = None
+
+
+class Ablation(BaseModel):
+    """One file of configs/ablations/. Unknown keys are refused, and two variants of one name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    source: str
+    model: str = "mini"
+    tasks: tuple[str, ...] = ("gqa",)
+    variants: tuple[Variant, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Ablation:
+        names = [v.name for v in self.variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two variants are called {twice[0]!r}")
+        return self
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant and its sealed cells, one per task, each after the unpruned cell it is compared with."""
+
+    variant: Variant
+    cells: list[SealedCell]
+
+
+def load(file: Path) -> Ablation:
+    """Read an ablation. Raises PrunebenchError where the file is missing or does not fit."""
+    if not file.is_file():
+        raise PrunebenchError(f"expected an ablation as YAML at {file}, found no such file: try one of configs/ablations/")
+    try:
+        return Ablation(**yaml.safe_load(file.read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PrunebenchError(f"{file}: {where + ': ' if where else ''}{first['msg']}") from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise PrunebenchError(f"{file}: not an ablation: {error}") from None
+
+
+def run(ablation: Ablation, shared: Request, say: Callable[[str], None] = print) -> list[Measured]:
+    """Evaluate every variant with what `shared` says of model, tasks, limit and the like; sealed cells are reused.
+
+    Every variant is checked against the model before the first one runs. Raises PrunebenchError as `harness.run.evaluate`.
+    """
+    located = locate_model(shared.model, shared.device, shared.dtype)
+    for variant in ablation.variants:
+        try:
+            located.method(variant.method, budgets.parse(variant.budget), variant.knobs, n_text=0)
+        except PrunebenchError as error:
+            raise PrunebenchError(f"variant {variant.name!r}: {error}") from None
+    measured = []
+    for i, variant in enumerate(ablation.variants, 1):
+        say(f"[{i} of {len(ablation.variants)}] {variant.name}")
+        request = replace(shared, method=variant.method, budget=variant.budget, knobs=variant.knobs)
+        measured.append(Measured(variant, evaluate(request, say=lambda _: None).cells))
+    return measured
+
+
+def table(ablation: Ablation, measured: list[Measured]) -> str:
+    """One line per variant and task: score, share of the unpruned score, tokens and FLOPs, beside the paper's number."""
+    lines = []
+    for item in measured:
+        frame = leaderboard.rows(item.cells)
+        for row in frame[frame["method"] == item.variant.method].to_dict("records"):
+            lines.append(
+                {
+                    "variant": item.variant.name,
+                    "task": row["task"],
+                    "score": row["score"] * (100 if row["max"] == 1 else 1),
+                    "% of unpruned": row["pct_of_unpruned"],
+                    "mean visual\n(tokens/layer)": row["mean_visual"],
+                    "% of unpruned\nFLOPs": row["pct_of_unpruned_flops"],
+                    "n": row["answered"],
+                    "published": item.variant.published,
+                }
+            )
+    shown = tabulate(lines, headers="keys", floatfmt=("", "", ".4g", ".1f", ".1f", ".1f", "", "g"), missingval="-")
+    return f"{ablation.title}\npublished: {ablation.source}\n\n{shown}"

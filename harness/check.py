@@ -1,0 +1,999 @@
+"""The conformance kit, `prunebench check METHOD`: what every pruning method must do, on tiny random models, in seconds on a CPU.
+
+One function per property, each a verdict: ok, FAIL with the values found, or n/a with the reason. Exceptions are granted only
+through the traits that a method declares. Models are random `LlavaForConditionalGeneration`s of 8 x 8 visual tokens whose query
+and key weights are large, so that attention is peaked and no selection is near a tie. What the engine computes is compared with
+`reference`, a plain layer loop over the tokens present, without cache, fused kernel or layouts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from harness import budget as budgets
+from harness.adapters import adapter_for
+from harness.budget import Budget
+from harness.engine import EngineRun, attach, changed_pixels
+from harness.errors import PrunebenchError
+from harness.method import AttentionEdit, Method, Reduction, check_budget, method_class, typed_knobs
+from harness.shape import ModelShape
+
+GRID, PATCH = 8, 4
+N_VISUAL = GRID * GRID
+VOCAB, IMAGE_TOKEN = 128, 127
+DEPTH = 12
+DEFAULT_BUDGET = 16
+#: decode steps that are compared, with given tokens: a greedy choice could flip on rounding
+STEPS = 3
+#: of logits, whose spread is about 1: the most that another order of float32 sums may change, and the least that is a change
+SAME, CHANGED = 1e-3, 1e-2
+DEPTHS = (4, 12, 40)
+
+
+# ----------------------------------------------------------------------------------------------------------- models and prompts
+
+
+@lru_cache(maxsize=8)
+def tiny_model(depth: int = DEPTH, kv_heads: int = 4, dtype: torch.dtype = torch.float32, beacon: bool = False) -> Any:
+    """A random LLaVA with peaked attention.
+
+    `beacon`: two channels that no layer writes to carry a constant and a flag, and every head of every layer scores keys by the
+    flag, so that the visual token flagged by `flagged` is what all later rows attend to most.
+    """
+    text = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        vocab_size=VOCAB,
+        max_position_embeddings=1024,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=GRID * PATCH,
+        patch_size=PATCH,
+    )
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=N_VISUAL,
+        tie_word_embeddings=False,
+    )
+    model: Any = LlavaForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2:
+                fan_in = 1 if "embed" in name and "patch" not in name else weight[0].numel()
+                gain = 2.0 if name.endswith(("q_proj.weight", "k_proj.weight")) and "language_model" in name else 1.0
+                weight.copy_(torch.randn(weight.shape, generator=generator) * gain / fan_in**0.5)
+        if beacon:
+            _add_beacon(model)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.to(dtype).eval()
+
+
+def _add_beacon(model: Any) -> None:
+    constant, flag = 0, 1
+    core = model.model
+    head_dim = core.language_model.layers[0].self_attn.head_dim
+    # the pair of channels that RoPE turns least
+    slow, partner = head_dim // 2 - 1, head_dim - 1
+    core.language_model.embed_tokens.weight[:, constant] = 4.0
+    core.language_model.embed_tokens.weight[:, flag] = 0.0
+    core.multi_modal_projector.linear_2.weight[:2] = 0.0
+    core.multi_modal_projector.linear_2.bias[:2] = torch.tensor([4.0, 0.0])
+    for layer in core.language_model.layers:
+        layer.self_attn.o_proj.weight[:2] = 0.0
+        layer.mlp.down_proj.weight[:2] = 0.0
+        for projection, channel in ((layer.self_attn.q_proj, constant), (layer.self_attn.k_proj, flag)):
+            for dim in (slow, partner):
+                projection.weight[dim::head_dim] = 0.0
+            projection.weight[slow::head_dim, channel] = 10.0
+
+
+@contextmanager
+def flagged(model: Any, token: int) -> Iterator[None]:
+    """Put the flag of a beacon model on visual token `token` of every image."""
+
+    def flag(_module: Any, _args: Any, out: Tensor) -> Tensor:
+        out = out.clone()
+        out[..., token, 1] = 6.0
+        return out
+
+    handle = model.model.multi_modal_projector.register_forward_hook(flag)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """`ids` with its image tokens, `pixels (images, 3, h, w)`, and the tokens fed as decode steps."""
+
+    key: str
+    ids: list[int]
+    pixels: Tensor
+    next_ids: list[int]
+
+
+@cache
+def prompt(number: int, n_after: int, images: int = 1) -> Prompt:
+    """Random prompt `number`: three text tokens, the images with a token between them, `n_after` text tokens."""
+    g = torch.Generator().manual_seed(number)
+
+    def text(n: int) -> list[int]:
+        return [int(t) for t in torch.randint(3, VOCAB - 8, (n,), generator=g)]
+
+    ids = text(3)
+    for image in range(images):
+        ids += (text(1) if image else []) + [IMAGE_TOKEN] * N_VISUAL
+    pixels = torch.randn(images, 3, GRID * PATCH, GRID * PATCH, generator=g)
+    return Prompt(f"prompt {number}", ids + text(n_after), pixels, text(STEPS))
+
+
+PROMPTS = (prompt(1, 6), prompt(2, 11), prompt(3, 9))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the engine did with a batch.
+
+    `logits (b, 1 + steps, vocab)`; `lengths`: KV columns per layer after the prefill; `origins`: per layer and row the visual
+    tokens present, by their number in the prompt (-2: added by the method).
+    """
+
+    logits: Tensor
+    lengths: list[int]
+    origins: list[list[list[int]]]
+    run: EngineRun
+
+
+def _batch(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    width = max(len(p.ids) for p in prompts)
+    ids = torch.tensor([[0] * (width - len(p.ids)) + p.ids for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts])
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.cat([p.pixels for p in prompts])}
+
+
+def _inputs(model: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    batch = _batch(prompts)
+    return batch | {"pixel_values": batch["pixel_values"].to(model.dtype)}
+
+
+@torch.inference_mode()
+def ask_in(run: EngineRun, model: Any, prompts: Sequence[Prompt], steps: int = STEPS) -> Asked:
+    """Prefill a batch inside an attached engine and feed `steps` of each prompt's next tokens."""
+    run.samples = [p.key for p in prompts]
+    kv = DynamicCache(config=model.config.text_config)
+    out = [model(**_inputs(model, prompts), past_key_values=kv, logits_to_keep=1).logits[:, -1]]
+    lengths = [int(layer.keys.shape[2]) for layer in kv.layers]
+    for step in range(steps):
+        out.append(model(input_ids=torch.tensor([[p.next_ids[step]] for p in prompts]), past_key_values=kv).logits[:, -1])
+    origins = [[o[m].tolist() for o, m in zip(layout.origin, layout.visual, strict=True)] for layout in run.layouts]
+    return Asked(torch.stack(out, 1).float(), lengths, origins, run)
+
+
+def ask(
+    model: Any, method: Method, prompts: Sequence[Prompt], *, seed: int = 0, positions: str = "method", steps: int = STEPS
+) -> Asked:
+    """`ask_in` with an engine of its own."""
+    with attach(model, method, seed, positions) as run:
+        return ask_in(run, model, prompts, steps)
+
+
+@torch.inference_mode()
+def unpruned(model: Any, prompts: Sequence[Prompt]) -> Tensor:
+    """(b, vocab): last-token logits of the bare model."""
+    logits: Tensor = model(**_inputs(model, prompts), logits_to_keep=1).logits[:, -1]
+    return logits.float()
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+# ------------------------------------------------------------------------------------------------------------------ reference
+
+
+@dataclass
+class Decisions:
+    """What a method returned in one prefill, by layer."""
+
+    reductions: dict[int, Reduction] = field(default_factory=dict)
+    edits: dict[int, Sequence[AttentionEdit]] = field(default_factory=dict)
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Spy:
+    """Stands in for a method, passes everything on, and runs `watch(hook, layer, returned)` after each hook."""
+
+    def __init__(self, method: Method, watch: Callable[[str, int, Any], None]) -> None:
+        self._method, self._watch = method, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def for_model(self, shape: ModelShape) -> Spy:
+        return Spy(self._method.for_model(shape), self._watch)
+
+    def _passed_on(self, hook: str, run: Any, layer: int, *rest: Any) -> Any:
+        returned = getattr(self._method, hook)(run, layer, *rest)
+        self._watch(hook, layer, returned)
+        return returned
+
+    def edit_attention(self, run: Any, layer: int) -> Any:
+        return self._passed_on("edit_attention", run, layer)
+
+    def on_attention(self, run: Any, layer: int, attn: Any) -> Any:
+        return self._passed_on("on_attention", run, layer, attn)
+
+    def hide_in_decode(self, run: Any, layer: int) -> Any:
+        return self._passed_on("hide_in_decode", run, layer)
+
+    def at_boundary(self, run: Any, layer: int, stream: Any) -> Any:
+        return self._passed_on("at_boundary", run, layer, stream)
+
+
+def spied(method: Method, decided: Decisions) -> Method:
+    """`method`, writing down what it returns."""
+
+    def watch(hook: str, layer: int, returned: Any) -> None:
+        if hook == "at_boundary" and returned is not None:
+            decided.reductions[layer] = returned
+        elif hook == "edit_attention" and returned:
+            decided.edits[layer] = returned
+        elif hook == "hide_in_decode" and returned is not None:
+            decided.hidden[layer] = returned
+
+    return cast(Method, Spy(method, watch))
+
+
+def bomb(method: Method, hook: str, layer: int) -> Method:
+    """`method`, whose `hook` raises RuntimeError at `layer`."""
+
+    def watch(at_hook: str, at_layer: int, _returned: Any) -> None:
+        if (at_hook, at_layer) == (hook, layer):
+            raise RuntimeError("raised by the conformance kit")
+
+    return cast(Method, Spy(method, watch))
+
+
+class Referred(NamedTuple):
+    """`logits (1 + steps, vocab)`, tokens per layer, and visual tokens per layer by number (-2: added)."""
+
+    logits: Tensor
+    lengths: list[int]
+    origins: list[list[int]]
+
+
+@dataclass
+class _Token:
+    origin: int  # a visual token's number in the prompt, -2 if added by the method, -1 for text
+    position: int
+    behind: bool  # text behind the image
+
+
+@torch.inference_mode()
+def reference(model: Any, asked: Prompt, method: Method, decided: Decisions, policy: str) -> Referred:
+    """The same prompt and next tokens from scratch: one pass over all layers with the full probability matrix and no KV cache.
+
+    It drops, adds and edits what `decided` says. `policy`: "method" as the reductions say, "original" or "compact".
+    """
+    language = model.model.language_model
+    pixels = asked.pixels.to(model.dtype)
+    changed = changed_pixels(method, pixels)
+    features = model.model.get_image_features(pixel_values=pixels if changed is None else changed, return_dict=True).pooler_output
+    image = [i for i, t in enumerate(asked.ids) if t == IMAGE_TOKEN]
+    x = language.embed_tokens(torch.tensor(asked.ids + asked.next_ids))
+    x[image] = torch.cat(list(features)).to(x.dtype)
+    number = {column: i for i, column in enumerate(image)}
+    tokens = [_Token(number.get(i, -1), i, i > image[-1]) for i in range(len(asked.ids))]
+    n_prompt, steps = len(tokens), len(asked.next_ids)
+    last = max(decided.reductions, default=None)
+    decode = "original" if last is None else decided.reductions[last].decode_positions
+    if policy != "method":
+        decode = "original" if policy == "original" else "per_layer"
+    final = n_prompt
+    for reduction in decided.reductions.values():
+        final += (0 if reduction.added is None else _n_added(reduction)) - int((~reduction.keep[0]).sum())
+    lengths, origins = [], []
+    for index, layer in enumerate(language.layers):
+        if index in decided.reductions:
+            x, tokens = _reduced(x, tokens, decided.reductions[index], policy)
+        n = len(tokens)
+        base = {"original": n_prompt, "compact": final, "per_layer": n}[decode]
+        positions = torch.tensor([t.position for t in tokens] + [base + s for s in range(steps)])
+        x = _layer(model, layer, x, positions, tokens, decided.edits.get(index, ()), decided.hidden.get(index))
+        lengths.append(n)
+        origins.append([t.origin for t in tokens if t.origin != -1])
+    logits = model.lm_head(language.norm(x[len(tokens) - 1 :]))
+    return Referred(logits.float(), lengths, origins)
+
+
+def _n_added(reduction: Reduction) -> int:
+    assert reduction.added is not None
+    return reduction.added.shape[1] if reduction.added_valid is None else int(reduction.added_valid[0].sum())
+
+
+def _reduced(x: Tensor, tokens: list[_Token], reduction: Reduction, policy: str) -> tuple[Tensor, list[_Token]]:
+    visual = [i for i, t in enumerate(tokens) if t.origin != -1]
+    kept = [i for i, keep in zip(visual, reduction.keep[0].tolist(), strict=True) if keep]
+    gone = set(visual) - set(kept)
+    added = x[:0]
+    if reduction.added is not None:
+        valid = slice(None) if reduction.added_valid is None else reduction.added_valid[0]
+        added = reduction.added[0][valid].to(x.dtype)
+    # behind the last kept one, at the position after it; where the first visual token stood, if none is kept
+    after, position = (kept[-1] + 1, tokens[kept[-1]].position + 1) if kept else (visual[0], tokens[visual[0]].position)
+    head = [i for i in range(after) if i not in gone]
+    tail = [i for i in range(after, x.shape[0]) if i not in gone]
+    out = (
+        [tokens[i] for i in head] + [_Token(-2, position, False)] * added.shape[0] + [tokens[i] for i in tail if i < len(tokens)]
+    )
+    if policy == "compact" or (policy == "method" and reduction.positions == "compact"):
+        out = [dataclasses.replace(t, position=i) for i, t in enumerate(out)]
+    return torch.cat([x[head], added, x[tail]]), out
+
+
+def _layer(
+    model: Any,
+    layer: Any,
+    x: Tensor,
+    positions: Tensor,
+    tokens: list[_Token],
+    edits: Sequence[AttentionEdit],
+    hidden: Tensor | None,
+) -> Tensor:
+    attention, config = layer.self_attn, model.config.text_config
+    total, n, d = x.shape[0], len(tokens), attention.head_dim
+    h = layer.input_layernorm(x)
+    theta = config.rope_parameters["rope_theta"]
+    angles = positions[:, None] * theta ** -(torch.arange(0, d, 2) / d)
+    q, k, v = (p(h).view(total, -1, d).transpose(0, 1).float() for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    q, k = _rotated(q, angles), _rotated(k, angles)
+    groups = config.num_attention_heads // config.num_key_value_heads
+    k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+    scores = (q @ k.transpose(1, 2)) / d**0.5
+    scores = scores.masked_fill(torch.ones(total, total, dtype=torch.bool).triu(1), float("-inf"))
+    visual = torch.tensor([i for i, t in enumerate(tokens) if t.origin != -1], dtype=torch.long)
+    if hidden is not None:
+        scores[:, n:, visual[hidden[0]]] = float("-inf")
+    rows = {"visual": visual, "after": torch.tensor([i for i, t in enumerate(tokens) if t.behind], dtype=torch.long)}
+    columns = [visual if e.cols is None else visual[e.cols[0]] for e in edits]
+    for edit, cols in zip(edits, columns, strict=True):
+        if edit.how == "mask":
+            scores[:, rows[edit.rows][:, None], cols] = float("-inf")
+    probs = scores.softmax(-1)
+    for edit, cols in zip(edits, columns, strict=True):
+        if edit.how in ("zero", "redirect"):
+            at = rows[edit.rows][:, None]
+            mass = probs[:, at, cols].sum(-1)
+            probs[:, at, cols] = 0.0
+            if edit.how == "redirect":
+                probs[:, rows[edit.rows], int(visual[edit.sink])] += mass
+    out = (probs @ v).transpose(0, 1).reshape(total, -1).to(x.dtype)
+    x = x + attention.o_proj(out)
+    result: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
+    return result
+
+
+def _rotated(x: Tensor, angles: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+# ------------------------------------------------------------------------------------------------------- verdicts and subjects
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One property of one method; `detail` holds the values found, or why it does not apply."""
+
+    name: str
+    status: Literal["ok", "FAIL", "n/a"]
+    detail: str
+
+
+class _NotApplicableError(Exception):
+    """The property does not apply; the message says why."""
+
+
+class _ViolatedError(Exception):
+    """The property does not hold; the message holds the values."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method class under test with knobs given by hand and the budget to test at."""
+
+    cls: type[Method]
+    knobs: Mapping[str, Any]
+    budget: int = DEFAULT_BUDGET
+
+    @property
+    def edits_pixels(self) -> bool:
+        return self.cls.on_pixels is not Method.on_pixels
+
+    def at(self, budget: Budget | int, shape: ModelShape | None = None) -> Method:
+        """Raises _NotApplicableError where the method refuses the budget."""
+        shape = adapter_for(tiny_model()).shape if shape is None else shape
+        asked = Budget("kept", budget) if isinstance(budget, int) else budget
+        try:
+            check_budget(self.cls, asked, self.knobs)
+            return self.cls.at_budget(asked, dict(self.knobs), shape).for_model(shape)
+        except PrunebenchError as error:
+            raise _NotApplicableError(str(error)) from None
+
+    def variants(self, shape: ModelShape | None = None) -> dict[str, Method]:
+        """The method at the budget and at its published defaults, as far as it takes them; else as it stands."""
+        found: dict[str, Method] = {}
+        refused = []
+        for label, asked in ((f"budget {self.budget}", Budget("kept", self.budget)), ("native", Budget("native"))):
+            try:
+                found[label] = self.at(asked, shape)
+            except _NotApplicableError as error:
+                refused.append(str(error))
+        if not found:
+            try:
+                found["as it is"] = self.at(budgets.NONE, shape)
+            except _NotApplicableError as error:
+                raise PrunebenchError(f"{self.cls.name} cannot be built: {'; '.join([*refused, str(error)])}") from None
+        return found
+
+    def any(self, shape: ModelShape | None = None) -> Method:
+        return next(iter(self.variants(shape).values()))
+
+
+Property = Callable[[Subject], Verdict]
+#: by the name that the table shows, in its order
+PROPERTIES: dict[str, Property] = {}
+
+
+def _property(name: str) -> Callable[[Callable[[Subject], str]], Property]:
+    """The function returns what it saw, raises _ViolatedError or _NotApplicableError; any other exception is a failure too."""
+
+    def wrap(function: Callable[[Subject], str]) -> Property:
+        def judged(subject: Subject) -> Verdict:
+            try:
+                return Verdict(name, "ok", function(subject))
+            except _NotApplicableError as reason:
+                return Verdict(name, "n/a", str(reason))
+            except _ViolatedError as values:
+                return Verdict(name, "FAIL", str(values))
+            except Exception as error:  # a kit that dies of one method's bug reports nothing
+                return Verdict(name, "FAIL", f"{type(error).__name__}: {error}")
+
+        PROPERTIES[name] = judged
+        return judged
+
+    return wrap
+
+
+def _require(holds: bool, values: str) -> None:
+    if not holds:
+        raise _ViolatedError(values)
+
+
+def _same(label: str, got: Asked, row: int, want: Asked, want_row: int = 0, tolerance: float = SAME) -> float:
+    """Row `row` of one batch did what row `want_row` of another did: same tokens in every layer, same logits; the difference."""
+    for layer, (a, b) in enumerate(zip(got.origins, want.origins, strict=True)):
+        _require(a[row] == b[want_row], f"{label}: layer {layer} holds {_few(a[row])}, expected {_few(b[want_row])}")
+    gap = difference(got.logits[row], want.logits[want_row])
+    _require(gap <= tolerance, f"{label}: logits differ by {gap:.2e} (tolerance {tolerance:.0e})")
+    return gap
+
+
+def _few(tokens: Sequence[int]) -> str:
+    return f"{len(tokens)} visual tokens {list(tokens[:6])}{'...' if len(tokens) > 6 else ''}"
+
+
+def _drops(got: Asked) -> bool:
+    return (
+        any(rows != got.origins[0] for rows in got.origins)
+        or any(len(o) % N_VISUAL for o in got.origins[0])
+        or any(-2 in o for o in got.origins[0])
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ properties
+
+
+@_property("full budget equals unpruned")
+def full_budget(subject: Subject) -> str:
+    model = tiny_model()
+    try:
+        method = subject.at(N_VISUAL)
+    except _NotApplicableError:
+        method = subject.any()
+        if _drops(ask(model, method, PROMPTS[:1], steps=0)):
+            raise
+    gap = difference(ask(model, method, PROMPTS, steps=0).logits[:, 0], unpruned(model, PROMPTS))
+    _require(gap == gap and gap != float("inf"), f"logits differ by {gap}")
+    for trait, why in ((subject.cls.traits.edits_attention, "edits attention"), (subject.edits_pixels, "works on the image")):
+        if trait and gap > SAME:
+            raise _NotApplicableError(f"{why}, so that it differs at full budget too, by {gap:.1e}; finite")
+    _require(gap <= SAME, f"logits differ from the bare model's by {gap:.2e} (tolerance {SAME:.0e})")
+    return f"largest difference {gap:.1e}"
+
+
+@_property("smaller budget changes logits")
+def smaller_budget(subject: Subject) -> str:
+    gap = difference(
+        ask(tiny_model(), subject.at(subject.budget), PROMPTS[:1], steps=0).logits[:, 0], unpruned(tiny_model(), PROMPTS[:1])
+    )
+    _require(gap >= CHANGED, f"at {subject.budget} of {N_VISUAL} tokens the logits differ by {gap:.2e} only")
+    return f"by {gap:.2f} at {subject.budget} of {N_VISUAL} tokens"
+
+
+@_property("kept sorted, unique, in image; text intact")
+def order(subject: Subject) -> str:
+    for label, method in subject.variants().items():
+        got = ask(tiny_model(), method, PROMPTS, steps=0)
+        for row, asked in enumerate(PROMPTS):
+            present = list(range(N_VISUAL))
+            for layer, layout in enumerate(got.run.layouts):
+                where = f"{label}, row {row}, layer {layer}"
+                kept = [o for o in got.origins[layer][row] if o >= 0]
+                _require(kept == sorted(set(kept)), f"{where}: kept {kept} is not ascending and unique")
+                _require(set(kept) <= set(present), f"{where}: {sorted(set(kept) - set(present))} were not there before")
+                present = kept
+                valid = layout.valid[row]
+                text = int((valid & ~layout.visual[row]).sum())
+                behind = int(layout.after[row].sum())
+                n_text = len(asked.ids) - N_VISUAL
+                _require(
+                    (text, behind) == (n_text, n_text - 3),
+                    f"{where}: {text} text tokens, {behind} behind the image; expected {n_text}, {n_text - 3}",
+                )
+                tail = layout.after[row, -behind:]
+                _require(bool(tail.all()), f"{where}: the prompt no longer ends with its text")
+    return "in every layer"
+
+
+@_property("asked budget met exactly")
+def budget_met(subject: Subject) -> str:
+    if subject.edits_pixels:
+        got = ask(tiny_model(), subject.at(subject.budget), PROMPTS, steps=0)
+        raise _NotApplicableError(
+            f"works on the image; the language model sees all {got.run.trace.kept(0)} tokens, as the trace says"
+        )
+    said, met = [], 0
+    for tokens in dict.fromkeys((subject.budget, min(2 * subject.budget + 1, N_VISUAL), max(subject.budget // 3, 1))):
+        try:
+            method = subject.at(tokens)
+        except _NotApplicableError as error:
+            if tokens == subject.budget:
+                raise
+            said.append(f"{tokens} refused ({error})")
+            continue
+        got = ask(tiny_model(), method, PROMPTS, steps=0)
+        trace = got.run.trace
+        kept = [trace.kept(row) for row in range(len(PROMPTS))]
+        adaptive = subject.cls.traits.adaptive
+        fits = all(k == tokens or (adaptive and 0 <= k <= tokens) for k in kept)
+        _require(fits, f"asked {tokens} visual tokens, kept {kept}")
+        for row, k in enumerate(kept):
+            seen = {layer.visual[row] for layer in trace.layers}
+            _require(k in seen, f"reports {k} kept, but its layers hold {sorted(seen)} visual tokens")
+        met += 1
+        forced = trace.notes.get("forced")
+        said.append(f"{tokens}" + (f" (forced in {int(sum(forced))} of {len(PROMPTS)})" if forced else ""))
+    return "kept " + ", ".join(said)
+
+
+@_property("plan equals trace")
+def planned(subject: Subject) -> str:
+    unknown = 0
+    variants = subject.variants()
+    for label, method in variants.items():
+        plan = method.plan(adapter_for(tiny_model()).shape, len(PROMPTS[0].ids) - N_VISUAL)
+        if plan is None:
+            unknown += 1
+            continue
+        trace = ask(tiny_model(), method, PROMPTS[:1], steps=0).run.trace
+        visual = [layer.visual[0] for layer in trace.layers]
+        _require(plan == visual, f"{label}: planned {plan}, the trace says {visual}")
+        scoring = method.plan_scoring(adapter_for(tiny_model()).shape, len(PROMPTS[0].ids) - N_VISUAL, plan)
+        _require(
+            scoring in (None, trace.scoring[0]), f"{label}: planned {scoring} FLOPs of scoring, the trace says {trace.scoring[0]}"
+        )
+    if unknown == len(variants):
+        raise _NotApplicableError("adaptive: the prompt decides" if subject.cls.traits.adaptive else "the method states no plan")
+    return "visual tokens in every layer"
+
+
+@_property("most attended token kept")
+def most_attended(subject: Subject) -> str:
+    if not subject.cls.traits.keeps_most_attended:
+        raise _NotApplicableError("does not declare keeps_most_attended")
+    model, asked = tiny_model(beacon=True), PROMPTS[0]
+    method = subject.at(subject.budget)
+    text = torch.arange(3 + N_VISUAL, len(asked.ids))
+    tokens = range(0, N_VISUAL, GRID + 1)
+    for token in tokens:
+        with flagged(model, token), torch.inference_mode():
+            got = ask(model, method, (asked,), steps=0)
+            model.set_attn_implementation("eager")
+            try:
+                weights = model(**_inputs(model, (asked,)), output_attentions=True).attentions
+            finally:
+                model.set_attn_implementation("sdpa")
+        # the premise, from the bare model's own attention weights
+        top = {int(t) for w in weights for t in w[0][:, text, 3 : 3 + N_VISUAL].argmax(-1).unique()}
+        if top != {token}:
+            raise PrunebenchError(f"the kit's beacon model attends to {sorted(top)} instead of {token}: a bug of the kit")
+        first = next((i for i, rows in enumerate(got.origins) if len(rows[0]) < N_VISUAL), None)
+        if first is not None:
+            _require(
+                token in got.origins[first][0],
+                f"token {token} has the most attention of all text; layer {first} holds {_few(got.origins[first][0])}",
+            )
+    return f"{len(tokens)} of {len(tokens)} planted tokens"
+
+
+@_property("kept set depends on the prompt")
+def depends(subject: Subject) -> str:
+    if not subject.cls.traits.query_aware:
+        raise _NotApplicableError("not query-aware")
+    method = subject.any()
+    sets = [ask(tiny_model(), method, (p,), steps=0).origins for p in PROMPTS]
+    if not any(rows[0] != list(range(N_VISUAL)) for origins in sets for rows in origins):
+        raise _NotApplicableError("drops nothing by itself")
+    _require(any(s != sets[0] for s in sets), f"the same tokens for {len(PROMPTS)} images and questions: {_few(sets[0][-1][0])}")
+    return f"{len(PROMPTS)} prompts"
+
+
+def _batch_equals_singles(model: Any, label: str, method: Method, prompts: Sequence[Prompt], tolerance: float = SAME) -> float:
+    together = ask(model, method, prompts)
+    return max(
+        _same(f"{label}, row {row} of a batch against alone", together, row, ask(model, method, (p,)), tolerance=tolerance)
+        for row, p in enumerate(prompts)
+    )
+
+
+@_property("padded batch equals singles")
+def batch(subject: Subject) -> str:
+    gaps = [_batch_equals_singles(tiny_model(), label, method, PROMPTS) for label, method in subject.variants().items()]
+    return f"{len(PROMPTS)} text lengths; largest difference {max(gaps):.1e}"
+
+
+@_property("ragged counts: one and two images")
+def ragged(subject: Subject) -> str:
+    prompts = (prompt(4, 7), prompt(5, 5, images=2), prompt(6, 9))
+    counts = set()
+    for tokens in (subject.budget, N_VISUAL + 7):
+        try:
+            method = subject.at(tokens)
+            alone = ask(tiny_model(), method, prompts[1:2])
+        except (_NotApplicableError, PrunebenchError) as error:
+            method = subject.any()
+            try:
+                alone = ask(tiny_model(), method, prompts[1:2])
+            except PrunebenchError:
+                raise _NotApplicableError(f"refuses two images: {error}") from None
+        together = ask(tiny_model(), method, prompts)
+        _same(f"at {tokens}, two images in a batch against alone", together, 1, alone)
+        for row in (0, 2):
+            _same(
+                f"at {tokens}, row {row} beside two images against alone",
+                together,
+                row,
+                ask(tiny_model(), method, prompts[row : row + 1]),
+            )
+        counts |= {tuple(len(o) for o in rows) for rows in together.origins}
+    return f"visual tokens per row: {', '.join('/'.join(map(str, c)) for c in sorted(counts, reverse=True)[:4])}"
+
+
+@_property("no state between prompts")
+def state(subject: Subject) -> str:
+    model, layer = tiny_model(), tiny_model().model.language_model.layers[DEPTH // 2]
+
+    def interrupt(_module: Any, _args: Any) -> None:
+        raise RuntimeError("raised by the conformance kit")
+
+    for label, method in subject.variants().items():
+        with attach(model, method) as run:
+            first = ask_in(run, model, PROMPTS[:1])
+            ask_in(run, model, PROMPTS[1:2])
+            _same(f"{label}, after another prompt", ask_in(run, model, PROMPTS[:1]), 0, first, tolerance=0)
+            ask_in(run, model, PROMPTS[1:])
+            _same(f"{label}, after a batch", ask_in(run, model, PROMPTS[:1]), 0, first, tolerance=0)
+            handle = layer.register_forward_pre_hook(interrupt)
+            try:
+                ask_in(run, model, PROMPTS[1:2])
+            except RuntimeError:
+                pass
+            finally:
+                handle.remove()
+            _same(f"{label}, after an interrupted prefill", ask_in(run, model, PROMPTS[:1]), 0, first, tolerance=0)
+        _same(f"{label}, in a new attach()", ask(model, method, PROMPTS[:1]), 0, first, tolerance=0)
+    return "after a prompt, a batch, an interrupted prefill"
+
+
+@_property("same seed same result")
+def seeds(subject: Subject) -> str:
+    for label, method in subject.variants().items():
+        one = ask(tiny_model(), method, PROMPTS[:1], seed=1)
+        _same(f"{label}, seed 1 twice", ask(tiny_model(), method, PROMPTS[:1], seed=1), 0, one, tolerance=0)
+        two = ask(tiny_model(), method, PROMPTS[:1], seed=2)
+        gap = difference(one.logits, two.logits)
+        if subject.cls.traits.random:
+            _require(
+                two.origins != one.origins,
+                f"{label}: declared random, but seeds 1 and 2 keep the same: {_few(one.origins[-1][0])}",
+            )
+        elif not method.uses_seed:
+            _require(gap == 0, f"{label}: uses_seed is false, but seeds 1 and 2 differ by {gap:.2e}")
+    if subject.cls.traits.random:
+        return "and another one for another seed"
+    return "the seed may break ties" if subject.any().uses_seed else "the seed changes nothing, as declared"
+
+
+@_property("KV length per layer equals trace")
+def kv_lengths(subject: Subject) -> str:
+    lengths: list[int] = []
+    for label, method in subject.variants().items():
+        got = ask(tiny_model(), method, PROMPTS, steps=0)
+        for layer, (length, traced, layout) in enumerate(zip(got.lengths, got.run.trace.layers, got.run.layouts, strict=True)):
+            where = f"{label}, layer {layer}"
+            _require(length == traced.columns == max(traced.tokens), f"{where}: {length} keys cached, the trace says {traced}")
+            n_text = [len(p.ids) - N_VISUAL for p in PROMPTS]
+            tokens = [v + t for v, t in zip(traced.visual, n_text, strict=True)]
+            _require(
+                traced.tokens == tokens == layout.counts, f"{where}: {traced.tokens} tokens, expected text + visual = {tokens}"
+            )
+        lengths = lengths or got.lengths
+    return f"{lengths[0]} to {lengths[-1]}"
+
+
+def _equals_reference(model: Any, label: str, method: Method, asked: Prompt, policy: str, tolerance: float = SAME) -> float:
+    decided = Decisions()
+    got = ask(model, spied(method, decided), (asked,), positions=policy)
+    want = reference(model, asked, method, decided, policy)
+    label = f"{label}, positions {policy}"
+    _require(got.lengths == want.lengths, f"{label}: {got.lengths} tokens by layer, from scratch {want.lengths}")
+    for layer, (a, b) in enumerate(zip(got.origins, want.origins, strict=True)):
+        _require(a[0] == b, f"{label}: layer {layer} holds {_few(a[0])}, from scratch {_few(b)}")
+    gaps: list[float] = (got.logits[0] - want.logits).abs().amax(1).tolist()
+    for step, gap in enumerate(gaps):
+        what = "prefill" if step == 0 else f"decode step {step}"
+        _require(
+            gap <= tolerance,
+            f"{label}: logits of {what} differ from a pass from scratch by {gap:.2e} (tolerance {tolerance:.0e})",
+        )
+    return max(gaps)
+
+
+@_property("prefill and decode equal a pass from scratch")
+def decode(subject: Subject) -> str:
+    gaps = [
+        _equals_reference(tiny_model(), label, method, PROMPTS[0], policy)
+        for label, method in subject.variants().items()
+        for policy in ("method", "original", "compact")
+    ]
+    return f"3 position policies, {STEPS} steps; largest difference {max(gaps):.1e}"
+
+
+@_property("generate equals a greedy loop")
+def generates(subject: Subject) -> str:
+    model = tiny_model()
+    with attach(model, subject.any()) as run, torch.inference_mode():
+        run.samples = [p.key for p in PROMPTS]
+        inputs = _inputs(model, PROMPTS)
+        whole = model.generate(**inputs, max_new_tokens=STEPS + 1, do_sample=False)
+        kv = DynamicCache(config=model.config.text_config)
+        chosen = [model(**inputs, past_key_values=kv, logits_to_keep=1).logits[:, -1].argmax(-1)]
+        for _ in range(STEPS):
+            chosen.append(model(input_ids=chosen[-1][:, None], past_key_values=kv).logits[:, -1].argmax(-1))
+    loop, generated = torch.stack(chosen, 1).tolist(), whole[:, -STEPS - 1 :].tolist()
+    _require(loop == generated, f"generate() says {generated}, the loop {loop}")
+    return f"{STEPS + 1} tokens, {len(PROMPTS)} rows"
+
+
+def _left_behind(model: Any) -> str | None:
+    core = model.model
+    hooked = [m for m in (core, core.vision_tower, *core.language_model.layers) if m._forward_pre_hooks or m._forward_hooks]
+    if hooked:
+        return f"{len(hooked)} modules still hold hooks"
+    implementation = core.language_model.config._attn_implementation
+    return None if implementation == "sdpa" else f"the attention implementation is {implementation!r}, expected 'sdpa'"
+
+
+@_property("exception restores the model")
+def restores(subject: Subject) -> str:
+    model, method = tiny_model(), subject.any()
+    bare, pruned = unpruned(model, PROMPTS[:1]), ask(model, method, PROMPTS[:1])
+    places = [
+        ("at_boundary", 0),
+        ("at_boundary", DEPTH - 1),
+        ("on_attention", DEPTH // 2),
+        ("edit_attention", 1),
+        ("hide_in_decode", DEPTH - 1),
+    ]
+    for hook, layer in places:
+        raised = False
+        try:
+            ask(model, bomb(method, hook, layer), PROMPTS[:1])
+        except RuntimeError:
+            raised = True
+        where = f"after an exception in {hook} of layer {layer}"
+        _require(raised, f"{where}: it was swallowed")
+        left = _left_behind(model)
+        _require(left is None, f"{where}: {left}")
+        gap = difference(unpruned(model, PROMPTS[:1]), bare)
+        _require(gap == 0, f"{where}: the bare model's logits differ by {gap:.2e}")
+    _same("attached again", ask(model, method, PROMPTS[:1]), 0, pruned, tolerance=0)
+    return f"{len(places)} places"
+
+
+@_property("double attach refused")
+def double_attach(subject: Subject) -> str:
+    model, method = tiny_model(), subject.any()
+    with attach(model, method) as run:
+        before = ask_in(run, model, PROMPTS[:1])
+        refused = False
+        try:
+            with attach(model, method):
+                pass
+        except PrunebenchError:
+            refused = True
+        _require(refused, "a second attach() to the same model was accepted")
+        _same("after the refusal", ask_in(run, model, PROMPTS[:1]), 0, before, tolerance=0)
+    left = _left_behind(model)
+    _require(left is None, str(left))
+    return "and the first keeps working"
+
+
+@_property("position policies differ")
+def policies(subject: Subject) -> str:
+    method = subject.any()
+    ran = {policy: ask(tiny_model(), method, PROMPTS[:1], positions=policy) for policy in ("original", "compact")}
+    if not _drops(ran["original"]):
+        raise _NotApplicableError("no token is dropped, so there is nothing to renumber")
+    for policy, got in ran.items():
+        for layer, (layout, rows) in enumerate(zip(got.run.layouts, got.origins, strict=True)):
+            found = layout.positions[0].tolist()
+            if policy == "compact":
+                _require(found == list(range(layout.n)), f"compact, layer {layer}: positions {found}")
+            else:
+                at = [p for p, v in zip(found, layout.visual[0].tolist(), strict=True) if v]
+                own = [(p, o + 3) for p, o in zip(at, rows[0], strict=True) if o >= 0]
+                _require(all(p == o for p, o in own), f"original, layer {layer}: visual tokens at {at}")
+                _require(found[-1] == len(PROMPTS[0].ids) - 1, f"original, layer {layer}: the last token stands at {found[-1]}")
+    gap = difference(ran["original"].logits, ran["compact"].logits)
+    _require(gap >= CHANGED, f"original and compact differ by {gap:.2e} only")
+    return f"original and compact by {gap:.2f}"
+
+
+@_property("bfloat16")
+def bfloat16(subject: Subject) -> str:
+    model = tiny_model(dtype=torch.bfloat16)
+    for label, method in subject.variants(adapter_for(model).shape).items():
+        logits = ask(model, method, PROMPTS).logits
+        _require(bool(torch.isfinite(logits).all()), f"{label}: nan or inf in the logits")
+    try:
+        whole = subject.at(N_VISUAL)
+    except _NotApplicableError:
+        return "finite"
+    if subject.cls.traits.edits_attention or subject.edits_pixels:
+        return "finite"
+    gap = difference(ask(model, whole, PROMPTS[:1], steps=0).logits[:, 0], unpruned(model, PROMPTS[:1]))
+    _require(gap <= 0.1, f"at full budget the logits differ from the bare model's by {gap:.2e}")
+    return f"finite; full budget equals unpruned within {gap:.1e}"
+
+
+@_property("grouped-query heads")
+def grouped(subject: Subject) -> str:
+    model = tiny_model(kv_heads=2)
+    gaps = []
+    for label, method in subject.variants(adapter_for(model).shape).items():
+        gaps.append(_batch_equals_singles(model, label, method, PROMPTS))
+        gaps.append(_equals_reference(model, label, method, PROMPTS[1], "method"))
+    return f"batch, prefill and decode; largest difference {max(gaps):.1e}"
+
+
+@_property("depth 4 to 40")
+def depths(subject: Subject) -> str:
+    shape = adapter_for(tiny_model()).shape
+    by_hand = {name for name, _ in _layer_knobs(subject.cls)}
+    subject = dataclasses.replace(subject, knobs={k: v for k, v in subject.knobs.items() if k not in by_hand})
+    for depth in range(min(DEPTHS), max(DEPTHS) + 1):
+        deep = dataclasses.replace(shape, depth=depth)
+        try:
+            method = subject.any(deep)
+            again = method.for_model(deep)
+        except PrunebenchError as error:
+            raise _ViolatedError(f"{depth} layers: refuses its own defaults: {error}") from None
+        _require(again == method, f"{depth} layers: for_model() twice gives {again} after {method}")
+    for depth in DEPTHS:
+        model = tiny_model(depth=depth)
+        for label, method in subject.variants(adapter_for(model).shape).items():
+            _equals_reference(model, f"{depth} layers, {label}", method, PROMPTS[2], "method")
+    return f"defaults fit each; ran at {', '.join(map(str, DEPTHS))}"
+
+
+def _layer_knobs(cls: type[Method]) -> list[tuple[str, bool]]:
+    """(name, is a tuple) of the knobs that hold decoder layers, by their name and type."""
+    found = []
+    for knob in dataclasses.fields(cls):
+        annotation = str(knob.type)
+        words = ("layer", "boundary", "stage", "start", "stop", "drop_from")
+        if any(w in knob.name for w in words) and "int" in annotation and "Literal" not in annotation:
+            found.append((knob.name, "tuple" in annotation))
+    return found
+
+
+@_property("unfit layer knob refused")
+def unfit_knobs(subject: Subject) -> str:
+    knobs = _layer_knobs(subject.cls)
+    if not knobs:
+        raise _NotApplicableError("no knob holds a layer")
+    label = next(iter(subject.variants()))
+    asked = {f"budget {subject.budget}": Budget("kept", subject.budget), "native": Budget("native")}.get(label, budgets.NONE)
+    for name, many in knobs:
+        for layer in (-1, 1000):
+            given = {**subject.knobs, name: (layer,) if many else layer}
+            try:
+                method = dataclasses.replace(subject, knobs=given).at(asked)
+            except _NotApplicableError as error:
+                _require(name in str(error) and str(layer) in str(error), f"{name}={layer} is refused without saying so: {error}")
+                continue
+            raise _ViolatedError(f"{name}={layer} on {DEPTH} layers is accepted: {method}")
+    return ", ".join(name for name, _ in knobs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the kit
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrices this small are slower on many threads, and far slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check(cls: type[Method], budget: int = DEFAULT_BUDGET, knobs: Mapping[str, Any] | None = None) -> list[Verdict]:
+    """All verdicts on one method, in a fixed order. Raises PrunebenchError where the method cannot be built at all."""
+    if not 1 <= budget < N_VISUAL:
+        raise PrunebenchError(f"budget {budget}: expected 1 to {N_VISUAL - 1}, the check models have {N_VISUAL} visual tokens")
+    subject = Subject(cls, dict(typed_knobs(cls, knobs or {})), budget)
+    subject.variants()
+    with one_thread():
+        return [judge(subject) for judge in PROPERTIES.values()]
+
+
+def check_named(name: str, budget: int = DEFAULT_BUDGET, knobs: Mapping[str, Any] | None = None) -> list[Verdict]:
+    """`check` of a registered name, `path/to/file.py:Class` or `package.module:Class`."""
+    return check(method_class(name), budget, knobs)
+
+
+def table(verdicts: Sequence[Verdict], width: int = 100) -> str:
+    """Verdicts for a terminal."""
+    from tabulate import tabulate
+
+    def shown(v: Verdict) -> str:
+        return v.detail if v.status == "FAIL" or len(v.detail) <= width else v.detail[: width - 3] + "..."
+
+    return tabulate([(v.status, v.name, shown(v)) for v in verdicts], headers=("", "property", "found"), tablefmt="simple")

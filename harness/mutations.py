@@ -1,0 +1,451 @@
+"""Do the tests bite? Seeded faults that the conformance kit or a recorded official run must catch: `prunebench mutations`.
+
+A fault is one piece of one function's source replaced while the kit and a few golden cases run. The function object stays and
+only its code changes, so every module that imported it sees the fault. A fault that nothing catches fails the command.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from harness.check import check, one_thread, tiny_model
+from harness.errors import PrunebenchError
+from harness.goldens import compare, load_index, method_of, replay
+from harness.method import method_class
+
+GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
+
+FASTV = ("fv_kvcache_k2_r64_mha8_p24", "fv_kvcache_k3_r144_mha8_p24", "fv_kvcache_k2_r144_gqa_p24")
+SPARSEVLM = ("sv_v1_r64_mha8_p24", "sv_v1_r128_mha16_p24", "sv_v1_r64_mha8_p24_noise")
+SPARSEVLM_PLUS = ("sv_v2_r64_mha16_p24", "sv_v2_r192_mha16_p24")
+VISIPRUNER = ("vp_SMD_7b_t1_mha8_p24", "vp_SMD_13b_t2_mha8_p24", "vp_S_7b_t2_mha8_p24", "vp_SMD_7b_g1_gqa_p24")
+#: without the shallow stage: votes, thresholds and layers by themselves
+VOTES = (
+    "vp_MD_keepall_7b_mha8_p24b",
+    "vp_MD_sml9_7b_mha8_p24",
+    "vp_MD_7b_t1_mha8_p24",
+    "vp_D_only_7b_mha8_p24b",
+    "vp_MD_sml1_7b_mha8_p24",
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`where` is "module:function" or "module:Class.function"; `old` stands once in its source and becomes `new`.
+
+    `method` with `knobs` goes through the kit, `cases` are replayed.
+    """
+
+    name: str
+    where: str
+    old: str
+    new: str
+    method: str
+    cases: tuple[str, ...] = ()
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+
+_ENGINE, _LAYOUT, _ATTENTION = "harness.engine:EngineRun.", "harness.layout:TokenLayout.", "harness.attention:"
+_FASTV, _SPARSEVLM, _VISIPRUNER = "methods.fastv:FastV.", "methods.sparsevlm:SparseVLM.", "methods.visipruner:VisiPruner."
+
+FAULTS = (
+    # selection
+    Fault(
+        "top-k ascending: the least important tokens stay",
+        "methods._select:keep_top",
+        "descending=True",
+        "descending=False",
+        "fastv",
+        FASTV,
+    ),
+    Fault(
+        "scores of batch row 0 for every row",
+        _FASTV + "on_attention",
+        ".mean(1)[:, 0]",
+        ".mean(1)[:1, 0].expand(run.visual_valid.shape)",
+        "fastv",
+    ),
+    Fault("kept count one short", _FASTV + "at_boundary", "self.keep, run", "self.keep - 1, run", "fastv", FASTV),
+    # the engine
+    Fault(
+        "kept tokens in reverse order",
+        _LAYOUT + "reduce",
+        "order_key = torch.where(stays, 2 * (column + 1), 0)",
+        "order_key = torch.where(stays, 2 * (torch.where(kept_visual, (first + last)[:, None] - column, column) + 1), 0)",
+        "fastv",
+        FASTV,
+    ),
+    Fault("positions renumbered where they stay", _LAYOUT + "reduce", "if compact:", "if True:", "fastv", FASTV),
+    Fault("positions stay where they are renumbered", _LAYOUT + "reduce", "if compact:", "if False:", "sparsevlm", SPARSEVLM),
+    Fault(
+        "a text token lost in a reduction",
+        _LAYOUT + "reduce",
+        "n_new = int(stays.sum(1).max())",
+        "n_new = int(stays.sum(1).max()) - 1",
+        "fastv",
+        FASTV,
+    ),
+    Fault(
+        "merged tokens at the position of the last kept one",
+        _LAYOUT + "reduce",
+        "[:, 0] + 1, 0)",
+        "[:, 0], 0)",
+        "sparsevlm",
+        SPARSEVLM,
+    ),
+    Fault("decode positions off by one", _ENGINE + "_decode_inputs", "self._steps - 1", "self._steps", "fastv", FASTV),
+    Fault(
+        "decode attends padding", _ENGINE + "_decode_inputs", "layout.padded or hidden_tokens", "hidden_tokens", "fastv", FASTV
+    ),
+    Fault(
+        "shallow keys hidden from generated tokens are attended",
+        _ENGINE + "_decode_inputs",
+        "seen = seen & ~layout.visual_to_columns(hidden_tokens)",
+        "seen = seen.clone()",
+        "visipruner",
+        knobs={"variant": "paper"},
+    ),
+    Fault(
+        "prefill attends padding",
+        _LAYOUT + "mask",
+        "allowed = causal & self.valid[:, None, :]",
+        "allowed = causal.expand(len(self.valid), n, n)",
+        "fastv",
+    ),
+    Fault(
+        "scores include padding",
+        _ATTENTION + "LayerAttention.visual_probs",
+        "(key_index <= asked.columns[:, :, None]) & layout.valid[:, None, :]",
+        "(key_index <= asked.columns[:, :, None]).expand(-1, -1, layout.n)",
+        "fastv",
+    ),
+    Fault(
+        "cache of one key too few in the trace",
+        _ENGINE + "_boundary",
+        "LayerTrace(layout.n, layout.counts,",
+        "LayerTrace(layout.n - 1, [c - 1 for c in layout.counts],",
+        "fastv",
+    ),
+    Fault(
+        "state of one prompt reaches the next",
+        _ENGINE + "_begin_prefill",
+        "self.memo = {}",
+        "self.memo.pop('keep', None)",
+        "visipruner",
+        VISIPRUNER,
+    ),
+    Fault(
+        "the model's attention kernel is not restored",
+        "harness.engine:attach",
+        "text_config._attn_implementation = before",
+        "pass",
+        "fastv",
+    ),
+    Fault(
+        "a second attach is accepted",
+        "harness.engine:attach",
+        "if any(id(a) in _ACTIVE for a in attentions):",
+        "if not attentions:",
+        "fastv",
+    ),
+    Fault("the seed is ignored", _ENGINE + "generator", "{self._seed}", "0", "random"),
+    Fault(
+        "draws depend on the row of the batch",
+        _ENGINE + "generator",
+        "self.samples[row] if self.samples is not None else str(row)",
+        "str(row)",
+        "random",
+    ),
+    Fault("changed pixels are not used", _ENGINE + "_on_tower", "pixels if changed is None else changed", "pixels", "downsample"),
+    # attention edits
+    Fault(
+        "shallow stage renormalised",
+        _ATTENTION + "apply_edits",
+        "values = v.masked_fill(cols[:, None, :, None], 0)",
+        "allowed = allowed & ~cols[:, None, :]",
+        "visipruner",
+        VISIPRUNER,
+    ),
+    Fault(
+        "redirect to the next token",
+        _ATTENTION + "sink_columns",
+        "sink[:, None])[:, 0]",
+        "sink[:, None] + 1)[:, 0]",
+        "visipruner",
+        VISIPRUNER,
+    ),
+    # FastV
+    Fault("FastV scores one layer early", _FASTV + "on_attention", "self.boundary - 1", "self.boundary - 2", "fastv", FASTV),
+    Fault(
+        "FastV prunes one layer late",
+        _FASTV + "at_boundary",
+        "layer != self.boundary",
+        "layer != self.boundary + 1",
+        "fastv",
+        FASTV,
+    ),
+    Fault(
+        "FastV takes the largest head, not the mean", _FASTV + "on_attention", ".mean(1)[:, 0]", ".amax(1)[:, 0]", "fastv", FASTV
+    ),
+    # VisiPruner
+    Fault(
+        "VisiPruner's votes must be consecutive",
+        _VISIPRUNER + "on_attention",
+        "if self.consecutive_votes:",
+        "if True:",
+        "visipruner",
+        VOTES + VISIPRUNER,
+    ),
+    Fault(
+        "VisiPruner tests layer S too",
+        _VISIPRUNER + "on_attention",
+        "layer <= self.shallow_mid_layer",
+        "layer < self.shallow_mid_layer",
+        "visipruner",
+        VOTES + VISIPRUNER,
+    ),
+    Fault(
+        "VisiPruner exits although all tokens were kept",
+        _VISIPRUNER + "on_attention",
+        '& (memo["kept"] < run.n_prompt_visual)',
+        "",
+        "visipruner",
+        VOTES,
+    ),
+    Fault(
+        "VisiPruner exits after one vote",
+        _VISIPRUNER + "on_attention",
+        ">= self.exit_votes)",
+        ">= 1)",
+        "visipruner",
+        VOTES + VISIPRUNER,
+    ),
+    Fault(
+        "VisiPruner keeps tokens below its threshold",
+        _VISIPRUNER + "on_attention",
+        "norm > self.tokens_threshold",
+        "norm <= self.tokens_threshold",
+        "visipruner",
+        VOTES + VISIPRUNER,
+    ),
+    Fault(
+        "VisiPruner halves where it merges",
+        _VISIPRUNER + "edit_attention",
+        'self.layer0 == "merge"',
+        'self.layer0 != "merge"',
+        "visipruner",
+        VISIPRUNER,
+    ),
+    Fault(
+        "VisiPruner silences layer S too",
+        _VISIPRUNER + "edit_attention",
+        "layer >= self.shallow_mid_layer",
+        "layer > self.shallow_mid_layer",
+        "visipruner",
+        VISIPRUNER,
+    ),
+    Fault(
+        "VisiPruner ranks by attention without values",
+        "methods.visipruner:contributions",
+        "return each.norm(dim=-1)",
+        "return probs.norm(dim=1)",
+        "visipruner",
+        VOTES + VISIPRUNER,
+    ),
+    # SparseVLM
+    Fault(
+        "SparseVLM's recycled tokens are dropped",
+        _SPARSEVLM + "at_boundary",
+        "Reduction(keep, added, added_valid,",
+        "Reduction(keep, None, None,",
+        "sparsevlm",
+        SPARSEVLM,
+    ),
+    Fault(
+        "SparseVLM sums its clusters",
+        "methods.sparsevlm:cluster_means",
+        "(sums / torch.bincount(member, minlength=n)[:, None])",
+        "sums",
+        "sparsevlm",
+        SPARSEVLM,
+    ),
+    Fault(
+        "SparseVLM recycles the worst tokens",
+        _SPARSEVLM + "_recycle",
+        "descending=True",
+        "descending=False",
+        "sparsevlm",
+        SPARSEVLM,
+    ),
+    Fault(
+        "SparseVLM's raters match less than average",
+        _SPARSEVLM + "_raters",
+        "relevance > mean",
+        "relevance < mean",
+        "sparsevlm",
+        SPARSEVLM,
+    ),
+    Fault(
+        "SparseVLM is rated by the last token alone",
+        _SPARSEVLM + "_raters",
+        "return (relevance > mean) & text_valid",
+        "return text_valid & (text_valid.long().cumsum(1) == text_valid.sum(1, keepdim=True))",
+        "sparsevlm",
+        SPARSEVLM,
+    ),
+    Fault(
+        "SparseVLM decodes at one position for all layers",
+        _SPARSEVLM + "at_boundary",
+        'decode_positions="per_layer"',
+        'decode_positions="original"',
+        "sparsevlm",
+        SPARSEVLM,
+    ),
+    Fault(
+        "SparseVLM+ without RoPE's bias",
+        _SPARSEVLM + "on_attention",
+        "probs / bias",
+        "probs",
+        "sparsevlm",
+        SPARSEVLM_PLUS,
+        {"plus": True},
+    ),
+    Fault(
+        "SparseVLM+ takes all heads",
+        _SPARSEVLM + "on_attention",
+        "mass.topk(min(self.max_heads, mass.shape[1])",
+        "mass.topk(mass.shape[1]",
+        "sparsevlm",
+        SPARSEVLM_PLUS,
+        {"plus": True},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Caught:
+    """`kit`: properties that fail under the fault; `cases`: golden cases that no longer reproduce, of `fault.cases`."""
+
+    fault: Fault
+    kit: tuple[str, ...]
+    cases: tuple[str, ...]
+
+    @property
+    def survived(self) -> bool:
+        return not self.kit and not self.cases
+
+
+def _function(where: str) -> FunctionType:
+    module, _, path = where.partition(":")
+    found: Any = import_module(module)
+    for part in path.split("."):
+        found = inspect.getattr_static(found, part)
+    if isinstance(found, property):
+        found = found.fget
+    if isinstance(found, cached_property):
+        found = found.func
+    found = getattr(found, "__func__", found)
+    unwrapped = inspect.unwrap(found)
+    if not isinstance(unwrapped, FunctionType):
+        raise PrunebenchError(f"fault in {where}: expected a function, found {unwrapped!r}")
+    return unwrapped
+
+
+@contextmanager
+def seeded(fault: Fault) -> Iterator[None]:
+    """The fault is in the code inside the block. Raises PrunebenchError where its `old` does not stand exactly once."""
+    function = _function(fault.where)
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(fault.old) != 1:
+        raise PrunebenchError(
+            f"fault {fault.name!r}: expected {fault.old!r} once in {fault.where}, found it {source.count(fault.old)} times"
+        )
+    lines = source.replace(fault.old, fault.new).splitlines(keepends=True)
+    while lines[0].startswith("@"):  # decorators are one line each here
+        lines.pop(0)
+    names: dict[str, Any] = dict(function.__globals__)
+    exec(compile("from __future__ import annotations\n" + "".join(lines), f"<fault: {fault.name}>", "exec"), names)
+    sound, function.__code__ = function.__code__, names[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = sound
+
+
+def failing_properties(method: str, knobs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The kit's failures; a method that can no longer be built fails as a whole."""
+    try:
+        return tuple(v.name for v in check(method_class(method), knobs=knobs) if v.status == "FAIL")
+    except PrunebenchError:
+        return ("can be built",)
+
+
+def failing_cases(cases: Sequence[str]) -> tuple[str, ...]:
+    """The golden cases that do not reproduce; one that raises does not either."""
+    files = {entry["id"]: entry["file"] for entry in load_index(GOLDENS)}
+    failing = []
+    for name in cases:
+        case = json.loads((GOLDENS / files[name]).read_text())
+        try:
+            reproduced = compare(case, replay(GOLDENS, case, method_of(case))).mismatch is None
+        except Exception:  # a fault may raise anything
+            reproduced = False
+        if not reproduced:
+            failing.append(name)
+    return tuple(failing)
+
+
+def try_fault(fault: Fault) -> Caught:
+    """Run the kit and the golden cases with the fault in place."""
+    with one_thread(), seeded(fault):
+        kit, cases = failing_properties(fault.method, fault.knobs), failing_cases(fault.cases)
+    if "exception restores the model" in kit:
+        tiny_model.cache_clear()  # the fault may have left the models spoilt
+    return Caught(fault, kit, cases)
+
+
+def try_sound(faults: Sequence[Fault] = FAULTS) -> None:
+    """Raises PrunebenchError unless kit and golden cases pass without a fault: a test that always fails catches everything."""
+    for method, knobs in {(f.method, tuple(f.knobs.items())) for f in faults}:
+        failing = failing_properties(method, dict(knobs))
+        if failing:
+            raise PrunebenchError(f"{method} fails the kit without any fault: {', '.join(failing)}")
+    failing = failing_cases(sorted({case for f in faults for case in f.cases}))
+    if failing:
+        raise PrunebenchError(f"cases that do not reproduce without any fault: {', '.join(failing)}")
+
+
+def markdown(caught: Sequence[Caught]) -> str:
+    """Who caught what, as a table; no numbers that depend on the machine."""
+    survived = [c.fault.name for c in caught if c.survived]
+    by_kit, by_cases = sum(bool(c.kit) for c in caught), sum(bool(c.cases) for c in caught)
+    lines = [
+        "# Seeded faults, and what caught them",
+        "",
+        "Written by `prunebench mutations`. Each fault replaces one piece of one function while the conformance kit",
+        "(`prunebench check`) and some recorded runs of the official implementations (`tests/goldens`) run.",
+        "",
+        f"{len(caught) - len(survived)} of {len(caught)} faults caught: {by_kit} by the kit, {by_cases} by recorded runs (of the "
+        f"{sum(bool(c.fault.cases) for c in caught)} that were replayed on them).",
+        "",
+        "| fault | seeded in | kit: failing properties | recorded runs: failing |",
+        "|---|---|---|---|",
+    ]
+    for c in caught:
+        kit = "; ".join(c.kit[:3]) + (f"; {len(c.kit) - 3} more" if len(c.kit) > 3 else "")
+        shown = ", ".join(c.cases[:2]) + ("..." if len(c.cases) > 2 else "")
+        cases = (
+            f"{len(c.cases)} of {len(c.fault.cases)}" + (f" ({shown})" if c.cases else "") if c.fault.cases else "not replayed"
+        )
+        lines.append(f"| {c.fault.name} | `{c.fault.where}` | {kit or ('none' if c.cases else '**SURVIVED**')} | {cases} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,71 @@
+"""Every recorded case of the official implementations reproduces, and the unpruned model (or, where that is what was recorded, a
+pruned one) fails it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.cli import app
+from harness.errors import PrunebenchError
+from harness.goldens import compare, load_index, method_of, replay, run_folder
+from harness.method import method_class
+
+FOLDER = Path(__file__).parent / "goldens"
+CASES = [entry["file"] for entry in load_index(FOLDER)]
+
+
+def read(file: str) -> dict:
+    return json.loads((FOLDER / file).read_text())
+
+
+@pytest.mark.parametrize("file", CASES, ids=[Path(f).stem for f in CASES])
+def test_case_reproduces_and_another_method_fails_it(file: str) -> None:
+    case = read(file)
+    method = method_of(case)
+    got = replay(FOLDER, case, method)
+    outcome = compare(case, got)
+    assert outcome.mismatch is None, outcome
+    # which recordings an unpruned model satisfies is what they recorded: vanilla runs, and modes that never prune
+    never_prunes = min(got.lengths) == case["seq_len"] and not getattr(method, "shallow", False)
+    other = method_class("fastv")(keep=100) if never_prunes else method_class("none")()
+    assert compare(case, replay(FOLDER, case, other)).mismatch is not None
+
+
+def test_all_methods_of_the_index_are_covered() -> None:
+    assert {read(f)["method"] for f in CASES} == {"vanilla", "fastv", "sparsevlm", "visipruner"}
+    assert len(CASES) == 56
+
+
+@pytest.mark.parametrize(
+    ("file", "knobs", "says"),
+    [
+        ("cases/fastv/fv_kvcache_k2_r144_mha8_p24.json", {"boundary": 3}, "layer 2 holds 635 tokens"),
+        ("cases/visipruner/vp_SMD_7b_t1_mha8_p24.json", {"exit_votes": 3}, "tokens, recorded"),
+        ("cases/visipruner/vp_S_7b_t1_mha8_p24.json", {"layer0": "half"}, "norm of layer 0"),
+    ],
+)
+def test_comparison_names_the_first_difference(file: str, knobs: dict, says: str) -> None:
+    case = read(file)
+    method = method_of(case)
+    wrong = type(method)(**{**method.knobs(), **knobs})
+    assert says in (compare(case, replay(FOLDER, case, wrong)).mismatch or "")
+
+
+def test_a_folder_outside_the_repository_runs_and_a_changed_recording_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = read(CASES[0])
+    for part in ("models", "inputs"):
+        (tmp_path / part).symlink_to(FOLDER / part)
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    (tmp_path / "index.json").write_text(json.dumps([{"file": "case.json"}]))
+    assert [o.mismatch for o in run_folder(tmp_path)] == [None]
+    case["logits"][0][0] += 0.01
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    with pytest.raises(SystemExit) as stop:
+        app(["goldens", str(tmp_path)])
+    assert stop.value.code == 1
+    assert "logits differ by 1.00e-02" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "nothing", ignore_errors=True)
+    with pytest.raises(PrunebenchError, match="index.json"):
+        list(run_folder(tmp_path / "nothing"))

@@ -1,0 +1,49 @@
+"""What the README shows is what the repository does."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLE = ROOT / "tests" / "examples" / "centre.py"
+
+
+def test_worked_example_is_the_file_that_is_tested() -> None:
+    assert EXAMPLE.read_text().strip() in README
+
+
+def test_worked_example_runs_and_passes_its_check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for args in (
+        ["eval", "--method", f"{EXAMPLE}:Centre", "--budget", "64", "--tasks", "gqa", "--limit", "6", "--results", str(tmp_path)],
+        ["check", f"{EXAMPLE}:Centre"],
+    ):
+        monkeypatch.setattr("sys.argv", ["prunebench", *args])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            assert not stop.code, capsys.readouterr()
+    frame = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method")
+    assert frame.loc["centre", "kept"] == frame.loc["centre", "mean_visual"] == 64
+
+
+def test_every_make_target_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"^make ([a-z-]+)", README, re.M))
+    assert named <= targets, named - targets
+    assert {"eval", "test"} <= named
+
+
+def test_every_file_named_exists() -> None:
+    for path in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_tables_are_those_of_the_committed_results() -> None:
+    from harness.readme import filled
+
+    assert filled(README, ROOT / "results" / "reference") == README, "run `prunebench readme`"
