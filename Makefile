@@ -9,8 +9,9 @@ METHOD ?= visipruner
 MODEL ?= mini
 DIR ?= tests/goldens
 RESULTS ?= results/local
+CONFIG ?= configs/gauntlet.yaml
 
-.PHONY: help venv eval methods doctor goldens leaderboard mini mini-data test check lint clean clean-venv
+.PHONY: help venv eval sweep methods doctor goldens leaderboard mini mini-data test check lint clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +26,10 @@ eval: $(STAMP)  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DT
 	  $(if $(BUDGET),--budget "$(BUDGET)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
 	  $(if $(SEED),--seed "$(SEED)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(DATA),--data "$(DATA)") \
 	  $(if $(POSITIONS),--positions "$(POSITIONS)") $(if $(SET),--set "$(SET)") $(if $(filter-out 0,$(FRESH)),--fresh)
+
+sweep: $(STAMP)  ## CONFIG=configs/gauntlet.yaml [LIMIT= BATCH= DEVICE=]
+	@$(RUN) sweep "$(CONFIG)" --results "$(RESULTS)" $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
+	  $(if $(DEVICE),--device "$(DEVICE)")
 
 methods: $(STAMP)  ## the registered methods
 	@$(RUN) methods

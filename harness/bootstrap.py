@@ -19,7 +19,7 @@ def suitable(version):  # type: (tuple[int, ...]) -> bool
 
 def find_python():  # type: () -> str
     """The running Python if it fits, else a fitting one on the PATH, else an exit with one line."""
-    if suitable(sys.version_info):
+    if suitable(sys.version_info[:2]):
         return sys.executable
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
         found = shutil.which("python3.%d" % minor)  # noqa: UP031 (an old Python must be able to read this file)

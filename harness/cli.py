@@ -209,6 +209,22 @@ def mutations_command(
         raise typer.Exit(1)
 
 
+@app.command("sweep")
+def sweep_command(
+    file: Annotated[Path, typer.Argument(help="YAML, as configs/gauntlet.yaml")],
+    limit: Annotated[str, typer.Option(help="questions per task, or all; default: the file's, else the model's")] = "",
+    batch: Annotated[int, typer.Option(help="prompts a batch")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
+) -> None:
+    """Evaluate methods x budgets x seeds; sealed cells are reused, so the same command continues."""
+    from harness import sweep
+    from harness.run import Request
+
+    finished = sweep.run(sweep.load(file), Request("none", limit=limit or None, batch=batch, device=device, results=results))
+    print(f"tables  {finished.csv}  {finished.markdown}")
+
+
 @app.command("leaderboard")
 def leaderboard_command(results: Annotated[Path, typer.Option(help="folder with sealed cells")] = Path("results/local")) -> None:
     """Write leaderboard.csv and LEADERBOARD.md from sealed cells; needs no model."""
@@ -221,11 +237,12 @@ def leaderboard_command(results: Annotated[Path, typer.Option(help="folder with 
 
 @app.command("readme")
 def readme_command(results: Annotated[Path, typer.Option(help="folder with the sealed cells of the main job")] = Path("results/reference")) -> None:
-    """Fill the tables of README.md from sealed cells and schedules."""
-    from harness.readme import filled
+    """Fill the tables of README.md and the model card from sealed cells and schedules."""
+    from harness.readme import FILES, filled
 
-    readme = Path("README.md")
-    readme.write_text(filled(readme.read_text(), results))
+    for file in map(Path, FILES):
+        file.write_text(filled(file.read_text(), results))
+        print(f"filled  {file}")
 
 
 @app.command("lmms-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +58,18 @@ COLUMNS = (
 _SHOWN_COSTS = ("kept", "mean_visual", "prefill_dense_flops", "kv_bytes")  # these have a column of their own above
 
 _FOOTER = """\
-Every number is read from sealed cells (one JSON file per model, method, budget, task and seed); intervals, knobs, commands
-and further costs are in leaderboard.csv.
+Every number is read from sealed cells (one JSON file per model, method, budget, task and seed); leaderboard.csv has
+a row for each, with its interval, knobs, command and further costs.
 
 * **budget**: what was asked for. `64`: visual tokens after the method's selection; `64avg`: mean per layer; `0.35flops`:
   share of the unpruned dense prefill FLOPs; `native`: the method's published defaults; `none`: unpruned.
 * **task columns**: the task's headline metric on n questions; a mean of scores in %, MME as the sum over its categories in
   points (200 each).
+* **71.4 [66.0, 76.8]**: one seed, with its 95 % interval: a percentile bootstrap over whole images, because questions share
+  images. It says what other images of the same kind could have given; it knows nothing of other seeds.
+* **71.4 ±1.2 sd**: mean over seeds and their sample standard deviation on the same questions: what the draw alone changes.
+  It is neither an interval nor an error of the mean. "(5 seeds)" says how many; "(1 to 5 seeds)", that tasks have unequally
+  many.
 * **kept (tokens)**: visual tokens after the last content-based selection, merged ones included.
 * **mean visual (tokens/layer)**: visual tokens present per decoder layer, averaged over layers.
 * **prefill dense (GFLOPs)**: column `prefill_dense_flops`, language-model prefill with ordinary kernels over the tokens
@@ -70,9 +77,13 @@ and further costs are in leaderboard.csv.
   columns of the CSV.
 * **of unpruned FLOPs (%)**: that, over the same column of the unpruned cell of the same task.
 * **KV (MiB)**: key-value cache after the prefill, 2^20 bytes.
-* Costs are means over samples, then over the tasks that the row has.
-* **Avg %**: score over the unpruned score, mean over all tasks of the table; "-" unless every task and its baseline is there.
-* **bold** is best and <u>underlined</u> second within a block, by the number as printed; equal numbers share the mark.
+* Costs are means over samples, then over seeds, then over the tasks that the row has.
+* **Avg %**: score over the unpruned score, mean over seeds, then over all tasks of the table; "-" unless every task and its
+  unpruned cell is there.
+* **below random**: an Avg % under that of `random` (mean over its seeds) at the same budget; level with it if both print the
+  same. Said only where `random` has every task, once per setting of `random`. It compares the numbers, not their intervals.
+* **bold** is best and <u>underlined</u> second within a block, by the number as printed, intervals aside; equal numbers share
+  the mark, and `none` takes no part.
 * **-**: not measured, or no unpruned cell with the same data, prompt, dtype and device to compare with.
 """
 
@@ -145,11 +156,24 @@ def write(cells: Iterable[SealedCell], folder: Path) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class _Line:
-    """One row of the Markdown table: a method at a budget, with its cell per task."""
+    """One row of the Markdown table: a method at a budget, with its cells per task, one for each seed."""
 
-    label: str
-    budget: str
-    cells: Mapping[str, SealedCell]
+    method: str
+    name: str
+    """The method, and what tells its lines apart."""
+    cells: Mapping[str, Sequence[SealedCell]]
+
+    @property
+    def label(self) -> str:
+        """The name, and the number of seeds where it is not one."""
+        numbers = sorted({len(seeds) for seeds in self.cells.values()})
+        if numbers == [1]:
+            return self.name
+        return f"{self.name} ({' to '.join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))} seeds)"
+
+    def mean(self, value: Callable[[SealedCell], float]) -> float:
+        """Over seeds, then over tasks."""
+        return _mean([_mean([value(sealed) for sealed in seeds]) for seeds in self.cells.values()])
 
 
 def _distinct(cells: Iterable[SealedCell]) -> dict[str, SealedCell]:
@@ -278,10 +302,12 @@ def _section(cells: Sequence[SealedCell], known: Mapping[str, SealedCell]) -> st
     blocks = []
     for budget in sorted({sealed.cell.budget for sealed in cells}, key=budget_order):
         lines = _lines([sealed for sealed in cells if sealed.cell.budget == budget], budget)
+        ranked = [line.method != "none" for line in lines]
         columns = [[line.label for line in lines]]
         for task in tasks:
-            found = [line.cells.get(task) for line in lines]
-            columns.append(_marked([_score(s.score, s.maximum) if s else DASH for s in found]))
+            found = [line.cells.get(task, ()) for line in lines]
+            marked = _marked([_point(seeds) for seeds in found], ranked)
+            columns.append([point + _spread(seeds) for point, seeds in zip(marked, found, strict=True)])
         for shown, value in (
             (_decimal, lambda s: s.costs.get("kept", NAN)),
             (_decimal, lambda s: s.costs.get("mean_visual", NAN)),
@@ -289,47 +315,84 @@ def _section(cells: Sequence[SealedCell], known: Mapping[str, SealedCell]) -> st
             (_decimal, lambda s: _percent_of_flops(s, known)),
             (_significant, lambda s: s.costs.get("kv_bytes", NAN) / 2**20),
         ):
-            columns.append([shown(_mean(line.cells.values(), value)) for line in lines])
+            columns.append([shown(line.mean(value)) for line in lines])
         averages = [
-            _mean(line.cells.values(), lambda s: _percent_of_baseline(s, known)) if len(line.cells) == len(tasks) else NAN
-            for line in lines
+            line.mean(lambda s: _percent_of_baseline(s, known)) if len(line.cells) == len(tasks) else NAN for line in lines
         ]
-        columns.append(_marked([_decimal(average) for average in averages]))
+        columns.append(_marked([_decimal(average) for average in averages], ranked))
         body = [head, ["---"] + ["---:"] * (len(head) - 1), *(list(row) for row in zip(*columns, strict=True))]
-        title = "unpruned" if budget == "none" else f"budget {budget}"
-        blocks.append(f"### {title}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in body) + "\n")
+        unpruned = budget == "none"  # and methods without a budget, which have no random of equal size beside them
+        parts = [f"### {'unpruned' if unpruned else f'budget {budget}'}", "\n".join("| " + " | ".join(row) + " |" for row in body)]
+        parts += [] if unpruned else _against_random(lines, averages)
+        blocks.append("\n\n".join(parts) + "\n")
     return "\n".join(blocks)
 
 
-def _lines(cells: Sequence[SealedCell], budget: str) -> list[_Line]:
-    """One line per method; positions, seeds and knobs split a method into several lines only where they must.
+def _against_random(lines: Sequence[_Line], averages: Sequence[float]) -> list[str]:
+    """One sentence per line of `random` with an Avg %: which methods do not beat it, by the Avg % as printed."""
+    printed = [round(average, 1) for average in averages]
+    others = [(line.name, n) for line, n in zip(lines, printed, strict=True) if line.method not in ("none", "random")]
+    missing = [name for name, n in others if math.isnan(n)]
+    said = []
+    for line, bar in zip(lines, printed, strict=True):
+        if line.method != "random" or math.isnan(bar):
+            continue
+        below, level = [name for name, n in others if n < bar], [name for name, n in others if n == bar]
+        clauses = [f"below {line.name} at this budget: {', '.join(below)}"] if below else []
+        clauses += [f"level with {line.name} at this budget: {', '.join(level)}"] if level else []
+        if not clauses and len(missing) < len(others):
+            clauses = [f"every method{' with an Avg %' if missing else ''} beats {line.name} here"]
+        clauses += [f"not compared with {line.name}, a task is missing: {', '.join(missing)}"] if missing else []
+        said += ["; ".join(clauses)] if clauses else []
+    return said
 
-    Knobs may differ by task within one line (a FLOPs budget is solved per task), so they split only if a task has two.
-    """
-    methods: defaultdict[str, list[SealedCell]] = defaultdict(list)
+
+def _lines(cells: Sequence[SealedCell], budget: str) -> list[_Line]:
+    """One line per method with all its seeds; positions and knobs split a method into several lines only where they must."""
+    groups: defaultdict[tuple[str, str], list[SealedCell]] = defaultdict(list)
     for sealed in cells:
-        methods[sealed.cell.method].append(sealed)
+        groups[sealed.cell.method, sealed.cell.positions].append(sealed)
     lines = []
-    for method, members in sorted(methods.items()):
-        many_seeds = len({s.cell.seed for s in members}) > 1
-        groups: defaultdict[tuple[Any, ...], list[SealedCell]] = defaultdict(list)
-        for sealed in members:
-            groups[sealed.cell.positions, sealed.cell.seed].append(sealed)
-        for (positions, seed), group in sorted(groups.items()):
-            label = method + (f" positions={positions}" if positions != "method" else "")
-            label += f" seed={seed}" if many_seeds else ""
-            if len({s.cell.task for s in group}) == len(group):
-                lines.append(_Line(label.replace("|", "/"), budget, {s.cell.task: s for s in group}))
-                continue
-            by_knobs: defaultdict[str, list[SealedCell]] = defaultdict(list)
-            for sealed in group:
-                by_knobs[canonical_json(sealed.cell.knobs)].append(sealed)
-            names = sorted({name for s in group for name in s.cell.knobs})
-            differing = [n for n in names if len({canonical_json(s.cell.knobs.get(n)) for s in group}) > 1]
-            for _, same in sorted(by_knobs.items()):
-                knobs = " ".join(f"{name}={canonical_json(same[0].cell.knobs.get(name))}" for name in differing)
-                lines.append(_Line(f"{label} {knobs}".replace("|", "/"), budget, {s.cell.task: s for s in same}))
+    for (method, positions), group in sorted(groups.items()):
+        for knobs, same in _by_knobs(group, budget):
+            by_task: defaultdict[str, list[SealedCell]] = defaultdict(list)
+            for sealed in same:
+                by_task[sealed.cell.task].append(sealed)
+            parts = [method, "" if positions == "method" else f"positions={positions}", knobs]
+            lines.append(_Line(method, " ".join(filter(None, parts)).replace("|", "/"), by_task))
     return lines
+
+
+def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[str, list[SealedCell]]]:
+    """The cells split so that no task has two settings of the knobs in one part; with each, the knobs that tell it apart.
+
+    Knobs may differ by task within a part, so nothing is split unless a task has two settings. Then all knobs that differ
+    split, but for a FLOPs budget only those that give the fewest parts: others are solved anew at each task's text length.
+    """
+    names = sorted({name for sealed in cells for name in sealed.cell.knobs})
+    differing = tuple(name for name in names if len({_settings(sealed, [name]) for sealed in cells}) > 1)
+    sizes = range(len(differing) + 1) if budget.endswith("flops") else sorted({0, len(differing)})
+    best: tuple[str, ...] = differing
+    best_parts: Mapping[tuple[str, ...], list[SealedCell]] = {}
+    for chosen in (option for size in sizes for option in combinations(differing, size)):
+        parts: defaultdict[tuple[str, ...], list[SealedCell]] = defaultdict(list)
+        for sealed in cells:
+            parts[_settings(sealed, chosen)].append(sealed)
+        settled = all(
+            len({(s.cell.task, _settings(s, differing)) for s in part}) == len({s.cell.task for s in part})
+            for part in parts.values()
+        )
+        # of equally few parts, the first with the most names: it says more
+        if settled and (not best_parts or (len(parts), -len(chosen)) < (len(best_parts), -len(best))):
+            best, best_parts = chosen, parts
+    named = sorted(best_parts.items())
+    return [(" ".join(f"{name}={value}" for name, value in zip(best, values, strict=True)), part) for values, part in named]
+
+
+def _settings(sealed: SealedCell, names: Iterable[str]) -> tuple[str, ...]:
+    """The values of these knobs; a cell from before a knob existed is not one that set it to null."""
+    knobs = sealed.cell.knobs
+    return tuple(canonical_json(knobs[name]) if name in knobs else "unset" for name in names)
 
 
 def _task_header(sealed: SealedCell) -> str:
@@ -337,27 +400,41 @@ def _task_header(sealed: SealedCell) -> str:
     return f"{sealed.cell.task}: {sealed.headline} ({unit}, n={sealed.cell.n_samples})"
 
 
-def _mean(cells: Iterable[SealedCell], value: Callable[[SealedCell], float]) -> float:
-    """NaN as soon as one value is."""
-    values = [value(sealed) for sealed in cells]
-    return math.fsum(values) / len(values) if values and not any(map(math.isnan, values)) else NAN
+def _mean(values: Sequence[float]) -> float:
+    """NaN for no values, and as soon as one of them is."""
+    return math.fsum(values) / len(values) if values else NAN
 
 
-def _marked(texts: Sequence[str]) -> list[str]:
-    """Best bold, second underlined, by the printed number; nothing is marked among fewer than two."""
-    numbers = [None if text == DASH else float(text.replace(",", "")) for text in texts]
-    ranked = sorted({number for number in numbers if number is not None}, reverse=True)
+def _marked(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
+    """Best bold, second underlined, by the printed number, among those ranked; nothing is marked among fewer than two."""
+    numbers = [float(text.replace(",", "")) if rank and text != DASH else None for text, rank in zip(texts, ranked, strict=True)]
+    order = sorted({number for number in numbers if number is not None}, reverse=True)
     if sum(number is not None for number in numbers) < 2:
         return list(texts)
-    marks = dict(zip(ranked, ("**{}**", "<u>{}</u>"), strict=False))
+    marks = dict(zip(order, ("**{}**", "<u>{}</u>"), strict=False))
     return [text if number is None else marks.get(number, "{}").format(text) for text, number in zip(texts, numbers, strict=True)]
 
 
+def _point(seeds: Sequence[SealedCell]) -> str:
+    """The score of a line at a task: the mean over seeds."""
+    return _score(_mean([sealed.score for sealed in seeds]), seeds[0].maximum) if seeds else DASH
+
+
+def _spread(seeds: Sequence[SealedCell]) -> str:
+    """What follows the score: the sample standard deviation over seeds, or the interval of the only one."""
+    if len(seeds) > 1:
+        return f" ±{_score(statistics.stdev(sealed.score for sealed in seeds), seeds[0].maximum)} sd"
+    interval = seeds[0].interval if seeds else None
+    return _interval(interval.low, interval.high, seeds[0].maximum) if interval else ""
+
+
 def _score_with_interval(row: Mapping[str, Any]) -> str:
-    scale = 100.0 if row["max"] == 1 else 1.0
-    interval = "" if math.isnan(row["low"]) else f" [{_decimal(scale * row['low'])}, {_decimal(scale * row['high'])}]"
     unit = " %" if row["max"] == 1 else f" of {row['max']:g}"
-    return _score(row["score"], row["max"]) + interval + unit
+    return _score(row["score"], row["max"]) + _interval(row["low"], row["high"], row["max"]) + unit
+
+
+def _interval(low: float, high: float, maximum: float) -> str:
+    return "" if math.isnan(low) else f" [{_score(low, maximum)}, {_score(high, maximum)}]"
 
 
 def _score(score: float, maximum: float) -> str:

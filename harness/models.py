@@ -304,7 +304,9 @@ def _load(config: ModelConfig, folder: Path, dtype: str) -> tuple[nn.Module, Any
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa")
+        model, info = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa", output_loading_info=True
+        )
         processor = AutoProcessor.from_pretrained(folder, use_fast=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -312,6 +314,9 @@ def _load(config: ModelConfig, folder: Path, dtype: str) -> tuple[nn.Module, Any
     finally:
         logging.set_verbosity(verbosity)
     # from_pretrained gives random values to weights a checkpoint lacks and only warns; a guess is not an answer
+    if info["missing_keys"]:
+        lacking = sorted(info["missing_keys"])
+        raise PrunebenchError(f"model {config.name}: the weights in {folder} lack {len(lacking)} tensors, first {lacking[0]}: {mend}")
     stray = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if stray:
         raise PrunebenchError(f"model {config.name}: weights of {stray[0]} in {folder} hold nan or inf: {mend}")

@@ -1,12 +1,14 @@
-"""Fill the README's tables from sealed cells and schedules: `prunebench readme`. No number in it is typed by hand."""
+"""Fill the tables of README.md and the model card from sealed cells and schedules: `prunebench readme`. No number is typed by hand."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness import leaderboard
-from harness.errors import PrunebenchError
+from harness.errors import PrunebenchError, unknown
 from harness.shape import SHAPES
 from harness.store import Store
 from harness.units import units_table
@@ -14,27 +16,50 @@ from harness.units import units_table
 #: the main job of the README's first screen
 METHOD, BUDGET = "visipruner", "64"
 TEXT_TOKENS = 74
+TASKS = ["gqa", "mme", "pope", "textvqa"]
+#: files with marked tables
+FILES = ("README.md", "tasks/mini/MODEL_CARD.md")
 
 
 def main_table(results: Path) -> str:
     """The terminal table of the main job, from the cells in `results`. Raises PrunebenchError where one is missing."""
-    cells = [c for c in Store(results).cells() if (c.cell.method, c.cell.budget) in ((METHOD, BUDGET), ("none", "none"))]
+    wanted = ((METHOD, BUDGET), ("none", "none"))
+    cells = [c for c in Store(results).cells() if (c.cell.method, c.cell.budget) in wanted and c.provenance.get("limit") == "default"]
     table = leaderboard.rows(cells)
-    for task in ("gqa", "mme", "pope", "textvqa"):
+    for task in TASKS:
         found = set(table.loc[table["task"] == task, "method"])
         if found != {METHOD, "none"}:
             command = f"make eval METHOD={METHOD} BUDGET={BUDGET} RESULTS={results}"
             raise PrunebenchError(f"{results}: expected cells of none and {METHOD} for {task}, found {sorted(found)}: run `{command}`")
-    order = {"gqa": 0, "mme": 1, "pope": 2, "textvqa": 3}
-    return leaderboard.table(table[table["task"].isin(order)].sort_values("task", key=lambda s: s.map(order), kind="stable"))
+    return leaderboard.table(_ordered(table))
+
+
+def card_table(results: Path) -> str:
+    """The unpruned model on every question. Raises PrunebenchError where a cell is missing."""
+    cells = [c for c in Store(results).cells() if c.cell.method == "none" and c.provenance.get("limit") == "all"]
+    if {c.cell.task for c in cells} < set(TASKS):
+        raise PrunebenchError(f"{results}: expected the unpruned model on all questions: run `make eval METHOD=none LIMIT=all RESULTS={results}`")
+    return leaderboard.table(_ordered(leaderboard.rows(cells)))
+
+
+def _ordered(table: Any) -> Any:
+    return table[table["task"].isin(TASKS)].sort_values("task", key=lambda s: s.map(TASKS.index), kind="stable")
 
 
 def filled(text: str, results: Path) -> str:
     """`text` with its marked tables made anew."""
-    tables = {"main": f"```\n{main_table(results)}\n```", "units": units_table(SHAPES["llava-1.5-7b"], TEXT_TOKENS)}
-    for name, table in tables.items():
+    makers: dict[str, Callable[[], str]] = {
+        "main": lambda: f"```\n{main_table(results)}\n```",
+        "units": lambda: units_table(SHAPES["llava-1.5-7b"], TEXT_TOKENS),
+        "card": lambda: f"```\n{card_table(results)}\n```",
+    }
+    marked = re.findall(r"<!-- table:(\w+) -->", text)
+    if not marked:
+        raise PrunebenchError("expected markers such as <!-- table:main --> and <!-- /table:main --> in the text, found none")
+    for name in marked:
+        if name not in makers:
+            raise unknown("table", name, makers)
+        table = makers[name]()
         pattern = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.S)
-        if not pattern.search(text):
-            raise PrunebenchError(f"README.md: expected the markers <!-- table:{name} --> and <!-- /table:{name} -->")
         text = pattern.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)  # type: ignore[misc]
     return text

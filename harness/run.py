@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -23,8 +23,11 @@ from harness.cell import Cell
 from harness.engine import POSITION_POLICIES
 from harness.errors import PrunebenchError, unknown
 from harness.method import Method, check_budget, method_class
-from harness.models import REPOSITORY, LoadedModel, locate_model
+from harness.models import REPOSITORY, LoadedModel, Located, locate_model
 from harness.store import Record, SampleScore, SealedCell, Store
+
+if TYPE_CHECKING:
+    from tasks.sources import DataSource
 
 #: questions are drawn with this seed whatever SEED says, so that all seeds of a method answer the same questions
 SUBSET_SEED = 0
@@ -78,7 +81,30 @@ def parse_limit(limit: str | int | None, default: int | None) -> int | None:
     return number
 
 
-def evaluate(request: Request, say: Callable[[str], None] = print) -> Finished:
+class Session:
+    """What several requests share: loaded models, tasks and vision features. Answers do not depend on it."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, str, str], LoadedModel] = {}
+        self._tasks: dict[tuple[str, str, int | None], Any] = {}
+        self.features = FeatureCache()
+
+    def model(self, located: Located) -> LoadedModel:
+        key = (str(located.folder), str(located.device), located.dtype)
+        if key not in self._models:
+            self._models[key] = located.load()
+        return self._models[key]
+
+    def task(self, name: str, source: DataSource, limit: int | None) -> Any:
+        from tasks import lmms  # heavy: lmms-eval
+
+        key = (name, str(source), limit)
+        if key not in self._tasks:
+            self._tasks[key] = lmms.load_task(name, source, limit, SUBSET_SEED)
+        return self._tasks[key]
+
+
+def evaluate(request: Request, say: Callable[[str], None] = print, session: Session | None = None) -> Finished:
     """Run (or reuse) the cells of a request: per task the method and the unpruned model, and write the tables.
 
     Raises PrunebenchError for anything a user can mend; answers that were journalled by then are kept, and the same request continues.
@@ -114,14 +140,12 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Finished:
         )
     )
     store = Store(request.results)
-    from tasks import lmms  # heavy: lmms-eval
-
-    tasks = [lmms.load_task(name, source, limit, SUBSET_SEED) for name in dict.fromkeys(request.tasks)]
-    loaded = located.load()
+    session = session or Session()
+    tasks = [session.task(name, source, limit) for name in dict.fromkeys(request.tasks)]
+    loaded = session.model(located)
     methods = {task.name: method for task in tasks}
     if budget.unit == "flops":
         methods = {task.name: located.method(request.method, budget, request.knobs, _mean_text(loaded, task)) for task in tasks}
-    features = FeatureCache()
     cells: list[SealedCell] = []
     reused = 0
     for task in tasks:
@@ -134,7 +158,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Finished:
             sealed = store.sealed(cell)
             if sealed is None:
                 command = command_line(request, cell)
-                sealed = _run_cell(store, cell, how, loaded, task, features, request, command)
+                sealed = _run_cell(store, cell, how, loaded, task, session.features, request, command)
             else:
                 reused += 1
             cells.append(sealed)

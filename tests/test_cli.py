@@ -73,7 +73,8 @@ def test_answers_do_not_depend_on_the_batch_size(method: str, tmp_path, capsys, 
     answers = []
     for batch in ("1", "5"):
         results = tmp_path / batch
-        code, _, err = run(capsys, monkeypatch, *ev(results, "--method", method, "--budget", "48", "--tasks", "gqa", "--limit", "7", "--batch", batch))
+        ask = ev(results, "--method", method, "--budget", "48", "--tasks", "gqa", "--limit", "7", "--batch", batch)
+        code, _, err = run(capsys, monkeypatch, *ask)
         assert code == 0, err
         sealed = next(c for c in Store(results).cells() if c.cell.method == method)
         answers.append((sealed.identity, sealed.samples().sort_values("key")[["key", "answer", "kept", "prefill_dense_flops"]].values.tolist()))

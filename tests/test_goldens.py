@@ -67,5 +67,5 @@ def test_a_folder_outside_the_repository_runs_and_a_changed_recording_fails(tmp_
     assert stop.value.code == 1
     assert "logits differ by 1.00e-02" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "nothing", ignore_errors=True)
-    with pytest.raises(PrunebenchError, match="index.json"):
+    with pytest.raises(PrunebenchError, match=r"index\.json"):
         list(run_folder(tmp_path / "nothing"))

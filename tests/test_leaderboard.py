@@ -88,6 +88,17 @@ def lines(markdown: str, method: str) -> list[list[str]]:
     return [row for row in found if row[0] == method]
 
 
+def points(row: list[str]) -> list[str]:
+    """The cells of a row without their intervals."""
+    return [re.sub(r" \[.*\]$", "", cell) for cell in row]
+
+
+def against_random(markdown: str) -> list[str]:
+    """The sentences under the tables."""
+    tables = markdown[: markdown.index("Every number is read")]
+    return [line for line in tables.splitlines() if line and not line.startswith(("#", "|"))]
+
+
 def test_rows_hold_what_was_measured():
     df = leaderboard.rows(board())
     assert tuple(df.columns) == (*leaderboard.COLUMNS, "vision_flops")
@@ -161,11 +172,13 @@ def test_markdown_has_a_block_per_budget_and_an_average(tmp_path):
     assert "mme: mme_perception_score (points of 2000, n=100)" in markdown
     assert "prefill dense (GFLOPs)" in markdown
     costs = ["64.0", "80.5", "1.25", "25.0", "3.00"]
-    assert ["fastv", "<u>60.0</u>", "**1200.0**", "<u>81.0</u>", *costs, "<u>80.0</u>"] in lines(markdown, "fastv")
-    assert lines(markdown, "none") == [["none", "80.0", "1600.0", "90.0", "576.0", "576.0", "5.00", "100.0", "3.00", "100.0"]]
+    scores = ["<u>60.0</u> [55.0, 65.0]", "**1200.0** [1100.0, 1300.0]", "<u>81.0</u> [76.0, 86.0]"]
+    assert ["fastv", *scores, *costs, "<u>80.0</u>"] in lines(markdown, "fastv")
+    scores = ["80.0 [75.0, 85.0]", "1600.0 [1500.0, 1700.0]", "90.0 [85.0, 95.0]"]
+    assert lines(markdown, "none") == [["none", *scores, "576.0", "576.0", "5.00", "100.0", "3.00", "100.0"]]
     # 0.855/0.9, 0.7/0.8, 1200/1600
     assert lines(markdown, "visipruner")[0][-1] == f"**{(95 + 87.5 + 75) / 3:.1f}**"
-    assert lines(markdown, "random")[0][1:4] == ["40.0", "<u>800.0</u>", "50.0"], "third only where the best tie"
+    assert points(lines(markdown, "random")[0][1:4]) == ["40.0", "<u>800.0</u>", "50.0"], "third only where the best tie"
 
 
 def test_a_missing_task_is_a_dash_and_no_average(tmp_path):
@@ -173,7 +186,7 @@ def test_a_missing_task_is_a_dash_and_no_average(tmp_path):
     _, markdown = written(cells, tmp_path)
     row = lines(markdown, "visipruner")[0]
     assert row[1] == "-"
-    assert row[3] == "**85.5**"
+    assert points(row)[3] == "**85.5**"
     assert row[-1] == "-"
     assert lines(markdown, "fastv")[0][-1] == "**80.0**", "the best of those that have an average"
 
@@ -186,34 +199,175 @@ def test_no_baseline_is_a_dash_everywhere(tmp_path):
 
 
 def test_marks_by_printed_number_with_ties():
-    assert leaderboard._marked(["1.0", "3.0", "3.0", "2.0", "-"]) == ["1.0", "**3.0**", "**3.0**", "<u>2.0</u>", "-"]
-    assert leaderboard._marked(["1,000", "900"]) == ["**1,000**", "<u>900</u>"]
-    assert leaderboard._marked(["1.0", "-"]) == ["1.0", "-"]
-    assert leaderboard._marked(["2.0", "2.0"]) == ["**2.0**", "**2.0**"]
+    def marked(*texts: str, unranked: int = -1) -> list[str]:
+        return leaderboard._marked(texts, [i != unranked for i in range(len(texts))])
+
+    assert marked("1.0", "3.0", "3.0", "2.0", "-") == ["1.0", "**3.0**", "**3.0**", "<u>2.0</u>", "-"]
+    assert marked("1,000", "900") == ["**1,000**", "<u>900</u>"]
+    assert marked("1.0", "-") == ["1.0", "-"]
+    assert marked("2.0", "2.0") == ["**2.0**", "**2.0**"]
+    assert marked("3.0", "2.0", "1.0", unranked=0) == ["3.0", "**2.0**", "<u>1.0</u>"]
+    assert marked("3.0", "2.0", unranked=0) == ["3.0", "2.0"]
 
 
-def test_seeds_positions_and_knobs_get_lines_of_their_own(tmp_path):
+def test_none_is_not_marked(tmp_path):
+    """Also where it shares a block, with methods that were given their knobs and no budget."""
+    cells = [sealed("none", "none", score=0.9), *(sealed(m, "none", score=s) for m, s in (("fastv", 0.8), ("random", 0.7)))]
+    _, markdown = written(cells, tmp_path)
+    rows = {m: lines(markdown, m)[0] for m in ("none", "fastv", "random")}
+    assert [(points(row)[1], row[-1]) for row in rows.values()] == [
+        ("90.0", "100.0"),
+        ("**80.0**", "**88.9**"),
+        ("<u>70.0</u>", "<u>77.8</u>"),
+    ]
+    assert not against_random(markdown), "no equal budget to be compared at"
+
+
+def test_one_seed_is_shown_with_its_interval(tmp_path):
+    interval = Interval("x", 0.66, 0.768, 0.95, "bootstrap", 50)
+    cells = [sealed("none", "none", score=1.0), sealed("fastv", "64", score=0.714, interval=interval)]
+    points_of_mme = Interval("x", 1034.25, 1366.0, 0.95, "bootstrap", 50)
+    cells += [sealed("fastv", "64", "mme", 1200.0, interval=points_of_mme), sealed("fastv", "32", interval=None)]
+    _, markdown = written(cells, tmp_path)
+    assert [row[1:3] for row in lines(markdown, "fastv")] == [["1200.0 [1034.2, 1366.0]", "71.4 [66.0, 76.8]"], ["-", "80.0"]]
+
+
+def test_marks_go_by_the_score_and_not_by_its_interval(tmp_path):
+    wide = Interval("x", 0.1, 0.99, 0.95, "bootstrap", 50)
+    cells = [sealed("fastv", "64", score=0.8), sealed("visipruner", "64", score=0.7, interval=wide)]
+    _, markdown = written(cells, tmp_path)
+    assert lines(markdown, "fastv")[0][1] == "**80.0** [75.0, 85.0]"
+    assert lines(markdown, "visipruner")[0][1] == "<u>70.0</u> [10.0, 99.0]"
+
+
+def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
+    cells = [sealed("none", "none", score=1.0), sealed("none", "none", "mme", 1600.0), sealed("fastv", "64", score=0.55)]
+    for seed, (pope, mme) in enumerate([(0.5, 800.0), (0.6, 840.0), (0.7, 760.0)]):
+        costs = {"kept": 64 + seed, "mean_visual": 80, "prefill_dense_flops": (1 + seed) * 1e9, "kv_bytes": (1 + seed) * 2**20}
+        cells += [sealed("random", "64", t, score, seed=seed, costs=costs) for t, score in (("pope", pope), ("mme", mme))]
+    csv, markdown = written(cells, tmp_path)
+    assert not lines(markdown, "random")
+    row = ["random (3 seeds)", "800.0 ±40.0 sd", "**60.0** ±10.0 sd", "65.0", "80.0", "2.00", "40.0", "2.00", "55.0"]
+    assert lines(markdown, "random (3 seeds)") == [row], "Avg %: (60 / 100 + 800 / 1600) / 2"
+    frame = pd.read_csv(StringIO(csv))
+    assert len(frame) == len(cells), "the CSV keeps one row per cell"
+    assert sorted(frame[(frame.method == "random") & (frame.task == "pope")].score) == [0.5, 0.6, 0.7]
+
+
+def test_unequal_numbers_of_seeds_are_said(tmp_path):
+    cells = [sealed("random", "64", score=s, seed=i) for i, s in enumerate((0.5, 0.7))] + [sealed("random", "64", "gqa", 0.4, seed=7)]
+    _, markdown = written(cells, tmp_path)
+    (row,) = lines(markdown, "random (1 to 2 seeds)")
+    assert row[1:3] == ["40.0 [35.0, 45.0]", "60.0 ±14.1 sd"]
+
+
+def test_positions_and_knobs_get_lines_of_their_own(tmp_path):
     cells = [sealed("none", "none", score=1.0)]
-    cells += [sealed("random", "64", score=0.5 + seed / 10, seed=seed) for seed in (0, 1)]
     cells += [sealed("fastv", "64", score=0.7), sealed("fastv", "64", score=0.6, positions="compact")]
     cells += [sealed("sparsevlm", "64", score=s, knobs={"keep": 64, "heads": h}) for s, h in ((0.4, 14), (0.3, 32))]
     _, markdown = written(cells, tmp_path)
     for label, score in {
-        "random seed=0": "50.0",
-        "random seed=1": "60.0",
         "fastv": "70.0",
         "fastv positions=compact": "60.0",
         "sparsevlm heads=14": "40.0",
         "sparsevlm heads=32": "30.0",
     }.items():
-        assert [row[1].strip("*</u>") for row in lines(markdown, label)] == [score], label
+        assert [row[1].split()[0].strip("*</u>") for row in lines(markdown, label)] == [score], label
+
+
+@pytest.mark.parametrize("lone_seed", [0, 9])
+def test_seeds_and_knobs_compose(tmp_path, lone_seed):
+    """Two settings are never averaged, whether or not their seeds clash."""
+    cells = [sealed("random", "64", score=0.5 + seed / 10, seed=seed, knobs={"keep": 64, "boundary": 0}) for seed in range(5)]
+    cells += [sealed("random", "64", score=0.2, seed=lone_seed, knobs={"keep": 64, "boundary": 2})]
+    _, markdown = written(cells, tmp_path)
+    assert [row[1] for row in lines(markdown, "random boundary=0 (5 seeds)")] == ["**70.0** ±15.8 sd"]
+    assert [row[1] for row in lines(markdown, "random boundary=2")] == ["<u>20.0</u> [15.0, 25.0]"]
+    assert markdown.count("\n| random") == 2
+
+
+def test_a_knob_that_a_cell_does_not_have_is_not_null(tmp_path):
+    cells = [sealed("random", "64", score=0.5), sealed("random", "64", score=0.7, knobs={"keep": 64, "late": None})]
+    _, markdown = written(cells, tmp_path)
+    assert [len(lines(markdown, f"random late={value}")) for value in ("null", "unset")] == [1, 1]
 
 
 def test_knobs_that_differ_by_task_stay_one_line(tmp_path):
     """A FLOPs budget is solved at each task's text length."""
     cells = [sealed("fastv", "0.35flops", task, knobs={"keep": keep}) for task, keep in (("pope", 60), ("gqa", 61))]
     _, markdown = written(cells, tmp_path)
-    assert [row[1:3] for row in lines(markdown, "fastv")] == [["80.0", "80.0"]]
+    assert [points(row[1:3]) for row in lines(markdown, "fastv")] == [["80.0", "80.0"]]
+
+
+def test_variants_of_a_method_at_a_solved_budget_keep_their_tasks_together(tmp_path):
+    keeps = {("pope", 0): 60, ("gqa", 0): 61, ("pope", 2): 40, ("gqa", 2): 42}
+    cells = [
+        sealed("random", "0.35flops", task, seed=seed, knobs={"keep": keep, "boundary": boundary})
+        for (task, boundary), keep in keeps.items()
+        for seed in (0, 1)
+    ]
+    _, markdown = written(cells, tmp_path)
+    for boundary in (0, 2):
+        (row,) = lines(markdown, f"random boundary={boundary} (2 seeds)")
+        assert row[1:3] == ["**80.0** ±0.0 sd"] * 2
+    _, markdown = written([c for c in cells if c.cell.task == "pope"], tmp_path)
+    assert len(lines(markdown, "random boundary=2 keep=40 (2 seeds)")) == 1, "with one task, every knob that differs is named"
+    fixed = [sealed("random", "64", c.cell.task, knobs=c.cell.knobs) for c in cells if c.cell.seed == 0]
+    _, markdown = written(fixed, tmp_path)
+    assert markdown.count("\n| random boundary=") == 4, "at a count, every knob that differs was asked for"
+
+
+def test_methods_that_do_not_beat_random_are_named(tmp_path):
+    def verdict(*cells: SealedCell) -> list[str]:
+        return against_random(written([sealed("none", "none", t, 1.0) for t in ("pope", "gqa")] + list(cells), tmp_path)[1])
+
+    def both(method: str, score: float, budget: str = "64", **changes) -> list[SealedCell]:
+        return [sealed(method, budget, t, score, **changes) for t in ("pope", "gqa")]
+
+    drawn = [c for seed, score in enumerate((0.4, 0.5, 0.6)) for c in both("random", score, seed=seed)]
+    worse = [*both("fastv", 0.45), *both("first", 0.3)]
+    assert verdict(*drawn, *worse, *both("visipruner", 0.55)) == ["below random at this budget: fastv, first"]
+    assert verdict(*drawn, *both("visipruner", 0.501)) == ["every method beats random here"]
+    assert verdict(*drawn, *both("visipruner", 0.5001)) == ["level with random at this budget: visipruner"]
+    assert verdict(*drawn, *worse, *both("uniform", 0.5)) == [
+        "below random at this budget: fastv, first; level with random at this budget: uniform"
+    ]
+    assert verdict(*drawn, *both("fastv", 0.9), *both("first", 0.1, "32")) == ["every method beats random here"], "other budget"
+    assert verdict(*drawn) == [], "nothing to compare"
+    assert "|\n\n\n\n" not in (tmp_path / "LEADERBOARD.md").read_text(), "not even an empty sentence"
+
+
+def test_random_is_a_bar_only_with_every_task(tmp_path):
+    none = [sealed("none", "none", t, 1.0) for t in ("pope", "gqa")]
+    low, high, part = sealed("fastv", "64", score=0.2), sealed("fastv", "64", "gqa", 0.2), sealed("first", "64", score=0.9)
+    drawn = [sealed("random", "64", t, 0.5) for t in ("pope", "gqa")]
+    assert against_random(written([*none, low, high, drawn[0]], tmp_path)[1]) == []
+    assert against_random(written([low, high, *drawn], tmp_path)[1]) == [], "no unpruned cell, no Avg %"
+    assert against_random(written([*none, *drawn, part], tmp_path)[1]) == ["not compared with random, a task is missing: first"]
+    good = [sealed("visipruner", "64", t, 0.8) for t in ("pope", "gqa")]
+    assert against_random(written([*none, *drawn, *good, part], tmp_path)[1]) == [
+        "every method with an Avg % beats random here; not compared with random, a task is missing: first"
+    ]
+    assert against_random(written([*none, *drawn, low, high, part], tmp_path)[1]) == [
+        "below random at this budget: fastv; not compared with random, a task is missing: first"
+    ]
+
+
+def test_each_setting_of_random_is_a_bar_of_its_own(tmp_path):
+    cells = [sealed("none", "none", score=1.0), sealed("fastv", "64", score=0.6)]
+    cells += [sealed("random", "64", score=0.5, seed=seed, knobs={"keep": 64, "boundary": 0}) for seed in (0, 1)]
+    cells += [sealed("random", "64", score=0.7, knobs={"keep": 64, "boundary": 2})]
+    assert against_random(written(cells, tmp_path)[1]) == [
+        "every method beats random boundary=0 here",
+        "below random boundary=2 at this budget: fastv",
+    ]
+
+
+def test_the_footer_explains_what_is_shown(tmp_path):
+    _, markdown = written(board(), tmp_path)
+    footer = markdown[markdown.index("Every number is read") :]
+    for words in ("95 % interval", "bootstrap over whole images", "±1.2 sd", "standard deviation", "**Avg %**", "**below random**"):
+        assert words in footer, words
 
 
 def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
@@ -224,9 +378,9 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     assert len(sections) == 3
     bfloat, main, few = sections
     assert "bfloat16" in bfloat
-    assert lines(bfloat, "fastv")[0][1] == "99.0"
-    assert lines(main, "fastv")[0][1:4] == ["<u>60.0</u>", "**1200.0**", "<u>81.0</u>"]
-    assert lines(few, "fastv")[0][1] == "98.0"
+    assert points(lines(bfloat, "fastv")[0])[1] == "99.0"
+    assert points(lines(main, "fastv")[0][1:4]) == ["<u>60.0</u>", "**1200.0**", "<u>81.0</u>"]
+    assert points(lines(few, "fastv")[0])[1] == "98.0"
     assert "n=10)" in few
     limited = sealed("fastv", "64", score=0.98, **(smoke | {"provenance": {"started": "2027", "limit": 10}}))
     _, markdown = written([*board(), limited], tmp_path)

@@ -167,7 +167,7 @@ class Curriculum:
     def weights(self) -> dict[str, float]:
         if self.unlocked > len(CURRICULUM):
             return dict(WEIGHTS)
-        known = {k: 1.0 for k in CURRICULUM[: self.unlocked]}
+        known = dict.fromkeys(CURRICULUM[:self.unlocked], 1.0)
         known[CURRICULUM[self.unlocked - 1]] = max(2.0, 0.8 * (self.unlocked - 1))
         return known
 

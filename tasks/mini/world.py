@@ -15,7 +15,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -207,7 +207,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=15)  # the font that ships inside Pillow: no system fonts needed
 
 
-@lru_cache(maxsize=None)
+@cache
 def _glyph(char: str) -> Image.Image:
     tile = Image.new("L", (PATCH, PATCH), 0)
     draw = ImageDraw.Draw(tile)
