@@ -279,7 +279,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit this checkout is at, and whether tracked files were changed; None outside a checkout."""
+    """The commit this checkout is at, and whether tracked files outside results/ were changed; None outside a checkout."""
 
     def git(*args: str) -> str | None:
         try:
@@ -287,7 +287,7 @@ def git_state() -> dict[str, Any]:
         except (OSError, subprocess.SubprocessError):
             return None
 
-    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
     return {"git": commit, "dirty": None if status is None else bool(status)}
 
 
