@@ -21,15 +21,23 @@ TASKS = ["gqa", "mme", "pope", "textvqa"]
 FILES = ("README.md", "tasks/mini/MODEL_CARD.md")
 
 
-def main_table(results: Path) -> str:
-    """The terminal table of the main job, from the cells in `results`. Raises PrunebenchError where one is missing."""
-    wanted = ((METHOD, BUDGET), ("none", "none"))
-    cells = [c for c in Store(results).cells() if (c.cell.method, c.cell.budget) in wanted and c.provenance.get("limit") == "default"]
+def main_table(results: Path, shallow: bool = True) -> str:
+    """The terminal table of the main job, from the cells in `results`; `shallow=False`: without VisiPruner's shallow stage.
+
+    Raises PrunebenchError where a cell is missing.
+    """
+    cells = [
+        c
+        for c in Store(results).cells()
+        if c.provenance.get("limit") == "default"
+        and c.cell.positions == "method"
+        and (c.cell.method == "none" or ((c.cell.method, c.cell.budget) == (METHOD, BUDGET) and c.cell.knobs["shallow"] is shallow))
+    ]
     table = leaderboard.rows(cells)
     for task in TASKS:
         found = set(table.loc[table["task"] == task, "method"])
         if found != {METHOD, "none"}:
-            command = f"make eval METHOD={METHOD} BUDGET={BUDGET} RESULTS={results}"
+            command = f"make eval METHOD={METHOD} BUDGET={BUDGET} RESULTS={results}" + ("" if shallow else " SET='shallow=false'")
             raise PrunebenchError(f"{results}: expected cells of none and {METHOD} for {task}, found {sorted(found)}: run `{command}`")
     return leaderboard.table(_ordered(table))
 
@@ -50,6 +58,7 @@ def filled(text: str, results: Path) -> str:
     """`text` with its marked tables made anew."""
     makers: dict[str, Callable[[], str]] = {
         "main": lambda: f"```\n{main_table(results)}\n```",
+        "noshallow": lambda: f"```\n{main_table(results, shallow=False)}\n```",
         "units": lambda: units_table(SHAPES["llava-1.5-7b"], TEXT_TOKENS),
         "card": lambda: f"```\n{card_table(results)}\n```",
     }
