@@ -40,7 +40,7 @@ def main():  # type: () -> None
     stamp = os.path.join(venv, ".installed")
     if os.path.exists(stamp):
         os.remove(stamp)
-    print("prunebench: setting up %s with %s (once; about 2 GB to download)" % (venv, python), flush=True)  # noqa: UP031
+    print("prunebench: setting up %s with %s (once; a few GB to download)" % (venv, python), flush=True)  # noqa: UP031
     subprocess.run([python, "-m", "venv", venv], check=True)
     pip = [os.path.join(venv, "bin", "python"), "-m", "pip", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "install", "-c", "constraints.txt", "-e", ".[dev]"], cwd=root)
