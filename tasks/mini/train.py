@@ -6,7 +6,7 @@ interruption from the last checkpoint (every `--save-every` steps). Accuracy per
 1. `language`: a decoder of 6 layers answers questions on symbolic scenes (see `symbols.py`), one token per object and 8 background
    tokens. Skills are unlocked one after another (`CURRICULUM`), since each has its own plateau and those still at chance only add noise.
 2. `crowd`: the same with every patch of an object, more background, and the prompts that lmms-eval sends.
-3. `deep`: the decoder is grown to 12 layers; the new ones stand behind the trained ones and start as the identity.
+3. `deep`: the decoder is grown to 12 layers; the new ones stand before and behind the trained ones and start as the identity.
 4. `align`: vision tower and projector learn to produce those symbols from rendered, crowded images.
 5. `joint`: everything is trained on rendered JPEG images with all 576 visual tokens. Last; no pruning-shaped training anywhere near the end.
 
@@ -100,13 +100,15 @@ def init_decoder(lm: LlamaForCausalLM, vocab: symbols.Vocabulary) -> None:
 
 
 def grow(shallow: LlamaForCausalLM, deep: nn.Module) -> None:
-    """Copy a decoder into a deeper one; the layers behind the copied ones start as the identity (their outputs are zero)."""
+    """Copy a decoder into the middle of a deeper one; the layers before and behind start as the identity (their outputs are zero)."""
+    known = len(shallow.model.layers)
+    before = (len(deep.layers) - known) // 2
     with torch.no_grad():
         deep.embed_tokens.load_state_dict(shallow.model.embed_tokens.state_dict())
         deep.norm.load_state_dict(shallow.model.norm.state_dict())
         for i, layer in enumerate(deep.layers):
-            if i < len(shallow.model.layers):
-                layer.load_state_dict(shallow.model.layers[i].state_dict())
+            if before <= i < before + known:
+                layer.load_state_dict(shallow.model.layers[i - before].state_dict())
                 continue
             nn.init.normal_(layer.self_attn.q_proj.weight, std=0.06)
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
