@@ -11,7 +11,7 @@ DIR ?= tests/goldens
 RESULTS ?= results/local
 CONFIG ?= configs/gauntlet.yaml
 
-.PHONY: help venv eval sweep methods doctor goldens leaderboard mini mini-data test check lint clean clean-venv
+.PHONY: help venv eval sweep analyze methods doctor goldens bench leaderboard report show mini mini-data test check lint clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ sweep: $(STAMP)  ## CONFIG=configs/gauntlet.yaml [LIMIT= BATCH= DEVICE=]
 	@$(RUN) sweep "$(CONFIG)" --results "$(RESULTS)" $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
 	  $(if $(DEVICE),--device "$(DEVICE)")
 
+analyze: $(STAMP)  ## where MODEL uses vision, and a VisiPruner config for it [TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
+	@$(RUN) analyze "$(MODEL)" $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
+	  $(if $(DEVICE),--device "$(DEVICE)") $(if $(DATA),--data "$(DATA)") $(if $(CALIBRATION_DATA),--calibration-data "$(CALIBRATION_DATA)") \
+	  $(if $(OUT),--out "$(OUT)") $(if $(filter mini,$(MODEL))$(CALIBRATION_DATA),--write-config)
+
 methods: $(STAMP)  ## the registered methods
 	@$(RUN) methods
 
@@ -40,8 +45,18 @@ doctor: $(STAMP)  ## versions, device, and what mends a broken installation
 goldens: $(STAMP)  ## replay recorded official outputs; DIR=folder (default tests/goldens)
 	@$(RUN) goldens "$(DIR)"
 
-leaderboard: $(STAMP)  ## tables from the sealed cells in RESULTS
+bench: $(STAMP)  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
+	@$(RUN) bench --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(BENCH)
+
+leaderboard: $(STAMP)  ## tables, comparisons and figures from the sealed cells in RESULTS
 	@$(RUN) leaderboard --results "$(RESULTS)"
+
+report: $(STAMP)  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
+	@$(RUN) report --results "$(RESULTS)" $(if $(SAMPLES),--samples "$(SAMPLES)") $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
+
+show: $(STAMP)  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]
+	@$(RUN) show --results "$(RESULTS)" --sample "$(SAMPLE)" --method "$(METHOD)" $(if $(BUDGET),--budget "$(BUDGET)") \
+	  $(if $(filter-out mini,$(MODEL)),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
 
 mini-data: $(STAMP)  ## rebuild the mini data sets, bit-identical
 	@$(RUN) mini data

@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness import budget as budgets
-from harness import flops
+from harness import flops, keeps
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import Method
 from harness.models import LoadedModel, locate_model
+from harness.prefix import Prefix, PrefixCache, roomy_cache
 from harness.trace import Trace
 
 
@@ -37,14 +39,32 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """`cost`: flat numbers of this prompt, see `sample_cost`; `wall_s`: this prompt's share of its batch's wall time, seconds."""
+    """`cost`: flat numbers of this prompt, see `sample_cost`; `kept`: which visual tokens were there in which layer, as
+    `harness.keeps` writes it; `wall_s`: this prompt's share of its batch's wall time, seconds."""
 
     key: str
     text: str
     n_input_tokens: int
     n_new_tokens: int
     cost: dict[str, float]
+    kept: str
     wall_s: float
+
+
+class Clock:
+    """Where the seconds went, by name. On CUDA they are the host's: work is charged where it is waited for."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Charge the block to `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 class FeatureCache:
@@ -68,7 +88,9 @@ class FeatureCache:
 
 
 class Answerer:
-    """A loaded model with a method attached per call; the vision features outlive it, so methods can share one answerer."""
+    """A loaded model with a method attached per call. Vision features outlive it, and with `prefixes` so does the prefill of images:
+    questions then run their own tokens up to the first reduction (harness/prefix.py). Answers do not depend on either.
+    """
 
     def __init__(
         self,
@@ -79,11 +101,14 @@ class Answerer:
         seed: int = 0,
         positions: str = "method",
         features: FeatureCache | None = None,
+        prefixes: PrefixCache | None = None,
+        clock: Clock | None = None,
     ) -> None:
         if batch_size < 1:
             raise PrunebenchError(f"BATCH={batch_size}: expected at least 1 prompt a batch")
         self.loaded, self.method, self.batch_size, self.seed, self.positions = loaded, method, batch_size, seed, positions
         self.features = FeatureCache() if features is None else features
+        self.prefixes, self.clock = prefixes, clock or Clock()
         # a method that changes pixels has features of its own
         own = type(method).on_pixels is not Method.on_pixels
         self._variant = f"/{method.name}{sorted(method.knobs().items())}" if own else ""
@@ -109,7 +134,15 @@ class Answerer:
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
         """Answers in any order; batches hold prompts of like length. Raises PrunebenchError naming the sample where one fails."""
-        encoded = [(self.loaded.prompt_ids(p.text), p) for p in prompts]
+        for batch in self.batches(prompts):
+            yield from batch
+
+    def batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
+        """`answer`, a batch at a time."""
+        if not prompts:
+            return
+        with self.clock("tokenise"):
+            encoded = [(self.loaded.prompt_ids(p.text), p) for p in prompts]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
         with attach(self.loaded.model, self.method, self.seed, self.positions) as run:
@@ -118,42 +151,79 @@ class Answerer:
                 batch = encoded[start : start + self.batch_size]
                 same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (batch[0][1].max_new_tokens, batch[0][1].until)]
                 start += len(same)
-                yield from self._batch(run, same)
+                yield self._batch(run, same)
 
     @torch.inference_mode()
     def _batch(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Answer]:
         began = time.perf_counter()
         loaded, prompts = self.loaded, [p for _, p in batch]
         tokenizer = loaded.processor.tokenizer
-        features = [self.features.get(p.image_key + self._variant, lambda p=p: self._encode(p)) for p in prompts]  # type: ignore[misc]
-        width = max(len(ids) for ids, _ in batch)
-        ids = torch.full((len(batch), width), tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for row, (prompt_ids, _) in enumerate(batch):
-            ids[row, width - len(prompt_ids) :] = torch.tensor(prompt_ids)
-            mask[row, width - len(prompt_ids) :] = 1
+        ids, mask = self._padded([ids for ids, _ in batch])
         run.samples = [p.key for p in prompts]
-        cache = DynamicCache(config=loaded.model.config.text_config)
-        out = loaded.model(
-            input_ids=ids.to(loaded.device),
-            attention_mask=mask.to(loaded.device),
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
-            past_key_values=cache,
-            logits_to_keep=1,
-        )
-        tokens = self._decode(out.logits[:, -1], cache, prompts)
+        cache = roomy_cache(loaded.adapter.shape.depth)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if self.prefixes is None:
+            inputs["mm_encoder_outputs"] = self._encoded(prompts)
+        else:
+            prefixes = self._prefixes(run, batch)
+            inputs = {"input_ids": run.share(prefixes, ids, mask)}
+        with self.clock("prefill"):
+            logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        with self.clock("decode"):
+            tokens = self._decode(logits, cache, prompts)
         trace = run.trace
         wall = (time.perf_counter() - began) / len(batch)
         answers = []
-        for row, (prompt, generated) in enumerate(zip(prompts, tokens, strict=True)):
-            text = tokenizer.decode(generated, skip_special_tokens=True)
-            for stop in prompt.until:
-                text = text.split(stop)[0]
-            cost = sample_cost(loaded, trace, row, len(generated))
-            answers.append(Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, wall))
+        with self.clock("account"):
+            for row, (prompt, generated) in enumerate(zip(prompts, tokens, strict=True)):
+                text = tokenizer.decode(generated, skip_special_tokens=True)
+                for stop in prompt.until:
+                    text = text.split(stop)[0]
+                cost = sample_cost(loaded, trace, row, len(generated))
+                kept = keeps.encode(run.stages(row))
+                answers.append(Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, kept, wall))
         return answers
 
-    def _decode(self, logits: Tensor, cache: DynamicCache, prompts: Sequence[Prompt]) -> list[list[int]]:
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Left-padded ids and attention mask, (b, n) on the device."""
+        width = max(len(ids) for ids in rows)
+        ids = torch.full((len(rows), width), self.loaded.processor.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, prompt_ids in enumerate(rows):
+            ids[row, width - len(prompt_ids) :] = torch.tensor(prompt_ids)
+            mask[row, width - len(prompt_ids) :] = 1
+        return ids.to(self.loaded.device), mask.to(self.loaded.device)
+
+    def _encoded(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """The images' projected features, as the model takes them."""
+        features = [self.features.get(p.image_key + self._variant, lambda p=p: self._encode(p)) for p in prompts]  # type: ignore[misc]
+        return {"image": BaseModelOutputWithPooling(pooler_output=features)}
+
+    def _prefixes(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Prefix]:
+        """One per prompt; those of images not seen before are computed together."""
+        assert self.prefixes is not None
+        first = {p.image_key + self._variant: (ids, p) for ids, p in reversed(batch)}
+        image_token = self.loaded.adapter.image_token_id
+
+        def capture(images: list[str]) -> list[Prefix]:
+            found: list[Prefix] = []
+            for start in range(0, len(images), self.batch_size):
+                asked = [first[image] for image in images[start : start + self.batch_size]]
+                inputs = self._encoded([p for _, p in asked])
+                # up to the last image token
+                ids, mask = self._padded([ids[: len(ids) - ids[::-1].index(image_token)] for ids, _ in asked])
+                with self.clock("prefix"), run.capturing():
+                    self.loaded.model.model(
+                        input_ids=ids, attention_mask=mask, mm_encoder_outputs=inputs, past_key_values=roomy_cache(run.shape.depth)
+                    )
+                    found += run.prefixes()
+            return found
+
+        # method.prefix_key after for_model, so that defaults are filled in
+        kind = self.method.for_model(self.loaded.adapter.shape).prefix_key()
+        return self.prefixes.get(kind, [p.image_key + self._variant for _, p in batch], capture)
+
+    def _decode(self, logits: Tensor, cache: Cache, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Greedy decoding; a row ends at the end-of-text token, at a stop string or at its limit."""
         model, tokenizer = self.loaded.model, self.loaded.processor.tokenizer
         generated: list[list[int]] = [[] for _ in prompts]
@@ -181,13 +251,15 @@ class Answerer:
     @torch.inference_mode()
     def _encode(self, prompt: Prompt) -> Tensor:
         try:
-            image = prompt.image()
+            with self.clock("load images"):
+                image = prompt.image()
         except PrunebenchError:
             raise
         except Exception as error:
             raise PrunebenchError(f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})") from error
         # inside attach(), which lets the method change the pixels
-        return self.loaded.adapter.encode(self.loaded.pixels(image))[0]
+        with self.clock("vision"):
+            return self.loaded.adapter.encode(self.loaded.pixels(image))[0]
 
 
 def sample_cost(loaded: LoadedModel, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:

@@ -33,7 +33,7 @@ def eval_command(
     model: Annotated[str, typer.Option(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
     tasks: Annotated[str, typer.Option(help="of gqa, mme, pope, textvqa, textvqa_ocr; comma-separated")] = "gqa,mme,pope,textvqa",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
-    batch: Annotated[int, typer.Option(help="prompts a batch; answers do not depend on it")] = 8,
+    batch: Annotated[int, typer.Option(help="prompts a batch; answers do not depend on it")] = 16,
     seed: Annotated[int, typer.Option(help="of the method's randomness")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
@@ -114,6 +114,40 @@ def ablate_command(
         results=results,
     )
     print(ablations.table(plan, ablations.run(plan, shared)))
+
+
+@app.command("analyze")
+def analyze_command(
+    model: Annotated[str, typer.Argument(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
+    tasks: Annotated[str, typer.Option("--tasks", "--task", help="of gqa, mme, pope, textvqa, textvqa_ocr; with commas")] = "gqa,mme,pope,textvqa",
+    limit: Annotated[str, typer.Option(help="questions per task (whole images), or all; default 36")] = "",
+    batch: Annotated[int, typer.Option(help="prompts a batch; results do not depend on it")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
+    data: Annotated[str, typer.Option(help="the test data, as in eval")] = "",
+    calibration_data: Annotated[str, typer.Option(help="what is analysed: a folder, hub (train and val splits) or fresh (mini scenes)")] = "",
+    layers: Annotated[str, typer.Option(help="first-last: restrict the knock-outs; no stages and no config then")] = "",
+    out: Annotated[str, typer.Option(help="default: results/local/analysis/<model>")] = "",
+    write_config: Annotated[bool, typer.Option("--write-config", help="write configs/visipruner/<model>.yaml, not just to the output")] = False,
+    samples: Annotated[bool, typer.Option(help="also write numbers per sample, as parquet")] = True,
+    fresh: Annotated[bool, typer.Option("--fresh", help="do not continue from the journal of an earlier run")] = False,
+) -> None:
+    """Where a model uses vision: attention, lenses, knock-outs, contributions, stages, and a VisiPruner config from them."""
+    import json
+
+    from harness.analysis import AnalysisRequest, analyse, config_file, report
+    from harness.models import model_config
+
+    names = tuple(t.strip() for t in tasks.split(",") if t.strip())
+    file = analyse(
+        AnalysisRequest(
+            model, names, limit or None, batch, device, dtype, data or None, calibration_data or None, layers or None,
+            Path(out) if out else None, config_file(model_config(model).name) if write_config else None, samples, fresh,
+        )
+    )
+    print()
+    print(report(json.loads(file.read_text())))
+    print(f"\nanalysis  {file}")
 
 
 @app.command("methods")
@@ -211,28 +245,155 @@ def mutations_command(
 
 @app.command("sweep")
 def sweep_command(
-    file: Annotated[Path, typer.Argument(help="YAML, as configs/gauntlet.yaml")],
+    file: Annotated[Path, typer.Argument(help="YAML, as configs/mini.yaml")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the file: limit=50, budgets=64,32, methods=fastv,random")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the cells, what is sealed and an estimate; run nothing")] = False,
     limit: Annotated[str, typer.Option(help="questions per task, or all; default: the file's, else the model's")] = "",
-    batch: Annotated[int, typer.Option(help="prompts a batch")] = 8,
+    batch: Annotated[int, typer.Option(help="prompts a batch; answers do not depend on it")] = 16,
+    workers: Annotated[int, typer.Option(min=1, help="processes: one per GPU, or sharing the CPU")] = 1,
+    share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once for all questions; answers stay the same")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
 ) -> None:
-    """Evaluate methods x budgets x seeds; sealed cells are reused, so the same command continues."""
+    """Evaluate models x methods x budgets x seeds in one pass; sealed cells are reused, so the same command continues."""
     from harness import sweep
     from harness.run import Request
 
-    finished = sweep.run(sweep.load(file), Request("none", limit=limit or None, batch=batch, device=device, results=results))
+    plan = sweep.load(file, set_ or [])
+    shared = Request("none", limit=limit or None, batch=batch, device=device, results=results, fresh=fresh, share=share)
+    if dry_run:
+        print(sweep.dry_run(plan, shared))
+        return
+    finished = sweep.run(plan, shared, workers=workers)
     print(f"tables  {finished.csv}  {finished.markdown}")
 
 
+@app.command("bench")
+def bench_command(
+    model: Annotated[str, typer.Option(help="as in eval; with --random-weights llava-1.5-7b, llava-1.5-13b, mini or a local folder")] = "mini",
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="the model's real sizes, weights made on the device, no download")] = False,
+    layers: Annotated[int | None, typer.Option(help="with --random-weights: that many decoder layers of it")] = None,
+    methods: Annotated[str, typer.Option(help="comma-separated; the bare model and none are always timed")] = "none,fastv,sparsevlm,visipruner",
+    budgets: Annotated[str, typer.Option(help="as --budget in eval; comma-separated")] = "192,128,64",
+    batch: Annotated[str, typer.Option(help="prompts a batch; comma-separated")] = "1,8",
+    text_tokens: Annotated[int, typer.Option(help="text tokens of a prompt")] = 74,
+    new_tokens: Annotated[int, typer.Option(help="tokens to generate, the prefill's own included")] = 16,
+    repeats: Annotated[int, typer.Option(help="recorded runs of every row")] = 10,
+    warmup: Annotated[int, typer.Option(help="runs of every row before them that are thrown away")] = 2,
+    fusion_layer: Annotated[int | None, typer.Option(help="adaptive methods: the layer that selects; default 14 of 32")] = None,
+    exit_layer: Annotated[int | None, typer.Option(help="adaptive methods: first layer without visual tokens, -1 never; default 24 of 32")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.knob=value, repeatable")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
+    seed: Annotated[int, typer.Option(help="of weights, input and the methods' randomness")] = 0,
+    out: Annotated[Path, typer.Option(help="where bench.json and BENCH.md are written")] = Path("results/local/bench"),
+) -> None:
+    """Time methods beside the unpruned model: prefill, decode, memory. The only command whose times may be quoted."""
+    from harness import bench
+
+    def listed(text: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    try:
+        batches = tuple(int(part) for part in listed(batch))
+    except ValueError:
+        raise PrunebenchError(f"--batch {batch!r}: expected a number of prompts or several, as in 1,8") from None
+    knobs: dict[str, dict[str, str]] = {}
+    for key, value in _pairs(set_ or []).items():
+        name, dot, knob = key.rpartition(".")
+        if not dot:
+            raise PrunebenchError(f"--set {key}={value}: expected METHOD.knob=value, as in --set fastv.boundary=3")
+        knobs.setdefault(name, {})[knob] = value
+    settings = bench.Settings(
+        model, random_weights, layers, listed(methods), listed(budgets), batches, text_tokens, new_tokens, repeats, warmup, fusion_layer,
+        exit_layer, knobs, device, dtype, seed,
+    )  # fmt: skip
+    bench.run(settings, out)
+
+
 @app.command("leaderboard")
-def leaderboard_command(results: Annotated[Path, typer.Option(help="folder with sealed cells")] = Path("results/local")) -> None:
-    """Write leaderboard.csv and LEADERBOARD.md from sealed cells; needs no model."""
+def leaderboard_command(
+    results: Annotated[Path, typer.Option(help="folder with sealed cells")] = Path("results/local"),
+    figures: Annotated[bool, typer.Option(help="draw figures/*.svg and *.png too")] = True,
+) -> None:
+    """Write leaderboard.csv, LEADERBOARD.md, significance.csv and figures from sealed cells; needs no model."""
     from harness import leaderboard
     from harness.store import Store
 
-    csv, markdown = leaderboard.write(Store(results).cells(), results)
+    csv, markdown = leaderboard.write(Store(results).cells(), results, figures=figures)
     print(f"tables  {csv}  {markdown}")
+    if figures:
+        print(f"figures {results / 'figures'}")
+
+
+@app.command("published")
+def published_command(
+    source: Annotated[Path, typer.Argument(help="CSV of collected results: model, method, budget_label, budget_semantics, ...")],
+    out: Annotated[Path, typer.Option(help="the cleaned table")] = Path("results/published.csv"),
+) -> None:
+    """Clean collected published results into tidy columns with our names and budget units."""
+    from harness import published_results
+    from harness.store import write_atomic
+
+    text, dropped = published_results.clean(source)
+    write_atomic(out, text.encode())
+    print(f"wrote  {out}: {text.count(chr(10)) - 1} numbers; {dropped} rows left out, whose source names nothing that one could look up")
+
+
+@app.command("report")
+def report_command(
+    results: Annotated[Path, typer.Option(help="folder with sealed cells")] = Path("results/local"),
+    samples: Annotated[int, typer.Option(help="samples per task to look at; 0 for none")] = 100,
+    data: Annotated[str, typer.Option(help="where the images are: mini, hub or a folder; default: where the cells were measured")] = "",
+    out: Annotated[Path | None, typer.Option(help="the page; default: RESULTS/report/index.html")] = None,
+) -> None:
+    """Write one self-contained page: leaderboard, accuracy against FLOPs, samples with their kept tokens, analysis."""
+    from harness import report
+
+    report.write(results, out, samples, data)
+
+
+@app.command("show")
+def show_command(
+    sample: Annotated[str, typer.Option(help="as in pope/000123")],
+    method: Annotated[str, typer.Option(help="one or several, comma-separated: visipruner,fastv")] = "visipruner",
+    budget: Annotated[str, typer.Option(help="as measured; default: the only one, else 64")] = "",
+    model: Annotated[str, typer.Option(help="needed where the results hold several")] = "",
+    data: Annotated[str, typer.Option(help="where the images are: mini, hub or a folder; default: where the cells were measured")] = "",
+    results: Annotated[Path, typer.Option(help="folder with sealed cells")] = Path("results/local"),
+    out: Annotated[Path | None, typer.Option(help="the picture; default: RESULTS/show/SAMPLE.png")] = None,
+) -> None:
+    """Write one sample as a picture: which tokens each method kept, layer by layer, and what it answered."""
+    from harness import show
+
+    names = [name.strip() for name in method.split(",") if name.strip()]
+    path, found = show.write(results, sample.strip(), names, budget, model, data, out)
+    print("\n".join(show.lines(found)))
+    print(f"picture  {path}")
+
+
+results_app = typer.Typer(no_args_is_help=True, help="Look at a results folder.")
+app.add_typer(results_app, name="results")
+
+
+@results_app.command("verify")
+def results_verify_command(results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local")) -> None:
+    """Hash and compute again whatever a cell states; exit code 1 if anything is wrong."""
+    from harness.results import verify
+
+    lines, fine = verify(results)
+    print("\n".join(lines))
+    if not fine:
+        raise typer.Exit(1)
+
+
+@results_app.command("list")
+def results_list_command(results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local")) -> None:
+    """One line per cell: sealed with its score, unfinished or damaged."""
+    from harness.results import overview
+
+    print("\n".join(overview(results)))
 
 
 @app.command("readme")

@@ -115,7 +115,7 @@ def planned_trace(method: Method, shape: ModelShape, visual: Sequence[int], n_te
         pairs = [edited_pairs(edit, layout) for edit in edits]
         rows = [p.rows.columns.shape[1] for p in pairs]
         silenced = sum(int(p.silenced[0]) for p in pairs)
-        layers.append(LayerTrace(layout.n, [layout.n], [v], [r for r in rows if r], [silenced]))
+        layers.append(LayerTrace(layout.n, [layout.n], [v], edit_rows=[r for r in rows if r], silenced=[silenced]))
     scoring = method.plan_scoring(shape, n_text, visual) or 0
     return Trace(1, layers, [shape.n_visual], scoring, [scoring])
 

@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from harness.adapters import LlavaAdapter, adapter_for
-from harness.attention import LayerAttention, apply_edits, attend
+from harness.attention import EditTrace, LayerAttention, apply_edits, attend
 from harness.errors import PrunebenchError, unknown
+from harness.keeps import Stage
 from harness.layout import Gathered, TokenLayout, take
 from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError
+from harness.prefix import OnVisualRows, Prefix, RoomyLayer, Shared, one_row, visual_edit
 from harness.shape import ModelShape
 from harness.trace import LayerTrace, Trace
 
@@ -49,7 +52,7 @@ AttentionMaskInterface.register(KERNEL, lambda *args, **kwargs: None)
 class _Stream:
     """`harness.method.Stream`, gathered on demand: copies, so a method cannot reach the model's own stream."""
 
-    def __init__(self, layout: TokenLayout, hidden: Tensor) -> None:
+    def __init__(self, layout: TokenLayout, hidden: Callable[[], Tensor]) -> None:
         self._layout, self._hidden = layout, hidden
         self._handed: list[tuple[str, Tensor, int]] = []
 
@@ -68,7 +71,7 @@ class _Stream:
     def _copy(self, name: str, tokens: Gathered) -> Tensor:
         # inference tensors have no version counter, by which an edit in place is found without comparing values
         with torch.inference_mode(False):
-            copy = take(self._hidden, tokens.columns) * tokens.valid[:, :, None]
+            copy = take(self._hidden(), tokens.columns) * tokens.valid[:, :, None]
         self._handed.append((name, copy, copy._version))
         return copy
 
@@ -106,6 +109,11 @@ class EngineRun:
         self._hidden_in_decode: list[Tensor | None] = []
         self._prefilling = False
         self._steps = 0
+        self._announced: tuple[Shared, Tensor, Tensor] | None = None
+        self._shared: Shared | None = None
+        self._edits: Sequence[AttentionEdit] = ()
+        #: per layer (hidden entering, keys, values, edit of visual rows) of a prefill that `capture` watches
+        self._captured: list[tuple[Tensor, Tensor, Tensor, AttentionEdit | None, Tensor | None]] | None = None
 
     # ---------------------------------------------------------------------------------------------------- the method's view
 
@@ -173,6 +181,76 @@ class EngineRun:
         """The layout of the tokens each decoder layer saw in the last prefill."""
         return list(self._per_layer)
 
+    def stages(self, row: int) -> list[Stage]:
+        """Which of the prompt's visual tokens were there from which layer on in the last prefill, and how many merged ones."""
+        found: list[Stage] = []
+        n = int(self._per_layer_prompt.visual_counts[row])
+        seen: TokenLayout | None = None
+        for layer, layout in enumerate(self._per_layer):
+            if layout is seen:
+                continue
+            seen = layout
+            origin = layout.origin[row][layout.visual[row]].tolist()
+            keep = np.zeros(n, dtype=bool)
+            keep[[o for o in origin if o >= 0]] = True
+            stage = Stage(layer, keep, sum(o < 0 for o in origin))
+            # a new layout may be new for other rows only
+            if not found or stage.added != found[-1].added or not np.array_equal(keep, found[-1].keep):
+                found.append(stage)
+        return found
+
+    # -------------------------------------------------------------------------------------------------------------- sharing
+
+    def share(self, prefixes: Sequence[Prefix], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Announce that the next prefill starts from known prefixes, one per row; -> ids (b, w) to call the model with, and nothing else.
+
+        `input_ids`, `attention_mask (b, n)` are the whole left-padded prompts. The cache must be a `prefix.roomy_cache`. Raises
+        PrunebenchError where a prompt does not start with its prefix or ends with it.
+        """
+        lengths = attention_mask.sum(1).tolist()
+        for row, (prefix, n) in enumerate(zip(prefixes, lengths, strict=True)):
+            start = input_ids.shape[1] - n
+            known = input_ids[row, start : start + prefix.length]
+            if n <= prefix.length or not torch.equal(known, prefix.ids):
+                raise PrunebenchError(
+                    f"{self._sample(row)}: expected a prompt that goes on after its {prefix.length} prefix tokens; found other tokens"
+                )
+        shared = Shared(prefixes, attention_mask.bool())
+        self._announced = (shared, input_ids, attention_mask)
+        return input_ids[:, -shared.window :]
+
+    def prefixes(self) -> list[Prefix]:
+        """What the last prefill, of prompts that end with their image and run inside `capturing`, left for others to start from."""
+        assert self._captured is not None
+        assert self._input_ids is not None
+        if self._per_layer_prompt.padded:
+            raise PrunebenchError("expected prefixes of one length in a batch, found padding: capture images of one size together")
+        found = []
+        for row in range(self._input_ids.shape[0]):
+            hidden, keys, values, edits, silenced = zip(*self._captured, strict=True)
+            found.append(
+                Prefix(
+                    self._input_ids[row],
+                    [h[row] for h in hidden],
+                    [k[row] for k in keys],
+                    [v[row] for v in values],
+                    [one_row(e, row) for e in edits],
+                    [0 if s is None else int(s[row]) for s in silenced],
+                )
+            )
+        return found
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Keep what `prefixes` needs of the prefill inside, in which the method only edits visual rows, if it names such edits."""
+        method, samples = self._method, self.samples
+        self._captured = []
+        self._method, self.samples = OnVisualRows(method) if method.prefix_key() else Method(), None
+        try:
+            yield
+        finally:
+            self._captured, self._method, self.samples = None, method, samples
+
     # ---------------------------------------------------------------------------------------------------------------- hooks
 
     def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
@@ -207,20 +285,54 @@ class EngineRun:
         if self._prefilling:
             hidden = self._boundary(layer, hidden)
             layout = self.layout
+            self._edits = self._method.edit_attention(self, layer)
+            if self._edits:
+                self._check_edits(layer, self._edits)
+            if self._shared is not None and not self._shared.knows(layer, visual_edit(self._edits)):
+                hidden, self._shared = self._shared.whole(layer, hidden), None
             if self._rotary is None:
                 self._rotary = self._adapter.rotary(hidden, layout.positions)
             self._per_layer.append(layout)
-            kwargs["attention_mask"], kwargs["position_ids"] = layout.mask, layout.positions
-            kwargs["position_embeddings"] = self._rotary
+            if self._shared is None:
+                kwargs["attention_mask"], kwargs["position_ids"] = layout.mask, layout.positions
+                kwargs["position_embeddings"] = self._rotary
+            else:
+                w = self._shared.window
+                kwargs["attention_mask"], kwargs["position_ids"] = self._shared.mask, layout.positions[:, -w:]
+                kwargs["position_embeddings"] = (self._rotary[0][:, -w:], self._rotary[1][:, -w:])
+                self._put_prefix_into_cache(layer, kwargs["past_key_values"], hidden)
+                assert self._trace is not None
+                self._trace.layers[-1].rows = w
+            if self._captured is not None:
+                self._captured.append((hidden, hidden, hidden, visual_edit(self._edits), None))
         else:
             self._decode_inputs(layer, hidden, kwargs)
         return hidden
 
+    def _put_prefix_into_cache(self, layer: int, cache: Any, hidden: Tensor) -> None:
+        assert self._shared is not None
+        entry = cache.layers[layer] if layer < len(cache.layers) else None
+        if not isinstance(entry, RoomyLayer):
+            raise PrunebenchError("expected a cache made by harness.prefix.roomy_cache for a prefill that shares its prefix")
+        known = self._shared.prefixes[0].keys[layer]
+        like = known.new_empty(hidden.shape[0], known.shape[0], 0, known.shape[2])
+        entry.start(like, self._shared.n - self._shared.window, self._shared.fill(layer), self._shared.window)
+
     def _begin_prefill(self, hidden: Tensor) -> None:
         ids = self._input_ids
+        if self._announced is not None:
+            self._shared, self._input_ids, self._attention_mask = self._announced
+            self._announced = None
+            ids = self._input_ids
+            if hidden.shape[:2] != (ids.shape[0], self._shared.window):
+                raise PrunebenchError(
+                    f"expected the window {(ids.shape[0], self._shared.window)} that share() returned, found {tuple(hidden.shape[:2])}"
+                )
+        else:
+            self._shared = None
         if ids is None:
             raise PrunebenchError("expected input_ids (image tokens are found by their id), found inputs_embeds: pass input_ids")
-        if ids.shape != hidden.shape[:2]:
+        if self._shared is None and ids.shape != hidden.shape[:2]:
             raise PrunebenchError(f"expected input_ids of shape {tuple(hidden.shape[:2])}, found {tuple(ids.shape)}")
         self.memo = {}
         self._notes = {}
@@ -241,8 +353,18 @@ class EngineRun:
         )
 
     def _boundary(self, layer: int, hidden: Tensor) -> Tensor:
-        layout = self.layout
-        stream = _Stream(layout, hidden)
+        layout, shared = self.layout, self._shared
+        if shared is not None:
+            hidden = shared.corrected(layer, hidden)
+        whole: list[Tensor] = [] if shared is not None else [hidden]
+
+        def everything() -> Tensor:
+            if not whole:
+                assert shared is not None
+                whole.append(shared.whole(layer, hidden))
+            return whole[0]
+
+        stream = _Stream(layout, everything)
         with self._naming(f"boundary {layer}"):
             reduction = self._method.at_boundary(self, layer, stream)
         edited = stream.edited()
@@ -258,6 +380,7 @@ class EngineRun:
                 positions, self._decode_positions = "compact", "per_layer"
             if reduction.added is not None or bool((keep != layout.visual_tokens.valid).any()):
                 added_valid = None
+                hidden, self._shared = everything(), None
                 if reduction.added is not None:
                     full = torch.ones(reduction.added.shape[:2], dtype=torch.bool, device=hidden.device)
                     added_valid = full if reduction.added_valid is None else reduction.added_valid
@@ -365,16 +488,28 @@ class EngineRun:
         kwargs["attention_mask"] = mask
 
     def _attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        wanted = q.shape[2]
         out = attend(q, k, v, mask, scaling, causal=self._prefilling)
         if self._prefilling:
-            layout = self.layout
-            edits = self._method.edit_attention(self, layer)
+            layout, shared = self.layout, self._shared
+            edits = self._edits
+            looks = type(self._method).on_attention is not Method.on_attention
+            if shared is not None and (edits or looks):
+                q, out = shared.widened(q), shared.widened(out)
             if edits:
-                self._check_edits(layer, edits)
-                out, traces = apply_edits(edits, layout, q, k, v, out, scaling)
+                mine = edits if shared is None else [e for e in edits if e.rows != "visual"]
+                out, traces = apply_edits(mine, layout, q, k, v, out, scaling)
                 assert self._trace is not None
                 self._trace.layers[layer].edit_rows = [t.rows for t in traces]
+                if len(mine) < len(edits):
+                    assert shared is not None
+                    known = [p.silenced[layer] for p in shared.prefixes]
+                    traces.append(EditTrace(0, torch.tensor(known, device=out.device)))
                 self._silenced[layer] = [t.silenced for t in traces]
+            if self._captured is not None:
+                hidden, _, _, edit, _ = self._captured[layer]
+                silenced = torch.stack(self._silenced[layer]).sum(0) if self._silenced[layer] else None
+                self._captured[layer] = (hidden, k, v, edit, silenced)
             view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotate_ones)
             with self._naming(f"layer {layer}"):
                 self._method.on_attention(self, layer, view)
@@ -385,6 +520,8 @@ class EngineRun:
             self._hidden_in_decode.append(hide)
             if layer == self._depth - 1:
                 self._prefilling = False
+        if out.shape[2] != wanted:
+            out = out[:, :, -wanted:]
         return out.transpose(1, 2)
 
     def _rotate_ones(self, positions: Tensor) -> Tensor:

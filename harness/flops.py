@@ -51,7 +51,7 @@ def prefill_dense(shape: ModelShape, trace: Trace, row: int) -> int:
 
 def prefill_ideal(shape: ModelShape, trace: Trace, row: int) -> int:
     """`prefill_dense` of one sample less the products of silenced (query, key) pairs."""
-    silenced = sum(t.silenced[row] for t in trace.layers if t.edit_rows)
+    silenced = sum(t.silenced[row] for t in trace.layers if t.silenced)
     return prefill_dense(shape, trace, row) - attention_pairs(shape, silenced, 1)
 
 
@@ -61,10 +61,11 @@ def prefill_paper_macs(shape: ModelShape, trace: Trace, row: int) -> int:
 
 
 def prefill_executed(shape: ModelShape, trace: Trace) -> int:
-    """Prefill FLOPs of the whole batch as it ran."""
+    """Prefill FLOPs of the whole batch as it ran; where a prefix was shared, without what its capture took."""
     total = trace.scoring_executed
     for t in trace.layers:
-        total += trace.batch * layer(shape, t.columns)
+        rows = t.columns if t.rows is None else t.rows
+        total += trace.batch * (linear_per_token(shape) * rows + attention_pairs(shape, rows, t.columns))
         total += sum(trace.batch * attention_pairs(shape, rows, t.columns) for rows in t.edit_rows)
     return total
 

@@ -200,6 +200,14 @@ class Method:
         """Does the seed change anything? A method that draws nothing is one cell whatever the seed."""
         return self.traits.random
 
+    def prefix_key(self) -> str:
+        """Names what this method's attention edits do to visual rows, where that depends on knobs only; "" for nothing.
+
+        Questions about one image share the prefill of the image up to the first reduction (harness/prefix.py), among all methods of one
+        key. Methods that edit visual rows and leave it empty are right as well, and slower: they share up to their first such edit.
+        """
+        return ""
+
     # ------------------------------------------------------------------------------------------------------ before any run
 
     def plan(self, shape: ModelShape, n_text: int) -> list[int] | None:

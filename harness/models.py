@@ -126,6 +126,7 @@ class LoadedModel:
     fingerprint: str
     revision: str | None = None
     adapter: LlavaAdapter = field(init=False)
+    _prompts: dict[str, list[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapter", adapter_for(self.model))
@@ -158,7 +159,13 @@ class LoadedModel:
         return out.to(self.device, DTYPES[self.dtype])
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of the whole prompt with one image's placeholders expanded."""
+        """Token ids of the whole prompt with one image's placeholders expanded; each text is tokenised once."""
+        known = self._prompts.get(text)
+        if known is None:
+            known = self._prompts[text] = self._tokenised(text)
+        return known
+
+    def _tokenised(self, text: str) -> list[int]:
         n = self.adapter.shape.n_visual
         full = self.template.replace("{text}", text)
         expanded = full.replace("<image>", "<image>" * n, 1)

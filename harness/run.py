@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm import tqdm
-
 from harness import budget as budgets
 from harness import leaderboard
-from harness.answering import Answerer, FeatureCache, Prompt
+from harness.answering import Clock, FeatureCache
 from harness.cell import Cell
 from harness.engine import POSITION_POLICIES
 from harness.errors import PrunebenchError, unknown
+from harness.execute import Arm, Job, Pace, check_complete, execute, prefix_budget
 from harness.method import Method, check_budget, method_class
-from harness.models import REPOSITORY, LoadedModel, Located, locate_model
-from harness.store import Record, SampleScore, SealedCell, Store
+from harness.models import LoadedModel, Located, locate_model
+from harness.provenance import device_name, git_state, versions
+from harness.store import SealedCell, Store
 
 if TYPE_CHECKING:
     from tasks.sources import DataSource
 
 #: questions are drawn with this seed whatever SEED says, so that all seeds of a method answer the same questions
 SUBSET_SEED = 0
-#: answers that go to the journal with one fsync
-FLUSH = 16
 PACKAGES = ("prunebench", "torch", "torchvision", "transformers", "lmms-eval", "datasets", "pillow")
 
 
@@ -45,7 +39,7 @@ class Request:
     budget: str | None = None
     tasks: Sequence[str] = ("gqa", "mme", "pope", "textvqa")
     limit: str | int | None = None
-    batch: int = 8
+    batch: int = 16
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -54,6 +48,11 @@ class Request:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     results: Path = Path("results/local")
     fresh: bool = False
+    share: bool = True
+
+    def pace(self, located: Located) -> Pace:
+        """How to run it on the device of `located`."""
+        return Pace(batch=self.batch, share=self.share, prefix_bytes=prefix_budget(located.device))
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,13 @@ class Session:
         self._models: dict[tuple[str, str, str], LoadedModel] = {}
         self._tasks: dict[tuple[str, str, int | None], Any] = {}
         self.features = FeatureCache()
+        self.clock = Clock()
 
     def model(self, located: Located) -> LoadedModel:
         key = (str(located.folder), str(located.device), located.dtype)
         if key not in self._models:
-            self._models[key] = located.load()
+            with self.clock("load model"):
+                self._models[key] = located.load()
         return self._models[key]
 
     def task(self, name: str, source: DataSource, limit: int | None) -> Any:
@@ -100,7 +101,8 @@ class Session:
 
         key = (name, str(source), limit)
         if key not in self._tasks:
-            self._tasks[key] = lmms.load_task(name, source, limit, SUBSET_SEED)
+            with self.clock("load data"):
+                self._tasks[key] = lmms.load_task(name, source, limit, SUBSET_SEED)
         return self._tasks[key]
 
 
@@ -124,8 +126,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
         task_spec(named)
     located = locate_model(request.model, request.device, request.dtype)
     limit = parse_limit(request.limit, located.config.default_limit)
-    # a share of the FLOPs is solved per task below; what is out of reach without any text is out of reach with it
-    method = located.method(request.method, budget, request.knobs, n_text=0)
+    located.method(request.method, budget, request.knobs, n_text=0)
     source = DataSource.parse(request.data or ("mini" if located.config.name == "mini" else "hub"))
 
     where = f"{located.device} in {located.dtype}"
@@ -139,31 +140,42 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
             else ""
         )
     )
-    store = Store(request.results)
     session = session or Session()
+    jobs = prepare(request, session, located)
+    store = Store(request.results)
+    executed = execute(store, session.model(located), jobs, session.features, request.pace(located), fresh=request.fresh, clock=session.clock)
+    check_complete(executed, jobs, "wait for it or stop it, then run this command again")
+    csv, markdown = leaderboard.write(store.cells(), request.results)
+    return Finished([executed.cells[job.cell.identity()] for job in jobs], executed.reused, csv, markdown)
+
+
+def prepare(request: Request, session: Session, located: Located) -> list[Job]:
+    """The jobs of a request in table order: per task the unpruned model and the method. Loads data and model.
+
+    Raises PrunebenchError as `evaluate`; nothing has been run then.
+    """
+    from tasks.sources import DataSource
+
+    budget = budgets.parse(request.budget)
+    limit = parse_limit(request.limit, located.config.default_limit)
+    source = DataSource.parse(request.data or ("mini" if located.config.name == "mini" else "hub"))
     tasks = [session.task(name, source, limit) for name in dict.fromkeys(request.tasks)]
     loaded = session.model(located)
-    methods = {task.name: method for task in tasks}
-    if budget.unit == "flops":
-        methods = {task.name: located.method(request.method, budget, request.knobs, _mean_text(loaded, task)) for task in tasks}
-    cells: list[SealedCell] = []
-    reused = 0
+    # a share of the FLOPs is solved per task; what is out of reach without any text is out of reach with it
+    method = located.method(request.method, budget, request.knobs, n_text=0)
+    jobs: list[Job] = []
     for task in tasks:
-        method = methods[task.name]
+        if budget.unit == "flops":
+            method = located.method(request.method, budget, request.knobs, _mean_text(loaded, task))
         pruned = _cell(request, loaded, method, str(budget), task)
-        wanted = [(pruned.baseline(), method_class("none")()), (pruned, method)] if request.method != "none" else [(pruned, method)]
+        wanted = [(pruned, method)]
+        if request.method != "none":
+            wanted.insert(0, (pruned.baseline(), method_class("none")()))
         for cell, how in wanted:
-            if request.fresh:
-                store.discard(cell)
-            sealed = store.sealed(cell)
-            if sealed is None:
-                command = command_line(request, cell)
-                sealed = _run_cell(store, cell, how, loaded, task, session.features, request, command)
-            else:
-                reused += 1
-            cells.append(sealed)
-    csv, markdown = leaderboard.write(store.cells(), request.results)
-    return Finished(cells, reused, csv, markdown)
+            # what changes no cell must not part arms that could share a batch
+            arm = Arm(how, cell.seed, cell.positions)
+            jobs.append(Job(cell, arm, task, _provenance(request, loaded, cell)))
+    return jobs
 
 
 def _mean_text(loaded: LoadedModel, task: Any) -> int:
@@ -215,88 +227,29 @@ def command_line(request: Request, cell: Cell) -> str:
     return " ".join(parts)
 
 
-def _run_cell(
-    store: Store, cell: Cell, method: Method, loaded: LoadedModel, task: Any, features: FeatureCache, request: Request, command: str
-) -> SealedCell:
-    from tasks import lmms
-
-    samples = {s.key: s for s in task.samples}
-    started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    with store.open(cell, list(samples)) as writer:
-        left = [
-            Prompt(s.key, s.prompt, s.load_image, s.image_key, task.max_new_tokens, tuple(task.until))
-            for s in task.samples
-            if s.key not in writer.done
-        ]
-        label = f"{cell.task} {cell.method}" + ("" if cell.budget == "none" else f"@{cell.budget}")
-        answerer = Answerer(loaded, method, batch_size=request.batch, seed=cell.seed, positions=cell.positions, features=features)
-        pending: list[Record] = []
-        with tqdm(total=len(samples), initial=len(writer.done), desc=label, unit="q", file=sys.stderr, dynamic_ncols=True) as bar:
-            try:
-                for answer in answerer.answer(left):
-                    sample = samples[answer.key]
-                    pending.append(Record(answer.key, sample.image_key, answer.text, answer.n_new_tokens, answer.cost, answer.wall_s))
-                    bar.update()
-                    if len(pending) >= FLUSH:
-                        writer.append(*pending)
-                        pending = []
-            finally:
-                if pending:
-                    writer.append(*pending)
-        answers = {key: record.answer for key, record in writer.done.items()}
-        scored = lmms.score(task, answers)
-        scores = {
-            key: SampleScore(scored.scores[key], s.question_id, s.category, s.prompt, s.targets[0] if s.targets else "")
-            for key, s in samples.items()
-        }
-        provenance = {
-            "command": command,
-            "limit": str(request.limit) if request.limit not in (None, "") else "default",
-            "started": started,
-            "wall_s": round(time.perf_counter() - began, 3),
-            "batch_size": request.batch,
-            "device": device_name(loaded.device),
-            "versions": versions(),
-            "python": platform.python_version(),
-            **git_state(),
-            "model_source": loaded.config.hub or loaded.config.name,
-            "revision": loaded.revision,
-        }
-        traits = method.traits
-        info = {"query_aware": traits.query_aware, "needs_vision_attention": traits.needs_vision_attention, "adaptive": traits.adaptive}
-        metrics = {**scored.metrics, **{f"category/{name}": value for name, value in scored.categories.items()}}
-        return writer.seal(metrics, scores, provenance, headline=task.headline, method_info=info)
+def _provenance(request: Request, loaded: LoadedModel, cell: Cell) -> dict[str, Any]:
+    """Where a cell's numbers come from: how to measure it again, and with what it was measured."""
+    return {
+        "command": command_line(request, cell),
+        "limit": str(request.limit) if request.limit not in (None, "") else "default",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "batch_size": request.batch,
+        "prefix_sharing": request.share,
+        "device": device_name(loaded.device),
+        "versions": dict(_versions()),
+        "python": platform.python_version(),
+        **_git(),
+        "model_source": loaded.config.hub or loaded.config.name,
+        "revision": loaded.revision,
+    }
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+@cache
+def _versions() -> Mapping[str, str]:
+    return versions(PACKAGES)
 
 
-def git_state() -> dict[str, Any]:
-    """The commit this checkout is at, and whether tracked files outside results/ were changed; None outside a checkout."""
-
-    def git(*args: str) -> str | None:
-        try:
-            return subprocess.run(["git", *args], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return None
-
-    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
-    return {"git": commit, "dirty": None if status is None else bool(status)}
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    except OSError:
-        model = platform.processor() or platform.machine()
-    return f"{model}, {torch.get_num_threads()} threads"
+@cache
+def _git() -> Mapping[str, Any]:
+    """Once per process: the code that runs is the code that was loaded."""
+    return git_state()

@@ -1,31 +1,50 @@
-"""A sweep as flat YAML: methods x budgets x seeds on some tasks of one model, run like single evaluations that share what they can."""
+"""A sweep as flat YAML: models x methods (with knobs) x budgets x tasks x seeds, run in one pass over the samples.
+
+    models: [mini]
+    tasks: [gqa, mme, pope, textvqa]
+    budgets: [192, 64]
+    methods:
+      - {method: none}
+      - {method: random, seeds: [0, 1, 2]}
+      - {method: fastv, knobs: {boundary: 3}, budgets: [64, native]}
+
+Everything is expanded to cells and checked against the model before the first question is asked (`expand`, `dry_run`); sealed cells are
+reused, so the same command continues an interrupted sweep and a longer list of budgets runs the new cells only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness import budget as budgets
-from harness.errors import PrunebenchError
-from harness.method import check_budget, method_class
-from harness.models import locate_model
-from harness.run import Finished, Request, Session, evaluate
+from harness import flops
+from harness.answering import Clock
+from harness.errors import PrunebenchError, unknown
+from harness.execute import Executed, Job, execute
+from harness.method import Method, build, check_budget, method_class
+from harness.models import locate_model, model_config
+from harness.run import Finished, Request, Session, prepare
+from harness.shape import SHAPES, ModelShape
+from harness.store import SealedCell, Store
 
 
 class Entry(BaseModel):
-    """A method with knobs. `budgets` and `seeds` default to the sweep's budgets and to seed 0."""
+    """A method with knobs. `budgets` default to the sweep's, `seeds` to seed 0 (they matter to methods that draw)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str
     knobs: dict[str, Any] = {}
     budgets: tuple[str | int, ...] | None = None
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    positions: str = "method"
 
 
 class Sweep(BaseModel):
@@ -33,19 +52,44 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = "mini"
-    tasks: tuple[str, ...] = ("gqa", "mme", "pope", "textvqa")
+    models: tuple[str, ...] = Field(("mini",), min_length=1)
+    tasks: tuple[str, ...] = Field(("gqa", "mme", "pope", "textvqa"), min_length=1)
     limit: str | int | None = None
     budgets: tuple[str | int, ...] = ()
     methods: tuple[Entry, ...] = Field(min_length=1)
+    dtype: str = "auto"
+    data: str | None = None
 
 
-def load(file: Path) -> Sweep:
-    """Read a sweep. Raises PrunebenchError where the file is missing or does not fit."""
+class Asked(NamedTuple):
+    """One request of a sweep and how a person calls it."""
+
+    request: Request
+    label: str
+
+
+def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep; `overrides` are `key=value` for its top-level keys, `methods=a,b` picks among its entries.
+
+    Raises PrunebenchError where the file is missing, does not fit, or an override names no key.
+    """
     if not file.is_file():
-        raise PrunebenchError(f"expected a sweep as YAML at {file}, found no such file: try configs/gauntlet.yaml")
+        raise PrunebenchError(f"expected a sweep as YAML at {file}, found no such file: try configs/mini.yaml")
     try:
-        return Sweep(**yaml.safe_load(file.read_text()))
+        body = yaml.safe_load(file.read_text())
+        if not isinstance(body, dict):
+            raise TypeError(f"expected keys and values, found {type(body).__name__}")
+        for item in " ".join(overrides).split():
+            key, eq, value = item.partition("=")
+            if not eq or not value:
+                raise PrunebenchError(f"--set {item!r}: expected key=value, as in --set limit=50 --set budgets=64,32")
+            if key not in Sweep.model_fields:
+                raise unknown("sweep key", key, Sweep.model_fields)
+            if key == "methods":
+                body[key] = _picked(body.get(key) or [], value.split(","))
+            else:
+                body[key] = value.split(",") if key in ("models", "tasks", "budgets") else value
+        return Sweep(**body)
     except ValidationError as error:
         first = error.errors()[0]
         raise PrunebenchError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -53,34 +97,190 @@ def load(file: Path) -> Sweep:
         raise PrunebenchError(f"{file}: not a sweep: {error}") from None
 
 
-def requests(sweep: Sweep, shared: Request) -> Iterator[Request]:
-    """One request per method, budget and seed, in file order."""
-    for entry in sweep.methods:
-        wanted = entry.budgets if entry.budgets is not None else sweep.budgets
-        without = not method_class(entry.method).budget_knobs
-        for budget in (None,) if without else wanted:
-            for seed in entry.seeds:
-                text = None if budget is None else str(budget)
-                yield replace(shared, method=entry.method, knobs=entry.knobs, budget=text, seed=seed, tasks=sweep.tasks)
+def _picked(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    known = [str(e.get("method")) for e in entries if isinstance(e, dict)]
+    for name in names:
+        if name not in known:
+            raise unknown("method of this sweep", name, known)
+    return [e for e in entries if isinstance(e, dict) and e.get("method") in names]
 
 
-def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print) -> Finished:
-    """Evaluate everything; sealed cells are reused. All of it is checked against the model before the first question is asked.
+def requests(sweep: Sweep, shared: Request) -> Iterator[Asked]:
+    """One request per model, method, budget and seed, in file order; a seed that changes nothing is asked once."""
+    for model in sweep.models:
+        for entry in sweep.methods:
+            cls = method_class(entry.method)
+            wanted: Sequence[str | int | None] = entry.budgets if entry.budgets is not None else sweep.budgets
+            without = not cls.budget_knobs or any(k in entry.knobs for k in cls.budget_knobs)
+            if not without and not wanted:
+                raise PrunebenchError(f"{entry.method} needs budgets: give the sweep or this entry some, as in budgets: [64]")
+            for budget in (None,) if without else wanted:
+                for seed in entry.seeds if cls.traits.random or entry.seeds != (0,) else (0,):
+                    text = None if budget is None else str(budget)
+                    request = replace(
+                        shared, model=model, method=entry.method, knobs=entry.knobs, budget=text, seed=seed, tasks=sweep.tasks,
+                        positions=entry.positions, dtype=sweep.dtype if shared.dtype == "auto" else shared.dtype, data=shared.data or sweep.data,
+                        limit=sweep.limit if shared.limit is None else shared.limit,
+                    )  # fmt: skip
+                    knobs = "".join(f" {k}={v}" for k, v in entry.knobs.items())
+                    yield Asked(request, f"{entry.method}{'@' + text if text else ''}{knobs}{f' seed {seed}' if seed else ''} on {model}")
 
-    Raises PrunebenchError naming the method and budget that does not fit.
+
+def check(asked: Sequence[Asked]) -> None:
+    """Check every request against its model's sizes, without weights or data. Raises PrunebenchError naming the first that does not fit."""
+    from tasks.sources import task_spec
+
+    if not asked:
+        raise PrunebenchError("the sweep holds no cell: give methods and budgets")
+    for request, label in asked:
+        try:
+            for task in request.tasks:
+                task_spec(task)
+            _static(request)
+        except PrunebenchError as error:
+            raise PrunebenchError(f"{label}: {error}") from None
+
+
+def _static(request: Request) -> tuple[Method, ModelShape]:
+    """The method of a request, from sizes alone."""
+    budget = budgets.parse(request.budget)
+    check_budget(method_class(request.method), budget, request.knobs)
+    if request.model in SHAPES:  # known without its files
+        own = model_config(request.model).knobs.get(request.method, {})
+        shape = SHAPES[request.model]
+        if budget.unit != "calibrated":
+            return build(request.method, budget, {**own, **request.knobs}, shape, 0), shape
+    located = locate_model(request.model, "cpu", request.dtype)
+    return located.method(request.method, budget, request.knobs, n_text=0), located.shape
+
+
+def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, workers: int = 1) -> Finished:
+    """Run what is not sealed, one pass per model; `workers` > 1 spreads the images over processes, one per GPU or CPU share.
+
+    Cells that another process is running are left to it and named. Raises PrunebenchError naming the method and budget that does not fit.
     """
-    shared = replace(shared, model=sweep.model, limit=sweep.limit if shared.limit is None else shared.limit)
-    located = locate_model(shared.model, shared.device, shared.dtype)
+    from harness import leaderboard
+    from harness import workers as processes
+
+    began = time.perf_counter()
     asked = list(requests(sweep, shared))
-    for request in asked:
-        budget = budgets.parse(request.budget)
-        check_budget(method_class(request.method), budget, request.knobs)
-        located.method(request.method, budget, request.knobs, n_text=0)
-    session = Session()
-    finished: Finished | None = None
-    for i, request in enumerate(asked, 1):
-        say(f"[{i} of {len(asked)}] {request.method} {request.budget or ''} {request.knobs or ''} seed {request.seed}")
-        finished = evaluate(request, say=lambda _: None, session=session)
-    if finished is None:
-        raise PrunebenchError("the sweep holds no cell: give budgets")
-    return finished
+    check(asked)
+    store, session = Store(shared.results), Session()
+    cells: list[SealedCell] = []
+    reused = busy = 0
+    for model in dict.fromkeys(sweep.models):
+        mine = [a.request for a in asked if a.request.model == model]
+        located = locate_model(model, mine[0].device, mine[0].dtype)
+        say(f"{model} ({located.device} in {located.dtype}): {len(mine)} settings x {len(sweep.tasks)} tasks")
+        jobs = [job for request in mine for job in prepare(request, session, located)]
+        pace, loaded = mine[0].pace(located), session.model(located)
+        answers = processes.spread(sweep, shared, model, workers) if workers > 1 else None
+        executed = execute(store, loaded, jobs, session.features, pace, fresh=shared.fresh, clock=session.clock, answers=answers)
+        cells += executed.cells.values()
+        reused += executed.reused
+        busy += len(executed.busy)
+        _report_busy(executed, say)
+    with session.clock("tables"):
+        csv, markdown = leaderboard.write(store.cells(), shared.results)
+    say(f"{len(cells) - reused} cells run, {reused} sealed before" + (f", {busy} left to another runner" if busy else ""))
+    say(spent(session.clock, time.perf_counter() - began))
+    return Finished(cells, reused, csv, markdown)
+
+
+def _report_busy(executed: Executed, say: Callable[[str], None]) -> None:
+    for job in executed.busy:
+        say(f"left to another runner: {job.label} ({job.cell.identity()})")
+
+
+def spent(clock: Clock, total: float) -> str:
+    """Where the seconds went, largest first; `other` is what no part was charged with."""
+    parts = {**clock.seconds, "other": total - sum(clock.seconds.values())}
+    listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(parts.items(), key=lambda p: -p[1]) if seconds >= 0.05)
+    return f"{total:.1f} s in this process: {listed}"
+
+
+# ------------------------------------------------------------------------------------------------------------------- dry run
+
+
+@dataclass(frozen=True)
+class Line:
+    """One request of a dry run: what it holds and what it would cost. `n` questions, `sealed` of `cells`; None where data are not here."""
+
+    label: str
+    cells: int
+    n: int | None
+    sealed: int | None
+    flops: float
+    upper: bool
+
+
+def dry_run(sweep: Sweep, shared: Request) -> str:
+    """The cells of a sweep, which of them are sealed, and an estimate of time, FLOPs and disk; nothing is run.
+
+    Sizes are checked from the model's shape alone. Where a model's files or a task's data cannot be reached, the plan says so and leaves out
+    what depends on them.
+    """
+    from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
+
+    asked = list(requests(sweep, shared))
+    check(asked)
+    store, session = Store(shared.results), Session()
+    lines: list[Line] = []
+    missing: dict[str, str] = {}
+    seen: set[str] = set()
+    speeds: list[tuple[float, float]] = []
+    for request, label in asked:
+        jobs: list[Job] = []
+        if request.model not in missing:
+            try:
+                jobs = prepare(request, session, locate_model(request.model, request.device, request.dtype))
+            except PrunebenchError as error:
+                missing[request.model] = str(error)
+        fresh = [j for j in jobs if j.cell.identity() not in seen]
+        seen |= {j.cell.identity() for j in fresh}
+        method, shape = _static(request)
+        each, upper = _flops(method, shape)
+        if request.model in missing:
+            tasks = len(request.tasks)
+            lines.append(Line(label, tasks, None, None, each, upper))
+            continue
+        done = {j.cell.identity(): store.sealed(j.cell) for j in fresh}
+        open_jobs = [j for j in fresh if done[j.cell.identity()] is None]
+        for cell in done.values():
+            if cell is not None and cell.costs["prefill_dense_flops"] > 0:
+                speeds.append((cell.costs["prefill_dense_flops"] * cell.cell.n_samples, cell.provenance["wall_s"]))
+        n = sum(j.cell.n_samples for j in open_jobs)
+        unpruned, _ = _flops(method_class("none")(), shape)
+        total = sum(j.cell.n_samples * (unpruned if j.cell.method == "none" else each) for j in open_jobs)
+        lines.append(Line(label, len(fresh), n, len(fresh) - len(open_jobs), total, upper))
+    rows = [
+        [line.label, line.cells, "?" if line.sealed is None else line.sealed, "?" if line.n is None else line.n,
+         ("<= " if line.upper else "") + f"{line.flops / 1e12:.3g}" + (" a question" if line.n is None else "")]
+        for line in lines
+    ]  # fmt: skip
+    text = tabulate(rows, headers=["setting", "cells", "sealed", "questions to ask", "prefill (TFLOPs, without text)"], disable_numparse=True)
+    known = [line for line in lines if line.n is not None]
+    ask, cells, work = sum(line.n or 0 for line in known), sum(line.cells - (line.sealed or 0) for line in known), sum(x.flops for x in known)
+    tail = [f"{sum(line.cells for line in lines)} cells"]
+    if known:
+        tail.append(f"to run: {cells} cells, {ask:,} questions, at most {work / 1e12:,.1f} TFLOPs of dense prefill, unshared")
+        tail.append(f"disk: about {(cells * 12_000 + ask * 900) / 2**20:.1f} MiB while running, {cells * 14_000 / 2**20:.1f} MiB when sealed")
+        if speeds and work:
+            rate = sum(f for f, _ in speeds) / max(sum(s for _, s in speeds), 1e-9)
+            tail.append(f"time: about {work / rate / 60:.1f} min, at {rate / 1e9:,.0f} GFLOP/s of dense prefill, as {len(speeds)} sealed cells ran")
+        elif work:
+            tail.append("time: no sealed cell to go by yet; run a small LIMIT first, or see the progress bar")
+    tail += [f"{model}: cells and their state are unknown here: {why}" for model, why in missing.items()]
+    return text + "\n\n" + "\n".join(tail)
+
+
+def _flops(method: Method, shape: ModelShape) -> tuple[float, bool]:
+    """Dense prefill FLOPs of one prompt's image alone, and whether that is an upper bound (adaptive methods: as if nothing were dropped)."""
+    try:
+        plan = method.plan(shape, 0)
+    except PrunebenchError:
+        plan = None
+    upper = plan is None
+    return float(sum(flops.layer(shape, n) for n in plan or [shape.n_visual] * shape.depth)), upper
+
+

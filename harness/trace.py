@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 class LayerTrace:
     """One decoder layer of one prefill batch.
 
-    `columns`: padded length every row was run at. `tokens`, `visual`: per row, tokens and visual tokens without padding.
-    `edit_rows`: query rows (padded) of each extra attention call that an edit made. `silenced`: per row, causal (query, key) pairs
-    whose probability an edit removed.
+    `columns`: padded length every row was run at; `rows`: query rows run, None for all columns (fewer where a prefix is shared).
+    `tokens`, `visual`: per row, tokens and visual tokens without padding. `edit_rows`: query rows (padded) of each extra attention call
+    that an edit made. `silenced`: per row, causal (query, key) pairs whose probability an edit removed.
     """
 
     columns: int
     tokens: list[int]
     visual: list[int]
+    rows: int | None = None
     edit_rows: list[int] = field(default_factory=list)
     silenced: list[int] = field(default_factory=list)
 

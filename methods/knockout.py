@@ -68,6 +68,11 @@ class Knockout(Method):
             raise PrunebenchError(f"knockout: expected sink from 0 to {shape.n_visual - 1}, found {self.sink}")
         return self
 
+    def prefix_key(self) -> str:
+        if not self.vision_to_vision or self.start == self.stop:
+            return ""
+        return f"knockout {self.start} {self.stop} {self.how} {self.first_how}"
+
     def plan(self, shape: ModelShape, n_text: int) -> list[int]:
         gone = shape.depth if self.drop_from is None else self.drop_from
         return [shape.n_visual] * gone + [0] * (shape.depth - gone)

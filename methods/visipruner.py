@@ -22,6 +22,10 @@ S = 6 of 32 scales with depth unless given. VisiPruner has no published budget: 
 stay in place of the norm threshold, and where no layer has fired by `last_fusion_layer` (default: half the depth) selection
 happens there, so that the budget is always met; results record how often that was forced. Hidden shallow keys and values stay in
 the cache and its cost.
+
+For benchmarks on weights or inputs that decide nothing: `force_fusion_layer` and `force_exit_layer` (-1: never) put a layer in place
+of the threshold and of the votes. What these look at is still computed, so that the cost is a real run's; the note `forced` is then
+1 for every prompt.
 """
 
 from __future__ import annotations
@@ -39,6 +43,9 @@ from harness.errors import PrunebenchError
 from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, Traits, check_layer, register
 from harness.shape import ModelShape
 from methods._select import keep_top
+
+#: as in notes: a prompt whose visual tokens stay to the end
+NEVER = -1
 
 
 @register
@@ -66,6 +73,8 @@ class VisiPruner(Method):
     shallow_self_attention: bool | None = None
     consecutive_votes: bool | None = None
     decode_shallow_visual: bool | None = None
+    force_fusion_layer: int | None = None  # None: the method decides
+    force_exit_layer: int | None = None
 
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
@@ -95,7 +104,7 @@ class VisiPruner(Method):
             sink = "first" if code else "random"
         elif isinstance(sink, int) and not 0 <= sink < shape.n_visual:
             raise PrunebenchError(f"visipruner: expected sink as first, random or 0 to {shape.n_visual - 1}, found {sink}")
-        return replace(
+        filled = replace(
             self,
             shallow_mid_layer=s,
             last_fusion_layer=last,
@@ -104,32 +113,62 @@ class VisiPruner(Method):
             consecutive_votes=not code if self.consecutive_votes is None else self.consecutive_votes,
             decode_shallow_visual=code if self.decode_shallow_visual is None else self.decode_shallow_visual,
         )
+        if self.force_fusion_layer is not None:
+            filled._check_choice(shape, self.force_fusion_layer, filled._forced_exit, "force_")
+        elif self.force_exit_layer is not None:
+            raise PrunebenchError(
+                f"visipruner: force_exit_layer={self.force_exit_layer} needs force_fusion_layer: which layers can be left at depends on it"
+            )
+        return filled
 
     @property
     def uses_seed(self) -> bool:
         return self.shallow and self.sink == "random"
 
+    def prefix_key(self) -> str:
+        if not self.shallow:
+            return ""
+        return f"visipruner {self.shallow_mid_layer} {'' if self.shallow_self_attention else 'silent'}".strip()
+
+    @property
+    def _forced_exit(self) -> int | None:
+        """The forced exit as `plan_with` takes it: None for never."""
+        return None if self.force_exit_layer == NEVER else self.force_exit_layer
+
     def plan(self, shape: ModelShape, n_text: int) -> list[int] | None:
-        return None if self.middle else [shape.n_visual] * shape.depth
+        if not self.middle:
+            return [shape.n_visual] * shape.depth
+        exit_known = self.force_exit_layer is not None or not self.deep
+        if self.keep is None or self.force_fusion_layer is None or not exit_known:
+            return None
+        return self.plan_with(shape, n_text, self.force_fusion_layer, self._forced_exit)
 
     def plan_with(self, shape: ModelShape, n_text: int, fusion_layer: int, exit_layer: int | None) -> list[int]:
         """The schedule with the layer that fires and the first layer without visual tokens given, as results note them."""
-        first, last = self._fusion_range(shape)
         if self.keep is None:
             raise PrunebenchError(
                 "visipruner: its thresholds decide how many tokens stay; give a number: BUDGET=10 (the paper's mean is 10.3)"
             )
-        if not self.middle or not first <= fusion_layer <= last:
-            raise PrunebenchError(f"visipruner: fusion_layer={fusion_layer}: expected {first} to {last} and middle=true")
+        self._check_choice(shape, fusion_layer, exit_layer)
         kept, depth = min(self.keep, shape.n_visual), shape.depth
         if exit_layer is None:
             exit_layer = depth
-        elif not self.deep or kept == shape.n_visual or not fusion_layer + 1 + max(self.exit_votes, 1) <= exit_layer < depth:
-            raise PrunebenchError(
-                f"visipruner: exit_layer={exit_layer}: expected {fusion_layer + 1 + max(self.exit_votes, 1)} to {depth - 1} "
-                f"after fusion_layer={fusion_layer} and {self.exit_votes} votes, deep=true and fewer than {shape.n_visual} kept"
-            )
         return [shape.n_visual] * (fusion_layer + 1) + [kept] * (exit_layer - fusion_layer - 1) + [0] * (depth - exit_layer)
+
+    def _check_choice(self, shape: ModelShape, fusion_layer: int, exit_layer: int | None, prefix: str = "") -> None:
+        """Raise PrunebenchError for layers that no prompt can lead to, and for the last one, where nothing is left to prune."""
+        first, last = self._fusion_range(shape)
+        last, depth = min(last, shape.depth - 2), shape.depth
+        if not self.middle or not first <= fusion_layer <= last:
+            raise PrunebenchError(f"visipruner: {prefix}fusion_layer={fusion_layer}: expected {first} to {last} and middle=true")
+        if exit_layer is None:
+            return
+        keeps_all = self.keep is not None and self.keep >= shape.n_visual
+        if not self.deep or keeps_all or not fusion_layer + 1 + max(self.exit_votes, 1) <= exit_layer < depth:
+            raise PrunebenchError(
+                f"visipruner: {prefix}exit_layer={exit_layer}: expected {fusion_layer + 1 + max(self.exit_votes, 1)} to {depth - 1} "
+                f"after {prefix}fusion_layer={fusion_layer} and {self.exit_votes} votes, deep=true and fewer than {shape.n_visual} kept"
+            )
 
     def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int | None:
         if not self.middle:
@@ -186,7 +225,10 @@ class VisiPruner(Method):
         norm, cosine = contributions(attn, looking)
         lowest = torch.where(valid, cosine, 1.0).amin(1) if valid.shape[1] else torch.ones(valid.shape[0], device=valid.device)
         fires = searching & (lowest < self.layer_threshold)
-        if self.keep is not None and layer == self.last_fusion_layer:
+        if self.force_fusion_layer is not None:
+            fires = searching & (layer == self.force_fusion_layer)
+            memo["forced"] += fires
+        elif self.keep is not None and layer == self.last_fusion_layer:
             memo["forced"] += searching & ~fires
             fires = searching
         chosen = norm > self.tokens_threshold if self.keep is None else keep_top(norm, self.keep, valid)
@@ -200,7 +242,8 @@ class VisiPruner(Method):
         memo["log"].append((layer, voting, vote, lowest))
         if self.deep and layer < run.shape.depth - 1:
             # the official code cannot tell "all kept" from "not pruned yet", so it never exits then
-            done = voting & (memo["votes"] >= self.exit_votes) & (memo["kept"] > 0) & (memo["kept"] < run.n_prompt_visual)
+            ready = layer + 1 == self.force_exit_layer if self.force_exit_layer is not None else (memo["votes"] >= self.exit_votes)
+            done = voting & ready & (memo["kept"] > 0) & (memo["kept"] < run.n_prompt_visual)
             memo["exit"] = torch.where(done, layer + 1, memo["exit"])
             memo["keep"] = memo["keep"] & ~done[:, None]
 

@@ -181,6 +181,83 @@ def test_a_prompt_that_is_done_is_not_charged_for_one_that_is_not(model: Any) ->
     assert len(set(both.trace.notes["exit_layer"])) == 2, "the case this is about"
 
 
+# -------------------------------------------------------------------------------------------------------------------- forced
+
+
+@pytest.mark.parametrize(("fusion", "exit_"), [(2, 5), (3, 6), (3, 7), (3, -1), (4, -1)])
+def test_a_forced_run_has_the_schedule_of_its_plan(fusion: int, exit_: int) -> None:
+    model = tiny_llava(depth=8)
+    shape = adapter_for(model).shape
+    knobs = {"shallow_mid_layer": 1, "last_fusion_layer": 4, "force_fusion_layer": fusion, "force_exit_layer": exit_}
+    method = build("visipruner", parse(5), knobs, shape)
+    run, _ = logits(model, method, Q1, Q2)
+    notes = run.trace.notes
+    assert notes["fusion_layer"] == [fusion] * 2
+    assert notes["exit_layer"] == [exit_] * 2
+    assert notes["forced"] == [1, 1]
+    schedule = method.plan_with(shape, 8, fusion, None if exit_ == -1 else exit_)
+    assert method.plan(shape, 8) == schedule
+    for row, question in enumerate((Q1, Q2)):
+        assert [layer.visual[row] for layer in run.trace.layers] == schedule
+        n_text = 3 + len(question)
+        assert run.trace.scoring[row] == method.plan_scoring(shape, n_text, schedule)
+
+
+def test_what_is_kept_at_a_forced_layer_is_what_the_method_would_keep_there(model: Any) -> None:
+    # with a threshold that nothing falls below, selection happens at the last fusion layer by itself
+    free = VisiPruner(keep=5, shallow_mid_layer=1, last_fusion_layer=3, layer_threshold=-1, deep=False)
+    method_decides, out = logits(model, free)
+    forced_run, forced = logits(model, replace(free, layer_threshold=1.0, force_fusion_layer=3))
+    assert torch.equal(out, forced)
+    assert torch.equal(method_decides.layouts[-1].origin, forced_run.layouts[-1].origin)
+    assert not same(out, logits(model, replace(free, layer_threshold=1.0, force_fusion_layer=2))[1])
+
+
+def test_a_forced_exit_needs_no_votes_and_never_ignores_them(model: Any) -> None:
+    shallow = VisiPruner(keep=5, shallow_mid_layer=0, last_fusion_layer=2, force_fusion_layer=1, exit_votes=1)
+    for threshold, exit_, noted in ((1.0, 4, 4), (-1.0, 4, 4), (-1.0, -1, -1), (-1.0, None, 3), (1.0, None, -1)):
+        run, _ = logits(model, replace(shallow, exit_threshold=threshold, force_exit_layer=exit_))
+        assert run.trace.notes["exit_layer"] == [noted], (threshold, exit_)
+
+
+def test_thresholds_still_choose_at_a_forced_layer(model: Any) -> None:
+    native = VisiPruner(shallow_mid_layer=1, tokens_threshold=0.0, force_fusion_layer=4)
+    run, _ = logits(model, native)
+    assert run.trace.notes["fusion_layer"] == [4]
+    assert run.trace.notes["kept"] == [V]
+    assert native.for_model(adapter_for(model).shape).plan(adapter_for(model).shape, 8) is None
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({"force_fusion_layer": 6}, "force_fusion_layer=6: expected 7 to 16 and middle=true"),
+        ({"force_fusion_layer": 17}, "force_fusion_layer=17: expected 7 to 16"),
+        ({"force_exit_layer": 24}, "force_exit_layer=24 needs force_fusion_layer"),
+        ({"force_fusion_layer": 14, "force_exit_layer": 16}, "force_exit_layer=16: expected 17 to 31 after force_fusion_layer=14 and 2 votes"),
+        ({"force_fusion_layer": 14, "force_exit_layer": 32}, "force_exit_layer=32: expected 17 to 31"),
+        ({"force_fusion_layer": 14, "force_exit_layer": 24, "deep": False}, "force_exit_layer=24: expected 17 to 31 .* deep=true"),
+        ({"force_fusion_layer": "late"}, "knob force_fusion_layer='late' is not valid"),
+    ],
+)
+def test_layers_that_cannot_be_forced_are_refused(knobs: dict[str, Any], says: str) -> None:
+    with pytest.raises(PrunebenchError, match=says):
+        build("visipruner", parse(64), knobs, S7)
+
+
+def test_the_last_layer_and_a_full_budget_leave_nothing_to_force() -> None:
+    with pytest.raises(PrunebenchError, match="force_fusion_layer=31: expected 7 to 30"):
+        build("visipruner", parse("native"), {"force_fusion_layer": 31}, S7)
+    with pytest.raises(PrunebenchError, match=r"force_exit_layer=24: expected .* fewer than 576 kept"):
+        build("visipruner", parse(576), {"force_fusion_layer": 14, "force_exit_layer": 24}, S7)
+
+
+def test_unless_forced_the_method_decides() -> None:
+    built = build("visipruner", parse(64), {}, S7)
+    assert (built.knobs()["force_fusion_layer"], built.knobs()["force_exit_layer"]) == (None, None)
+    assert built.plan(S7, 74) is None
+
+
 # -------------------------------------------------------------------------------------------------------------------- decode
 
 

@@ -1,0 +1,267 @@
+"""Run many cells in one pass over the samples, so that no work is done twice.
+
+The order is image by image: a chunk of images is decoded and encoded once, their prefill is computed once per kind of prefix
+(harness/prefix.py), and then every cell that still lacks answers about them asks its questions, in batches of like length. Answers go to
+each cell's journal as they come; a cell is scored and sealed as soon as it is complete. Neither the order nor the sharing is part of a
+cell's identity: answers do not depend on them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from harness.answering import Answerer, Clock, FeatureCache, Prompt
+from harness.cell import Cell
+from harness.errors import PrunebenchError
+from harness.method import Method
+from harness.models import LoadedModel
+from harness.prefix import PrefixCache
+from harness.shape import ModelShape
+from harness.store import CellBusy, CellWriter, Record, SampleScore, SealedCell, Store
+
+if TYPE_CHECKING:
+    from tasks.lmms import LoadedTask, Sample
+
+#: answers that go to a journal with one fsync, and the seconds after which fewer do
+FLUSH, FLUSH_SECONDS = 64, 10.0
+#: images of one chunk, if their prefixes fit
+CHUNK = 48
+
+
+class Arm(NamedTuple):
+    """What answers: cells that differ in the task only share one."""
+
+    method: Method
+    seed: int
+    positions: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell and how to run it. `provenance` is sealed with it, completed by what this run adds."""
+
+    cell: Cell
+    arm: Arm
+    task: LoadedTask
+    provenance: Mapping[str, Any] = field(compare=False)
+
+    @property
+    def label(self) -> str:
+        """For people: task, method and budget."""
+        return f"{self.cell.task} {self.cell.method}" + ("" if self.cell.budget == "none" else f"@{self.cell.budget}")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How to run, without effect on any answer: prompts a batch, whether prefixes are shared, bytes for prefixes, and `shard` (i, n): this
+    process answers every n-th chunk of images from the i-th on."""
+
+    batch: int = 16
+    share: bool = True
+    prefix_bytes: int = 4 << 30
+    shard: tuple[int, int] = (0, 1)
+
+
+class Executed(NamedTuple):
+    """Sealed cells by identity, those `reused`, and the jobs that another runner holds."""
+
+    cells: dict[str, SealedCell]
+    reused: int
+    busy: list[Job]
+
+
+def execute(
+    store: Store,
+    loaded: LoadedModel,
+    jobs: Sequence[Job],
+    features: FeatureCache,
+    pace: Pace,
+    *,
+    fresh: bool = False,
+    clock: Clock | None = None,
+    answers: Callable[[Mapping[str, Open]], Iterator[tuple[str, list[Record]]]] | None = None,
+) -> Executed:
+    """Run the jobs of one model that are not sealed; cells that another process is running are left to it.
+
+    `answers` yields (identity, records) for open cells and replaces the pass in this process (see harness/workers.py). Raises PrunebenchError where a
+    sample fails; what was answered by then is in the journals, and the same call continues.
+    """
+    clock = clock or Clock()
+    unique = list({job.cell.identity(): job for job in jobs}.values())
+    sealed: dict[str, SealedCell] = {}
+    busy: list[Job] = []
+    with ExitStack() as stack:
+        opened: dict[str, Open] = {}
+        for job in unique:
+            if not fresh:
+                found = store.sealed(job.cell)
+                if found is not None:
+                    sealed[job.cell.identity()] = found
+                    continue
+            try:
+                if fresh:
+                    store.discard(job.cell)
+                samples = {s.key: s for s in job.task.samples}
+                opened[job.cell.identity()] = Open(job, samples, stack.enter_context(store.open(job.cell, list(samples))), clock)
+            except CellBusy:
+                busy.append(job)
+        reused = len(sealed)
+        total = sum(o.job.cell.n_samples for o in opened.values())
+        done = sum(len(o.writer.done) for o in opened.values())
+        label = next(iter(opened.values())).job.label if len(opened) == 1 else f"{len(opened)} cells"
+        if opened:
+            # a log file gets a line now and then, a terminal a bar that moves
+            often = 0.2 if sys.stderr.isatty() else 30.0
+            with tqdm(total=total, initial=done, desc=label, unit="q", dynamic_ncols=True, smoothing=0.05, mininterval=often) as bar:
+                source = answers(opened) if answers else run_pass(loaded, opened, features, pace, clock)
+                try:
+                    for identity, records in source:
+                        opened[identity].add(records)
+                        bar.update(len(records))
+                        if opened[identity].complete:
+                            sealed[identity] = opened[identity].seal()
+                finally:
+                    for one in opened.values():
+                        one.flush()
+            for identity, one in opened.items():  # cells whose answers were all there before
+                if identity not in sealed and one.complete:
+                    sealed[identity] = one.seal()
+    return Executed(sealed, reused, busy)
+
+
+class Open:
+    """A cell that is being run: answers wait here until there are enough for one fsync."""
+
+    def __init__(self, job: Job, samples: Mapping[str, Sample], writer: CellWriter, clock: Clock) -> None:
+        self.job, self.samples, self.writer, self._clock = job, samples, writer, clock
+        self._pending: list[Record] = []
+        self._flushed = time.monotonic()
+        self._wall = 0.0
+
+    @property
+    def left(self) -> list[Sample]:
+        """Samples without an answer."""
+        return [s for s in self.samples.values() if s.key not in self.writer.done]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.writer.done) + len(self._pending) == len(self.samples)
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Take answers; they survive a crash once `flush` has run."""
+        self._pending += records
+        self._wall += sum(r.wall_s for r in records)
+        if len(self._pending) >= FLUSH or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._pending:
+            with self._clock("write"):
+                self.writer.append(*self._pending)
+            self._pending = []
+        self._flushed = time.monotonic()
+
+    def seal(self) -> SealedCell:
+        """Score with lmms-eval and seal."""
+        from tasks import lmms
+
+        self.flush()
+        task, job = self.job.task, self.job
+        with self._clock("score"):
+            scored = lmms.score(task, {key: record.answer for key, record in self.writer.done.items()})
+        scores = {
+            key: SampleScore(scored.scores[key], s.question_id, s.category, s.prompt, s.targets[0] if s.targets else "")
+            for key, s in self.samples.items()
+        }
+        traits = job.arm.method.traits
+        info = {"query_aware": traits.query_aware, "needs_vision_attention": traits.needs_vision_attention, "adaptive": traits.adaptive}
+        metrics = {**scored.metrics, **{f"category/{name}": value for name, value in scored.categories.items()}}
+        provenance = {**job.provenance, "wall_s": round(self._wall, 3)}
+        with self._clock("write"):
+            return self.writer.seal(metrics, scores, provenance, headline=task.headline, method_info=info)
+
+
+def run_pass(
+    loaded: LoadedModel, opened: Mapping[str, Open], features: FeatureCache, pace: Pace, clock: Clock
+) -> Iterator[tuple[str, list[Record]]]:
+    """One pass over the images: (identity, answers) of the open cells, a batch at a time."""
+    by_arm: dict[Arm, list[str]] = {}
+    for identity, one in opened.items():
+        by_arm.setdefault(one.job.arm, []).append(identity)
+    shape = loaded.adapter.shape
+    # arms of one kind of prefix follow each other, so that one kind is in memory at a time
+    kinds = {arm: (arm.method.for_model(shape).prefix_key(), _pixels_key(arm.method)) for arm in by_arm}
+    arms = sorted(by_arm, key=lambda arm: kinds[arm])
+    prefixes = PrefixCache(pace.prefix_bytes) if pace.share else None
+    answerers = {
+        arm: Answerer(
+            loaded, arm.method, batch_size=pace.batch, seed=arm.seed, positions=arm.positions, features=features, prefixes=prefixes, clock=clock
+        )
+        for arm in arms
+    }
+    # a sample's record goes to the cell that asked it: (arm, sample key) -> identity
+    for chunk in chunks(opened, shape, pace):
+        previous = None
+        for arm in arms:
+            asked: dict[str, tuple[str, Sample]] = {}
+            for identity in by_arm[arm]:
+                one = opened[identity]
+                asked.update({s.key: (identity, s) for s in one.samples.values() if s.image_key in chunk and s.key not in one.writer.done})
+            if prefixes is not None and kinds[arm] != previous:
+                prefixes.clear()
+            previous = kinds[arm]
+            prompts = [_prompt(s, opened[identity].job.task) for identity, s in asked.values()]
+            for batch in answerers[arm].batches(prompts):
+                records: dict[str, list[Record]] = {}
+                for a in batch:
+                    identity, s = asked[a.key]
+                    records.setdefault(identity, []).append(
+                        Record(key=a.key, image=s.image_key, answer=a.text, n_new_tokens=a.n_new_tokens, kept=a.kept, cost=a.cost, wall_s=a.wall_s)
+                    )
+                yield from records.items()
+
+
+def _prompt(s: Sample, task: LoadedTask) -> Prompt:
+    return Prompt(s.key, s.prompt, s.load_image, s.image_key, task.max_new_tokens, tuple(task.until))
+
+
+def _pixels_key(method: Method) -> str:
+    """Names what a method does to pixels, by its knobs."""
+    return "" if type(method).on_pixels is Method.on_pixels else f"{method.name}{sorted(method.knobs().items())}"
+
+
+def chunks(opened: Mapping[str, Open], shape: ModelShape, pace: Pace) -> Iterator[set[str]]:
+    """Image keys with unanswered questions, in sets whose prefixes fit in memory; those of this shard."""
+    images = sorted({s.image_key for one in opened.values() for s in one.left})
+    per_layer = shape.hidden + 2 * shape.kv_heads * shape.head_dim
+    # the system prompt is small beside the image
+    one_prefix = shape.depth * per_layer * shape.bytes_per_value * (shape.n_visual + 64)
+    size = max(1, min(CHUNK, pace.prefix_bytes // one_prefix if pace.share else CHUNK))
+    shard, n_shards = pace.shard
+    if n_shards > 1:
+        size = max(1, min(size, -(-len(images) // (4 * n_shards))))
+    for number, start in enumerate(range(0, len(images), size)):
+        if number % n_shards == shard:
+            yield set(images[start : start + size])
+
+
+def prefix_budget(device: torch.device) -> int:
+    """Bytes for prefixes: a quarter of what is free on the GPU, 4 GiB on a CPU."""
+    if device.type != "cuda":
+        return 4 << 30
+    return int(torch.cuda.mem_get_info(device)[0] // 4)
+
+
+def check_complete(executed: Executed, jobs: Sequence[Job], others: str) -> None:
+    """Raise PrunebenchError naming the cells that another runner holds, where all of them are needed."""
+    if executed.busy:
+        names = ", ".join(job.label for job in executed.busy[:3])
+        raise PrunebenchError(f"{len(executed.busy)} of {len(jobs)} cells are being run by another process ({names}): {others}")

@@ -1,0 +1,135 @@
+"""Questions that start from a shared prefix give what they give alone: answers, costs, kept tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness import budget as budgets
+from harness import flops
+from harness.answering import Answerer, FeatureCache, Prompt
+from harness.errors import PrunebenchError
+from harness.method import registered
+from harness.models import locate_model
+from harness.prefix import PrefixCache, RoomyLayer
+
+CASES = {
+    "none": ("", {}), "random": ("48", {}), "uniform": ("48", {}), "first": ("48", {}), "pooling": ("64", {}), "downsample": ("64", {}),
+    "fastv": ("48", {}), "sparsevlm": ("48", {}), "visipruner": ("48", {}), "knockout": ("", {"start": "1", "stop": "4", "vision_to_vision": "true"}),
+}  # fmt: skip
+MORE = [
+    ("visipruner", "native", {}),
+    ("visipruner", "48", {"variant": "paper"}),
+    ("visipruner", "48", {"shallow": "false"}),
+    ("visipruner", "48", {"layer0": "half"}),
+    ("random", "48", {"boundary": "3"}),
+]
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return locate_model("mini", "cpu", "float32").load()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Three questions of unlike length on each of three images."""
+    from tasks import lmms
+    from tasks.sources import DataSource
+
+    samples = [s for name in ("gqa", "textvqa", "pope") for s in lmms.load_task(name, DataSource.parse("mini"), 18, 0).samples]
+    images = list(dict.fromkeys(s.image_key for s in samples))[:3]
+    picked = [(s, text) for i in images for s in [s for s in samples if s.image_key == i][:2] for text in (s.prompt, "x " * 21)]
+    return [Prompt(f"{s.key}-{n}", text, s.load_image, s.image_key, 5) for n, (s, text) in enumerate(picked)]
+
+
+def answers(mini, method, prompts, share, batch=5):
+    cache = PrefixCache() if share else None
+    return {a.key: a for a in Answerer(mini, method, batch_size=batch, seed=3, features=FeatureCache(), prefixes=cache).answer(prompts)}
+
+
+def every_method():
+    known = registered()
+    assert set(CASES) == set(known), "a registered method needs a case here"
+    return [(name, *CASES[name]) for name in known] + MORE
+
+
+@pytest.mark.parametrize(("name", "budget", "knobs"), every_method())
+def test_a_shared_prefix_changes_nothing(mini, prompts, name, budget, knobs):
+    method = locate_model("mini", "cpu", "float32").method(name, budgets.parse(budget or None), knobs)
+    alone, shared = answers(mini, method, prompts, False), answers(mini, method, prompts, True)
+    assert {k: a.text for k, a in shared.items()} == {k: a.text for k, a in alone.items()}
+    assert {k: a.kept for k, a in shared.items()} == {k: a.kept for k, a in alone.items()}
+    for key, a in alone.items():
+        assert shared[key].cost == pytest.approx(a.cost, rel=0), key
+
+
+def test_the_prefix_of_another_image_would_be_noticed(mini, prompts):
+    """The tests above can fail: answers do depend on the prefix."""
+    method = registered()["none"]()
+    alone = answers(mini, method, prompts, False)
+
+    class Wrong(PrefixCache):
+        def get(self, kind, images, capture):
+            return super().get(kind, images, lambda missing: [capture([images[0]])[0]] * len(missing))
+
+    wrong = {a.key: a for a in Answerer(mini, method, batch_size=5, prefixes=Wrong()).answer(prompts)}
+    assert {k: a.text for k, a in wrong.items()} != {k: a.text for k, a in alone.items()}
+
+
+def test_an_image_is_prefilled_once(mini, prompts):
+    cache = PrefixCache()
+    for name in ("none", "fastv", "sparsevlm"):
+        method = locate_model("mini", "cpu", "float32").method(name, budgets.parse(CASES[name][0] or None), {})
+        list(Answerer(mini, method, batch_size=3, prefixes=cache).answer(prompts))
+    assert cache.captured == len({p.image_key for p in prompts})
+
+
+def test_a_full_prefix_cache_forgets_the_oldest(mini, prompts):
+    method = registered()["none"]()
+    one = PrefixCache()
+    list(Answerer(mini, method, prefixes=one).answer(prompts[:1]))
+    tight = PrefixCache(limit=one.used)
+    found = {a.key: a.text for a in Answerer(mini, method, batch_size=1, prefixes=tight).answer(prompts)}
+    assert tight.used <= 2 * one.used
+    assert found == {k: a.text for k, a in answers(mini, method, prompts, False).items()}
+
+
+def test_only_the_window_runs(mini, prompts):
+    """FLOPs executed with a shared prefix are those of the question's own tokens."""
+    from harness.engine import attach
+
+    method = registered()["none"]()
+    answerer = Answerer(mini, method, batch_size=1, prefixes=PrefixCache())
+    ids = mini.prompt_ids(prompts[0].text)
+    with attach(mini.model, method) as run:
+        answerer._batch(run, [(ids, prompts[0])])
+        answer = answerer._batch(run, [(ids, prompts[0])])[0]
+        rows = {layer.rows for layer in run.trace.layers}
+        executed = flops.prefill_executed(run.shape, run.trace)
+    own = len(ids) - 1 - max(i for i, t in enumerate(ids) if t == mini.adapter.image_token_id)
+    assert rows == {own}
+    assert executed < 0.1 * answer.cost["prefill_dense_flops"]
+
+
+def test_a_prompt_with_another_beginning_is_refused(mini, prompts):
+    from harness.engine import attach
+
+    method = registered()["none"]()
+    cache = PrefixCache()
+    list(Answerer(mini, method, prefixes=cache).answer(prompts[:1]))
+    prefix = next(iter(cache._items.values()))
+    ids = torch.tensor([mini.prompt_ids(prompts[0].text)])
+    ids[0, 0] = ids[0, 0] + 1
+    with attach(mini.model, method) as run, pytest.raises(PrunebenchError, match="goes on after its"):
+        run.share([prefix], ids, torch.ones_like(ids))
+
+
+def test_a_roomy_layer_is_a_cache_layer():
+    torch.manual_seed(0)
+    layer, parts = RoomyLayer(room=2), [torch.randn(2, 3, n, 4) for n in (5, 1, 1, 1, 3, 1)]
+    for i, part in enumerate(parts):
+        keys, values = layer.update(part, 2 * part)
+        assert torch.equal(keys, torch.cat(parts[: i + 1], 2))
+        assert torch.equal(values, 2 * keys)
+        assert layer.get_seq_length() == keys.shape[2]

@@ -1,0 +1,204 @@
+"""One pass gives what cell-by-cell runs give; a sweep is checked before it runs and runs nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from harness import sweep
+from harness.cli import app
+from harness.errors import PrunebenchError
+from harness.run import Request, evaluate
+from harness.store import Store
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SMALL = """
+models: [mini]
+tasks: [gqa, pope]
+limit: 6
+budgets: [32]
+methods:
+  - {method: none}
+  - {method: random, seeds: [0, 1]}
+  - {method: fastv, budgets: [32, 64]}
+  - {method: downsample}
+  - {method: visipruner, budgets: [32, native]}
+  - {method: sparsevlm, positions: compact}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "sweep.yaml"
+    file.write_text(text)
+    return file
+
+
+def frames(root: Path) -> dict[str, pd.DataFrame]:
+    return {c.identity: c.samples().drop(columns="wall_s", errors="ignore") for c in Store(root).cells()}
+
+
+@pytest.fixture(scope="module")
+def one_pass(tmp_path_factory):
+    """The small sweep, run once in one pass."""
+    root = tmp_path_factory.mktemp("one_pass")
+    said: list[str] = []
+    plan = sweep.load(write(root, SMALL))
+    finished = sweep.run(plan, Request("none", results=root), say=said.append)
+    return plan, root, finished, said
+
+
+def test_one_pass_equals_cell_by_cell_runs(one_pass, tmp_path):
+    """Separate evaluations at batch 1, without shared prefixes or features, give the same answers, costs and kept tokens."""
+    plan, root, _, _ = one_pass
+    for asked in sweep.requests(plan, Request("none", results=tmp_path, batch=1, share=False)):
+        evaluate(asked.request, say=lambda _: None)
+    alone, shared = frames(tmp_path), frames(root)
+    assert alone.keys() == shared.keys()
+    assert len(alone) == 2 * 9
+    for identity, frame in alone.items():
+        pd.testing.assert_frame_equal(frame, shared[identity], check_exact=True)
+
+
+def test_the_comparison_can_fail(one_pass):
+    """Other cells of the same sweep differ: the test above compares something."""
+    _, root, _, _ = one_pass
+    found = {(c.cell.task, c.cell.method, c.cell.budget): c.samples() for c in Store(root).cells()}
+    assert not found["gqa", "fastv", "32"]["keeps"].equals(found["gqa", "fastv", "64"]["keeps"])
+    assert found["gqa", "none", "none"]["keeps"].str.endswith(":*").all()
+
+
+def test_every_image_is_encoded_once(one_pass, tmp_path, monkeypatch):
+    from harness.answering import FeatureCache
+
+    seen: list[str] = []
+    get = FeatureCache.get
+    monkeypatch.setattr(FeatureCache, "get", lambda self, key, encode: get(self, key, lambda: seen.append(key) or encode()))
+    plan = sweep.load(write(tmp_path, SMALL), ["methods=none,random,fastv"])
+    finished = sweep.run(plan, Request("none", results=tmp_path), say=lambda _: None)
+    images = {i for cell in finished.cells for i in cell.samples()["image"]}
+    assert sorted(seen) == sorted(images)
+
+
+def test_a_sweep_that_ran_is_reused_and_a_longer_one_runs_the_rest(one_pass):
+    _, root, finished, said = one_pass
+    assert finished.reused == 0
+    assert "18 cells run, 0 sealed before" in said[-2]
+    before = {c.identity: c.provenance["started"] for c in finished.cells}
+    longer = sweep.load(root / "sweep.yaml", ["budgets=32,16", "methods=none,random"])
+    again = sweep.run(longer, Request("none", results=root), say=lambda _: None)
+    assert again.reused == 2 * 3
+    assert len(again.cells) == 2 * 5
+    assert all(c.provenance["started"] == before[c.identity] for c in again.cells if c.identity in before)
+
+
+def test_dry_run_says_what_is_there_and_runs_nothing(one_pass, tmp_path):
+    plan, root, _, _ = one_pass
+    text = sweep.dry_run(plan, Request("none", results=root))
+    assert "to run: 0 cells, 0 questions" in text
+    fresh = sweep.dry_run(plan, Request("none", results=tmp_path))
+    assert "to run: 18 cells, 135 questions" in fresh
+    assert not list(tmp_path.iterdir())
+    bigger = sweep.dry_run(sweep.load(root / "sweep.yaml", ["limit=8"]), Request("none", results=root))
+    assert "time: about" in bigger, "sealed cells tell how fast this machine is"
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.yaml")))
+def test_shipped_sweeps_fit_their_models(name):
+    """Also those whose model is on the hub: methods, knobs and budgets are checked against its sizes."""
+    result = CliRunner().invoke(app, ["sweep", str(CONFIGS / name), "--dry-run"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "cells" in result.output
+
+
+def test_a_sweep_too_large_for_the_model_is_refused_before_it_runs(tmp_path):
+    plan = sweep.load(write(tmp_path, "models: [llava-1.5-7b]\nbudgets: [577]\nmethods: [{method: fastv}]"))
+    with pytest.raises(PrunebenchError, match=r"fastv@577 on llava-1\.5-7b: budget 577"):
+        sweep.run(plan, Request("none", results=tmp_path))
+    assert not (tmp_path / "cells").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: [{method: fastv, budget: 64}]", "methods.0.budget"),
+        ("methods: []", "methods"),
+        ("methods: [{method: fastv}]\nspeed: 3", "speed"),
+        ("- fastv", "not a sweep"),
+        ("methods: [{method: fastv}]", "fastv needs budgets"),
+        ("methods: [{method: fastw}]\nbudgets: [64]", "did you mean 'fastv'"),
+        ("methods: [{method: none}]\ntasks: [gqq]", "did you mean 'gqa'"),
+        ("methods: [{method: random, knobs: {boundry: 2}}]\nbudgets: [64]", "did you mean 'boundary'"),
+        ("methods: [{method: random, seeds: []}]\nbudgets: [64]", "seeds"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, text, message):
+    with pytest.raises(PrunebenchError, match=message):
+        sweep.check(list(sweep.requests(sweep.load(write(tmp_path, text)), Request("none"))))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("limits=3", "did you mean 'limit'"), ("limit", "key=value"), ("methods=fastw", "did you mean 'fastv'")],
+)
+def test_an_override_that_names_nothing_is_refused(tmp_path, override, message):
+    with pytest.raises(PrunebenchError, match=message):
+        sweep.load(write(tmp_path, SMALL), [override])
+
+
+def test_overrides_replace_what_the_file_says(tmp_path):
+    plan = sweep.load(write(tmp_path, SMALL), ["limit=3 budgets=64,16", "methods=fastv"])
+    assert (plan.limit, plan.budgets, [e.method for e in plan.methods]) == ("3", ("64", "16"), ["fastv"])
+
+
+def test_cells_of_another_runner_are_left_to_it(tmp_path):
+    """Two runners on one folder: what one holds, the other leaves and names."""
+    from harness.models import locate_model
+    from harness.run import Session, prepare
+
+    plan = sweep.load(write(tmp_path, SMALL), ["methods=none,random", "tasks=gqa"])
+    session = Session()
+    job = prepare(Request("none", results=tmp_path, tasks=("gqa",), limit=6), session, locate_model("mini"))[0]
+    said: list[str] = []
+    script = f"""
+import sys, time
+from pathlib import Path
+from harness.cell import Cell
+from harness.store import Store
+cell = Cell.from_dict({job.cell.to_dict()!r})
+with Store(Path({str(tmp_path)!r})).open(cell, {[s.key for s in job.task.samples]!r}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    import subprocess
+    import sys
+
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        finished = sweep.run(plan, Request("none", results=tmp_path), say=said.append)
+        other.stdin.close()
+    assert {c.cell.method for c in finished.cells} == {"random"}
+    assert any(line.startswith("left to another runner: gqa none") for line in said)
+
+
+@pytest.mark.slow
+def test_two_workers_measure_the_same(one_pass, tmp_path):
+    plan, root, _, _ = one_pass
+    sweep.run(plan, Request("none", results=tmp_path), say=lambda _: None, workers=2)
+    alone, spread = frames(root), frames(tmp_path)
+    assert spread.keys() <= alone.keys()
+    for identity, frame in spread.items():
+        pd.testing.assert_frame_equal(frame, alone[identity], check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
+    """A worker's error reaches the user, and nothing hangs."""
+    plan = sweep.load(write(tmp_path, SMALL), ["methods=none", "tasks=gqa"])
+    from harness import workers
+
+    monkeypatch.setattr(workers, "device_of", lambda worker, device: "cuda:7")
+    with pytest.raises(PrunebenchError, match=r"worker \d of 2: DEVICE=cuda:7"):
+        sweep.run(plan, Request("none", results=tmp_path), say=lambda _: None, workers=2)
