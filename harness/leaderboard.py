@@ -1,8 +1,9 @@
-"""Tables from sealed cells: a pure function of their cell.json files, without torch, a model or the samples.
+"""Tables from sealed cells: a pure function of what the cells hold, without torch or a model.
 
-A number that cannot be had (no baseline, a task missing) is NaN in the frame, empty in the CSV and "-" in text; it is
-never filled in. The baseline of a cell is the sealed `none` cell with identity `cell.baseline().identity()`: same data,
-prompt, dtype and device, or none at all.
+`rows` and `table` read cell.json only; `write` also reads the samples, for what only answers can tell (harness/compare.py). A
+number that cannot be had (no baseline, a task missing) is NaN in the frame, empty in the CSV and "-" in text; it is never
+filled in. The baseline of a cell is the sealed `none` cell with identity `cell.baseline().identity()`: same data, prompt, dtype
+and device, or none at all.
 """
 
 from __future__ import annotations
@@ -10,22 +11,35 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
-from harness.cell import Cell, canonical_json
+from harness import stats
+from harness.blocks import (
+    NAN,
+    Block,
+    Line,
+    Section,
+    average,
+    baseline,
+    distinct,
+    mean,
+    percent_of_flops,
+    percent_of_unpruned,
+    sections,
+)
+from harness.cell import canonical_json
+from harness.compare import ABOVE, AVERAGE, BELOW, SAME, Comparison, Findings, Hard, Power, study
 from harness.errors import PrunebenchError
 from harness.store import SealedCell, write_atomic
 
-NAN = float("nan")
 DASH = "-"
+CSV, MARKDOWN, SIGNIFICANCE = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
 COLUMNS = (
     "model",
     "task",
@@ -45,6 +59,7 @@ COLUMNS = (
     "kv_mib",
     "answered",
     "expected",
+    "images",
     "positions",
     "query_aware",
     "needs_vision_attention",
@@ -58,8 +73,13 @@ COLUMNS = (
 _SHOWN_COSTS = ("kept", "mean_visual", "prefill_dense_flops", "kv_bytes")  # these have a column of their own above
 
 _FOOTER = """\
-Every number is read from sealed cells (one JSON file per model, method, budget, task and seed); leaderboard.csv has
-a row for each, with its interval, knobs, command and further costs.
+## Reading this
+
+Every number is read from sealed cells (one folder per model, method, budget, task and seed). `leaderboard.csv` has a row for each
+cell, with its interval, knobs, command and further costs; `significance.csv` has every comparison. Only cells of one model, prompt,
+dtype, device and set of questions share a section, and nothing is compared across sections.
+
+**Scores**
 
 * **budget**: what was asked for. `64`: visual tokens after the method's selection; `64avg`: mean per layer; `0.35flops`:
   share of the unpruned dense prefill FLOPs; `native`: the method's published defaults; `none`: unpruned.
@@ -70,6 +90,43 @@ a row for each, with its interval, knobs, command and further costs.
 * **71.4 ±1.2 sd**: mean over seeds and their sample standard deviation on the same questions: what the draw alone changes.
   It is neither an interval nor an error of the mean. "(5 seeds)" says how many; "(1 to 5 seeds)", that tasks have unequally
   many.
+* **Avg %**: score over the unpruned score, mean over seeds, then over all tasks of the table; "-" unless every task and its
+  unpruned cell is there. Its interval resamples images within each task (both scores on the same draw), and seeds where there
+  are several.
+* **bold** is best and <u>underlined</u> second within a block, by the number as printed, intervals aside; equal numbers share
+  the mark, and `none` takes no part.
+* **Pareto front**: no other line of the section has as few dense prefill FLOPs and as high an Avg %, one of the two strictly;
+  by the numbers, intervals aside.
+
+**Significance**
+
+* **≈R**: indistinguishable from `random` at the same asked budget. **≈U**: indistinguishable from the unpruned model.
+  Two scores are told apart only if the Holm-corrected p is below 0.05, the 95 % interval of their difference excludes 0, and
+  both point the same way. It does not say that they are equal: see how many questions a claim needs.
+* **p**: exact two-sided McNemar test on the questions that one side answers better and the other worse (for soft scores that is
+  the exact sign test; for MME it counts questions, not points). It takes questions for independent, which questions on one image
+  are not; hence the interval beside it. With several seeds, each pair of seeds is tested and p is twice the median, which is
+  valid however the tests depend on each other.
+* **Holm**: one family per reference (all comparisons with `random`, all with the unpruned model) over all budgets, methods and
+  tasks of a section.
+* **interval of a difference**: both sides on the same draws of whole images, the metric itself recomputed in each (an MME sum
+  stays a sum); where a side has several seeds, its mean over a fresh draw of them. At Avg % the interval decides alone.
+* **which random**: of several settings of `random` at a budget, the one with most seeds; the others are compared with it.
+* **questions needed**: for a paired test to find a true difference of one point (one hundredth of the questions) at 5 % error and
+  80 % power, n = (1.96 √d + 0.84 √(d - 0.01²))² / 0.01² × design effect (Connor 1987); d is the share of questions on which
+  a method and `random` differ (without `random`: a method and the unpruned model), the design effect is how much questions on
+  one image go together (1: independent); both are the medians measured here. MME's questions are counted, not its points.
+
+**Agreement and the hard subset**
+
+* **agreement (%)**: questions answered exactly as the unpruned model answers them, right or wrong ("loyalty"); letter case and
+  outer spaces aside.
+* **hard: task (%, n)**: mean score on the n questions that `downsample` at the same asked budget gets wrong (score below 0.5):
+  those that a smaller image does not answer. Chosen anew for every model and budget from its own run of `downsample`, which
+  scores 0 there (or little, for soft scores) by construction. MME's questions count one by one here.
+
+**Costs**
+
 * **kept (tokens)**: visual tokens after the last content-based selection, merged ones included.
 * **mean visual (tokens/layer)**: visual tokens present per decoder layer, averaged over layers.
 * **prefill dense (GFLOPs)**: column `prefill_dense_flops`, language-model prefill with ordinary kernels over the tokens
@@ -77,20 +134,16 @@ a row for each, with its interval, knobs, command and further costs.
   columns of the CSV.
 * **of unpruned FLOPs (%)**: that, over the same column of the unpruned cell of the same task.
 * **KV (MiB)**: key-value cache after the prefill, 2^20 bytes.
+* **positions**: position policy of the run; `method` leaves it to the method. **query-aware**: the selection reads the question.
+  **vision attention**: the method needs the vision tower's attention.
 * Costs are means over samples, then over seeds, then over the tasks that the row has.
-* **Avg %**: score over the unpruned score, mean over seeds, then over all tasks of the table; "-" unless every task and its
-  unpruned cell is there.
-* **below random**: an Avg % under that of `random` (mean over its seeds) at the same budget; level with it if both print the
-  same. Said only where `random` has every task, once per setting of `random`. It compares the numbers, not their intervals.
-* **bold** is best and <u>underlined</u> second within a block, by the number as printed, intervals aside; equal numbers share
-  the mark, and `none` takes no part.
-* **-**: not measured, or no unpruned cell with the same data, prompt, dtype and device to compare with.
+* **-**: not measured, or no unpruned cell (no `downsample` cell) with the same data, prompt, dtype and device to compare with.
 """
 
 
 def rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
     """One row per cell with the columns `COLUMNS` and then the further cost columns, in a fixed order whatever the input's."""
-    known = _distinct(cells)
+    known = distinct(cells)
     further = sorted({name for sealed in known.values() for name in sealed.costs} - set(_SHOWN_COSTS))
     clash = sorted(set(further) & set(COLUMNS))
     if clash:
@@ -138,62 +191,60 @@ def table(df: pd.DataFrame) -> str:
     return str(tabulate(body, headers=head, disable_numparse=True, colalign=align))
 
 
-def write(cells: Iterable[SealedCell], folder: Path) -> tuple[Path, Path]:
-    """Write leaderboard.csv (one row per cell) and LEADERBOARD.md into the folder, each atomically; returns their paths.
+def write(cells: Iterable[SealedCell], folder: Path, *, samples: bool = True, figures: bool = False) -> tuple[Path, Path]:
+    """Write leaderboard.csv (one row per cell), LEADERBOARD.md and significance.csv into the folder; returns the first two.
 
-    Equal cells give equal bytes. Raises PrunebenchError if the folder cannot be written.
+    Each file is replaced whole or not at all, and equal cells give equal bytes. `figures` draws into the folder's figures/ too
+    and shows them in the Markdown. `samples=False` reads cell.json only: no comparisons, agreement or hard subset. Raises
+    PrunebenchError if the folder cannot be written or samples are not those that were sealed.
     """
-    known = _distinct(cells)
-    csv, markdown = folder / "leaderboard.csv", folder / "LEADERBOARD.md"
+    known = distinct(cells)
+    studied = [(section, study(section) if samples else None) for section in sections(known)]
+    csv, markdown = folder / CSV, folder / MARKDOWN
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PrunebenchError(f"cannot create {folder}: {error.strerror}; choose a results folder that you can write") from None
-    write_atomic(csv, rows(known.values()).to_csv(index=False, lineterminator="\n").encode())
-    write_atomic(markdown, _markdown(known).encode())
+    drawn: list[list[str]] = [[] for _ in studied]
+    if figures:
+        from harness.figures import draw  # matplotlib
+
+        drawn = draw(studied, folder)
+    frame = rows(known.values())
+    if samples:
+        _with_answers(frame, studied)
+        write_atomic(folder / SIGNIFICANCE, _csv(_significance(studied)))
+    write_atomic(csv, _csv(frame))
+    parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
+    parts += [_section(section, found, shown) for (section, found), shown in zip(studied, drawn, strict=True)]
+    write_atomic(markdown, "\n".join([*parts, _FOOTER]).encode())
     return csv, markdown
 
 
-@dataclass(frozen=True)
-class _Line:
-    """One row of the Markdown table: a method at a budget, with its cells per task, one for each seed."""
-
-    method: str
-    name: str
-    """The method, and what tells its lines apart."""
-    cells: Mapping[str, Sequence[SealedCell]]
-
-    @property
-    def label(self) -> str:
-        """The name, and the number of seeds where it is not one."""
-        numbers = sorted({len(seeds) for seeds in self.cells.values()})
-        if numbers == [1]:
-            return self.name
-        return f"{self.name} ({' to '.join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))} seeds)"
-
-    def mean(self, value: Callable[[SealedCell], float]) -> float:
-        """Over seeds, then over tasks."""
-        return _mean([_mean([value(sealed) for sealed in seeds]) for seeds in self.cells.values()])
+def _csv(frame: pd.DataFrame) -> bytes:
+    return bytes(frame.to_csv(index=False, lineterminator="\n").encode())
 
 
-def _distinct(cells: Iterable[SealedCell]) -> dict[str, SealedCell]:
-    """Cells by identity in table order; of the same cell read from two folders, the first counts."""
-    known: dict[str, SealedCell] = {}
-    for sealed in cells:
-        known.setdefault(sealed.identity, sealed)
-    return dict(sorted(known.items(), key=lambda item: (_order(item[1].cell), item[0])))
+def _with_answers(frame: pd.DataFrame, studied: Sequence[tuple[Section, Findings | None]]) -> None:
+    """Put agreement and the hard subset into the frame of `rows`, behind the KV cache."""
+    agreement = {identity: percent for _, found in studied if found for identity, percent in found.agreement.items()}
+    hard = {key: value for _, found in studied if found for key, value in found.hard.items()}
+    mine = [hard.get(key) for key in zip(frame["budget"], frame["identity"], strict=True)]
+    at = list(frame.columns).index("kv_mib") + 1
+    frame.insert(at, "agreement_pct", [agreement.get(identity, NAN) for identity in frame["identity"]])
+    frame.insert(at + 1, "hard_n", pd.Series([value.n if value else None for value in mine], dtype="Int64"))
+    frame.insert(at + 2, "hard_pct", [value.percent if value else NAN for value in mine])
 
 
-def _order(cell: Cell) -> tuple[Any, ...]:
-    return (cell.model, cell.task, budget_order(cell.budget), cell.method, cell.positions, cell.seed, canonical_json(cell.knobs))
-
-
-def budget_order(budget: str) -> tuple[int, float, str]:
-    """Sort key: none, then counts from large to small, then averages, FLOPs shares, and named budgets."""
-    found = re.fullmatch(r"([0-9.]+)(|avg|flops)", budget)
-    if budget == "none" or not found:
-        return (0 if budget == "none" else 4, 0.0, budget)
-    return (1 + ("", "avg", "flops").index(found[2]), -float(found[1]), budget)
+def _significance(studied: Sequence[tuple[Section, Findings | None]]) -> pd.DataFrame:
+    """One row per comparison, its section first."""
+    records = [
+        {"section": section.title} | {f.name: getattr(c, f.name) for f in fields(c)}
+        for section, found in studied
+        if found
+        for c in found.comparisons
+    ]
+    return pd.DataFrame(records, columns=["section", *(f.name for f in fields(Comparison))])
 
 
 def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
@@ -206,17 +257,18 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
         "low": interval.low if interval else NAN,
         "high": interval.high if interval else NAN,
         "max": sealed.maximum,
-        "pct_of_unpruned": _percent_of_baseline(sealed, known),
+        "pct_of_unpruned": percent_of_unpruned(sealed, baseline(sealed, known)),
         "method": cell.method,
         "knobs": canonical_json(cell.knobs),
         "budget": cell.budget,
         "kept": costs.get("kept", NAN),
         "mean_visual": costs.get("mean_visual", NAN),
         "prefill_dense_gflops": costs.get("prefill_dense_flops", NAN) / 1e9,
-        "pct_of_unpruned_flops": _percent_of_flops(sealed, known),
+        "pct_of_unpruned_flops": percent_of_flops(sealed, baseline(sealed, known)),
         "kv_mib": costs.get("kv_bytes", NAN) / 2**20,
         "answered": sealed.counts["answered"],
         "expected": sealed.counts["expected"],
+        "images": interval.n_clusters if interval else 1,
         "positions": cell.positions,
         "query_aware": sealed.method_info.get("query_aware"),
         "needs_vision_attention": sealed.method_info.get("needs_vision_attention"),
@@ -228,181 +280,224 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
     }
 
 
-def _baseline(sealed: SealedCell, known: Mapping[str, SealedCell]) -> SealedCell | None:
-    return known.get(sealed.cell.baseline().identity())
+def _section(section: Section, found: Findings | None, figures: Sequence[str]) -> str:
+    """Everything of one section: figures, the front, a block per budget, the power of the comparison, published numbers."""
+    parts = [f"## {', '.join(section.short)}", f"Protocol: {section.title}."]
+    parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in figures if path.endswith(".png")]
+    blocks = section.blocks()
+    pruned = any(line.method != "none" for block in blocks for line in block.lines)
+    parts += [*_front(section, blocks), "### Avg % at a glance", _glance(section, blocks, found)] if pruned else []
+    for block in blocks:
+        parts += _block(section, block, found)
+    if found and found.power:
+        parts += ["### How many questions a one-point claim needs", _power_table(found.power)]
+    parts += _published(section, blocks)
+    return "\n\n".join(parts) + "\n"
 
 
-def _percent_of_baseline(sealed: SealedCell, known: Mapping[str, SealedCell]) -> float:
-    base = _baseline(sealed, known)
-    if base is None or base.headline != sealed.headline or base.score <= 0:
-        return NAN
-    return 100.0 * sealed.score / base.score
+def _front(section: Section, blocks: Sequence[Block]) -> list[str]:
+    """One sentence: the lines on the Pareto front of Avg % against dense prefill FLOPs, cheapest first."""
+    points = [(line, _gflops(line), average(line, section)) for block in blocks for line in block.lines]
+    front = stats.pareto([p[1] for p in points], [p[2] for p in points])
+    if not front:
+        return []
+    named = []
+    for line, cost, percent in (points[i] for i in front):
+        at = "" if line.budget == "none" else f" at {line.budget}"
+        named.append(f"{line.label}{at} ({_significant(cost)} GFLOPs, {_decimal(percent)} %)")
+    return [f"**On the Pareto front** of Avg % against dense prefill FLOPs, cheapest first: {', '.join(named)}."]
 
 
-def _percent_of_flops(sealed: SealedCell, known: Mapping[str, SealedCell]) -> float:
-    base = _baseline(sealed, known)
-    whole = base.costs.get("prefill_dense_flops", 0.0) if base else 0.0
-    return 100.0 * sealed.costs.get("prefill_dense_flops", NAN) / whole if whole > 0 else NAN
+def _glance(section: Section, blocks: Sequence[Block], found: Findings | None) -> str:
+    """Avg % of every method at every budget; best and second of a column marked."""
+    budgets = [block.budget for block in blocks if any(line.method != "none" for line in block.lines)]
+    series = [s for s in section.series() if s.method != "none"]
+    columns = [[s.label for s in series]]
+    for budget in budgets:
+        at = [next((line for line in s.lines if line.budget == budget), None) for s in series]
+        points = _marked([_decimal(average(line, section)) if line else DASH for line in at], [True] * len(at))
+        columns.append([p + (_signs(found, budget, line.name, AVERAGE) if line else "") for p, line in zip(points, at, strict=True)])
+    return _grid(["method", *budgets], columns)
 
 
-def _markdown(known: Mapping[str, SealedCell]) -> str:
-    parts = ["# Leaderboard\n"]
-    if not known:
-        parts.append("No sealed cells yet.\n")
-    for title, section in _sections(known.values()):
-        parts.append(f"## {title}\n\n{_section(section, known)}\n")
-    return "\n".join([*parts, _FOOTER])
+def _gflops(line: Line) -> float:
+    return line.mean(lambda sealed: sealed.costs.get("prefill_dense_flops", NAN)) / 1e9
 
 
-def _sections(cells: Iterable[SealedCell]) -> list[tuple[str, list[SealedCell]]]:
-    """Cells that may stand in one table: same model, dtype, device, ... and one set of questions per task.
-
-    Where a task was measured on several sets of questions (other data, another LIMIT), the one measured last comes first
-    and the others follow in tables of their own.
-    """
-    protocols: defaultdict[tuple[str, ...], list[SealedCell]] = defaultdict(list)
-    for sealed in cells:
-        c = sealed.cell
-        limit = sealed.provenance.get("limit")
-        facts = [c.model, c.dtype, c.device_type, c.kernel, f"images by {c.image_backend}", f"prompt {c.prompt_template}"]
-        facts += [f"weights {c.model_fingerprint}", f"numerics {c.numerics_version}"]
-        facts += [] if limit is None else [f"LIMIT={limit}"]
-        protocols[tuple(facts)].append(sealed)
-    sections: list[tuple[str, list[SealedCell]]] = []
-    for shared, members in sorted(protocols.items()):
-        latest: dict[str, dict[tuple[Any, ...], str]] = {}  # task -> set of questions -> when it was last measured
-        for sealed in members:
-            seen = latest.setdefault(sealed.cell.task, {})
-            started = str(sealed.provenance.get("started", ""))
-            seen[_questions(sealed)] = max(started, seen.get(_questions(sealed), ""))
-        rank = {
-            (task, questions): position
-            for task, seen in latest.items()
-            for position, questions in enumerate(sorted(seen, key=lambda q: (seen[q], q), reverse=True))
-        }
-        for position in range(max(rank.values()) + 1):
-            chosen = [s for s in members if rank[s.cell.task, _questions(s)] == position]
-            again = f" ({position + 1}: other questions)" if position else ""
-            sections.append((", ".join(shared) + again, chosen))
-    return sections
+def _block(section: Section, block: Block, found: Findings | None) -> list[str]:
+    """Scores, what they say, agreement and the hard subset, costs and properties, commands."""
+    unpruned = block.budget == "none"
+    parts = [f"### {'unpruned' if unpruned else f'budget {block.budget}'}", _scores(section, block, found)]
+    if found and any(line.method != "none" for line in block.lines):
+        parts += [*_said(section, block, found), _answers(section, block, found)]
+    return [*parts, _costs(section, block), _commands(block)]
 
 
-def _questions(sealed: SealedCell) -> tuple[Any, ...]:
-    cell = sealed.cell
-    return (cell.n_samples, cell.data_fingerprint, cell.max_new_tokens, sealed.headline)
+def _scores(section: Section, block: Block, found: Findings | None) -> str:
+    tasks, ranked = section.tasks, [line.method != "none" for line in block.lines]
+    head = ["method", *(_task_header(section.of_task(task)) for task in tasks), "Avg %"]
+    columns = [[line.label for line in block.lines]]
+    for task in tasks:
+        seeds = [line.cells.get(task, ()) for line in block.lines]
+        marked = _marked([_point(cells) for cells in seeds], ranked)
+        signs = [_signs(found, block.budget, line.name, task) for line in block.lines]
+        columns.append([point + _spread(cells) + sign for point, cells, sign in zip(marked, seeds, signs, strict=True)])
+    column = []
+    for line, point in zip(block.lines, _marked([_decimal(average(line, section)) for line in block.lines], ranked), strict=True):
+        low, high = found.averages.get((block.budget, line.name), (NAN, NAN)) if found and line.method != "none" else (NAN, NAN)
+        spread = "" if point == DASH or math.isnan(low) else f" [{_decimal(low)}, {_decimal(high)}]"
+        column.append(point + spread + _signs(found, block.budget, line.name, AVERAGE))
+    return _grid(head, [*columns, column])
 
 
-def _section(cells: Sequence[SealedCell], known: Mapping[str, SealedCell]) -> str:
-    """One table per budget, under one header."""
-    tasks = sorted({sealed.cell.task for sealed in cells})
-    of_task = {sealed.cell.task: sealed for sealed in cells}
-    head = ["method", *(_task_header(of_task[task]) for task in tasks)]
-    head += ["kept (tokens)", "mean visual (tokens/layer)", "prefill dense (GFLOPs)", "of unpruned FLOPs (%)", "KV (MiB)"]
-    head += ["Avg %"]
-    blocks = []
-    for budget in sorted({sealed.cell.budget for sealed in cells}, key=budget_order):
-        lines = _lines([sealed for sealed in cells if sealed.cell.budget == budget], budget)
-        ranked = [line.method != "none" for line in lines]
-        columns = [[line.label for line in lines]]
-        for task in tasks:
-            found = [line.cells.get(task, ()) for line in lines]
-            marked = _marked([_point(seeds) for seeds in found], ranked)
-            columns.append([point + _spread(seeds) for point, seeds in zip(marked, found, strict=True)])
-        for shown, value in (
-            (_decimal, lambda s: s.costs.get("kept", NAN)),
-            (_decimal, lambda s: s.costs.get("mean_visual", NAN)),
-            (_significant, lambda s: s.costs.get("prefill_dense_flops", NAN) / 1e9),
-            (_decimal, lambda s: _percent_of_flops(s, known)),
-            (_significant, lambda s: s.costs.get("kv_bytes", NAN) / 2**20),
-        ):
-            columns.append([shown(line.mean(value)) for line in lines])
-        averages = [
-            line.mean(lambda s: _percent_of_baseline(s, known)) if len(line.cells) == len(tasks) else NAN for line in lines
-        ]
-        columns.append(_marked([_decimal(average) for average in averages], ranked))
-        body = [head, ["---"] + ["---:"] * (len(head) - 1), *(list(row) for row in zip(*columns, strict=True))]
-        unpruned = budget == "none"  # and methods without a budget, which have no random of equal size beside them
-        parts = [f"### {'unpruned' if unpruned else f'budget {budget}'}", "\n".join("| " + " | ".join(row) + " |" for row in body)]
-        parts += [] if unpruned else _against_random(lines, averages)
-        blocks.append("\n\n".join(parts) + "\n")
-    return "\n".join(blocks)
+def _signs(found: Findings | None, budget: str, line: str, task: str) -> str:
+    if found is None:
+        return ""
+    same = [sign for sign, none in (("≈R", False), ("≈U", True)) if found.verdict(budget, line, task, none) == SAME]
+    return "".join(f" {sign}" for sign in same)
 
 
-def _against_random(lines: Sequence[_Line], averages: Sequence[float]) -> list[str]:
-    """One sentence per line of `random` with an Avg %: which methods do not beat it, by the Avg % as printed."""
-    printed = [round(average, 1) for average in averages]
-    others = [(line.name, n) for line, n in zip(lines, printed, strict=True) if line.method not in ("none", "random")]
-    missing = [name for name, n in others if math.isnan(n)]
-    said = []
-    for line, bar in zip(lines, printed, strict=True):
-        if line.method != "random" or math.isnan(bar):
-            continue
-        below, level = [name for name, n in others if n < bar], [name for name, n in others if n == bar]
-        clauses = [f"below {line.name} at this budget: {', '.join(below)}"] if below else []
-        clauses += [f"level with {line.name} at this budget: {', '.join(level)}"] if level else []
-        if not clauses and len(missing) < len(others):
-            clauses = [f"every method{' with an Avg %' if missing else ''} beats {line.name} here"]
-        clauses += [f"not compared with {line.name}, a task is missing: {', '.join(missing)}"] if missing else []
-        said += ["; ".join(clauses)] if clauses else []
-    return said
+def _said(section: Section, block: Block, found: Findings) -> list[str]:
+    """What the comparisons with `random` and with the unpruned model come to, method by method."""
+    parts = []
+    reference = found.references.get(block.budget)
+    if reference:
+        parts.append(_verdicts(section, block, found, reference, "random", f"Against {reference} at this budget:"))
+    elif block.budget != "none":
+        parts.append(f"Not compared with random: there is no cell of it at budget {block.budget}.")
+    parts.append(_verdicts(section, block, found, "none", "the unpruned model", "Against the unpruned model:"))
+    return parts
 
 
-def _lines(cells: Sequence[SealedCell], budget: str) -> list[_Line]:
-    """One line per method with all its seeds; positions and knobs split a method into several lines only where they must."""
-    groups: defaultdict[tuple[str, str], list[SealedCell]] = defaultdict(list)
-    for sealed in cells:
-        groups[sealed.cell.method, sealed.cell.positions].append(sealed)
-    lines = []
-    for (method, positions), group in sorted(groups.items()):
-        for knobs, same in _by_knobs(group, budget):
-            by_task: defaultdict[str, list[SealedCell]] = defaultdict(list)
-            for sealed in same:
-                by_task[sealed.cell.task].append(sealed)
-            parts = [method, "" if positions == "method" else f"positions={positions}", knobs]
-            lines.append(_Line(method, " ".join(filter(None, parts)).replace("|", "/"), by_task))
-    return lines
+def _verdicts(section: Section, block: Block, found: Findings, against: str, name: str, title: str) -> str:
+    here = [c for c in found.comparisons if c.budget == block.budget and c.against == against]
+    words = {SAME: f"indistinguishable from {name}", BELOW: f"below {name}", ABOVE: f"above {name}"}
+    items = []
+    for verdict, phrase in words.items():
+        named = []
+        for line in block.lines:
+            tasks = [c.task for c in here if c.line == line.name and c.verdict == verdict]
+            single = [task for task in tasks if task != AVERAGE]
+            shown = [f"all {len(single)} tasks"] if len(single) == len(section.tasks) > 1 else single
+            shown = [*shown, *(["Avg %"] if AVERAGE in tasks else [])]
+            named += [f"{line.name} ({', '.join(shown)})"] if shown else []
+        items += [f"* **{phrase}**: {'; '.join(named)}"] if named else []
+    compared = {c.line for c in here if c.task == AVERAGE}
+    absent = [line.name for line in block.lines if line.method != "none" and line.name not in compared and line.label != against]
+    items += [f"* Avg % not compared, a task is missing: {', '.join(absent)}"] if absent else []
+    return "\n".join([title, "", *items]) if items else f"{title} nothing to compare."
 
 
-def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[str, list[SealedCell]]]:
-    """The cells split so that no task has two settings of the knobs in one part; with each, the knobs that tell it apart.
-
-    Knobs may differ by task within a part, so nothing is split unless a task has two settings. Then all knobs that differ
-    split, but for a FLOPs budget only those that give the fewest parts: others are solved anew at each task's text length.
-    """
-    names = sorted({name for sealed in cells for name in sealed.cell.knobs})
-    differing = tuple(name for name in names if len({_settings(sealed, [name]) for sealed in cells}) > 1)
-    sizes = range(len(differing) + 1) if budget.endswith("flops") else sorted({0, len(differing)})
-    best: tuple[str, ...] = differing
-    best_parts: Mapping[tuple[str, ...], list[SealedCell]] = {}
-    for chosen in (option for size in sizes for option in combinations(differing, size)):
-        parts: defaultdict[tuple[str, ...], list[SealedCell]] = defaultdict(list)
-        for sealed in cells:
-            parts[_settings(sealed, chosen)].append(sealed)
-        settled = all(
-            len({(s.cell.task, _settings(s, differing)) for s in part}) == len({s.cell.task for s in part})
-            for part in parts.values()
-        )
-        # of equally few parts, the first with the most names: it says more
-        if settled and (not best_parts or (len(parts), -len(chosen)) < (len(best_parts), -len(best))):
-            best, best_parts = chosen, parts
-    named = sorted(best_parts.items())
-    return [(" ".join(f"{name}={value}" for name, value in zip(best, values, strict=True)), part) for values, part in named]
+def _answers(section: Section, block: Block, found: Findings) -> str:
+    """Agreement and the hard subset; the unpruned model has a row, because it is what the others can hope for."""
+    tasks = section.tasks
+    unpruned = [cell for cell in (section.baseline(task) for task in tasks) if cell]
+    lines = list(block.lines)
+    if block.budget != "none" and unpruned:
+        lines.insert(0, Line("none", "none", block.budget, "method", {}, {cell.cell.task: [cell] for cell in unpruned}))
+    ranked = [line.method != "none" for line in lines]
+    columns = [[line.label for line in lines]]
+    agreement = [_decimal(line.mean(lambda s: found.agreement.get(s.identity, NAN))) for line in lines]
+    columns.append(_marked(agreement, ranked))
+    head = ["method", "agreement (%)"]
+    for task in tasks:
+        hard = [[found.hard.get((block.budget, s.identity), Hard(-1, NAN)) for s in line.cells.get(task, ())] for line in lines]
+        sizes = {value.n for values in hard for value in values if value.n >= 0}
+        head.append(f"hard: {task} (%, n={sizes.pop() if sizes else DASH})")
+        columns.append(_marked([_decimal(mean([value.percent for value in values])) for values in hard], ranked))
+    return _grid(head, columns)
 
 
-def _settings(sealed: SealedCell, names: Iterable[str]) -> tuple[str, ...]:
-    """The values of these knobs; a cell from before a knob existed is not one that set it to null."""
-    knobs = sealed.cell.knobs
-    return tuple(canonical_json(knobs[name]) if name in knobs else "unset" for name in names)
+def _costs(section: Section, block: Block) -> str:
+    head = ["method", "kept (tokens)", "mean visual (tokens/layer)", "prefill dense (GFLOPs)", "of unpruned FLOPs (%)", "KV (MiB)"]
+    head += ["positions", "query-aware", "vision attention", "seeds"]
+    columns = [[line.label for line in block.lines]]
+    numbers: list[tuple[Callable[[float], str], Callable[[SealedCell], float]]] = [
+        (_decimal, lambda s: s.costs.get("kept", NAN)),
+        (_decimal, lambda s: s.costs.get("mean_visual", NAN)),
+        (_significant, lambda s: s.costs.get("prefill_dense_flops", NAN) / 1e9),
+        (_decimal, lambda s: percent_of_flops(s, section.baseline(s.cell.task))),
+        (_significant, lambda s: s.costs.get("kv_bytes", NAN) / 2**20),
+    ]
+    columns += [[shown(line.mean(value)) for line in block.lines] for shown, value in numbers]
+    columns.append([line.positions for line in block.lines])
+    columns += [[_flag(line, name) for line in block.lines] for name in ("query_aware", "needs_vision_attention")]
+    return _grid(head, [*columns, [line.seeds for line in block.lines]])
+
+
+def _flag(line: Line, name: str) -> str:
+    values = {sealed.method_info.get(name) for seeds in line.cells.values() for sealed in seeds}
+    return "yes" if values == {True} else "no" if values == {False} else DASH
+
+
+def _commands(block: Block) -> str:
+    """The commands that made the block, folded away; those that differ in their task only are one."""
+    tasks: dict[str, list[str]] = {}
+    for line in block.lines:
+        for seeds in line.cells.values():
+            for sealed in seeds:
+                command = str(sealed.provenance.get("command") or f"(no command is recorded in {sealed.identity})")
+                asked = re.search(r" TASKS=(\S+)", command)
+                tasks.setdefault(re.sub(r" TASKS=\S+", " TASKS=", command), []).extend(asked[1].split(",") if asked else [])
+    shown = [
+        command.replace(" TASKS=", " TASKS=" + ",".join(dict.fromkeys(names)) if names else "") for command, names in tasks.items()
+    ]
+    return "\n".join(["<details><summary>commands</summary>", "", "```sh", *shown, "```", "", "</details>"])
+
+
+def _power_table(power: Sequence[Power]) -> str:
+    head = ["task", "questions here", "images here", "discordant (%)", "design effect", "**questions needed**", "images needed"]
+    head += ["found with the questions here (points)"]
+    columns = [
+        [p.task for p in power],
+        [f"{p.n:,}" for p in power],
+        [f"{p.images:,}" for p in power],
+        [_decimal(100.0 * p.discordant) for p in power],
+        [f"{p.effect:.2f}" for p in power],
+        [f"{p.needed:,}" for p in power],
+        [f"{p.needed_images:,}" for p in power],
+        [_decimal(p.detectable) for p in power],
+    ]
+    return _grid(head, columns)
+
+
+def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
+    """Published numbers beside ours, where model, task, metric and budget unit agree; nothing for models without any."""
+    from harness.published_results import beside, load, ours
+
+    model = ours(section.model)
+    if model is None:
+        return []
+    matches = beside(load(), model, [line for block in blocks for line in block.lines])
+    if not matches:
+        return []
+    sources = list(dict.fromkeys(source for match in matches for _, source in match.values))
+    head = ["method", "budget", "task: metric", "n", "measured here", "published [source]"]
+    body = []
+    for match in matches:
+        where: dict[str, list[str]] = {}
+        for value, source in match.values:
+            where.setdefault(value, []).append(str(sources.index(source) + 1))
+        published = "; ".join(f"{value} [{', '.join(numbers)}]" for value, numbers in where.items())
+        here = _decimal(match.measured) + (_interval(match.low, match.high, 100.0) if not math.isnan(match.low) else "")
+        body.append([match.line, match.budget, f"{match.task}: {match.metric}", f"{match.n:,}", here, published])
+    listed = "\n".join(f"{i}. {source}" for i, source in enumerate(sources, start=1))
+    note = (
+        "From `published.csv`, which says where each number stands. Other prompts, image preprocessing, settings of the method and code are"
+        " behind them: they are printed beside ours and enter nothing else."
+    )
+    return ["### Published beside measured", note, _grid(head, list(zip(*body, strict=True)), left=3), f"Sources:\n\n{listed}"]
+
+
+def _grid(head: Sequence[str], columns: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first `left` columns are flush left."""
+    body = [head, ["---"] * left + ["---:"] * (len(head) - left), *zip(*columns, strict=True)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in body)
 
 
 def _task_header(sealed: SealedCell) -> str:
     unit = "%" if sealed.maximum == 1 else f"points of {sealed.maximum:g}"
     return f"{sealed.cell.task}: {sealed.headline} ({unit}, n={sealed.cell.n_samples})"
-
-
-def _mean(values: Sequence[float]) -> float:
-    """NaN for no values, and as soon as one of them is."""
-    return math.fsum(values) / len(values) if values else NAN
 
 
 def _marked(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
@@ -417,7 +512,7 @@ def _marked(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
 
 def _point(seeds: Sequence[SealedCell]) -> str:
     """The score of a line at a task: the mean over seeds."""
-    return _score(_mean([sealed.score for sealed in seeds]), seeds[0].maximum) if seeds else DASH
+    return _score(mean([sealed.score for sealed in seeds]), seeds[0].maximum) if seeds else DASH
 
 
 def _spread(seeds: Sequence[SealedCell]) -> str:

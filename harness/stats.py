@@ -1,4 +1,4 @@
-"""Confidence intervals of headline metrics: a percentile bootstrap over whole images, because questions share images.
+"""Intervals, exact tests and sample sizes. Images are what is resampled, because questions share images.
 
 Every headline metric here is a sum over groups of (sum of values / number of units): one group for a mean of scores, one
 per category for MME. So a resample of images is a vector of image weights, and all resamples are two matrix products.
@@ -7,6 +7,7 @@ Equal images, seed and number of resamples give equal weights: differences betwe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,20 +65,50 @@ class Clustered:
         return float((self.values.sum(axis=1) / self.counts.sum(axis=1)).sum())
 
     def resamples(self, n: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
-        """(n,) the metric on n draws of as many images as there are, with replacement.
+        """(n,) the metric on n draws of as many images as there are, with replacement."""
+        return np.asarray(resample_together([self], n, seed)[0], dtype=np.float64)
 
-        A group that a draw misses altogether stands in with its value on all rows: dropping it would move a sum over
-        categories by up to 200 points for no reason. It matters only for subsets with a few images per category.
-        """
-        rng = np.random.default_rng(seed)
-        images = self.n_clusters
-        whole = self.values.sum(axis=1) / self.counts.sum(axis=1)
-        parts = []
-        for start in range(0, n, _CHUNK):
-            weights = rng.multinomial(images, np.full(images, 1.0 / images), size=min(_CHUNK, n - start)).astype(np.float64)
-            total, count = weights @ self.values.T, weights @ self.counts.T
-            parts.append(np.where(count > 0, total / np.maximum(count, 1.0), whole).sum(axis=1))
-        return np.concatenate(parts)
+
+def resample_together(cells: Sequence[Clustered], n: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """(cells, n) the metric of each cell on the same n draws of images, so that differences between rows are paired.
+
+    The cells must be over the same images. A group that a draw misses altogether stands in with its value on all rows: dropping
+    it would move a sum over categories by up to 200 points for no reason. It matters only for subsets with a few images per
+    category.
+    """
+    images = cells[0].n_clusters
+    if any(cell.n_clusters != images for cell in cells):
+        raise PrunebenchError(f"expected cells over the same images, found {sorted({cell.n_clusters for cell in cells})} images")
+    rng = np.random.default_rng(seed)
+    ends = np.cumsum([len(cell.values) for cell in cells])[:-1]
+    values, counts = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("values", "counts"))
+    whole = values.sum(axis=1) / counts.sum(axis=1)
+    parts = []
+    for start in range(0, n, _CHUNK):
+        weights = rng.multinomial(images, np.full(images, 1.0 / images), size=min(_CHUNK, n - start)).astype(np.float64)
+        total, count = weights @ values.T, weights @ counts.T
+        groups = np.where(count > 0, total / np.maximum(count, 1.0), whole)
+        parts.append(np.stack([group.sum(axis=1) for group in np.split(groups, ends, axis=1)]))
+    return np.concatenate(parts, axis=1)
+
+
+def over_seeds(resamples: NDArray[np.float64], stream: int, seed: int = 0) -> NDArray[np.float64]:
+    """(n,) the mean over seeds where every resample also draws the seeds anew: `resamples` is (seeds, n).
+
+    So an interval of it covers both what other images and what other draws of a method's randomness could have given. `stream`
+    numbers independent draws: two methods that are compared need different ones.
+    """
+    seeds, n = resamples.shape
+    if seeds == 1:
+        return np.asarray(resamples[0], dtype=np.float64)
+    weights = np.random.default_rng([seed, stream]).multinomial(seeds, np.full(seeds, 1.0 / seeds), size=n).T / seeds
+    return np.asarray((weights * resamples).sum(axis=0), dtype=np.float64)
+
+
+def quantiles(resamples: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """The ends of the percentile interval."""
+    low, high = np.quantile(resamples, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
 
 
 def cluster(
@@ -126,10 +157,99 @@ def interval(metric: str, rows: Clustered, *, level: float = LEVEL, n: int = RES
     """The percentile interval of `metric` over resampled images; None for one image, which says nothing about spread."""
     if rows.n_clusters < 2:
         return None
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(rows.resamples(n, seed), [tail, 1.0 - tail])
+    low, high = quantiles(rows.resamples(n, seed), level)
     method = f"percentile bootstrap by image, {n} resamples, seed {seed}"
-    return Interval(metric, float(low), float(high), level, method, rows.n_clusters)
+    return Interval(metric, low, high, level, method, rows.n_clusters)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Exact two-sided McNemar test from the discordant questions: is "better" as likely as "worse"?
+
+    P(at most min(better, worse) of n = better + worse fair coins) twice, at most 1. Soft scores need no threshold: a question
+    is better or worse by its score, which makes this the exact sign test; for scores of 0 and 1 the two are one. It takes
+    questions for independent: read it beside an interval by image.
+    """
+    from scipy.special import bdtr
+
+    n = better + worse
+    return min(1.0, 2.0 * float(bdtr(float(min(better, worse)), n, 0.5))) if n else 1.0
+
+
+def combined_p(values: Sequence[float]) -> float:
+    """One p-value from several dependent ones: twice their median, at most 1; one value is itself.
+
+    Valid whatever the dependence, as between tests against several seeds on the same questions: the k-th smallest of K times K/k
+    is (Rueger 1978), and K/k is at most 2 at the median, of an even number the upper one.
+    """
+    if len(values) == 1:
+        return values[0]
+    return min(1.0, 2.0 * sorted(values)[len(values) // 2])
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values of one family, in the order given: below 0.05 holds for all with 5 % error in total."""
+    adjusted = [0.0] * len(values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def design_effect(values: Sequence[float] | NDArray[np.float64], image: Sequence[str] | NDArray[np.int64]) -> float:
+    """Variance of the mean with whole images as units, over that with independent questions; at least 1. NaN where nothing varies.
+
+    It is 1 + (questions per image - 1) x intra-image correlation for images of equal size (Kish 1965). Chance can take an
+    estimate below 1; for planning that would be gambling, so it stops there.
+    """
+    away = np.asarray(values, dtype=np.float64) - np.mean(values)
+    alone = float((away**2).sum())
+    if alone <= 1e-12:
+        return math.nan
+    _, owner = np.unique(np.asarray(image), return_inverse=True)
+    together = float((np.bincount(owner, weights=away) ** 2).sum())
+    return max(1.0, together / alone)
+
+
+def questions_needed(difference: float, discordant: float, effect: float = 1.0, power: float = 0.8, level: float = LEVEL) -> int:
+    """Questions for a paired test to find a true `difference` (0.01 = one point) with this power.
+
+    `discordant` is the share of questions on which the two differ. n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2 (Connor 1987,
+    Biometrics 43, 207-211, for McNemar's test), times the design effect. A difference above the discordance cannot be: then
+    the discordance is taken to be the difference itself.
+    """
+    from scipy.special import ndtri
+
+    d = max(discordant, difference)
+    z_a, z_b = float(ndtri((1.0 + level) / 2.0)), float(ndtri(power))
+    n = (z_a * math.sqrt(d) + z_b * math.sqrt(d - difference**2)) ** 2 / difference**2
+    return math.ceil(effect * n - 1e-9)
+
+
+def detectable(n: int, discordant: float, effect: float = 1.0, power: float = 0.8, level: float = LEVEL) -> float:
+    """The smallest difference that `n` questions find with this power: `questions_needed` turned round; NaN where even 1 needs more."""
+    low, high = 1e-6, 1.0
+    if questions_needed(high, discordant, effect, power, level) > n:
+        return math.nan
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if questions_needed(middle, discordant, effect, power, level) > n else (low, middle)
+    return high
+
+
+def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Which points are on the front, cheapest first: none other costs no more and is worth no less, and one of the two strictly.
+
+    Points with equal cost and value are on it together; a point with NaN is never.
+    """
+    points = [(c, v, i) for i, (c, v) in enumerate(zip(costs, values, strict=True)) if not (math.isnan(c) or math.isnan(v))]
+    front: list[int] = []
+    best, best_cost = -math.inf, -math.inf
+    for cost, value, index in sorted(points, key=lambda p: (p[0], -p[1], p[2])):
+        if value > best or (value == best and cost == best_cost):
+            front.append(index)
+            best, best_cost = value, cost
+    return front
 
 
 def _sums(

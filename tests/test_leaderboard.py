@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from answered import answered
 
-from harness import leaderboard
+from harness import blocks, cli, leaderboard
 from harness.cell import Cell
+from harness.compare import Comparison
 from harness.errors import PrunebenchError
 from harness.stats import Interval
 from harness.store import SealedCell
@@ -79,24 +81,38 @@ def board() -> list[SealedCell]:
 
 
 def written(cells: list[SealedCell], folder: Path) -> tuple[str, str]:
-    return tuple(path.read_text() for path in leaderboard.write(cells, folder))  # type: ignore[return-value]
+    """From what cell.json holds: these cells have no samples."""
+    return tuple(path.read_text() for path in leaderboard.write(cells, folder, samples=False))  # type: ignore[return-value]
+
+
+def tables(markdown: str) -> list[list[list[str]]]:
+    """Every Markdown table as rows of cells, its header first."""
+    found: list[list[list[str]]] = [[]]
+    for line in markdown.splitlines():
+        if line.startswith("| "):
+            found[-1].append([part.strip() for part in line.strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [[table[0], *table[2:]] for table in found if table]
+
+
+def of_method(markdown: str, method: str, column: str) -> list[list[str]]:
+    """The rows of a method in the tables that have the column."""
+    return [row for table in tables(markdown) if column in table[0] for row in table[1:] if row[0] == method]
 
 
 def lines(markdown: str, method: str) -> list[list[str]]:
-    """The Markdown rows whose first column is the method."""
-    found = [[part.strip() for part in line.strip("|").split("|")] for line in markdown.splitlines() if line.startswith("| ")]
-    return [row for row in found if row[0] == method]
+    """The rows of a method in the tables of scores."""
+    return of_method(markdown, method, "Avg %")
+
+
+def costs(markdown: str, method: str) -> list[list[str]]:
+    return of_method(markdown, method, "kept (tokens)")
 
 
 def points(row: list[str]) -> list[str]:
     """The cells of a row without their intervals."""
     return [re.sub(r" \[.*\]$", "", cell) for cell in row]
-
-
-def against_random(markdown: str) -> list[str]:
-    """The sentences under the tables."""
-    tables = markdown[: markdown.index("Every number is read")]
-    return [line for line in tables.splitlines() if line and not line.startswith(("#", "|"))]
 
 
 def test_rows_hold_what_was_measured():
@@ -167,15 +183,16 @@ def test_markdown_has_a_block_per_budget_and_an_average(tmp_path):
     cells = [*board(), sealed("fastv", "native"), sealed("fastv", "128"), sealed("fastv", "64avg")]
     _, markdown = written(cells, tmp_path)
     titles = [line for line in markdown.splitlines() if line.startswith("### ")]
-    assert titles == ["### unpruned", "### budget 128", "### budget 64", "### budget 64avg", "### budget native"]
+    assert titles == ["### Avg % at a glance", "### unpruned", "### budget 128", "### budget 64", "### budget 64avg", "### budget native"]
     assert "pope: pope_accuracy (%, n=100)" in markdown
     assert "mme: mme_perception_score (points of 2000, n=100)" in markdown
     assert "prefill dense (GFLOPs)" in markdown
-    costs = ["64.0", "80.5", "1.25", "25.0", "3.00"]
     scores = ["<u>60.0</u> [55.0, 65.0]", "**1200.0** [1100.0, 1300.0]", "<u>81.0</u> [76.0, 86.0]"]
-    assert ["fastv", *scores, *costs, "<u>80.0</u>"] in lines(markdown, "fastv")
+    assert ["fastv", *scores, "<u>80.0</u>"] in lines(markdown, "fastv")
+    assert costs(markdown, "fastv")[0] == ["fastv", "64.0", "80.5", "1.25", "25.0", "3.00", "method", "yes", "no", "1"]
     scores = ["80.0 [75.0, 85.0]", "1600.0 [1500.0, 1700.0]", "90.0 [85.0, 95.0]"]
-    assert lines(markdown, "none") == [["none", *scores, "576.0", "576.0", "5.00", "100.0", "3.00", "100.0"]]
+    assert lines(markdown, "none") == [["none", *scores, "100.0"]]
+    assert costs(markdown, "none") == [["none", "576.0", "576.0", "5.00", "100.0", "3.00", "method", "no", "no", "1"]]
     # 0.855/0.9, 0.7/0.8, 1200/1600
     assert lines(markdown, "visipruner")[0][-1] == f"**{(95 + 87.5 + 75) / 3:.1f}**"
     assert points(lines(markdown, "random")[0][1:4]) == ["40.0", "<u>800.0</u>", "50.0"], "third only where the best tie"
@@ -193,7 +210,8 @@ def test_a_missing_task_is_a_dash_and_no_average(tmp_path):
 
 def test_no_baseline_is_a_dash_everywhere(tmp_path):
     csv, markdown = written([c for c in board() if c.cell.method != "none"], tmp_path)
-    assert all(row[-1] == "-" and row[-3] == "-" for row in lines(markdown, "fastv"))
+    assert [row[-1] for row in lines(markdown, "fastv")] == ["-"]
+    assert [row[4] for row in costs(markdown, "fastv")] == ["-"]
     assert pd.read_csv(StringIO(csv)).pct_of_unpruned.isna().all()
     assert "nan" not in (csv + markdown).lower()
 
@@ -220,7 +238,6 @@ def test_none_is_not_marked(tmp_path):
         ("**80.0**", "**88.9**"),
         ("<u>70.0</u>", "<u>77.8</u>"),
     ]
-    assert not against_random(markdown), "no equal budget to be compared at"
 
 
 def test_one_seed_is_shown_with_its_interval(tmp_path):
@@ -243,12 +260,13 @@ def test_marks_go_by_the_score_and_not_by_its_interval(tmp_path):
 def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
     cells = [sealed("none", "none", score=1.0), sealed("none", "none", "mme", 1600.0), sealed("fastv", "64", score=0.55)]
     for seed, (pope, mme) in enumerate([(0.5, 800.0), (0.6, 840.0), (0.7, 760.0)]):
-        costs = {"kept": 64 + seed, "mean_visual": 80, "prefill_dense_flops": (1 + seed) * 1e9, "kv_bytes": (1 + seed) * 2**20}
-        cells += [sealed("random", "64", t, score, seed=seed, costs=costs) for t, score in (("pope", pope), ("mme", mme))]
+        spent = {"kept": 64 + seed, "mean_visual": 80, "prefill_dense_flops": (1 + seed) * 1e9, "kv_bytes": (1 + seed) * 2**20}
+        cells += [sealed("random", "64", t, score, seed=seed, costs=spent) for t, score in (("pope", pope), ("mme", mme))]
     csv, markdown = written(cells, tmp_path)
     assert not lines(markdown, "random")
-    row = ["random (3 seeds)", "800.0 ±40.0 sd", "**60.0** ±10.0 sd", "65.0", "80.0", "2.00", "40.0", "2.00", "55.0"]
+    row = ["random (3 seeds)", "800.0 ±40.0 sd", "**60.0** ±10.0 sd", "55.0"]
     assert lines(markdown, "random (3 seeds)") == [row], "Avg %: (60 / 100 + 800 / 1600) / 2"
+    assert costs(markdown, "random (3 seeds)") == [["random (3 seeds)", "65.0", "80.0", "2.00", "40.0", "2.00", "method", "yes", "no", "3"]]
     frame = pd.read_csv(StringIO(csv))
     assert len(frame) == len(cells), "the CSV keeps one row per cell"
     assert sorted(frame[(frame.method == "random") & (frame.task == "pope")].score) == [0.5, 0.6, 0.7]
@@ -283,7 +301,7 @@ def test_seeds_and_knobs_compose(tmp_path, lone_seed):
     _, markdown = written(cells, tmp_path)
     assert [row[1] for row in lines(markdown, "random boundary=0 (5 seeds)")] == ["**70.0** ±15.8 sd"]
     assert [row[1] for row in lines(markdown, "random boundary=2")] == ["<u>20.0</u> [15.0, 25.0]"]
-    assert markdown.count("\n| random") == 2
+    assert sum(row[0].startswith("random") for table in tables(markdown) if "Avg %" in table[0] for row in table) == 2
 
 
 def test_a_knob_that_a_cell_does_not_have_is_not_null(tmp_path):
@@ -314,59 +332,112 @@ def test_variants_of_a_method_at_a_solved_budget_keep_their_tasks_together(tmp_p
     assert len(lines(markdown, "random boundary=2 keep=40 (2 seeds)")) == 1, "with one task, every knob that differs is named"
     fixed = [sealed("random", "64", c.cell.task, knobs=c.cell.knobs) for c in cells if c.cell.seed == 0]
     _, markdown = written(fixed, tmp_path)
-    assert markdown.count("\n| random boundary=") == 4, "at a count, every knob that differs was asked for"
+    names = [row[0] for table in tables(markdown) if "Avg %" in table[0] for row in table[1:]]
+    assert len([name for name in names if name.startswith("random boundary=")]) == 4, "at a count, every knob that differs was asked for"
 
 
-def test_methods_that_do_not_beat_random_are_named(tmp_path):
-    def verdict(*cells: SealedCell) -> list[str]:
-        return against_random(written([sealed("none", "none", t, 1.0) for t in ("pope", "gqa")] + list(cells), tmp_path)[1])
+def halves(root: Path, *lines: tuple[str, str, float], tasks: tuple[str, ...] = ("pope", "gqa"), n: int = 120) -> list[SealedCell]:
+    """Cells with samples: a line gets the first share of the questions of every task right."""
+    return [answered(root, m, b, [float(i < share * n) for i in range(n)], t) for m, b, share in lines for t in tasks]
 
-    def both(method: str, score: float, budget: str = "64", **changes) -> list[SealedCell]:
-        return [sealed(method, budget, t, score, **changes) for t in ("pope", "gqa")]
 
-    drawn = [c for seed, score in enumerate((0.4, 0.5, 0.6)) for c in both("random", score, seed=seed)]
-    worse = [*both("fastv", 0.45), *both("first", 0.3)]
-    assert verdict(*drawn, *worse, *both("visipruner", 0.55)) == ["below random at this budget: fastv, first"]
-    assert verdict(*drawn, *both("visipruner", 0.501)) == ["every method beats random here"]
-    assert verdict(*drawn, *both("visipruner", 0.5001)) == ["level with random at this budget: visipruner"]
-    assert verdict(*drawn, *worse, *both("uniform", 0.5)) == [
-        "below random at this budget: fastv, first; level with random at this budget: uniform"
+def said(markdown: str) -> list[str]:
+    """What stands under the tables about differences."""
+    return [line for line in markdown[: markdown.index("## Reading this")].splitlines() if line.startswith("* **")]
+
+
+def test_what_cannot_be_told_from_random_is_said_and_marked(tmp_path):
+    cells = halves(tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("visipruner", "64", 0.9), ("first", "64", 0.1))
+    # half of the questions, but other ones
+    cells += [answered(tmp_path, "fastv", "64", [float(i >= 58) for i in range(120)], task) for task in ("pope", "gqa")]
+    _, path = leaderboard.write(cells, tmp_path)
+    markdown = path.read_text()
+    assert said(markdown)[:3] == [
+        "* **indistinguishable from random**: fastv (all 2 tasks, Avg %)",
+        "* **below random**: first (all 2 tasks, Avg %)",
+        "* **above random**: visipruner (all 2 tasks, Avg %)",
     ]
-    assert verdict(*drawn, *both("fastv", 0.9), *both("first", 0.1, "32")) == ["every method beats random here"], "other budget"
-    assert verdict(*drawn) == [], "nothing to compare"
-    assert "|\n\n\n\n" not in (tmp_path / "LEADERBOARD.md").read_text(), "not even an empty sentence"
+    assert said(markdown)[3:] == ["* **below the unpruned model**: fastv (all 2 tasks, Avg %); first (all 2 tasks, Avg %);"
+                                  " random (all 2 tasks, Avg %); visipruner (all 2 tasks, Avg %)"]  # fmt: skip
+    for method, sign in {"fastv": " ≈R", "visipruner": "", "first": "", "random": ""}.items():
+        (row,) = lines(markdown, method)
+        assert all(cell.endswith("]" + sign) for cell in row[1:]), row
+    same = halves(tmp_path / "same", ("none", "none", 1.0), ("random", "64", 0.5), ("fastv", "64", 1.0))
+    (row,) = lines(leaderboard.write(same, tmp_path / "same")[1].read_text(), "fastv")
+    assert all(cell.endswith(" ≈U") for cell in row[1:]), row
 
 
-def test_random_is_a_bar_only_with_every_task(tmp_path):
-    none = [sealed("none", "none", t, 1.0) for t in ("pope", "gqa")]
-    low, high, part = sealed("fastv", "64", score=0.2), sealed("fastv", "64", "gqa", 0.2), sealed("first", "64", score=0.9)
-    drawn = [sealed("random", "64", t, 0.5) for t in ("pope", "gqa")]
-    assert against_random(written([*none, low, high, drawn[0]], tmp_path)[1]) == []
-    assert against_random(written([low, high, *drawn], tmp_path)[1]) == [], "no unpruned cell, no Avg %"
-    assert against_random(written([*none, *drawn, part], tmp_path)[1]) == ["not compared with random, a task is missing: first"]
-    good = [sealed("visipruner", "64", t, 0.8) for t in ("pope", "gqa")]
-    assert against_random(written([*none, *drawn, *good, part], tmp_path)[1]) == [
-        "every method with an Avg % beats random here; not compared with random, a task is missing: first"
+def test_without_random_or_with_a_task_missing_that_is_said(tmp_path):
+    cells = halves(tmp_path, ("none", "none", 1.0), ("fastv", "64", 0.5))
+    markdown = leaderboard.write(cells, tmp_path)[1].read_text()
+    assert "Not compared with random: there is no cell of it at budget 64." in markdown
+    more = [*cells, *halves(tmp_path, ("random", "64", 0.5)), *halves(tmp_path, ("first", "64", 0.9), tasks=("pope",))]
+    markdown = leaderboard.write(more, tmp_path)[1].read_text()
+    assert "* **above random**: first (pope)" in said(markdown)
+    assert "* Avg % not compared, a task is missing: first" in markdown
+    assert "indistinguishable from random" not in leaderboard.write(cells[:1], tmp_path)[1].read_text().split("## Reading this")[0]
+
+
+def test_agreement_and_the_hard_subset_have_a_table_with_the_unpruned_model(tmp_path):
+    cells = halves(tmp_path, ("none", "none", 1.0), ("downsample", "64", 0.75), ("fastv", "64", 0.9), ("fastv", "32", 0.5))
+    csv, path = leaderboard.write(cells, tmp_path)
+    found = [table for table in tables(path.read_text()) if "agreement (%)" in table[0]]
+    assert found[0] == [
+        ["method", "agreement (%)", "hard: gqa (%, n=30)", "hard: pope (%, n=30)"],
+        ["none", "100.0", "100.0", "100.0"],
+        ["downsample", "<u>75.0</u>", "<u>0.0</u>", "<u>0.0</u>"],
+        ["fastv", "**90.0**", "**60.0**", "**60.0**"],
     ]
-    assert against_random(written([*none, *drawn, low, high, part], tmp_path)[1]) == [
-        "below random at this budget: fastv; not compared with random, a task is missing: first"
+    assert found[1] == [
+        ["method", "agreement (%)", "hard: gqa (%, n=-)", "hard: pope (%, n=-)"],
+        ["none", "100.0", "-", "-"],
+        ["fastv", "50.0", "-", "-"],
     ]
+    frame = pd.read_csv(csv).set_index(["method", "budget", "task"])
+    row = frame.loc[("fastv", "64", "pope")]
+    assert (row.agreement_pct, row.hard_n, row.hard_pct, row.images) == (pytest.approx(90), 30, pytest.approx(60), 60)
+    assert math.isnan(frame.loc[("fastv", "32", "pope")].hard_n)
 
 
-def test_each_setting_of_random_is_a_bar_of_its_own(tmp_path):
-    cells = [sealed("none", "none", score=1.0), sealed("fastv", "64", score=0.6)]
-    cells += [sealed("random", "64", score=0.5, seed=seed, knobs={"keep": 64, "boundary": 0}) for seed in (0, 1)]
-    cells += [sealed("random", "64", score=0.7, knobs={"keep": 64, "boundary": 2})]
-    assert against_random(written(cells, tmp_path)[1]) == [
-        "every method beats random boundary=0 here",
-        "below random boundary=2 at this budget: fastv",
-    ]
+def test_every_comparison_is_in_a_file(tmp_path):
+    leaderboard.write(halves(tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("fastv", "64", 0.9)), tmp_path)
+    frame = pd.read_csv(tmp_path / "significance.csv")
+    assert list(frame.columns) == ["section", *(f.name for f in dataclasses.fields(Comparison))]
+    row = frame[(frame.line == "fastv") & (frame.task == "pope") & (frame.against == "random")].iloc[0]
+    assert (row.n, row.images, row.difference, row.better, row.worse, row.verdict) == (120, 60, pytest.approx(40), 48, 0, "above")
+    assert row.p < row.p_holm < 0.05
+    assert 25 < row.low < 40 < row.high < 55
+
+
+def test_the_overview_has_a_row_per_setting_and_a_column_per_budget(tmp_path):
+    cells = halves(tmp_path, ("none", "none", 1.0), ("fastv", "64", 0.9), ("fastv", "32", 0.6), ("visipruner", "64", 0.8))
+    markdown = leaderboard.write(cells, tmp_path)[1].read_text()
+    (table,) = [t for t in tables(markdown) if t[0] == ["method", "64", "32"]]
+    assert table[1:] == [["fastv", "**90.0**", "60.0"], ["visipruner", "<u>80.0</u>", "-"]]
+    assert "**On the Pareto front** of Avg % against dense prefill FLOPs, cheapest first:" \
+           " fastv at 32 (1.32 GFLOPs, 60.0 %), fastv at 64 (1.64 GFLOPs, 90.0 %), none (6.76 GFLOPs, 100.0 %)." in markdown  # fmt: skip
+
+
+def test_the_power_line_says_how_many_questions_a_point_takes(tmp_path):
+    cells = halves(tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("fastv", "64", 0.6), tasks=("pope",))
+    (table,) = [t for t in tables(leaderboard.write(cells, tmp_path)[1].read_text()) if "**questions needed**" in t[0]]
+    # a tenth of the questions differ, two on an image go together: 2 x 7,846.53
+    assert table[1][:7] == ["pope", "120", "60", "10.0", "2.00", "15,694", "7,847"]
+
+
+def test_commands_of_a_block_are_folded_away(tmp_path):
+    _, markdown = written(board(), tmp_path)
+    assert markdown.count("<details><summary>commands</summary>") == markdown.count("</details>") == 2
+    cells = halves(tmp_path, ("none", "none", 1.0), ("fastv", "64", 0.9))
+    markdown = leaderboard.write(cells, tmp_path)[1].read_text()
+    assert "make eval METHOD=fastv BUDGET=64 TASKS=gqa,pope\n" in markdown
 
 
 def test_the_footer_explains_what_is_shown(tmp_path):
     _, markdown = written(board(), tmp_path)
     footer = markdown[markdown.index("Every number is read") :]
-    for words in ("95 % interval", "bootstrap over whole images", "±1.2 sd", "standard deviation", "**Avg %**", "**below random**"):
+    explained = ("95 % interval", "bootstrap over whole images", "±1.2 sd", "standard deviation", "**Avg %**", "**≈R**")
+    for words in (*explained, "McNemar", "Holm", "design effect", "downsample"):
         assert words in footer, words
 
 
@@ -374,7 +445,7 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     smoke = {"n_samples": 10, "data_fingerprint": "few", "provenance": {"started": "2025-12-31"}}
     cells = [*board(), sealed("fastv", "64", score=0.99, dtype="bfloat16"), sealed("fastv", "64", score=0.98, **smoke)]
     _, markdown = written(cells, tmp_path)
-    sections = markdown.split("\n## ")[1:]
+    sections = markdown.split("\n## ")[1:-1]
     assert len(sections) == 3
     bfloat, main, few = sections
     assert "bfloat16" in bfloat
@@ -384,7 +455,7 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     assert "n=10)" in few
     limited = sealed("fastv", "64", score=0.98, **(smoke | {"provenance": {"started": "2027", "limit": 10}}))
     _, markdown = written([*board(), limited], tmp_path)
-    assert [("LIMIT=10" in part, lines(part, "fastv")[0][-1] == "-") for part in markdown.split("\n## ")[1:]] == [
+    assert [("LIMIT=10" in part, lines(part, "fastv")[0][-1] == "-") for part in markdown.split("\n## ")[1:-1]] == [
         (False, False),
         (True, True),
     ]
@@ -399,6 +470,11 @@ def test_the_same_cells_give_the_same_bytes(tmp_path):
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["LEADERBOARD.md", "leaderboard.csv"]
     frame = pd.read_csv(StringIO(first[0]))
     pd.testing.assert_frame_equal(frame, leaderboard.rows(cells), check_dtype=False)
+    answers = halves(tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("downsample", "64", 0.7), ("fastv", "64", 0.9))
+    for i in range(2):
+        leaderboard.write(random.Random(i).sample(answers, len(answers)), tmp_path / str(i))
+    for name in ("LEADERBOARD.md", "leaderboard.csv", "significance.csv"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes(), name
 
 
 def test_an_empty_store_gives_an_empty_leaderboard(tmp_path):
@@ -420,4 +496,17 @@ def test_numbers_of_every_size_are_readable():
 
 def test_budgets_are_ordered_as_people_read_them():
     order = ["none", "192", "128", "64", "64avg", "0.5flops", "0.35flops", "calibrated", "native"]
-    assert sorted(random.Random(0).sample(order, len(order)), key=leaderboard.budget_order) == order
+    assert sorted(random.Random(0).sample(order, len(order)), key=blocks.budget_order) == order
+
+
+def test_the_command_writes_tables_and_on_request_no_figures(tmp_path, monkeypatch, capsys):
+    cells = halves(tmp_path / "cells", ("none", "none", 1.0), ("random", "64", 0.5), ("fastv", "64", 0.9), tasks=("pope",))
+    monkeypatch.setattr("harness.store.Store.cells", lambda self: cells)
+    for flags, drawn in ((["--no-figures"], False), ([], True)):
+        monkeypatch.setattr("sys.argv", ["prunebench", "leaderboard", "--results", str(tmp_path), *flags])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        assert (tmp_path / "figures").exists() is drawn
+        assert ("![" in (tmp_path / "LEADERBOARD.md").read_text()) is drawn
+    assert f"{tmp_path}/leaderboard.csv" in capsys.readouterr().out

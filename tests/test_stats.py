@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import scipy.stats
 
 from harness import stats
 from harness.errors import PrunebenchError
@@ -138,3 +141,120 @@ def test_no_rows_and_no_fitting_category_are_errors():
         stats.cluster("m", [], [], [], [])
     with pytest.raises(PrunebenchError, match="found only OCR"):
         stats.cluster("mme_cognition_score", [1.0, 1.0], ["a", "a"], ["OCR", "OCR"], ["q", "q"])
+
+
+def test_resampling_together_pairs_the_draws_and_equals_resampling_alone():
+    first, second = (stats.cluster("mme_total_score", **mme_rows(seed=s)) for s in (0, 0))
+    other = stats.cluster("m", **(mme_rows() | {"score": [1.0] * 96}))
+    mean = stats.cluster("m", **mme_rows())
+    drawn = stats.resample_together([first, second, mean, other], n=300, seed=5)
+    assert (drawn[0] == drawn[1]).all(), "equal cells on equal draws differ by nothing"
+    for row, units in zip(drawn, (first, second, mean, other), strict=True):
+        assert row == pytest.approx(units.resamples(300, seed=5), abs=1e-12)
+    with pytest.raises(PrunebenchError, match="same images"):
+        stats.resample_together([mean, stats.cluster("m", [1.0], ["a"], [None], ["1"])])
+
+
+def test_several_seeds_widen_an_interval_by_what_the_seeds_do():
+    """Images that all score alike: only the draw of seeds can move the mean, by the variance of a mean over 4 seeds."""
+    flat = np.repeat(np.array([[0.2], [0.4], [0.6], [0.8]]), 20_000, axis=1)
+    drawn = stats.over_seeds(flat, stream=1)
+    assert drawn.mean() == pytest.approx(0.5, abs=0.005)
+    assert drawn.std() == pytest.approx(np.std([0.2, 0.4, 0.6, 0.8]) / 2, rel=0.02)
+    assert (stats.over_seeds(flat, 1) == drawn).all()
+    assert not (stats.over_seeds(flat, 2) == drawn).all()
+    assert stats.over_seeds(flat[:1], 1).tolist() == flat[0].tolist()
+
+
+def test_mcnemar_equals_hand_computed_values():
+    assert stats.mcnemar(0, 0) == 1
+    assert stats.mcnemar(5, 0) == pytest.approx(2 / 32)
+    assert stats.mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert stats.mcnemar(2, 8) == stats.mcnemar(8, 2)
+    assert stats.mcnemar(3, 3) == 1, "twice the tail would be above 1"
+
+
+def test_mcnemar_equals_scipy():
+    for better in (0, 1, 4, 7, 40, 600):
+        for worse in (0, 2, 5, 30, 512):
+            if better + worse:
+                expected = scipy.stats.binomtest(better, better + worse, 0.5).pvalue
+                assert stats.mcnemar(better, worse) == pytest.approx(expected, rel=1e-9), (better, worse)
+
+
+def test_holm_equals_hand_computed_values():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert stats.holm([0.04]) == [0.04]
+    assert stats.holm([]) == []
+
+
+def test_p_values_of_several_seeds_are_combined_safely():
+    assert stats.combined_p([0.3]) == 0.3
+    assert stats.combined_p([0.01, 0.5, 0.02]) == 0.04
+    assert stats.combined_p([0.01, 0.2]) == 0.4, "of two, the larger"
+    assert stats.combined_p([0.7, 0.8, 0.9]) == 1.0
+    rng = np.random.default_rng(0)
+    shared = rng.random((4000, 1))
+    for p in (rng.random((4000, 5)), np.repeat(shared, 5, axis=1), np.concatenate([shared, 1 - shared] * 2, axis=1)):
+        wrong = np.mean([stats.combined_p(list(row)) < 0.05 for row in p])
+        assert wrong < 0.05 + 3 * (0.05 * 0.95 / 4000) ** 0.5, "true nulls, independent, equal or opposed"
+
+
+def test_design_effect_counts_images_where_they_answer_as_one():
+    image = [f"i{i // 18}" for i in range(1080)]
+    rng = np.random.default_rng(0)
+    whole = np.repeat(rng.choice([-1.0, 0.0, 1.0], 60), 18)
+    assert stats.design_effect(list(whole), image) == pytest.approx(18)
+    assert stats.design_effect(list(rng.permutation(whole)), image) == pytest.approx(1, abs=0.5)
+    assert stats.design_effect([1.0, -1.0] * 540, image) == 1, "never below independence"
+    assert math.isnan(stats.design_effect([0.0] * 1080, image))
+
+
+def test_questions_needed_equals_the_formula():
+    # (1.959964 sqrt(0.1) + 0.841621 sqrt(0.1 - 0.0001))^2 / 0.0001
+    assert stats.questions_needed(0.01, 0.1) == 7847
+    assert stats.questions_needed(0.01, 0.1, effect=3) == math.ceil(3 * 7846.53)
+    assert stats.questions_needed(0.1, 0.3) == 234
+    assert stats.questions_needed(0.01, 0.001) == stats.questions_needed(0.01, 0.01), "a difference needs that much discordance"
+
+
+def test_questions_needed_have_the_power_they_promise():
+    rng = np.random.default_rng(0)
+    n = stats.questions_needed(0.1, 0.3)
+    for size, least, most in ((n, 0.74, 0.84), (n // 2, 0.35, 0.6)):
+        counts = rng.multinomial(size, [0.2, 0.1, 0.7], size=3000)
+        power = np.mean([stats.mcnemar(b, c) < 0.05 for b, c, _ in counts])
+        assert least < power < most, size  # exact tests fall a little short of the formula
+
+
+def test_what_a_number_of_questions_can_find_is_the_same_formula_turned_round():
+    for n in (200, 1000, 9000):
+        smallest = stats.detectable(n, 0.2, 1.5)
+        assert stats.questions_needed(smallest, 0.2, 1.5) <= n < stats.questions_needed(0.99 * smallest, 0.2, 1.5)
+    assert math.isnan(stats.detectable(3, 0.2, 5.0))
+
+
+def test_pareto_front():
+    cost, value = [4.0, 1.0, 2.0, 3.0, 2.0], [90.0, 50.0, 70.0, 60.0, 65.0]
+    assert stats.pareto(cost, value) == [1, 2, 0]
+    assert stats.pareto([1.0, 1.0, 2.0], [5.0, 5.0, 5.0]) == [0, 1], "equal points share it; the same for more is off"
+    assert stats.pareto([1.0, 1.0], [5.0, 6.0]) == [1]
+    assert stats.pareto([math.nan, 2.0, 1.0], [99.0, math.nan, 1.0]) == [2]
+    assert stats.pareto([], []) == []
+
+
+@pytest.mark.slow
+def test_the_interval_by_image_covers_and_the_naive_one_does_not():
+    """9 questions on each of 60 images whose difficulty differs: the true mean is known, so coverage can be counted."""
+    rng = np.random.default_rng(0)
+    hits = {"image": 0, "row": 0}
+    for _ in range(400):
+        easy = rng.beta(0.7, 0.3, size=60)  # mean 0.7
+        score = (rng.random((60, 9)) < easy[:, None]).astype(float).ravel()
+        ids, none = [str(i) for i in range(540)], [None] * 540
+        for name, owner in (("image", [f"i{i // 9}" for i in range(540)]), ("row", ids)):
+            found = stats.interval("m", stats.cluster("m", list(score), owner, none, ids), n=400)
+            hits[name] += found is not None and found.low <= 0.7 <= found.high
+    assert 0.91 < hits["image"] / 400 < 0.98
+    assert hits["row"] / 400 < 0.75
