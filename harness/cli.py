@@ -42,6 +42,7 @@ def eval_command(
     set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
     results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
+    share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once for all questions; answers stay the same")] = True,
 ) -> None:
     """Evaluate one method at one budget beside the unpruned model."""
     from harness.doctor import torchvision_problem
@@ -55,7 +56,7 @@ def eval_command(
     names = tuple(t.strip() for t in tasks.split(",") if t.strip())
     request = Request(
         method, model, budget or None, names, limit or None, batch, seed, device, dtype, data or None, positions,
-        _pairs(set_ or []), results, fresh,
+        _pairs(set_ or []), results, fresh, share,
     )
     finished = evaluate(request)
     print()

@@ -1,0 +1,73 @@
+"""What does one sweep cost against its cells run one by one? `python benchmarks/sweep_ratio.py` (about 20 minutes on two cores).
+
+Mini model, GQA and POPE, 5 methods x 4 budgets + none, about 100 questions each, float32. One by one: every cell as a command of its own
+(`prunebench eval` of one method, budget and task; batch 1, nothing shared), as somebody without a sweep would run them. The unpruned cell that such a
+command also needs is sealed beforehand and reused, so it is counted once. Both sides get the same threads, one after the other on an otherwise idle
+machine; to keep the run short, every third cell is measured one by one and the sum is scaled by the number of cells (`--every 1` measures all).
+The last line reads `ratio N.Nx`: seconds one by one over seconds in one sweep, process start-up included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+METHODS = ("random", "uniform", "fastv", "sparsevlm", "visipruner")
+BUDGETS = (192, 128, 64, 32)
+TASKS = ("gqa", "pope")
+
+
+def timed(arguments: list[str]) -> tuple[float, str]:
+    """Wall seconds of a prunebench command, and what it printed; raises where it fails."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "harness.cli", *arguments], capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - began, done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=int, default=100, help="questions per task")
+    parser.add_argument("--every", type=int, default=3, help="measure every n-th cell one by one")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        config = root / "sweep.yaml"
+        config.write_text(
+            json.dumps({"tasks": TASKS, "limit": args.limit, "budgets": BUDGETS, "methods": [{"method": m} for m in ("none", *METHODS)]})
+        )
+        sweep = ["sweep", str(config), "--results", str(root / "sweep")]
+        swept, said = timed(sweep)
+        idle, _ = timed(sweep)  # everything is sealed: what starting, loading and the tables cost
+        print(f"one sweep: {swept:.1f} s, of which {idle:.1f} s is a run that finds everything sealed")
+        print("  " + next(line for line in said.splitlines() if "in this process:" in line), flush=True)
+
+        single = ["eval", "--limit", str(args.limit), "--batch", "1", "--no-share", "--results", str(root / "single")]
+
+        def one(method: str, budget: int | None, task: str) -> tuple[float, float]:
+            """Seconds of a cell's own process, and of the same command when it finds the cell sealed."""
+            command = [*single, "--method", method, "--tasks", task, *(["--budget", str(budget)] if budget else [])]
+            took, again = timed(command)[0], timed(command)[0]
+            print(f"one by one: {task} {method} {budget or ''} {took:.1f} s, again {again:.1f} s", flush=True)
+            return took, again
+
+        unpruned = [one("none", None, task) for task in TASKS]
+        cells = [(m, b, t) for m in METHODS for b in BUDGETS for t in TASKS]
+        measured = [one(*cell) for cell in cells[:: args.every]]
+        scale = len(cells) / len(measured)
+        whole = sum(took for took, _ in unpruned) + scale * sum(took for took, _ in measured)
+        inside = sum(took - again for took, again in unpruned) + scale * sum(took - again for took, again in measured)
+        print(f"one by one: {whole:.0f} s for {len(cells) + 2} cells ({len(measured)} of {len(cells)} pruned ones measured, scaled by {scale:.2f})")
+        print(f"ratio without process start-up {inside / (swept - idle):.1f}x")
+        print(f"ratio {whole / swept:.1f}x")
+
+
+if __name__ == "__main__":
+    main()
