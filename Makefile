@@ -9,9 +9,9 @@ METHOD ?= visipruner
 MODEL ?= mini
 DIR ?= tests/goldens
 RESULTS ?= results/local
-CONFIG ?= configs/gauntlet.yaml
+CONFIG ?= configs/mini.yaml
 
-.PHONY: help venv eval sweep analyze methods doctor goldens bench leaderboard report show mini mini-data test check lint clean clean-venv
+.PHONY: help venv eval sweep ablate analyze methods doctor goldens bench leaderboard report show mini mini-data test check lint clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,9 +27,14 @@ eval: $(STAMP)  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DT
 	  $(if $(SEED),--seed "$(SEED)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(DATA),--data "$(DATA)") \
 	  $(if $(POSITIONS),--positions "$(POSITIONS)") $(if $(SET),--set "$(SET)") $(if $(filter-out 0,$(FRESH)),--fresh)
 
-sweep: $(STAMP)  ## CONFIG=configs/gauntlet.yaml [LIMIT= BATCH= DEVICE=]
-	@$(RUN) sweep "$(CONFIG)" --results "$(RESULTS)" $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
-	  $(if $(DEVICE),--device "$(DEVICE)")
+sweep: $(STAMP)  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1]
+	@$(RUN) sweep "$(CONFIG)" --results "$(RESULTS)" $(if $(SET),--set "$(SET)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
+	  $(if $(WORKERS),--workers "$(WORKERS)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(filter-out 0,$(FRESH)),--fresh) \
+	  $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+
+ablate: $(STAMP)  ## FILE=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
+	@$(RUN) ablate "$(FILE)" --results "$(RESULTS)" --model "$(MODEL)" $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") \
+	  $(if $(BATCH),--batch "$(BATCH)") $(if $(DEVICE),--device "$(DEVICE)")
 
 analyze: $(STAMP)  ## where MODEL uses vision, and a VisiPruner config for it [TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
 	@$(RUN) analyze "$(MODEL)" $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \

@@ -1,0 +1,234 @@
+"""Sealed cells arranged for looking at them: what may stand side by side, what tells lines apart, and the images of samples.
+
+The report and `prunebench show` share this. Nothing here imports torch, a model or lmms-eval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps
+
+from harness import keeps
+from harness.cell import Cell, canonical_json
+from harness.errors import PrunebenchError
+from harness.shape import SHAPES
+from harness.store import SealedCell
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+RIGHT = 0.5
+"""A sample counts as answered right from this score on; only TextVQA has scores between 0 and 1."""
+_PADDING = (122, 116, 104)  # CLIP's mean colour, which is what LLaVA pads with
+_FACTS = {
+    "model_fingerprint": "weights",
+    "dtype": "dtype",
+    "device_type": "device",
+    "kernel": "kernel",
+    "image_backend": "images by",
+    "prompt_template": "prompt",
+    "numerics_version": "numerics",
+}
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A task on one set of questions: all its cells have the same unpruned cell, measured or not."""
+
+    task: str
+    label: str
+    baseline: SealedCell | None
+    cells: tuple[SealedCell, ...]
+    primary: bool
+    """The set of its task that most cells have; of equals, the one measured last."""
+
+    @property
+    def n(self) -> int:
+        """Questions."""
+        return self.cells[0].cell.n_samples
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Cells that may be compared: one model asked in one way."""
+
+    model: str
+    label: str
+    facts: Mapping[str, str]
+    questions: tuple[Questions, ...]
+
+    @property
+    def cells(self) -> list[SealedCell]:
+        return [sealed for questions in self.questions for sealed in questions.cells]
+
+
+def protocols(cells: Iterable[SealedCell]) -> list[Protocol]:
+    """The cells by model and measurement, then by set of questions, in a fixed order whatever the input's."""
+    groups: defaultdict[tuple[str, ...], defaultdict[str, list[SealedCell]]] = defaultdict(lambda: defaultdict(list))
+    known = {sealed.identity: sealed for sealed in cells}
+    for _, sealed in sorted(known.items()):
+        cell = sealed.cell
+        groups[(cell.model, *(str(getattr(cell, name)) for name in _FACTS))][cell.baseline().identity()].append(sealed)
+    found = []
+    for key, sets in sorted(groups.items()):
+        same_model = [other for other in groups if other[0] == key[0]]
+        differing = [i for i in range(1, len(key)) if len({other[i] for other in same_model}) > 1]
+        label = ", ".join([key[0], *(f"{list(_FACTS.values())[i - 1]} {key[i]}" for i in differing)])
+        facts = dict(zip(_FACTS.values(), key[1:], strict=True))
+        found.append(Protocol(key[0], label, facts, tuple(_questions(sets, known))))
+    return found
+
+
+def _questions(sets: Mapping[str, list[SealedCell]], known: Mapping[str, SealedCell]) -> list[Questions]:
+    by_task: defaultdict[str, list[tuple[str, list[SealedCell]]]] = defaultdict(list)
+    for baseline, members in sets.items():
+        by_task[members[0].cell.task].append((baseline, members))
+    out = []
+    for task, alternatives in sorted(by_task.items()):
+
+        def weight(item: tuple[str, list[SealedCell]]) -> tuple[int, str, str]:
+            return (len(item[1]), max(str(s.provenance.get("started", "")) for s in item[1]), item[0])
+
+        sizes = Counter(members[0].cell.n_samples for _, members in alternatives)
+        for rank, (baseline, members) in enumerate(sorted(alternatives, key=weight, reverse=True)):
+            cell = members[0].cell
+            label = task if rank == 0 else f"{task} ({cell.n_samples} questions)"
+            if rank and sizes[cell.n_samples] > 1:
+                label = f"{task} ({cell.n_samples} questions, data {cell.data_fingerprint[:6]}, {baseline[:6]})"
+            out.append(Questions(task, label, known.get(baseline), tuple(members), rank == 0))
+    return out
+
+
+def lines(protocol: Protocol) -> dict[str, str]:
+    """Identity of each cell -> the name of its line: the method, and what tells its settings at equal budgets apart.
+
+    Seeds share a line. Knobs are named only where two cells of one method, budget and set of questions differ in them.
+    """
+    groups: defaultdict[str, list[SealedCell]] = defaultdict(list)
+    for sealed in protocol.cells:
+        groups[sealed.cell.method].append(sealed)
+    named: dict[str, str] = {}
+    for method, members in groups.items():
+        alike: defaultdict[tuple[str, str], list[Cell]] = defaultdict(list)
+        for sealed in members:
+            alike[sealed.cell.baseline().identity(), sealed.cell.budget].append(sealed.cell)
+        knobs = sorted(
+            {name for same in alike.values() for cell in same for name in cell.knobs if len({_setting(c, name) for c in same}) > 1}
+        )
+        moved = any(len({cell.positions for cell in same}) > 1 for same in alike.values())
+        for sealed in members:
+            cell = sealed.cell
+            parts = [method, *(f"{name}={_setting(cell, name)}" for name in knobs)]
+            named[sealed.identity] = " ".join(parts + ([f"positions={cell.positions}"] if moved else []))
+    return named
+
+
+def _setting(cell: Cell, knob: str) -> str:
+    return canonical_json(cell.knobs[knob]) if knob in cell.knobs else "unset"
+
+
+def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = ()) -> str:
+    """The command that makes a cell like this one: the unpruned one of the same questions, or the same on other tasks."""
+    cell = sealed.cell
+    try:
+        parts = shlex.split(str(sealed.provenance.get("command", "")))
+    except ValueError:
+        parts = []
+    if parts[:2] != ["make", "eval"]:
+        parts = ["make", "eval", f"METHOD={cell.method}", f"BUDGET={cell.budget}", f"MODEL={cell.model}"]
+    asked = dict(part.partition("=")[::2] for part in parts[2:])
+    asked.pop("FRESH", None)
+    asked["TASKS"] = ",".join(tasks) or cell.task
+    if unpruned:
+        asked = {"METHOD": "none", **{k: v for k, v in asked.items() if k not in ("METHOD", "BUDGET", "SET", "SEED", "POSITIONS")}}
+    elif asked.get("BUDGET") == "none":
+        del asked["BUDGET"]
+    return " ".join(["make eval", *(f"{name}={shlex.quote(value)}" for name, value in asked.items())])
+
+
+def depth(model: str, frames: Iterable[pd.DataFrame]) -> int | None:
+    """Decoder layers of the model, from what its samples recorded: the mean over layers of the tokens in them gives their number.
+
+    None where no sample tells (nothing was removed inside the model) and the model is not one whose sizes are known.
+    """
+    told: Counter[int] = Counter()
+    for frame in frames:
+        if not {"keeps", "mean_visual", "n_visual"} <= set(frame.columns):
+            continue
+        for text, mean, n in zip(frame["keeps"], frame["mean_visual"], frame["n_visual"], strict=True):
+            stages = keeps.decode(text or "", int(n))
+            if len(stages) < 2:
+                continue
+            counts = [int(s.keep.sum()) + s.added for s in stages]
+            before = sum(c * (b.layer - a.layer) for c, a, b in zip(counts, stages, stages[1:], strict=False))
+            if abs(mean - counts[-1]) < 1e-9:
+                continue
+            layers = (before - counts[-1] * stages[-1].layer) / (mean - counts[-1])
+            if abs(layers - round(layers)) < 1e-6 and layers > stages[-1].layer:
+                told[round(layers)] += 1
+        if told.total() > 200:
+            break
+    # disagreement says that the records are not of one model's prefill: then no number is better than a guess
+    if told and told.most_common(1)[0][1] > 0.9 * told.total():
+        return told.most_common(1)[0][0]
+    return SHAPES[model].depth if model in SHAPES else None
+
+
+class Pictures:
+    """The images of samples, from the data that their cells were measured on. Tables are read once."""
+
+    def __init__(self, data: str = "") -> None:
+        self._data = data
+        self._rows: dict[tuple[str, str], Any] = {}
+
+    def source(self, sealed: SealedCell) -> str:
+        """Where the cell's data are: as asked, as its command says, or as an evaluation of its model would choose."""
+        named = re.search(r"(?:^|\s)DATA=(\S+)", str(sealed.provenance.get("command", "")))
+        return self._data or (named[1].strip("'\"") if named else "mini" if sealed.cell.model == "mini" else "hub")
+
+    def encoded(self, sealed: SealedCell, key: str, image: str) -> bytes:
+        """The image's file of sample `key`. Raises PrunebenchError where it is not the one with the image key `image`."""
+        from tasks import sources
+
+        name = self.source(sealed)
+        if (name, sealed.cell.task) not in self._rows:
+            spec = sources.task_spec(sealed.cell.task)
+            self._rows[name, spec.name] = sources.read(spec, sources.DataSource.parse(name))
+        rows = self._rows[name, sealed.cell.task]
+        row = key.rpartition("/")[2]
+        found = rows.encoded(int(row)) if row.isdecimal() and int(row) < len(rows.docs) else None
+        data = (found or {}).get("bytes")
+        if not isinstance(data, bytes):
+            raise PrunebenchError(f"{key}: expected a row with an image in the {name} data, found none; name the data that was measured with --data")
+        if hashlib.sha256(data).hexdigest()[:16] != image:
+            raise PrunebenchError(
+                f"{key}: the image in the {name} data is not the one that was measured (expected image key {image}, "
+                f"found {hashlib.sha256(data).hexdigest()[:16]}); name the data that was measured with --data"
+            )
+        return data
+
+    def square(self, sealed: SealedCell, key: str, image: str, side: int) -> Image.Image:
+        """What the model saw, RGB, at most `side` pixels: padded to a square or cut to one, as its image processor does."""
+        data = self.encoded(sealed, key, image)
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise PrunebenchError(f"{key}: the image does not decode ({error}); replace the data file") from None
+        if sealed.cell.image_backend.endswith("+pad"):
+            size = max(picture.size)
+            padded = Image.new("RGB", (size, size), _PADDING)
+            padded.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+        else:
+            size = min(picture.size)
+            left, top = (picture.width - size) // 2, (picture.height - size) // 2
+            padded = picture.crop((left, top, left + size, top + size))
+        return padded if size <= side else padded.resize((side, side), Image.Resampling.LANCZOS)
