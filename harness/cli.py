@@ -270,6 +270,46 @@ def sweep_command(
     print(f"tables  {finished.csv}  {finished.markdown}")
 
 
+@app.command("regress")
+def regress_command(
+    config: Annotated[Path, typer.Argument(help="a sweep as YAML")] = Path("configs/regress.yaml"),
+    baseline: Annotated[Path, typer.Option(help="what is expected, from `prunebench baseline`")] = Path("results/reference/regress/baseline.json"),
+    out: Annotated[Path, typer.Option(help="where regress.md, images of changed answers and the run are written")] = Path("results/local/regress"),
+    workers: Annotated[int, typer.Option(min=1, help="processes that share the CPU")] = 1,
+    faults: Annotated[Path | None, typer.Option(help="instead: which seeded faults the gate catches, written to this file; minutes")] = None,
+) -> None:
+    """Run a small sweep afresh and compare every sample with the baseline; exit code 1 where it differs."""
+    if faults is not None:
+        from harness import regress_faults
+
+        tried = regress_faults.try_all(config)
+        faults.parent.mkdir(parents=True, exist_ok=True)
+        faults.write_text(regress_faults.markdown(tried))
+        print(f"table  {faults}")
+        strange = regress_faults.unexpected(tried)
+        if strange:
+            print("\n".join(strange))
+            raise typer.Exit(1)
+        return
+    from harness import regress
+
+    if not regress.regress(config, baseline, out, workers=workers).passed:
+        raise typer.Exit(1)
+
+
+@app.command("baseline")
+def baseline_command(
+    config: Annotated[Path, typer.Argument(help="a sweep as YAML")] = Path("configs/regress.yaml"),
+    baseline: Annotated[Path, typer.Option(help="the file to renew")] = Path("results/reference/regress/baseline.json"),
+    out: Annotated[Path, typer.Option(help="where the run is written")] = Path("results/local/regress"),
+    workers: Annotated[int, typer.Option(min=1, help="processes that share the CPU")] = 1,
+) -> None:
+    """Renew what `prunebench regress` compares with; refused where anything outside results/ is uncommitted."""
+    from harness import regress
+
+    regress.renew(config, baseline, out, workers=workers)
+
+
 @app.command("bench")
 def bench_command(
     model: Annotated[str, typer.Option(help="as in eval; with --random-weights llava-1.5-7b, llava-1.5-13b, mini or a local folder")] = "mini",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +25,7 @@ from harness.method import Method
 from harness.models import LoadedModel
 from harness.prefix import PrefixCache
 from harness.shape import ModelShape
-from harness.store import CellBusy, CellWriter, Record, SampleScore, SealedCell, Store
+from harness.store import CellBusy, CellSealed, CellWriter, Record, SampleScore, SealedCell, Store
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask, Sample
@@ -71,11 +71,11 @@ class Pace:
 
 
 class Executed(NamedTuple):
-    """Sealed cells by identity, those `reused`, and the jobs that another runner holds."""
+    """Sealed cells by identity, those `reused`, and the jobs that another runner holds, with who that is."""
 
     cells: dict[str, SealedCell]
     reused: int
-    busy: list[Job]
+    busy: list[tuple[Job, CellBusy]]
 
 
 def execute(
@@ -97,22 +97,26 @@ def execute(
     clock = clock or Clock()
     unique = list({job.cell.identity(): job for job in jobs}.values())
     sealed: dict[str, SealedCell] = {}
-    busy: list[Job] = []
+    busy: list[tuple[Job, CellBusy]] = []
     with ExitStack() as stack:
         opened: dict[str, Open] = {}
         for job in unique:
-            if not fresh:
-                found = store.sealed(job.cell)
-                if found is not None:
-                    sealed[job.cell.identity()] = found
-                    continue
+            identity = job.cell.identity()
+            found = None if fresh else store.sealed(job.cell)
+            if found is not None:
+                sealed[identity] = found
+                continue
             try:
                 if fresh:
                     store.discard(job.cell)
                 samples = {s.key: s for s in job.task.samples}
-                opened[job.cell.identity()] = Open(job, samples, stack.enter_context(store.open(job.cell, list(samples))), clock)
-            except CellBusy:
-                busy.append(job)
+                opened[identity] = Open(job, samples, stack.enter_context(store.open(job.cell, list(samples))), clock)
+            except CellBusy as error:
+                busy.append((job, error))
+            except CellSealed:  # by another runner, since we looked
+                found = store.sealed(job.cell)
+                assert found is not None
+                sealed[identity] = found
         reused = len(sealed)
         total = sum(o.job.cell.n_samples for o in opened.values())
         done = sum(len(o.writer.done) for o in opened.values())
@@ -129,12 +133,23 @@ def execute(
                         if opened[identity].complete:
                             sealed[identity] = opened[identity].seal()
                 finally:
-                    for one in opened.values():
-                        one.flush()
+                    _flush_all(opened.values())
             for identity, one in opened.items():  # cells whose answers were all there before
                 if identity not in sealed and one.complete:
                     sealed[identity] = one.seal()
     return Executed(sealed, reused, busy)
+
+
+def _flush_all(cells: Iterable[Open]) -> None:
+    """Write what waits in every cell, also where writing one of them fails; then raise the first failure."""
+    failed: PrunebenchError | None = None
+    for one in cells:
+        try:
+            one.flush()
+        except PrunebenchError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 class Open:
@@ -260,8 +275,7 @@ def prefix_budget(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] // 4)
 
 
-def check_complete(executed: Executed, jobs: Sequence[Job], others: str) -> None:
-    """Raise PrunebenchError naming the cells that another runner holds, where all of them are needed."""
+def check_complete(executed: Executed, jobs: Sequence[Job]) -> None:
+    """Raise PrunebenchError naming who holds a cell, where all of them are needed."""
     if executed.busy:
-        names = ", ".join(job.label for job in executed.busy[:3])
-        raise PrunebenchError(f"{len(executed.busy)} of {len(jobs)} cells are being run by another process ({names}): {others}")
+        raise PrunebenchError(f"{len(executed.busy)} of {len(jobs)} cells are another runner's: {executed.busy[0][1]}")

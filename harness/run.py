@@ -144,7 +144,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
     jobs = prepare(request, session, located)
     store = Store(request.results)
     executed = execute(store, session.model(located), jobs, session.features, request.pace(located), fresh=request.fresh, clock=session.clock)
-    check_complete(executed, jobs, "wait for it or stop it, then run this command again")
+    check_complete(executed, jobs)
     csv, markdown = leaderboard.write(store.cells(), request.results)
     return Finished([executed.cells[job.cell.identity()] for job in jobs], executed.reused, csv, markdown)
 

@@ -4,7 +4,7 @@
         journal.jsonl       while running: one line per answered sample
         samples.parquet     once sealed: one row per sample
         cell.json           written last: a folder without it is not a result
-    root/locks/<identity>.lock   held (flock) by the one runner of a cell; gone when nobody runs it
+    root/locks/             who runs what (harness.lease): a cell has one runner at a time; empty when nobody runs
 
 Killing the process at any moment leaves a state from which the same call continues. What was fsync'd is never asked
 again, what was torn is dropped and asked again, and a repeated line counts once.
@@ -12,7 +12,6 @@ again, what was torn is dropped and asked again, and a repeated line counts once
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import itertools
@@ -20,10 +19,8 @@ import json
 import math
 import os
 import re
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,14 +28,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness import stats
 from harness.cell import KEY_VERSION, Cell, canonical_json
 from harness.errors import PrunebenchError
+from harness.lease import CellBusy as CellBusy
+from harness.lease import Lease, Timing, leased
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 JOURNAL, SAMPLES, SEAL = "journal.jsonl", "samples.parquet", "cell.json"
-_COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens")
-_RECORD = {"key": str, "image": str, "answer": str, "n_new_tokens": int, "cost": dict, "wall_s": float}
+COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps")
+_RECORD = {"key": str, "image": str, "answer": str, "n_new_tokens": int, "cost": dict, "wall_s": float, "kept": str}
+
+
+class CellSealed(PrunebenchError):  # noqa: N818 - a state, not a fault
+    """The cell is measured already, perhaps by another runner since `Store.sealed` was asked: ask it again."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Record:
     """Flat names with their unit (`prefill_dense_flops`, `kv_bytes`); every record of a cell has the same names."""
     wall_s: float
     """Seconds this sample took. Informative: it identifies nothing and is not in the samples."""
+    kept: str = ""
+    """Which visual tokens were present from which layer on, as harness.keeps writes it; the column `keeps` of the samples."""
 
     def line(self) -> bytes:
         """The journal line, ASCII, newline last. Raises PrunebenchError for a value that JSON cannot hold (NaN, objects)."""
@@ -123,7 +128,10 @@ class SealedCell:
         return value
 
     def samples(self) -> pd.DataFrame:
-        """One row per sample: key, image, question_id, category, question, target, answer, score, n_new_tokens, costs."""
+        """One row per sample: key, image, question_id, category, question, target, answer, score, n_new_tokens, keeps, costs.
+
+        `keeps` is the text of harness.keeps (which visual tokens were there); the cost `kept` is a number of tokens.
+        """
         import pandas as pd  # half a second that tables of cells do not need
 
         with _saying("read", self.folder / SAMPLES):
@@ -141,21 +149,23 @@ class SealedCell:
 class CellWriter:
     """The one writer of a cell that is being run; made by `Store.open`, valid inside its `with`."""
 
-    def __init__(self, cell: Cell, folder: Path, expected: Sequence[str], journal: int, done: dict[str, Record], size: int):
+    def __init__(self, cell: Cell, folder: Path, expected: Sequence[str], lease: Lease, done: dict[str, Record], size: int):
         self.cell = cell
         self.folder = folder
         self.expected = tuple(expected)
         self.done: dict[str, Record] = done
         """Answered samples by key, those of earlier, interrupted runs included."""
         self._known = frozenset(expected)
-        self._journal = journal
+        self._lease = lease
+        self._named = False  # whether the journal's name is known to survive a power cut
         self._size = size  # bytes of the journal that hold whole, fsync'd lines
         self._open = True
 
     def append(self, *records: Record) -> None:
         """Write records with one fsync; on return they survive a crash. A key that is done already is left as it is.
 
-        Raises PrunebenchError if the disk is full; earlier records are safe and the same run continues once there is space.
+        Raises PrunebenchError if the disk is full (earlier records are safe and the same run continues once there is space), and
+        if this process lost the cell to another runner because it was suspended for longer than its lease.
         """
         path = self.folder / JOURNAL
         if not self._open:
@@ -165,10 +175,10 @@ class CellWriter:
             if record.key not in self._known:
                 raise PrunebenchError(f"sample {record.key!r} is not one of the {len(self.expected)} samples expected in {path}")
             first = next(itertools.chain(self.done.values(), fresh.values()), record)
-            if set(record.cost) != set(first.cost) or set(record.cost) & set(_COLUMNS):
+            if set(record.cost) != set(first.cost) or set(record.cost) & set(COLUMNS):
                 raise PrunebenchError(
                     f"sample {record.key!r}: expected the cost columns {sorted(first.cost)} of the answers before it (and none of"
-                    f" {', '.join(_COLUMNS)}), found {sorted(record.cost)}; if the harness changed since {path} was begun, run"
+                    f" {', '.join(COLUMNS)}), found {sorted(record.cost)}; if the harness changed since {path} was begun, run"
                     " with FRESH=1"
                 )
             if record.key not in self.done:
@@ -176,11 +186,22 @@ class CellWriter:
         if not fresh:
             return
         data = b"".join(record.line() for record in fresh.values())
-        with _saying("append to", path, f"; the {len(self.done)} answers before are safe"):
-            if os.fstat(self._journal).st_size != self._size:
-                os.ftruncate(self._journal, self._size)  # an append before this one was cut short
-            _write(self._journal, data)
-            os.fsync(self._journal)
+        with _saying("append to", path, f"; the {len(self.done)} answers before are safe"), self._lease.guard():
+            # opened each time: a sweep has more cells open at once than a process may have files
+            journal = os.open(path, os.O_RDWR | os.O_APPEND)
+            try:
+                found = os.fstat(journal).st_size
+                if found < self._size:
+                    raise PrunebenchError(f"{path}: expected the {self._size} bytes written so far, found {found}: it was changed by hand; run again")
+                os.ftruncate(journal, self._size)  # an append before this one may have been cut short
+                _write(journal, data)
+                os.fsync(journal)
+            finally:
+                os.close(journal)
+            if not self._named:  # with the first answers, not when opened: a sweep opens hundreds of cells before it asks anything
+                for folder in (self.folder, self.folder.parent, self.folder.parent.parent):
+                    _sync_folder(folder)
+                self._named = True
         self._size += len(data)
         self.done.update(fresh)
 
@@ -198,7 +219,7 @@ class CellWriter:
         The headline's interval is computed here from `scores`, and the headline must equal what `scores` add up to: a score
         that its own samples do not support is refused. `provenance` must hold everything needed to say where the numbers
         come from (command, versions, git, device, started, ...); of it tables read `command`, `device`, `limit`, `started`.
-        Raises PrunebenchError unless every expected sample was answered and scored.
+        Raises PrunebenchError unless every expected sample was answered and scored, and if the cell was lost to another runner.
         """
         if not self._open:
             raise PrunebenchError(f"the writer of {self.folder} is closed: seal once and inside `with store.open(...)`")
@@ -256,18 +277,21 @@ class CellWriter:
         except (TypeError, ValueError) as error:
             raise PrunebenchError(f"cannot seal {self.folder}: provenance and method_info must be plain JSON ({error})") from None
         body["checksum"] = _checksum(body)
-        write_atomic(self.folder / SAMPLES, table)
-        write_atomic(self.folder / SEAL, (json.dumps(body, indent=1) + "\n").encode("ascii"))
-        self._open = False
-        _remove(self.folder, JOURNAL, ".*.tmp")
-        return _load(self.folder)
+        with _saying("seal", self.folder), self._lease.guard():
+            write_atomic(self.folder / SAMPLES, table)
+            write_atomic(self.folder / SEAL, (json.dumps(body, indent=1) + "\n").encode("ascii"))
+            self._open = False
+            _remove(self.folder, JOURNAL, ".*.tmp")
+        return load(self.folder)
 
 
 class Store:
     """All cells under one results folder. Reading never needs the folder to exist, writing makes it."""
 
-    def __init__(self, root: Path = Path("results/local")):
+    def __init__(self, root: Path = Path("results/local"), timing: Timing | None = None):
+        """`timing` of the leases is for tests; every process tells the others its own."""
         self.root = Path(root)
+        self._timing = timing or Timing()
 
     def folder(self, cell: Cell) -> Path:
         """Where the cell lives; names are for people, the identity at the end is what counts."""
@@ -280,24 +304,24 @@ class Store:
         with _saying("read", folder):
             if not _there(folder / SEAL):
                 return None
-        found = _load(folder)
+        found = load(folder)
         if _there(folder / JOURNAL):
             # Killed between sealing and tidying. Under the lock only: unlocked, it could be the journal of a fresh run.
-            with suppress(PrunebenchError), self._locked(cell):
+            with suppress(PrunebenchError), self._locked(cell) as lease, lease.guard():
                 if _there(folder / SEAL):
                     _remove(folder, JOURNAL, ".*.tmp")
         return found
 
     def cells(self) -> list[SealedCell]:
         """Every sealed cell, in the order of the folders' names. Reads only JSON."""
-        return [_load(path.parent) for path in sorted((self.root / "cells").glob(f"*/*/{SEAL}"))]
+        return [load(path.parent) for path in sorted((self.root / "cells").glob(f"*/*/{SEAL}"))]
 
     @contextmanager
     def open(self, cell: Cell, expected_keys: Sequence[str]) -> Iterator[CellWriter]:
-        """The writer of an unsealed cell, with the answers of earlier runs in `done`.
+        """The writer of an unsealed cell, with the answers of earlier runs in `done`. Any number may be open at once.
 
-        Raises PrunebenchError if another process runs this cell, if it is sealed, if the journal holds anything but whole
-        records of expected samples (a torn last line is dropped), or if the folder cannot be written.
+        Raises CellBusy if another runner has this cell, CellSealed if it is sealed; PrunebenchError if the journal holds anything
+        but whole records of expected samples (a torn last line is dropped), or if the folder cannot be written.
         """
         if len(set(expected_keys)) != len(expected_keys) or len(expected_keys) != cell.n_samples:
             raise PrunebenchError(
@@ -305,35 +329,32 @@ class Store:
                 f" {len(set(expected_keys))} different of {len(expected_keys)}"
             )
         folder = self.folder(cell)
-        with self._locked(cell):
+        with self._locked(cell) as lease:
             with _saying("create", folder):
                 folder.mkdir(parents=True, exist_ok=True)
             if _there(folder / SEAL):
-                raise PrunebenchError(f"{folder} is sealed already: use it, or run with FRESH=1 to measure again")
+                raise CellSealed(f"{folder} is sealed already: use it, or run with FRESH=1 to measure again")
             path = folder / JOURNAL
-            with _saying("open", path):
+            with _saying("open", path), lease.guard():
                 journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                with _saying("read", path):
-                    done, size = _replay(path, frozenset(expected_keys))
-                    os.ftruncate(journal, size)
-                    os.fsync(journal)
-                    _sync_folder(folder)
-                writer = CellWriter(cell, folder, expected_keys, journal, done, size)
                 try:
-                    yield writer
+                    done, size = read_journal(path, frozenset(expected_keys))
+                    os.ftruncate(journal, size)
                 finally:
-                    writer._open = False
+                    os.close(journal)
+            writer = CellWriter(cell, folder, expected_keys, lease, done, size)
+            try:
+                yield writer
             finally:
-                os.close(journal)
+                writer._open = False
 
     def discard(self, cell: Cell) -> None:
-        """Forget the cell, sealed or half run (FRESH=1). Raises PrunebenchError if another process is running it."""
+        """Forget the cell, sealed or half run (FRESH=1). Raises CellBusy if another runner has it."""
         folder = self.folder(cell)
         with _saying("read", folder):
             if not _there(folder):
                 return
-        with self._locked(cell):
+        with self._locked(cell) as lease, _saying("tidy", folder), lease.guard():
             # The journal goes first: killed in between, old answers must not be continued as if they were fresh.
             for name in (JOURNAL, SEAL, SAMPLES, ".*.tmp"):
                 _remove(folder, name)
@@ -341,38 +362,13 @@ class Store:
                 folder.rmdir()  # stays if somebody put a file there
 
     @contextmanager
-    def _locked(self, cell: Cell) -> Iterator[None]:
-        """Hold the cell's lock, or say who does. The kernel drops it with the process, so a crash leaves nothing stale."""
-        path = self.root / "locks" / f"{cell.identity()}.lock"
-        with _saying("lock", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    # The holder before us may have removed the file between our open and our lock: then lock the new one.
-                    with suppress(FileNotFoundError):
-                        if os.path.samestat(os.fstat(handle), os.stat(path)):
-                            break
-                except BlockingIOError:
-                    holder = _holder(path)
-                    os.close(handle)
-                    raise PrunebenchError(
-                        f"{self.folder(cell)} is being run by {holder}; wait for it or stop it (lock: {path})"
-                    ) from None
-                os.close(handle)
-        try:
-            with _saying("lock", path):
-                os.ftruncate(handle, 0)
-                who = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-                _write(handle, json.dumps(who).encode())
-            yield
-        finally:
-            with suppress(OSError):
-                path.unlink()
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # explicitly: a forked child may share the handle
-            os.close(handle)
+    def _locked(self, cell: Cell) -> Iterator[Lease]:
+        """Hold the cell's lease, or say who does."""
+        folder = self.root / "locks"
+        with ExitStack() as stack:
+            with _saying("lock", folder / f"{cell.identity()}.lock"):
+                lease = stack.enter_context(leased(folder, cell.identity(), str(self.folder(cell)), self._timing))
+            yield lease
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -394,8 +390,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
 
 
-def _replay(path: Path, expected: frozenset[str]) -> tuple[dict[str, Record], int]:
-    """The journal's records and the bytes that hold them: what follows the last newline was torn by a crash."""
+def read_journal(path: Path, expected: frozenset[str] | None = None) -> tuple[dict[str, Record], int]:
+    """The journal's records and the bytes that hold them: what follows the last newline was torn by a crash.
+
+    Raises PrunebenchError naming the line that is no record, or not of a sample in `expected`; OSError.
+    """
     data = path.read_bytes()
     size = data.rfind(b"\n") + 1
     done: dict[str, Record] = {}
@@ -407,7 +406,7 @@ def _replay(path: Path, expected: frozenset[str]) -> tuple[dict[str, Record], in
                 f"{path}, line {number}: expected one JSON record per line, found {line[:80]!r} ({error});"
                 " delete that line to ask its sample again, or run with FRESH=1"
             ) from None
-        if record.key not in expected:
+        if expected is not None and record.key not in expected:
             raise PrunebenchError(
                 f"{path}, line {number}: sample {record.key!r} is not one of the {len(expected)} expected;"
                 " the journal belongs to other data: run with FRESH=1"
@@ -416,8 +415,8 @@ def _replay(path: Path, expected: frozenset[str]) -> tuple[dict[str, Record], in
     return done, size
 
 
-def _load(folder: Path) -> SealedCell:
-    """Read and check a sealed folder: a file that does not hang together is an error, not a result."""
+def load(folder: Path) -> SealedCell:
+    """Read and check a sealed folder's cell.json: one that does not hang together is a PrunebenchError naming it, not a result."""
     path = folder / SEAL
     with _saying("read", path):
         data = path.read_bytes()
@@ -441,6 +440,8 @@ def _load(folder: Path) -> SealedCell:
             raise _damaged(path, f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}")
         if not samples:
             raise _damaged(folder / SAMPLES, "it is missing beside cell.json")
+        if body["metrics"].get(body["headline"]) is None:
+            raise _damaged(path, f"its headline metric {body['headline']!r} has no value")
         return SealedCell(
             cell=cell,
             headline=body["headline"],
@@ -478,12 +479,16 @@ def _parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Seq
         "answer": text(record.answer for record, _ in rows),
         "score": pa.array([float(scored.score) for _, scored in rows], pa.float64()),
         "n_new_tokens": pa.array([record.n_new_tokens for record, _ in rows], pa.int64()),
+        "keeps": text(record.kept for record, _ in rows),
     }
     for name, values in costs.items():
         whole = all(float(value).is_integer() and abs(value) < 2**62 for value in values)
         columns[name] = pa.array([int(v) if whole else float(v) for v in values], pa.int64() if whole else pa.float64())
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
+    # Thousands of small files are committed. 100 rows are 5.1 kB like this, 6.0 kB with dictionaries (zstd finds the repeats of
+    # all columns itself), 11.2 kB by default: statistics and a second copy of the schema are most of a small file.
+    plain = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
+    pq.write_table(pa.table(columns), buffer, compression="zstd", compression_level=19, **plain)
     return buffer.getvalue()
 
 
@@ -518,14 +523,6 @@ def _there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-def _holder(path: Path) -> str:
-    try:
-        who = json.loads(path.read_bytes())
-        return f"process {who['pid']} on {who['host']} since {who['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
 
 
 @contextmanager

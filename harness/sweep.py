@@ -188,8 +188,8 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
 
 
 def _report_busy(executed: Executed, say: Callable[[str], None]) -> None:
-    for job in executed.busy:
-        say(f"left to another runner: {job.label} ({job.cell.identity()})")
+    for job, error in executed.busy:
+        say(f"left to another runner: {job.label}: {error}")
 
 
 def spent(clock: Clock, total: float) -> str:

@@ -18,7 +18,7 @@ import pytest
 from harness import store as store_module
 from harness.cell import Cell
 from harness.errors import PrunebenchError
-from harness.store import Record, SampleScore, Store, write_atomic
+from harness.store import CellSealed, Record, SampleScore, Store, write_atomic
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -54,6 +54,7 @@ def make_record(i: int, **changes) -> Record:
         "n_new_tokens": 1 + i,
         "cost": {"kept": 64 + i, "mean_visual": 64.5, "kv_bytes": 1024 * i},
         "wall_s": 0.25,
+        "kept": f"0:0:*;2:{i}:AAAB",
     }
     return Record(**(values | changes))
 
@@ -166,13 +167,14 @@ def test_answers_come_back_as_they_were_written(tmp_path):
     assert (result.interval.n_clusters, result.interval.level) == (2, 0.95)
     frame = result.samples()
     assert list(frame.columns) == [
-        *("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens"),
+        *("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps"),
         *("kept", "mean_visual", "kv_bytes"),
     ]
     assert frame["key"].tolist() == keys(4)
     assert frame["answer"].tolist() == [make_record(i).answer for i in range(4)]
     assert frame["score"].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert frame["kv_bytes"].tolist() == [0, 1024, 2048, 3072]
+    assert frame["keeps"].tolist() == [f"0:0:*;2:{i}:AAAB" for i in range(4)]
     result.verify()
 
 
@@ -272,7 +274,7 @@ def test_seal_refuses_what_is_not_whole(tmp_path):
         seal(writer)
         with pytest.raises(PrunebenchError, match="seal once"):
             seal(writer)
-    with pytest.raises(PrunebenchError, match="sealed already"), store.open(cell, keys(4)):
+    with pytest.raises(CellSealed, match="sealed already"), store.open(cell, keys(4)):
         pass
 
 
@@ -327,8 +329,8 @@ def test_an_edited_cell_is_an_error_that_names_the_file(tmp_path):
         (lambda body: body["metrics"].update(pope_accuracy=0.99), "it was edited"),
         (other_cell, "but its cell has"),
         (no_costs, "not a cell file"),
-        (lambda body: body.update(schema_version=99), "expected schema and key version 1 and 1, found 99"),
-        (lambda body: body.update(key_version=0), "found 1 and 0"),
+        (lambda body: body.update(schema_version=1), "expected schema and key version 2 and 1, found 1 and 1"),
+        (lambda body: body.update(key_version=0), "found 2 and 0"),
         (lambda body: body.pop("schema_version"), "not a cell file"),
         (lambda body: body.update(maximum=float("nan")), "not a cell file"),
     ]:
