@@ -11,7 +11,7 @@ DIR ?= tests/goldens
 RESULTS ?= results/local
 CONFIG ?= configs/mini.yaml
 
-.PHONY: help venv eval sweep ablate analyze methods doctor goldens bench leaderboard report show mini mini-data test check lint clean clean-venv
+.PHONY: help venv eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show mini mini-data test check lint clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ goldens: $(STAMP)  ## replay recorded official outputs; DIR=folder (default test
 
 bench: $(STAMP)  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
 	@$(RUN) bench --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(BENCH)
+
+regress: $(STAMP)  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs (two minutes)
+	@$(RUN) regress $(if $(WORKERS),--workers "$(WORKERS)")
+
+baseline: $(STAMP)  ## renew that baseline, and show what changes; needs a clean checkout
+	@$(RUN) baseline $(if $(WORKERS),--workers "$(WORKERS)")
 
 leaderboard: $(STAMP)  ## tables, comparisons and figures from the sealed cells in RESULTS
 	@$(RUN) leaderboard --results "$(RESULTS)"

@@ -101,7 +101,7 @@ def test_dry_run_says_what_is_there_and_runs_nothing(one_pass, tmp_path):
     fresh = sweep.dry_run(plan, Request("none", results=tmp_path))
     assert "to run: 18 cells, 135 questions" in fresh
     assert not list(tmp_path.iterdir())
-    bigger = sweep.dry_run(sweep.load(root / "sweep.yaml", ["limit=8"]), Request("none", results=root))
+    bigger = sweep.dry_run(sweep.load(root / "sweep.yaml", ["limit=40"]), Request("none", results=root))
     assert "time: about" in bigger, "sealed cells tell how fast this machine is"
 
 
