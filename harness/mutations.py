@@ -1,7 +1,8 @@
 """Do the tests bite? Seeded faults that the conformance kit or a recorded official run must catch: `prunebench mutations`.
 
 A fault is one piece of one function's source replaced while the kit and a few golden cases run. The function object stays and
-only its code changes, so every module that imported it sees the fault. A fault that nothing catches fails the command.
+only its code changes, so every module that imported it sees the fault. A fault that nothing catches fails the command. Faults in
+what questions about one image share are looked for where they can be seen: in answers with sharing and without.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType
@@ -20,8 +21,9 @@ from typing import Any
 
 from harness.check import check, one_thread, tiny_model
 from harness.errors import PrunebenchError
-from harness.goldens import compare, load_index, method_of, replay
-from harness.method import method_class
+from harness.goldens import LOGIT_TOLERANCE, compare, load_index, method_of, replay
+from harness.method import Method, method_class
+from methods.knockout import Knockout
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
 
@@ -43,7 +45,8 @@ VOTES = (
 class Fault:
     """`where` is "module:function" or "module:Class.function"; `old` stands once in its source and becomes `new`.
 
-    `method` with `knobs` goes through the kit, `cases` are replayed.
+    `method` with `knobs` goes through the kit, `cases` are replayed; where `sharing`, it answers with shared prefixes and without
+    instead (neither kit nor cases share any).
     """
 
     name: str
@@ -53,8 +56,20 @@ class Fault:
     method: str
     cases: tuple[str, ...] = ()
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    sharing: bool = False
 
 
+@dataclass(frozen=True)
+class Unannounced(Knockout):
+    """Edits visual rows and names no prefix for it: it may share up to its first edit only."""
+
+    name = "unannounced"
+
+    def prefix_key(self) -> str:
+        return ""
+
+
+_SHARED = "harness.prefix:Shared."
 _ENGINE, _LAYOUT, _ATTENTION = "harness.engine:EngineRun.", "harness.layout:TokenLayout.", "harness.attention:"
 _FASTV, _SPARSEVLM, _VISIPRUNER = "methods.fastv:FastV.", "methods.sparsevlm:SparseVLM.", "methods.visipruner:VisiPruner."
 
@@ -329,20 +344,80 @@ FAULTS = (
         SPARSEVLM_PLUS,
         {"plus": True},
     ),
+    # shared prefixes
+    Fault(
+        "a prefix's keys and values one column off",
+        _SHARED + "fill",
+        "known[:, :under]",
+        "known.roll(1, 1)[:, :under]",
+        "fastv",
+        sharing=True,
+    ),
+    Fault(
+        "questions with a prefix attend padding",
+        _SHARED + "mask",
+        "allowed[None] & self._valid[:, None, :]",
+        "allowed[None].expand(len(self.pads), -1, -1)",
+        "fastv",
+        sharing=True,
+    ),
+    Fault(
+        "padding beside a prefix is left as it was found",
+        _SHARED + "fill",
+        "buffer[start:end, :, :pad] = 0",
+        "buffer[start:end, :, :pad] = float('nan')",
+        "fastv",
+        sharing=True,
+    ),
+    Fault(
+        "prefix tokens beside a shorter question are not set anew",
+        _SHARED + "corrected",
+        "hidden[row, :inside] = prefix.hidden[layer][under:]",
+        "pass",
+        "fastv",
+        sharing=True,
+    ),
+    Fault(
+        "a reduction finds the image as it was at layer 0",
+        _SHARED + "whole",
+        ".hidden[layer][:under]",
+        ".hidden[0][:under]",
+        "fastv",
+        sharing=True,
+    ),
+    Fault(
+        "a prefix is used under edits that it was not computed with",
+        _SHARED + "knows",
+        "return all(",
+        "return True or all(",
+        "harness.mutations:Unannounced",
+        knobs={"start": 1, "stop": 4, "vision_to_vision": True},
+        sharing=True,
+    ),
+    Fault(
+        "pairs silenced in a prefix are paid for",
+        _ENGINE + "_attention",
+        "known = [p.silenced[layer] for p in shared.prefixes]",
+        "known = [0 for p in shared.prefixes]",
+        "visipruner",
+        sharing=True,
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Caught:
-    """`kit`: properties that fail under the fault; `cases`: golden cases that no longer reproduce, of `fault.cases`."""
+    """`kit`: properties that fail under the fault; `cases`: golden cases that no longer reproduce, of `fault.cases`; `sharing`: what
+    differs between answers with shared prefixes and without."""
 
     fault: Fault
     kit: tuple[str, ...]
     cases: tuple[str, ...]
+    sharing: tuple[str, ...] = ()
 
     @property
     def survived(self) -> bool:
-        return not self.kit and not self.cases
+        return not self.kit and not self.cases and not self.sharing
 
 
 def _function(where: str) -> FunctionType:
@@ -405,8 +480,60 @@ def failing_cases(cases: Sequence[str]) -> tuple[str, ...]:
     return tuple(failing)
 
 
+@cache
+def _asked() -> tuple[Any, list[Any]]:
+    """The mini model, and questions of unlike length on two of its images."""
+    from harness.answering import Prompt
+    from harness.models import locate_model
+    from tasks import lmms
+    from tasks.sources import DataSource
+
+    samples = lmms.load_task("textvqa", DataSource.parse("mini"), 24, 0).samples
+    images = list({s.image_key: s for s in samples}.values())[:2]
+    prompts = [Prompt(f"{s.key}-{n}", s.prompt + n * " x x x", s.load_image, s.image_key, 4) for s in images for n in (0, 2, 7)]
+    return locate_model("mini", "cpu", "float32").load(), prompts
+
+
+def failing_sharing(method: str, knobs: Mapping[str, Any]) -> tuple[str, ...]:
+    """What differs between answers with shared prefixes and without, on the mini model: answers, first logits, kept tokens, costs."""
+    from harness import budget
+    from harness.answering import Answerer
+    from harness.method import build
+    from harness.prefix import PrefixCache
+
+    class Watched(Answerer):
+        """Notes the logits of the first new token, by sample: a small error need not change an answer."""
+
+        def _decode(self, logits: Any, cache: Any, prompts: Any) -> list[list[int]]:
+            first.update({p.key: row.clone() for p, row in zip(prompts, logits, strict=True)})
+            return super()._decode(logits, cache, prompts)
+
+    loaded, prompts = _asked()
+    asks = budget.parse("48") if method_class(method).budget_knobs else budget.NONE
+    built: Method = build(method, asks, knobs, loaded.adapter.shape, 0)
+    found = []
+    for prefixes in (None, PrefixCache()):
+        first: dict[str, Any] = {}
+        try:
+            answers = list(Watched(loaded, built, batch_size=4, prefixes=prefixes).answer(prompts))
+            found.append({a.key: (a.text, first[a.key], a.kept, a.cost) for a in answers})
+        except Exception as error:  # a fault may raise anything
+            return (f"the run stops ({type(error).__name__})",)
+    alone, shared = found
+    differs = {
+        "answers": any(alone[key][0] != shared[key][0] for key in alone),
+        "logits": max(float((alone[key][1] - shared[key][1]).abs().max()) for key in alone) > LOGIT_TOLERANCE,
+        "kept tokens": any(alone[key][2] != shared[key][2] for key in alone),
+        "costs": any(alone[key][3] != shared[key][3] for key in alone),
+    }
+    return tuple(name for name, other in differs.items() if other)
+
+
 def try_fault(fault: Fault) -> Caught:
-    """Run the kit and the golden cases with the fault in place."""
+    """Run the kit and the golden cases, or answers with and without shared prefixes, with the fault in place."""
+    if fault.sharing:
+        with one_thread(), seeded(fault):
+            return Caught(fault, (), (), failing_sharing(fault.method, fault.knobs))
     with one_thread(), seeded(fault):
         kit, cases = failing_properties(fault.method, fault.knobs), failing_cases(fault.cases)
     if "exception restores the model" in kit:
@@ -416,10 +543,11 @@ def try_fault(fault: Fault) -> Caught:
 
 def try_sound(faults: Sequence[Fault] = FAULTS) -> None:
     """Raises PrunebenchError unless kit and golden cases pass without a fault: a test that always fails catches everything."""
-    for method, knobs in {(f.method, tuple(f.knobs.items())) for f in faults}:
-        failing = failing_properties(method, dict(knobs))
+    for method, knobs, sharing in {(f.method, tuple(f.knobs.items()), f.sharing) for f in faults}:
+        failing = (failing_sharing if sharing else failing_properties)(method, dict(knobs))
         if failing:
-            raise PrunebenchError(f"{method} fails the kit without any fault: {', '.join(failing)}")
+            test = "answers otherwise with shared prefixes" if sharing else "fails the kit"
+            raise PrunebenchError(f"{method} {test} without any fault: {', '.join(failing)}")
     failing = failing_cases(sorted({case for f in faults for case in f.cases}))
     if failing:
         raise PrunebenchError(f"cases that do not reproduce without any fault: {', '.join(failing)}")
@@ -428,7 +556,7 @@ def try_sound(faults: Sequence[Fault] = FAULTS) -> None:
 def markdown(caught: Sequence[Caught]) -> str:
     """Who caught what, as a table; no numbers that depend on the machine."""
     survived = [c.fault.name for c in caught if c.survived]
-    by_kit, by_cases = sum(bool(c.kit) for c in caught), sum(bool(c.cases) for c in caught)
+    by_kit, by_cases, by_sharing = (sum(map(bool, found)) for found in zip(*((c.kit, c.cases, c.sharing) for c in caught), strict=True))
     lines = [
         "# Seeded faults, and what caught them",
         "",
@@ -436,10 +564,11 @@ def markdown(caught: Sequence[Caught]) -> str:
         "(`prunebench check`) and some recorded runs of the official implementations (`tests/goldens`) run.",
         "",
         f"{len(caught) - len(survived)} of {len(caught)} faults caught: {by_kit} by the kit, {by_cases} by recorded runs (of the "
-        f"{sum(bool(c.fault.cases) for c in caught)} that were replayed on them).",
+        f"{sum(bool(c.fault.cases) for c in caught)} that were replayed on them), {by_sharing} (of {sum(c.fault.sharing for c in caught)} in what",
+        "questions about one image share) by answers with shared prefixes and without.",
         "",
-        "| fault | seeded in | kit: failing properties | recorded runs: failing |",
-        "|---|---|---|---|",
+        "| fault | seeded in | kit: failing properties | recorded runs: failing | sharing: what differs |",
+        "|---|---|---|---|---|",
     ]
     for c in caught:
         kit = "; ".join(c.kit[:3]) + (f"; {len(c.kit) - 3} more" if len(c.kit) > 3 else "")
@@ -447,5 +576,7 @@ def markdown(caught: Sequence[Caught]) -> str:
         cases = (
             f"{len(c.cases)} of {len(c.fault.cases)}" + (f" ({shown})" if c.cases else "") if c.fault.cases else "not replayed"
         )
-        lines.append(f"| {c.fault.name} | `{c.fault.where}` | {kit or ('none' if c.cases else '**SURVIVED**')} | {cases} |")
+        kit = kit or ("**SURVIVED**" if c.survived else "not run" if c.fault.sharing else "none")
+        sharing = ", ".join(c.sharing) or ("none" if c.fault.sharing else "not run")
+        lines.append(f"| {c.fault.name} | `{c.fault.where}` | {kit} | {cases} | {sharing} |")
     return "\n".join(lines) + "\n"
