@@ -111,7 +111,9 @@ class Answerer:
         self.prefixes, self.clock = prefixes, clock or Clock()
         # a method that changes pixels has features of its own
         own = type(method).on_pixels is not Method.on_pixels
-        self._variant = f"/{method.name}{sorted(method.knobs().items())}" if own else ""
+        pixels = f"{method.name}{sorted(method.knobs().items())}" if own else ""
+        # a cache may serve several models
+        self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels}"
 
     @classmethod
     def open(
@@ -150,6 +152,8 @@ class Answerer:
             while start < len(encoded):
                 batch = encoded[start : start + self.batch_size]
                 same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (batch[0][1].max_new_tokens, batch[0][1].until)]
+                if self.prefixes is not None:  # the window of the longest may not reach in front of the shortest prompt's image
+                    same = [b for b in same if len(b[0]) - len(same[0][0]) < self.loaded.n_visual]
                 start += len(same)
                 yield self._batch(run, same)
 

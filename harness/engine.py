@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
@@ -83,6 +84,17 @@ class _Stream:
         return None
 
 
+@dataclass
+class _CapturedLayer:
+    """What one layer of a prefill leaves for others to start from; keys and values come with its attention."""
+
+    hidden: Tensor
+    edit: AttentionEdit | None
+    keys: Tensor = field(init=False)
+    values: Tensor = field(init=False)
+    silenced: list[int] = field(init=False)
+
+
 class EngineRun:
     """An attached engine; `harness.method.Run` to the method, and `trace` to everyone else.
 
@@ -112,8 +124,8 @@ class EngineRun:
         self._announced: tuple[Shared, Tensor, Tensor] | None = None
         self._shared: Shared | None = None
         self._edits: Sequence[AttentionEdit] = ()
-        #: per layer (hidden entering, keys, values, edit of visual rows) of a prefill that `capture` watches
-        self._captured: list[tuple[Tensor, Tensor, Tensor, AttentionEdit | None, Tensor | None]] | None = None
+        #: the layers of a prefill inside `capturing`
+        self._captured: list[_CapturedLayer] | None = None
 
     # ---------------------------------------------------------------------------------------------------- the method's view
 
@@ -213,7 +225,8 @@ class EngineRun:
             known = input_ids[row, start : start + prefix.length]
             if n <= prefix.length or not torch.equal(known, prefix.ids):
                 raise PrunebenchError(
-                    f"{self._sample(row)}: expected a prompt that goes on after its {prefix.length} prefix tokens; found other tokens"
+                    f"{self._sample(row)}: expected a prompt that goes on after its {prefix.length} prefix tokens; found other tokens "
+                    "(text in front of the image differs between questions?): run with --no-share"
                 )
         shared = Shared(prefixes, attention_mask.bool())
         self._announced = (shared, input_ids, attention_mask)
@@ -227,17 +240,9 @@ class EngineRun:
             raise PrunebenchError("expected prefixes of one length in a batch, found padding: capture images of one size together")
         found = []
         for row in range(self._input_ids.shape[0]):
-            hidden, keys, values, edits, silenced = zip(*self._captured, strict=True)
-            found.append(
-                Prefix(
-                    self._input_ids[row],
-                    [h[row] for h in hidden],
-                    [k[row] for k in keys],
-                    [v[row] for v in values],
-                    [one_row(e, row) for e in edits],
-                    [0 if s is None else int(s[row]) for s in silenced],
-                )
-            )
+            layers = [(c.hidden[row], c.keys[row], c.values[row], one_row(c.edit, row), c.silenced[row]) for c in self._captured]
+            hidden, keys, values, edits, silenced = zip(*layers, strict=True)
+            found.append(Prefix(self._input_ids[row], hidden, keys, values, edits, silenced))
         return found
 
     @contextmanager
@@ -304,7 +309,7 @@ class EngineRun:
                 assert self._trace is not None
                 self._trace.layers[-1].rows = w
             if self._captured is not None:
-                self._captured.append((hidden, hidden, hidden, visual_edit(self._edits), None))
+                self._captured.append(_CapturedLayer(hidden, visual_edit(self._edits)))
         else:
             self._decode_inputs(layer, hidden, kwargs)
         return hidden
@@ -507,9 +512,9 @@ class EngineRun:
                     traces.append(EditTrace(0, torch.tensor(known, device=out.device)))
                 self._silenced[layer] = [t.silenced for t in traces]
             if self._captured is not None:
-                hidden, _, _, edit, _ = self._captured[layer]
-                silenced = torch.stack(self._silenced[layer]).sum(0) if self._silenced[layer] else None
-                self._captured[layer] = (hidden, k, v, edit, silenced)
+                seen = self._captured[layer]
+                seen.keys, seen.values = k, v
+                seen.silenced = torch.stack(self._silenced[layer]).sum(0).tolist() if self._silenced[layer] else [0] * k.shape[0]
             view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotate_ones)
             with self._naming(f"layer {layer}"):
                 self._method.on_attention(self, layer, view)

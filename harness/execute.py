@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from harness.answering import Answerer, Clock, FeatureCache, Prompt
-from harness.cell import Cell
+from harness.cell import Cell, canonical_json
 from harness.errors import PrunebenchError
 from harness.method import Method
 from harness.models import LoadedModel
@@ -62,7 +62,7 @@ class Job:
 @dataclass(frozen=True)
 class Pace:
     """How to run, without effect on any answer: prompts a batch, whether prefixes are shared, bytes for prefixes, and `shard` (i, n): this
-    process answers every n-th chunk of images from the i-th on."""
+    process answers every n-th image from the i-th on."""
 
     batch: int = 16
     share: bool = True
@@ -80,19 +80,19 @@ class Executed(NamedTuple):
 
 def execute(
     store: Store,
-    loaded: LoadedModel,
+    loaded: LoadedModel | None,
     jobs: Sequence[Job],
     features: FeatureCache,
     pace: Pace,
     *,
     fresh: bool = False,
     clock: Clock | None = None,
-    answers: Callable[[Mapping[str, Open]], Iterator[tuple[str, list[Record]]]] | None = None,
+    answers: Callable[[Mapping[str, Open]], Generator[tuple[str, list[Record]]]] | None = None,
 ) -> Executed:
     """Run the jobs of one model that are not sealed; cells that another process is running are left to it.
 
-    `answers` yields (identity, records) for open cells and replaces the pass in this process (see harness/workers.py). Raises PrunebenchError where a
-    sample fails; what was answered by then is in the journals, and the same call continues.
+    `answers` yields (identity, records) for open cells and replaces the pass in this process, which then needs no model (see
+    harness/workers.py). Raises PrunebenchError where a sample fails; what was answered by then is in the journals, and the same call continues.
     """
     clock = clock or Clock()
     unique = list({job.cell.identity(): job for job in jobs}.values())
@@ -125,18 +125,29 @@ def execute(
             # a log file gets a line now and then, a terminal a bar that moves
             often = 0.2 if sys.stderr.isatty() else 30.0
             with tqdm(total=total, initial=done, desc=label, unit="q", dynamic_ncols=True, smoothing=0.05, mininterval=often) as bar:
-                source = answers(opened) if answers else run_pass(loaded, opened, features, pace, clock)
+                if answers is None:
+                    assert loaded is not None
+                    source = run_pass(loaded, opened, features, pace, clock)
+                else:
+                    source = answers(opened)
                 try:
-                    for identity, records in source:
-                        opened[identity].add(records)
-                        bar.update(len(records))
-                        if opened[identity].complete:
-                            sealed[identity] = opened[identity].seal()
+                    # closed at once on an error: it is inside attach(), or has processes
+                    with closing(source):
+                        for identity, records in source:
+                            opened[identity].add(records)
+                            bar.update(len(records))
+                            if opened[identity].complete:
+                                sealed[identity] = opened[identity].seal()
+                            for one in opened.values():
+                                one.flush_if_old()
                 finally:
                     _flush_all(opened.values())
             for identity, one in opened.items():  # cells whose answers were all there before
                 if identity not in sealed and one.complete:
                     sealed[identity] = one.seal()
+            unfinished = [one.job.label for identity, one in opened.items() if identity not in sealed]
+            if unfinished:
+                raise PrunebenchError(f"{len(unfinished)} of {len(opened)} cells lack answers after the pass, as {unfinished[0]}: run it again")
     return Executed(sealed, reused, busy)
 
 
@@ -158,8 +169,7 @@ class Open:
     def __init__(self, job: Job, samples: Mapping[str, Sample], writer: CellWriter, clock: Clock) -> None:
         self.job, self.samples, self.writer, self._clock = job, samples, writer, clock
         self._pending: list[Record] = []
-        self._flushed = time.monotonic()
-        self._wall = 0.0
+        self._waiting = 0.0
 
     @property
     def left(self) -> list[Sample]:
@@ -168,13 +178,23 @@ class Open:
 
     @property
     def complete(self) -> bool:
-        return len(self.writer.done) + len(self._pending) == len(self.samples)
+        return len(self.writer.done) + len(self._pending) >= len(self.samples) and self.samples.keys() <= self._answered
+
+    @property
+    def _answered(self) -> set[str]:
+        return {*self.writer.done, *(r.key for r in self._pending)}
 
     def add(self, records: Sequence[Record]) -> None:
         """Take answers; they survive a crash once `flush` has run."""
+        if not self._pending:
+            self._waiting = time.monotonic()
         self._pending += records
-        self._wall += sum(r.wall_s for r in records)
-        if len(self._pending) >= FLUSH or time.monotonic() - self._flushed > FLUSH_SECONDS:
+        if len(self._pending) >= FLUSH:
+            self.flush()
+
+    def flush_if_old(self) -> None:
+        """`flush` what has waited for `FLUSH_SECONDS`."""
+        if self._pending and time.monotonic() - self._waiting > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -182,7 +202,6 @@ class Open:
             with self._clock("write"):
                 self.writer.append(*self._pending)
             self._pending = []
-        self._flushed = time.monotonic()
 
     def seal(self) -> SealedCell:
         """Score with lmms-eval and seal."""
@@ -199,48 +218,55 @@ class Open:
         traits = job.arm.method.traits
         info = {"query_aware": traits.query_aware, "needs_vision_attention": traits.needs_vision_attention, "adaptive": traits.adaptive}
         metrics = {**scored.metrics, **{f"category/{name}": value for name, value in scored.categories.items()}}
-        provenance = {**job.provenance, "wall_s": round(self._wall, 3)}
+        provenance = {**job.provenance, "wall_s": round(sum(r.wall_s for r in self.writer.done.values()), 3)}
         with self._clock("write"):
             return self.writer.seal(metrics, scores, provenance, headline=task.headline, method_info=info)
 
 
 def run_pass(
     loaded: LoadedModel, opened: Mapping[str, Open], features: FeatureCache, pace: Pace, clock: Clock
-) -> Iterator[tuple[str, list[Record]]]:
+) -> Generator[tuple[str, list[Record]]]:
     """One pass over the images: (identity, answers) of the open cells, a batch at a time."""
-    by_arm: dict[Arm, list[str]] = {}
+    # cells of one arm are asked together; 64 and 64avg can be the same method with the same knobs, so an answer may go to several
+    first: dict[str, Arm] = {}
+    by_arm: dict[str, list[str]] = {}
     for identity, one in opened.items():
-        by_arm.setdefault(one.job.arm, []).append(identity)
+        arm = one.job.arm
+        name = canonical_json([arm.method.name, type(arm.method).__qualname__, arm.method.knobs(), arm.seed, arm.positions])
+        first.setdefault(name, arm)
+        by_arm.setdefault(name, []).append(identity)
     shape = loaded.adapter.shape
     # arms of one kind of prefix follow each other, so that one kind is in memory at a time
-    kinds = {arm: (arm.method.for_model(shape).prefix_key(), _pixels_key(arm.method)) for arm in by_arm}
-    arms = sorted(by_arm, key=lambda arm: kinds[arm])
+    kinds = {name: (arm.method.for_model(shape).prefix_key(), _pixels_key(arm.method)) for name, arm in first.items()}
+    arms = sorted(by_arm, key=lambda name: kinds[name])
     prefixes = PrefixCache(pace.prefix_bytes) if pace.share else None
     answerers = {
-        arm: Answerer(
+        name: Answerer(
             loaded, arm.method, batch_size=pace.batch, seed=arm.seed, positions=arm.positions, features=features, prefixes=prefixes, clock=clock
         )
-        for arm in arms
+        for name, arm in first.items()
     }
-    # a sample's record goes to the cell that asked it: (arm, sample key) -> identity
     for chunk in chunks(opened, shape, pace):
         previous = None
-        for arm in arms:
-            asked: dict[str, tuple[str, Sample]] = {}
-            for identity in by_arm[arm]:
+        for name in arms:
+            asked: dict[str, list[str]] = {}
+            prompts: dict[str, Prompt] = {}
+            for identity in by_arm[name]:
                 one = opened[identity]
-                asked.update({s.key: (identity, s) for s in one.samples.values() if s.image_key in chunk and s.key not in one.writer.done})
-            if prefixes is not None and kinds[arm] != previous:
+                for s in one.samples.values():
+                    if s.image_key in chunk and s.key not in one.writer.done:
+                        asked.setdefault(s.key, []).append(identity)
+                        prompts.setdefault(s.key, _prompt(s, one.job.task))
+            if prefixes is not None and kinds[name] != previous:
                 prefixes.clear()
-            previous = kinds[arm]
-            prompts = [_prompt(s, opened[identity].job.task) for identity, s in asked.values()]
-            for batch in answerers[arm].batches(prompts):
+            previous = kinds[name]
+            for batch in answerers[name].batches(list(prompts.values())):
                 records: dict[str, list[Record]] = {}
                 for a in batch:
-                    identity, s = asked[a.key]
-                    records.setdefault(identity, []).append(
-                        Record(key=a.key, image=s.image_key, answer=a.text, n_new_tokens=a.n_new_tokens, kept=a.kept, cost=a.cost, wall_s=a.wall_s)
-                    )
+                    image = prompts[a.key].image_key
+                    record = Record(key=a.key, image=image, answer=a.text, n_new_tokens=a.n_new_tokens, kept=a.kept, cost=a.cost, wall_s=a.wall_s)
+                    for identity in asked[a.key]:
+                        records.setdefault(identity, []).append(record)
                 yield from records.items()
 
 
@@ -255,17 +281,15 @@ def _pixels_key(method: Method) -> str:
 
 def chunks(opened: Mapping[str, Open], shape: ModelShape, pace: Pace) -> Iterator[set[str]]:
     """Image keys with unanswered questions, in sets whose prefixes fit in memory; those of this shard."""
-    images = sorted({s.image_key for one in opened.values() for s in one.left})
+    shard, n_shards = pace.shard
+    # shards are of images, not of chunks, whose size depends on the memory that each process finds
+    images = sorted({s.image_key for one in opened.values() for s in one.left})[shard::n_shards]
     per_layer = shape.hidden + 2 * shape.kv_heads * shape.head_dim
     # the system prompt is small beside the image
     one_prefix = shape.depth * per_layer * shape.bytes_per_value * (shape.n_visual + 64)
     size = max(1, min(CHUNK, pace.prefix_bytes // one_prefix if pace.share else CHUNK))
-    shard, n_shards = pace.shard
-    if n_shards > 1:
-        size = max(1, min(size, -(-len(images) // (4 * n_shards))))
-    for number, start in enumerate(range(0, len(images), size)):
-        if number % n_shards == shard:
-            yield set(images[start : start + size])
+    for start in range(0, len(images), size):
+        yield set(images[start : start + size])
 
 
 def prefix_budget(device: torch.device) -> int:

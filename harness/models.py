@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -114,22 +116,22 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to be asked. `fingerprint` names its weights: the hub commit, or a hash of the local weight files."""
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """What of a model needs no weights: its processor, prompts, and the names under which results are kept.
+
+    `fingerprint` names the weights: the hub commit, or a hash of the local weight files.
+    """
 
     config: ModelConfig
-    model: Any
     processor: Any
     device: torch.device
     dtype: str
     fingerprint: str
-    revision: str | None = None
-    adapter: LlavaAdapter = field(init=False)
-    _prompts: dict[str, list[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "adapter", adapter_for(self.model))
+    revision: str | None
+    n_visual: int
+    image_token_id: int
+    _prompts: dict[str, array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @cached_property
     def template(self) -> str:
@@ -162,20 +164,31 @@ class LoadedModel:
         """Token ids of the whole prompt with one image's placeholders expanded; each text is tokenised once."""
         known = self._prompts.get(text)
         if known is None:
-            known = self._prompts[text] = self._tokenised(text)
-        return known
+            known = self._prompts[text] = array("i", self._tokenised(text))
+        return known.tolist()
 
     def _tokenised(self, text: str) -> list[int]:
-        n = self.adapter.shape.n_visual
+        n = self.n_visual
         full = self.template.replace("{text}", text)
         expanded = full.replace("<image>", "<image>" * n, 1)
         ids: list[int] = self.processor.tokenizer(expanded)["input_ids"]
-        found = ids.count(self.adapter.image_token_id)
+        found = ids.count(self.image_token_id)
         if found != n:
             raise PrunebenchError(
                 f"{self.config.name}: expected {n} image tokens in the prompt, found {found}: does the question itself hold '<image>'?"
             )
         return ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(Front):
+    """A model ready to be asked."""
+
+    model: Any
+    adapter: LlavaAdapter = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adapter", adapter_for(self.model))
 
 
 def pad_to_square(image: Image.Image, mean: list[float]) -> Image.Image:
@@ -224,12 +237,26 @@ class Located:
             own |= calibrated_knobs(name, self.config.name)
         return build(name, budget, {**own, **(knobs or {})}, self.shape, n_text)
 
+    @cached_property
+    def front(self) -> Front:
+        """Processor, prompts and names, without weights; raises PrunebenchError where files are broken."""
+        from transformers import AutoConfig
+
+        token = AutoConfig.from_pretrained(self.folder).image_token_id
+        return Front(
+            config=self.config, processor=_processor(self.config, self.folder), device=self.device, dtype=self.dtype,
+            fingerprint=self.revision or weight_hash(self.folder), revision=self.revision, n_visual=self.shape.n_visual, image_token_id=int(token),
+        )  # fmt: skip
+
     def load(self) -> LoadedModel:
-        """Load weights and processor; raises PrunebenchError where they are broken or do not fit the GPU."""
+        """Load the weights, from the hub if need be; raises PrunebenchError where they are broken or do not fit the GPU."""
+        if self.config.hub is not None:
+            _fetch(self.config.model_copy(update={"revision": self.revision}), ["*.safetensors", "*.safetensors.index.json"])
         _check_memory(self.folder, self.device, self.dtype)
-        model, processor = _load(self.config, self.folder, self.dtype)
-        fingerprint = self.revision or weight_hash(self.folder)
-        return LoadedModel(self.config, model.to(self.device).eval(), processor, self.device, self.dtype, fingerprint, self.revision)
+        front = self.front
+        model = _load(self.config, self.folder, self.dtype).to(self.device).eval()
+        known = {f.name: getattr(front, f.name) for f in fields(front) if f.init}
+        return LoadedModel(**known, model=model)
 
 
 def locate_model(name: str, device: str = "auto", dtype: str = "auto") -> Located:
@@ -260,22 +287,25 @@ def _locate(config: ModelConfig) -> tuple[Path, str | None]:
         if not list(folder.glob("*.safetensors")):
             raise PrunebenchError(f"model {config.name}: expected *.safetensors weights in {folder}, found none: {mend}")
         return folder, None
+    _check_config(config, _fetch(config, ["config.json"]))
+    folder = _fetch(config, ["*.json", "*.jinja", "*.model"])
+    return folder, folder.name
+
+
+def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
+    """The hub's files of these names, in the cache folder named after the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     assert config.hub is not None
-    patterns = ["*.json", "*.jinja", "*.model", "*.safetensors"]
     try:
-        folder = Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=["config.json"]))
-        _check_config(config, folder)
-        folder = Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=patterns))
+        return Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise PrunebenchError(
             f"model {config.name}: {config.hub} could not be fetched from the Hugging Face hub ({type(error).__name__}). "
             "Connect to the hub, log in if the model is gated, set HF_HOME to a cache that holds it, or give a local folder as MODEL; "
             "MODEL=mini needs no hub"
         ) from None
-    return folder, folder.name
 
 
 def _check_config(config: ModelConfig, folder: Path) -> None:
@@ -301,25 +331,45 @@ def _check_memory(folder: Path, device: torch.device, dtype: str) -> None:
         )
 
 
-def _load(config: ModelConfig, folder: Path, dtype: str) -> tuple[nn.Module, Any]:
+def _mend(config: ModelConfig) -> str:
+    return "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "fetch the model again"
+
+
+@contextmanager
+def _loading(config: ModelConfig, folder: Path) -> Iterator[None]:
+    """Keep transformers quiet, and say which model's files do not load."""
     from safetensors import SafetensorError
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
     from transformers.utils import logging
 
-    mend = "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "fetch the model again"
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        yield
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PrunebenchError(
+            f"model {config.name}: the files in {folder} do not load ({type(error).__name__}: {first}): {_mend(config)}"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _processor(config: ModelConfig, folder: Path) -> Any:
+    from transformers import AutoProcessor
+
+    with _loading(config, folder):
+        return AutoProcessor.from_pretrained(folder, use_fast=True)
+
+
+def _load(config: ModelConfig, folder: Path, dtype: str) -> nn.Module:
+    from transformers import LlavaForConditionalGeneration
+
+    with _loading(config, folder):
         model, info = LlavaForConditionalGeneration.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa", output_loading_info=True
         )
-        processor = AutoProcessor.from_pretrained(folder, use_fast=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PrunebenchError(f"model {config.name}: the files in {folder} do not load ({type(error).__name__}: {first}): {mend}") from None
-    finally:
-        logging.set_verbosity(verbosity)
+    mend = _mend(config)
     # from_pretrained gives random values to weights a checkpoint lacks and only warns; a guess is not an answer
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])
@@ -327,4 +377,5 @@ def _load(config: ModelConfig, folder: Path, dtype: str) -> tuple[nn.Module, Any
     stray = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if stray:
         raise PrunebenchError(f"model {config.name}: weights of {stray[0]} in {folder} hold nan or inf: {mend}")
-    return model, processor
+    loaded: nn.Module = model
+    return loaded

@@ -1,7 +1,7 @@
 """What the tokens up to the end of an image leave in a decoder, so that all questions about the image can start from it.
 
 Attention is causal: until a method removes tokens, the streams, keys and values of the system prompt and the image do not depend on the
-question. They are computed once per image (`capture`) and put under every question (`EngineRun.share`), which then runs its
+question. They are computed once per image (`EngineRun.capturing`) and put under every question (`EngineRun.share`), which then runs its
 own tokens only, up to the first layer where its method reduces; from there on it runs what is left, as ever. A method that edits the
 attention of visual rows has a prefix of its own (`Method.prefix_key`), and an edit other than the captured one ends the sharing at its layer.
 

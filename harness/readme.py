@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
 from harness import leaderboard
 from harness.errors import PrunebenchError, unknown
@@ -21,25 +24,64 @@ TASKS = ["gqa", "mme", "pope", "textvqa"]
 FILES = ("README.md", "tasks/mini/MODEL_CARD.md")
 
 
-def main_table(results: Path, shallow: bool = True) -> str:
-    """The terminal table of the main job, from the cells in `results`; `shallow=False`: without VisiPruner's shallow stage.
-
-    Raises PrunebenchError where a cell is missing.
-    """
-    cells = [
-        c
-        for c in Store(results).cells()
-        if c.provenance.get("limit") == "default"
-        and c.cell.positions == "method"
-        and (c.cell.method == "none" or ((c.cell.method, c.cell.budget) == (METHOD, BUDGET) and c.cell.knobs["shallow"] is shallow))
-    ]
+def main_table(results: Path) -> str:
+    """The terminal table of the main job, from the cells in `results`. Raises PrunebenchError where a cell is missing."""
+    shown = (("none", "none"), (METHOD, BUDGET))
+    known = [c for c in Store(results).cells() if c.provenance.get("limit") == "default" and c.cell.positions == "method"]
+    cells = [c for c in known if (c.cell.method, c.cell.budget) in shown]
     table = leaderboard.rows(cells)
     for task in TASKS:
-        found = set(table.loc[table["task"] == task, "method"])
-        if found != {METHOD, "none"}:
-            command = f"make eval METHOD={METHOD} BUDGET={BUDGET} RESULTS={results}" + ("" if shallow else " SET='shallow=false'")
-            raise PrunebenchError(f"{results}: expected cells of none and {METHOD} for {task}, found {sorted(found)}: run `{command}`")
+        found = sorted(table.loc[table["task"] == task, "method"])
+        if found != ["none", METHOD]:
+            command = f"make eval METHOD={METHOD} BUDGET={BUDGET} RESULTS={results}"
+            raise PrunebenchError(f"{results}: expected one cell of none and one of {METHOD} for {task}, found {found}: run `{command}`")
     return leaderboard.table(_ordered(table))
+
+
+def glance(results: Path) -> str:
+    """The head of the leaderboard: Avg % of every method at every budget, and the Pareto front, as LEADERBOARD.md has them.
+
+    Raises PrunebenchError where that file is missing or holds no such table.
+    """
+    file = results / "LEADERBOARD.md"
+    text = file.read_text() if file.is_file() else ""
+    front = re.search(r"^\*\*On the Pareto front\*\*.*$", text, re.M)
+    table = re.search(r"^### Avg % at a glance\n\n(.*?)\n\n", text, re.M | re.S)
+    if front is None or table is None:
+        raise PrunebenchError(f"{file}: expected a leaderboard with pruned methods: run `make sweep leaderboard RESULTS={results}`")
+    return f"{table[1]}\n\n{front[0]}"
+
+
+def stages(results: Path) -> str:
+    """The stages that `make analyze` found on the mini model, and what VisiPruner does with its scaled defaults and with the derived knobs.
+
+    Raises PrunebenchError where the analysis or the cells are missing.
+    """
+    file = results / "analysis" / "mini" / "analysis.json"
+    if not file.is_file():
+        raise PrunebenchError(f"{file}: expected the analysis of the mini model: run `make analyze OUT={file.parent}`")
+    found = json.loads(file.read_text())
+    at, sure = found["stages"], found["stages"]["uncertainty"]
+    first, until = at["shallow_end"], at["not_needed_from"]
+    lines = [
+        ["shallow", f"0 to {first - 1}" if first else "none", f"{100 * sure['shallow_end'].get(str(first), 0):.0f}"],
+        ["fusion", ", ".join(map(str, at["fusion"])), ", ".join(f"{100 * sure['fusion'].get(str(layer), 0):.0f}" for layer in at["fusion"])],
+        ["vision not needed", f"{until} to {found['depth'] - 1}", f"{100 * sure['not_needed_from'].get(str(until), 0):.0f}"],
+    ]
+    table = tabulate(lines, headers=["stage", "layers", "bootstrap samples that agree (%)"], tablefmt="github", disable_numparse=True)
+    known = [c for c in Store(results).cells() if c.provenance.get("limit") == "default" and c.cell.positions == "method"]
+    frame = leaderboard.rows(c for c in known if c.cell.method == METHOD)
+    effect = []
+    for budget, name in (("native", "scaled defaults (`native`)"), ("calibrated", "derived from this analysis (`calibrated`)")):
+        mine = frame[frame["budget"] == budget].set_index("task")
+        if set(TASKS) != set(mine.index) or len(mine) != len(TASKS):
+            raise PrunebenchError(f"{results}: expected {METHOD} at {budget} on {', '.join(TASKS)}: run `make sweep RESULTS={results}`")
+        mine = mine.loc[TASKS]
+        points = zip(mine["score"].astype(float), mine["max"].astype(float), strict=True)
+        scores = [f"{score:.1f}" if top > 1 else f"{100 * score:.1f}" for score, top in points]
+        effect.append([name, *scores, f"{mine['kept'].mean():.1f}", f"{mine['pct_of_unpruned_flops'].mean():.1f}"])
+    head = ["VisiPruner's knobs", "gqa (%)", "mme (points)", "pope (%)", "textvqa (%)", "kept (tokens)", "of unpruned FLOPs (%)"]
+    return f"{table}\n\n{tabulate(effect, headers=head, tablefmt='github', disable_numparse=True)}"
 
 
 def card_table(results: Path) -> str:
@@ -58,7 +100,8 @@ def filled(text: str, results: Path) -> str:
     """`text` with its marked tables made anew."""
     makers: dict[str, Callable[[], str]] = {
         "main": lambda: f"```\n{main_table(results)}\n```",
-        "noshallow": lambda: f"```\n{main_table(results, shallow=False)}\n```",
+        "glance": lambda: glance(results),
+        "stages": lambda: stages(results),
         "units": lambda: units_table(SHAPES["llava-1.5-7b"], TEXT_TOKENS),
         "card": lambda: f"```\n{card_table(results)}\n```",
     }
@@ -70,5 +113,7 @@ def filled(text: str, results: Path) -> str:
             raise unknown("table", name, makers)
         table = makers[name]()
         pattern = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.S)
-        text = pattern.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)  # type: ignore[misc]
+        text, n = pattern.subn(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)  # type: ignore[misc]
+        if n != 1:
+            raise PrunebenchError(f"expected one <!-- table:{name} --> with its <!-- /table:{name} -->, found {n}")
     return text

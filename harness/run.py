@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from harness import budget as budgets
 from harness import leaderboard
@@ -18,7 +21,7 @@ from harness.engine import POSITION_POLICIES
 from harness.errors import PrunebenchError, unknown
 from harness.execute import Arm, Job, Pace, check_complete, execute, prefix_budget
 from harness.method import Method, check_budget, method_class
-from harness.models import LoadedModel, Located, locate_model
+from harness.models import Front, LoadedModel, Located, locate_model
 from harness.provenance import device_name, git_state, versions
 from harness.store import SealedCell, Store
 
@@ -96,6 +99,14 @@ class Session:
                 self._models[key] = located.load()
         return self._models[key]
 
+    def release(self) -> None:
+        """Forget models and features, so that the next model finds the device as it was."""
+        self._models.clear()
+        self.features = FeatureCache()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def task(self, name: str, source: DataSource, limit: int | None) -> Any:
         from tasks import lmms  # heavy: lmms-eval
 
@@ -150,7 +161,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
 
 
 def prepare(request: Request, session: Session, located: Located) -> list[Job]:
-    """The jobs of a request in table order: per task the unpruned model and the method. Loads data and model.
+    """The jobs of a request in table order: per task the unpruned model and the method. Loads data, and no weights.
 
     Raises PrunebenchError as `evaluate`; nothing has been run then.
     """
@@ -160,44 +171,42 @@ def prepare(request: Request, session: Session, located: Located) -> list[Job]:
     limit = parse_limit(request.limit, located.config.default_limit)
     source = DataSource.parse(request.data or ("mini" if located.config.name == "mini" else "hub"))
     tasks = [session.task(name, source, limit) for name in dict.fromkeys(request.tasks)]
-    loaded = session.model(located)
+    front = located.front
     # a share of the FLOPs is solved per task; what is out of reach without any text is out of reach with it
     method = located.method(request.method, budget, request.knobs, n_text=0)
     jobs: list[Job] = []
     for task in tasks:
         if budget.unit == "flops":
-            method = located.method(request.method, budget, request.knobs, _mean_text(loaded, task))
-        pruned = _cell(request, loaded, method, str(budget), task)
+            method = located.method(request.method, budget, request.knobs, mean_text(front, task))
+        pruned = _cell(request, front, method, str(budget), task)
         wanted = [(pruned, method)]
         if request.method != "none":
             wanted.insert(0, (pruned.baseline(), method_class("none")()))
         for cell, how in wanted:
-            # what changes no cell must not part arms that could share a batch
-            arm = Arm(how, cell.seed, cell.positions)
-            jobs.append(Job(cell, arm, task, _provenance(request, loaded, cell)))
+            jobs.append(Job(cell, Arm(how, cell.seed, cell.positions), task, _provenance(request, front, cell)))
     return jobs
 
 
-def _mean_text(loaded: LoadedModel, task: Any) -> int:
+def mean_text(front: Front, task: Any) -> int:
     """Mean text length of a task's prompts in tokens, to the nearest whole one."""
-    lengths = [len(loaded.prompt_ids(s.prompt)) - loaded.adapter.shape.n_visual for s in task.samples]
+    lengths = [len(front.prompt_ids(s.prompt)) - front.n_visual for s in task.samples]
     return round(sum(lengths) / len(lengths))
 
 
-def _cell(request: Request, loaded: LoadedModel, method: Method, budget: str, task: Any) -> Cell:
+def _cell(request: Request, front: Front, method: Method, budget: str, task: Any) -> Cell:
     return Cell(
-        model=loaded.config.name,
-        model_fingerprint=loaded.fingerprint,
+        model=front.config.name,
+        model_fingerprint=front.fingerprint,
         method=method.name,
         knobs=method.knobs(),
         budget=budget,
         task=task.name,
         data_fingerprint=task.fingerprint,
         n_samples=len(task.samples),
-        prompt_template=loaded.template_hash,
-        dtype=loaded.dtype,
-        image_backend=loaded.image_backend,
-        device_type=loaded.device.type,
+        prompt_template=front.template_hash,
+        dtype=front.dtype,
+        image_backend=front.image_backend,
+        device_type=front.device.type,
         # where nothing is removed all policies agree, and a method that draws nothing is the same at every seed: one cell
         positions="method" if method.name == "none" else request.positions,
         seed=request.seed if method.uses_seed else 0,
@@ -227,7 +236,7 @@ def command_line(request: Request, cell: Cell) -> str:
     return " ".join(parts)
 
 
-def _provenance(request: Request, loaded: LoadedModel, cell: Cell) -> dict[str, Any]:
+def _provenance(request: Request, front: Front, cell: Cell) -> dict[str, Any]:
     """Where a cell's numbers come from: how to measure it again, and with what it was measured."""
     return {
         "command": command_line(request, cell),
@@ -235,12 +244,12 @@ def _provenance(request: Request, loaded: LoadedModel, cell: Cell) -> dict[str, 
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "batch_size": request.batch,
         "prefix_sharing": request.share,
-        "device": device_name(loaded.device),
+        "device": device_name(front.device),
         "versions": dict(_versions()),
         "python": platform.python_version(),
         **_git(),
-        "model_source": loaded.config.hub or loaded.config.name,
-        "revision": loaded.revision,
+        "model_source": front.config.hub or front.config.name,
+        "revision": front.revision,
     }
 
 
@@ -251,5 +260,5 @@ def _versions() -> Mapping[str, str]:
 
 @cache
 def _git() -> Mapping[str, Any]:
-    """Once per process: the code that runs is the code that was loaded."""
+    """Once per process: the code that runs is the code that was front."""
     return git_state()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,9 +30,12 @@ from harness.errors import PrunebenchError, unknown
 from harness.execute import Executed, Job, execute
 from harness.method import Method, build, check_budget, method_class
 from harness.models import locate_model, model_config
-from harness.run import Finished, Request, Session, prepare
+from harness.run import Finished, Request, Session, mean_text, prepare
 from harness.shape import SHAPES, ModelShape
 from harness.store import SealedCell, Store
+
+#: text tokens of a prompt where data are not at hand
+TEXT = 74
 
 
 class Entry(BaseModel):
@@ -44,7 +47,7 @@ class Entry(BaseModel):
     knobs: dict[str, Any] = {}
     budgets: tuple[str | int, ...] | None = None
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    positions: str = "method"
+    positions: Literal["method", "original", "compact"] = "method"
 
 
 class Sweep(BaseModel):
@@ -106,16 +109,16 @@ def _picked(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
 
 
 def requests(sweep: Sweep, shared: Request) -> Iterator[Asked]:
-    """One request per model, method, budget and seed, in file order; a seed that changes nothing is asked once."""
+    """One request per model, method, budget and seed, in file order. Where a seed changes nothing, several share their cells."""
     for model in sweep.models:
         for entry in sweep.methods:
             cls = method_class(entry.method)
             wanted: Sequence[str | int | None] = entry.budgets if entry.budgets is not None else sweep.budgets
-            without = not cls.budget_knobs or any(k in entry.knobs for k in cls.budget_knobs)
+            without = entry.budgets is None and (not cls.budget_knobs or any(k in entry.knobs for k in cls.budget_knobs))
             if not without and not wanted:
                 raise PrunebenchError(f"{entry.method} needs budgets: give the sweep or this entry some, as in budgets: [64]")
             for budget in (None,) if without else wanted:
-                for seed in entry.seeds if cls.traits.random or entry.seeds != (0,) else (0,):
+                for seed in entry.seeds:
                     text = None if budget is None else str(budget)
                     request = replace(
                         shared, model=model, method=entry.method, knobs=entry.knobs, budget=text, seed=seed, tasks=sweep.tasks,
@@ -132,6 +135,8 @@ def check(asked: Sequence[Asked]) -> None:
 
     if not asked:
         raise PrunebenchError("the sweep holds no cell: give methods and budgets")
+    if asked[0].request.batch < 1:
+        raise PrunebenchError(f"BATCH={asked[0].request.batch}: expected at least 1 prompt a batch")
     for request, label in asked:
         try:
             for task in request.tasks:
@@ -168,14 +173,19 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
     store, session = Store(shared.results), Session()
     cells: list[SealedCell] = []
     reused = busy = 0
-    for model in dict.fromkeys(sweep.models):
+    found = {model: locate_model(model, shared.device, asked[0].request.dtype) for model in sweep.models}
+    for model, located in found.items():
         mine = [a.request for a in asked if a.request.model == model]
-        located = locate_model(model, mine[0].device, mine[0].dtype)
         say(f"{model} ({located.device} in {located.dtype}): {len(mine)} settings x {len(sweep.tasks)} tasks")
         jobs = [job for request in mine for job in prepare(request, session, located)]
-        pace, loaded = mine[0].pace(located), session.model(located)
-        answers = processes.spread(sweep, shared, model, workers) if workers > 1 else None
-        executed = execute(store, loaded, jobs, session.features, pace, fresh=shared.fresh, clock=session.clock, answers=answers)
+        if workers > 1:
+            answers = processes.spread(sweep, shared, model, workers)
+            executed = execute(store, None, jobs, session.features, mine[0].pace(located), fresh=shared.fresh, clock=session.clock, answers=answers)
+        else:
+            loaded = session.model(located)
+            executed = execute(store, loaded, jobs, session.features, mine[0].pace(located), fresh=shared.fresh, clock=session.clock)
+            del loaded
+        session.release()
         cells += executed.cells.values()
         reused += executed.reused
         busy += len(executed.busy)
@@ -228,7 +238,6 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
     lines: list[Line] = []
     missing: dict[str, str] = {}
     seen: set[str] = set()
-    speeds: list[tuple[float, float]] = []
     for request, label in asked:
         jobs: list[Job] = []
         if request.model not in missing:
@@ -239,32 +248,32 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
         fresh = [j for j in jobs if j.cell.identity() not in seen]
         seen |= {j.cell.identity() for j in fresh}
         method, shape = _static(request)
-        each, upper = _flops(method, shape)
+        each, upper = _flops(method, shape, TEXT)
         if request.model in missing:
             tasks = len(request.tasks)
             lines.append(Line(label, tasks, None, None, each, upper))
             continue
-        done = {j.cell.identity(): store.sealed(j.cell) for j in fresh}
+        done = {j.cell.identity(): None if shared.fresh else store.sealed(j.cell) for j in fresh}
         open_jobs = [j for j in fresh if done[j.cell.identity()] is None]
-        for cell in done.values():
-            if cell is not None and cell.costs["prefill_dense_flops"] > 0:
-                speeds.append((cell.costs["prefill_dense_flops"] * cell.cell.n_samples, cell.provenance["wall_s"]))
         n = sum(j.cell.n_samples for j in open_jobs)
-        unpruned, _ = _flops(method_class("none")(), shape)
-        total = sum(j.cell.n_samples * (unpruned if j.cell.method == "none" else each) for j in open_jobs)
+        front = locate_model(request.model, request.device, request.dtype).front
+        total = sum(j.cell.n_samples * _flops(j.arm.method, shape, mean_text(front, j.task))[0] for j in open_jobs)
         lines.append(Line(label, len(fresh), n, len(fresh) - len(open_jobs), total, upper))
     rows = [
         [line.label, line.cells, "?" if line.sealed is None else line.sealed, "?" if line.n is None else line.n,
-         ("<= " if line.upper else "") + f"{line.flops / 1e12:.3g}" + (" a question" if line.n is None else "")]
+         ("<= " if line.upper else "") + f"{line.flops / 1e12:.3g}" + (f" a question of {TEXT} text tokens" if line.n is None else "")]
         for line in lines
     ]  # fmt: skip
-    text = tabulate(rows, headers=["setting", "cells", "sealed", "questions to ask", "prefill (TFLOPs, without text)"], disable_numparse=True)
+    text = tabulate(rows, headers=["setting", "cells", "sealed", "questions to ask", "prefill (TFLOPs)"], disable_numparse=True)
     known = [line for line in lines if line.n is not None]
     ask, cells, work = sum(line.n or 0 for line in known), sum(line.cells - (line.sealed or 0) for line in known), sum(x.flops for x in known)
     tail = [f"{sum(line.cells for line in lines)} cells"]
     if known:
         tail.append(f"to run: {cells} cells, {ask:,} questions, at most {work / 1e12:,.1f} TFLOPs of dense prefill, unshared")
         tail.append(f"disk: about {(cells * 12_000 + ask * 900) / 2**20:.1f} MiB while running, {cells * 14_000 / 2**20:.1f} MiB when sealed")
+        # as fast as what was measured here before, whatever its questions were
+        here = [c for c in store.cells() if c.cell.model in sweep.models and c.costs["prefill_dense_flops"] > 0]
+        speeds = [(c.costs["prefill_dense_flops"] * c.cell.n_samples, c.provenance["wall_s"]) for c in here]
         if speeds and work:
             rate = sum(f for f, _ in speeds) / max(sum(s for _, s in speeds), 1e-9)
             tail.append(f"time: about {work / rate / 60:.1f} min, at {rate / 1e9:,.0f} GFLOP/s of dense prefill, as {len(speeds)} sealed cells ran")
@@ -274,13 +283,9 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
     return text + "\n\n" + "\n".join(tail)
 
 
-def _flops(method: Method, shape: ModelShape) -> tuple[float, bool]:
-    """Dense prefill FLOPs of one prompt's image alone, and whether that is an upper bound (adaptive methods: as if nothing were dropped)."""
-    try:
-        plan = method.plan(shape, 0)
-    except PrunebenchError:
-        plan = None
-    upper = plan is None
-    return float(sum(flops.layer(shape, n) for n in plan or [shape.n_visual] * shape.depth)), upper
+def _flops(method: Method, shape: ModelShape, n_text: int) -> tuple[float, bool]:
+    """Dense prefill FLOPs of one prompt without scoring, and whether that is an upper bound (adaptive methods: as if nothing were dropped)."""
+    plan = method.plan(shape, n_text)
+    return float(sum(flops.layer(shape, n + n_text) for n in plan or [shape.n_visual] * shape.depth)), plan is None
 
 

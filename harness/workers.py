@@ -7,25 +7,24 @@ worker sent before it died is kept. One worker per GPU, or CPU processes that sh
 from __future__ import annotations
 
 import os
-import queue
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import multiprocessing
 
 from harness.errors import PrunebenchError
-from harness.execute import Open, run_pass
+from harness.execute import Job, Open, run_pass
 from harness.models import locate_model
 from harness.run import Request, Session, prepare
 from harness.store import Record
 
 if TYPE_CHECKING:
     from harness.sweep import Sweep
-
-Message = tuple[str, Any, Any]
 
 
 def device_of(worker: int, device: str) -> str:
@@ -40,49 +39,58 @@ def threads_each(workers: int) -> int:
     return max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers)
 
 
-def spread(sweep: Sweep, shared: Request, model: str, workers: int) -> Callable[[Mapping[str, Open]], Iterator[tuple[str, list[Record]]]]:
+def spread(sweep: Sweep, shared: Request, model: str, workers: int) -> Callable[[Mapping[str, Open]], Generator[tuple[str, list[Record]]]]:
     """For `execute(answers=)`: runs the open cells of `model` in `workers` processes. Raises PrunebenchError where one of them fails."""
 
-    def answers(opened: Mapping[str, Open]) -> Iterator[tuple[str, list[Record]]]:
+    def answers(opened: Mapping[str, Open]) -> Generator[tuple[str, list[Record]]]:
         context = multiprocessing.get_context("spawn")
-        inbox: Any = context.Queue(maxsize=1024)
         done = {identity: set(one.writer.done) for identity, one in opened.items()}
-        arguments = [(i, workers, sweep, replace(shared, device=device_of(i, shared.device)), model, done, inbox) for i in range(workers)]
-        running = {i: context.Process(target=_work, args=a, daemon=True) for i, a in enumerate(arguments)}
+        processes: list[Any] = []
+        # a pipe each: the end of a process, also in the middle of a message, is an EOFError here
+        inboxes: dict[Connection, int] = {}
+        failed: str | None = None
         try:
-            for process in running.values():
+            for i in range(workers):
+                receiving, sending = context.Pipe(duplex=False)
+                device = replace(shared, device=device_of(i, shared.device))
+                process = context.Process(target=_work, args=(i, workers, sweep, device, model, done, sending), daemon=True)
                 process.start()
-            while running:
-                try:
-                    kind, who, what = inbox.get(timeout=1.0)
-                except queue.Empty:
-                    dead = [i for i, p in running.items() if p.exitcode is not None]
-                    if dead:
-                        code = running[dead[0]].exitcode
-                        raise PrunebenchError(
-                            f"worker {dead[0]} of {workers} ended with exit code {code} before its share was done (out of memory?); "
-                            "answers so far are kept: run the same command again, perhaps with fewer --workers"
-                        ) from None
-                    continue
-                if kind == "answers":
-                    yield who, what
-                elif kind == "done":
-                    running.pop(who).join()
-                else:
-                    raise PrunebenchError(f"worker {who} of {workers}: {what}")
+                sending.close()
+                processes.append(process)
+                inboxes[receiving] = i
+            while inboxes and failed is None:
+                for inbox in cast(list[Connection], wait(list(inboxes))):
+                    worker = inboxes[inbox]
+                    try:
+                        kind, who, what = inbox.recv()
+                    except EOFError:
+                        processes[worker].join()
+                        failed = (
+                            f"worker {worker} of {workers} ended with exit code {processes[worker].exitcode} before its share was done (out of "
+                            "memory?); answers so far are kept: run the same command again, perhaps with fewer --workers"
+                        )
+                        continue
+                    if kind == "answers":
+                        yield who, what
+                    elif kind == "done":
+                        del inboxes[inbox]
+                    else:
+                        failed = f"worker {worker} of {workers}: {what}"
+            if failed is not None:
+                raise PrunebenchError(failed)
         finally:
-            for process in running.values():
+            for process in processes:
                 process.terminate()
-            for process in running.values():
+            for process in processes:
                 process.join()
 
     return answers
 
 
 class _Share:
-    """A cell as a worker sees it: which samples are left, and no journal."""
+    """A cell as a worker sees it: which samples are left, and no journal. Stands in for `Open` and its `writer`."""
 
-    def __init__(self, job: Any, done: set[str]) -> None:
+    def __init__(self, job: Job, done: set[str]) -> None:
         self.job, self.samples, self.writer = job, {s.key: s for s in job.task.samples}, self
         self.done = done
 
@@ -91,28 +99,29 @@ class _Share:
         return [s for s in self.samples.values() if s.key not in self.done]
 
 
-def _work(shard: int, workers: int, sweep: Sweep, shared: Request, model: str, done: dict[str, set[str]], outbox: Any) -> None:
+def _work(shard: int, workers: int, sweep: Sweep, shared: Request, model: str, done: dict[str, set[str]], outbox: Connection) -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    try:
-        from harness.sweep import requests
+    with suppress(BrokenPipeError):  # the parent is gone, and so is the reason to go on
+        try:
+            from harness.sweep import requests
 
-        torch.set_num_threads(threads_each(workers))
-        session = Session()
-        asked = [a.request for a in requests(sweep, shared) if a.request.model == model]
-        located = locate_model(model, shared.device, asked[0].dtype)
-        jobs = {j.cell.identity(): j for request in asked for j in prepare(request, session, located)}
-        strange = sorted(set(done) - set(jobs))
-        if strange:
-            raise PrunebenchError(f"expected the cells of the parent, lacks {strange[0]}: were model or data changed meanwhile?")
-        opened: Any = {identity: _Share(jobs[identity], keys) for identity, keys in done.items()}
-        pace = replace(asked[0].pace(located), shard=(shard, workers))
-        for identity, records in run_pass(session.model(located), opened, session.features, pace, session.clock):
-            outbox.put(("answers", identity, records))
-        outbox.put(("done", shard, None))
-    except PrunebenchError as error:
-        outbox.put(("error", shard, str(error)))
-    except BaseException:
-        outbox.put(("error", shard, traceback.format_exc()))
-    finally:
-        outbox.close()
-        outbox.join_thread()
+            torch.set_num_threads(threads_each(workers))
+            session = Session()
+            asked = [a.request for a in requests(sweep, shared) if a.request.model == model]
+            located = locate_model(model, shared.device, asked[0].dtype)
+            jobs = {j.cell.identity(): j for request in asked for j in prepare(request, session, located)}
+            strange = sorted(set(done) - set(jobs))
+            if strange:
+                raise PrunebenchError(f"expected the cells of the parent, lacks {strange[0]}: were model or data changed meanwhile?")
+            opened: Any = {identity: _Share(jobs[identity], keys) for identity, keys in done.items()}
+            loaded = session.model(located)
+            pace = replace(asked[0].pace(located), shard=(shard, workers))
+            for identity, records in run_pass(loaded, opened, session.features, pace, session.clock):
+                outbox.send(("answers", identity, records))
+            outbox.send(("done", shard, None))
+        except BrokenPipeError:
+            raise
+        except PrunebenchError as error:
+            outbox.send(("error", shard, str(error)))
+        except BaseException:
+            outbox.send(("error", shard, traceback.format_exc()))

@@ -82,7 +82,7 @@ def test_answers_do_not_depend_on_the_batch_size(method: str, tmp_path, capsys, 
 
 
 def test_killed_run_continues_and_counts_nothing_twice(tmp_path) -> None:
-    command = [sys.executable, "-m", "harness.cli", *ev(tmp_path, "--method", "none", "--tasks", "gqa", "--limit", "48", "--batch", "1")]
+    command = [sys.executable, "-m", "harness.cli", *ev(tmp_path, "--method", "none", "--tasks", "gqa", "--limit", "100", "--batch", "1")]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
     deadline = time.time() + 120
@@ -93,12 +93,13 @@ def test_killed_run_continues_and_counts_nothing_twice(tmp_path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = [json.loads(line)["key"] for line in journal[0].read_bytes().splitlines() if line.endswith(b"}")]
-    assert 0 < len(kept) < 48, "the run was to be killed in the middle"
+    assert 0 < len(kept) < 90, "the run was to be killed in the middle"
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert f"{len(kept)}/" in done.stderr, "the progress bar starts where the killed run stopped"
     sealed = Store(tmp_path).cells()
-    assert [c.counts for c in sealed] == [{"expected": 48, "answered": 48}] or sealed[0].counts["answered"] == sealed[0].counts["expected"]
+    assert len(sealed) == 1
+    assert sealed[0].counts["answered"] == sealed[0].counts["expected"] > 90
     keys = sealed[0].samples()["key"]
     assert keys.is_unique
     assert set(kept) <= set(keys)

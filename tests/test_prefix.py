@@ -95,6 +95,28 @@ def test_a_full_prefix_cache_forgets_the_oldest(mini, prompts):
     assert found == {k: a.text for k, a in answers(mini, method, prompts, False).items()}
 
 
+def test_a_question_longer_than_an_image_is_asked_beside_a_short_one(mini, prompts):
+    """Its window would reach in front of the other's prefix: they go into batches of their own."""
+    first = prompts[0]
+    long = Prompt("long", "x " * 700, first.image, first.image_key, 2)
+    method = registered()["none"]()
+    both = [first, long]
+    found = answers(mini, method, both, True)
+    assert {k: a.text for k, a in found.items()} == {k: a.text for k, a in answers(mini, method, both, False).items()}
+    assert found["long"].n_input_tokens - found[first.key].n_input_tokens > mini.n_visual
+
+
+def test_features_of_two_models_are_kept_apart(mini, prompts):
+    """One cache may serve a sweep over several models."""
+    import dataclasses
+
+    other = dataclasses.replace(mini, fingerprint="another")
+    features = FeatureCache()
+    for loaded in (mini, other, mini):
+        list(Answerer(loaded, registered()["none"](), features=features).answer(prompts[:1]))
+    assert features.encoded == 2
+
+
 def test_only_the_window_runs(mini, prompts):
     """FLOPs executed with a shared prefix are those of the question's own tokens."""
     from harness.engine import attach
