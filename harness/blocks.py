@@ -184,7 +184,9 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
         facts += [] if limit is None else [f"LIMIT={limit}"]
         protocols[tuple(facts)].append(sealed)
     found: list[Section] = []
-    for shared, members in sorted(protocols.items()):
+    # within a model, sections that compare something before those of the unpruned model alone
+    order = sorted(protocols.items(), key=lambda item: (item[0][0], all(m.cell.method == "none" for m in item[1]), item[0]))
+    for shared, members in order:
         latest: dict[str, dict[tuple[Any, ...], str]] = {}  # task -> set of questions -> when it was last measured
         for sealed in members:
             seen = latest.setdefault(sealed.cell.task, {})
