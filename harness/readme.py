@@ -70,12 +70,12 @@ def stages(results: Path) -> str:
     ]
     table = tabulate(lines, headers=["stage", "layers", "bootstrap samples that agree (%)"], tablefmt="github", disable_numparse=True)
     known = [c for c in Store(results).cells() if c.provenance.get("limit") == "default" and c.cell.positions == "method"]
-    frame = leaderboard.rows(c for c in known if c.cell.method == METHOD)
+    frame = leaderboard.rows(c for c in known if c.cell.method in (METHOD, "none"))
     effect = []
     for budget, name in (("native", "scaled defaults (`native`)"), ("calibrated", "derived from this analysis (`calibrated`)")):
-        mine = frame[frame["budget"] == budget].set_index("task")
-        if set(TASKS) != set(mine.index) or len(mine) != len(TASKS):
-            raise PrunebenchError(f"{results}: expected {METHOD} at {budget} on {', '.join(TASKS)}: run `make sweep RESULTS={results}`")
+        mine = frame[(frame["method"] == METHOD) & (frame["budget"] == budget)].set_index("task")
+        if set(TASKS) != set(mine.index) or len(mine) != len(TASKS) or mine["pct_of_unpruned_flops"].isna().any():
+            raise PrunebenchError(f"{results}: expected none and {METHOD} at {budget} on {', '.join(TASKS)}: run `make sweep RESULTS={results}`")
         mine = mine.loc[TASKS]
         points = zip(mine["score"].astype(float), mine["max"].astype(float), strict=True)
         scores = [f"{score:.1f}" if top > 1 else f"{100 * score:.1f}" for score, top in points]
