@@ -230,9 +230,9 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
 
 
 def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:
-    loaded = SimpleNamespace(prompt_ids=lambda text: [0] * (576 + len(text)), adapter=SimpleNamespace(shape=S7))
+    front = SimpleNamespace(prompt_ids=lambda text: [0] * (576 + len(text)), n_visual=576)
     task = SimpleNamespace(samples=[SimpleNamespace(prompt="x" * n) for n in (10, 20, 33)])
-    assert run._mean_text(loaded, task) == 21  # type: ignore[arg-type]
+    assert run.mean_text(front, task) == 21  # type: ignore[arg-type]
 
 
 def test_the_readmes_table_says_what_64_costs_under_each_unit() -> None:
