@@ -222,14 +222,22 @@ def _knockouts(document: Mapping[str, Any], plt: Any) -> tuple[Figure, str]:
         for kind, colour, label, marker in ((TEXT, BLUE, "text to vision", "o"), (VISION, ORANGE, "vision to vision", "s")):
             found = [cuts.get((kind, *span), {}) for span in layers]
             entries = [{"accuracy": k.get("accuracy"), "accuracy_low": k.get("low"), "accuracy_high": k.get("high")} for k in found]
-            _line(axes, entries, "accuracy", colour, label, marker, 100)
+            known = [(l, k) for l, k in enumerate(found) if k]
+            if len(known) == depth:
+                _line(axes, entries, "accuracy", colour, label, marker, 100)
+                continue
+            # measured some layers apart: nothing is claimed between the points
+            middle = np.array([100 * k["accuracy"] for _, k in known])
+            spread = np.abs(np.array([[100 * k["low"], 100 * k["high"]] for _, k in known]).T - middle)
+            at = [l for l, _ in known]
+            axes.errorbar(at, middle, spread, color=colour, marker=marker, linestyle="none", elinewidth=1, label=label)
     panels[0].set_ylim(0, 103)
     panels[0].set_ylabel("accuracy (%)")
     panels[0].legend(loc="lower right")
     _caption(
         figure,
         f"{_head(document)}. Dotted: unpruned, {100 * document['accuracy']['mean']:.1f} %.\n"
-        "Text cut from a layer on is the same as all visual tokens leaving there.",
+        "Text cut from a layer on is the same as all visual tokens leaving there. Points without a line: not measured in between.",
     )
     found = document["stages"]
     alt = f"Three charts of accuracy over {depth} decoder layers when attention is cut in one layer, in all layers up to it, and from it on."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +34,7 @@ def eval_command(
     model: Annotated[str, typer.Option(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
     tasks: Annotated[str, typer.Option(help="of gqa, mme, pope, textvqa, textvqa_ocr; comma-separated")] = "gqa,mme,pope,textvqa",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
-    batch: Annotated[int, typer.Option(help="prompts a batch; answers do not depend on it")] = 16,
+    batch: Annotated[int, typer.Option(help="prompts a batch; no effect on answers (float32)")] = 16,
     seed: Annotated[int, typer.Option(help="of the method's randomness")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
@@ -42,7 +43,7 @@ def eval_command(
     set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
     results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
-    share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once for all questions; answers stay the same")] = True,
+    share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")] = True,
 ) -> None:
     """Evaluate one method at one budget beside the unpruned model."""
     from harness.doctor import torchvision_problem
@@ -97,7 +98,7 @@ def ablate_command(
     model: Annotated[str, typer.Option(help="in place of the file's")] = "",
     tasks: Annotated[str, typer.Option(help="in place of the file's; comma-separated")] = "",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
-    batch: Annotated[int, typer.Option(help="prompts a batch; answers do not depend on it")] = 8,
+    batch: Annotated[int, typer.Option(help="prompts a batch; no effect on answers (float32)")] = 8,
     seed: Annotated[int, typer.Option(help="of the methods' randomness")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
@@ -249,10 +250,10 @@ def sweep_command(
     file: Annotated[Path, typer.Argument(help="YAML, as configs/mini.yaml")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the file: limit=50, budgets=64,32, methods=fastv,random")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the cells, what is sealed and an estimate; run nothing")] = False,
-    limit: Annotated[str, typer.Option(help="questions per task, or all; default: the file's, else the model's")] = "",
-    batch: Annotated[int, typer.Option(help="prompts a batch; answers do not depend on it")] = 16,
+    limit: Annotated[str, typer.Option(help="questions per task (whole images), or all; default: the file's, else the model's")] = "",
+    batch: Annotated[int, typer.Option(help="prompts a batch; no effect on answers (float32)")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="processes: one per GPU, or sharing the CPU")] = 1,
-    share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once for all questions; answers stay the same")] = True,
+    share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
@@ -362,7 +363,10 @@ def leaderboard_command(
     from harness import leaderboard
     from harness.store import Store
 
-    csv, markdown = leaderboard.write(Store(results).cells(), results, figures=figures)
+    cells = Store(results).cells()
+    if not cells:
+        raise PrunebenchError(f"{results}: expected sealed cells, found none: `make eval METHOD=visipruner BUDGET=64` or `make sweep` makes them")
+    csv, markdown = leaderboard.write(cells, results, figures=figures)
     print(f"tables  {csv}  {markdown}")
     if figures:
         print(f"figures {results / 'figures'}")
@@ -406,8 +410,10 @@ def show_command(
     out: Annotated[Path | None, typer.Option(help="the picture; default: RESULTS/show/SAMPLE.png")] = None,
 ) -> None:
     """Write one sample as a picture: which tokens each method kept, layer by layer, and what it answered."""
+    from harness import budget as budgets
     from harness import show
 
+    budgets.parse(budget or None)
     names = [name.strip() for name in method.split(",") if name.strip()]
     path, found = show.write(results, sample.strip(), names, budget, model, data, out)
     print("\n".join(show.lines(found)))
@@ -474,17 +480,28 @@ def mini_command(context: typer.Context, part: Annotated[str, typer.Argument(hel
         raise PrunebenchError(f"mini {part!r}: expected data, train or export")
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. Not a KeyboardInterrupt, which typer would turn into a silent exit."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted
+
+
 def main() -> None:
     """Entry point: errors a user can mend are one line and exit code 2; an interruption says how to continue."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         app(standalone_mode=True)
     except PrunebenchError as error:
         print(f"prunebench: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
+    except Interrupted:
         print("\nprunebench: interrupted; answers so far are kept, the same command continues", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

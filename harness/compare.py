@@ -6,7 +6,8 @@ Reads the samples of a section's cells, by key, after checking their hash. Every
 * the difference has an interval from a bootstrap over whole images (paired: both sides on the same draws; several seeds are drawn anew
   in each resample too) of the headline metric itself, so an MME sum stays a sum;
 * the test is an exact McNemar test on questions, Holm-corrected over all comparisons with the same reference in the section;
-* a difference is called one only if the corrected p is below 0.05, the interval excludes 0 and both point the same way.
+* a difference is called one only if the corrected p is below 0.05, the interval excludes 0 and both point the same way; two scores are
+  called indistinguishable only if neither sees a difference; what is left is undecided.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ALPHA = 0.05
 RIGHT = 0.5  # a soft score below this is a wrong answer
 AVERAGE = "average"
 """Stands for the task where all of them are averaged."""
-ABOVE, BELOW, SAME = "above", "below", "indistinguishable"
+ABOVE, BELOW, SAME, OPEN = "above", "below", "indistinguishable", "undecided"
 
 
 @dataclass(frozen=True)
@@ -275,12 +276,14 @@ def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _verdict(c: Comparison) -> str:
-    if not (c.low > 0 or c.high < 0):  # also where there is no interval
-        return SAME
+    apart = c.low > 0 or c.high < 0  # False also where there is no interval
     ahead = c.low > 0
-    if c.task != AVERAGE and (c.p_holm >= ALPHA or (c.better > c.worse) != ahead):
-        return SAME
-    return ABOVE if ahead else BELOW
+    if c.task == AVERAGE:
+        return SAME if not apart else ABOVE if ahead else BELOW
+    tested = c.p_holm < ALPHA
+    if apart and tested and (c.better > c.worse) == ahead:
+        return ABOVE if ahead else BELOW
+    return OPEN if apart or tested else SAME
 
 
 def _power(task: str, read: _Task, differences: Iterable[tuple[bool, float, float]]) -> Power:

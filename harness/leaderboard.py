@@ -34,11 +34,13 @@ from harness.blocks import (
     sections,
 )
 from harness.cell import canonical_json
-from harness.compare import ABOVE, AVERAGE, BELOW, SAME, Comparison, Findings, Hard, Power, study
+from harness.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, Comparison, Findings, Hard, Power, study
 from harness.errors import PrunebenchError
 from harness.store import SealedCell, write_atomic
 
 DASH = "-"
+RANKED_FROM = 20
+"""Questions of a hard subset from which on its best is marked."""
 CSV, MARKDOWN, SIGNIFICANCE = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
 COLUMNS = (
     "model",
@@ -102,7 +104,8 @@ dtype, device and set of questions share a section, and nothing is compared acro
 
 * **≈R**: indistinguishable from `random` at the same asked budget. **≈U**: indistinguishable from the unpruned model.
   Two scores are told apart only if the Holm-corrected p is below 0.05, the 95 % interval of their difference excludes 0, and
-  both point the same way. It does not say that they are equal: see how many questions a claim needs.
+  both point the same way. Indistinguishable means that neither sees a difference; where one of them does, it is undecided and
+  has no sign. It does not say that they are equal: see how many questions a claim needs.
 * **p**: exact two-sided McNemar test on the questions that one side answers better and the other worse (for soft scores that is
   the exact sign test; for MME it counts questions, not points). It takes questions for independent, which questions on one image
   are not; hence the interval beside it. With several seeds, each pair of seeds is tested and p is twice the median, which is
@@ -122,7 +125,8 @@ dtype, device and set of questions share a section, and nothing is compared acro
 * **agreement (%)**: questions answered exactly as the unpruned model answers them, right or wrong ("loyalty"); letter case and
   outer spaces aside.
 * **hard: task (%, n)**: mean score on the n questions that `downsample` at the same asked budget gets wrong (score below 0.5):
-  those that a smaller image does not answer. Chosen anew for every model and budget from its own run of `downsample`, which
+  those that a smaller image does not answer; no best is marked below 20 of them. Chosen anew for every model and budget from
+  its own run of `downsample`, which
   scores 0 there (or little, for soft scores) by construction. MME's questions count one by one here.
 
 **Costs**
@@ -371,7 +375,9 @@ def _said(section: Section, block: Block, found: Findings) -> list[str]:
 
 def _verdicts(section: Section, block: Block, found: Findings, against: str, name: str, title: str) -> str:
     here = [c for c in found.comparisons if c.budget == block.budget and c.against == against]
-    words = {SAME: f"indistinguishable from {name}", BELOW: f"below {name}", ABOVE: f"above {name}"}
+    words = {
+        SAME: f"indistinguishable from {name}", OPEN: f"undecided against {name}", BELOW: f"below {name}", ABOVE: f"above {name}"
+    }  # fmt: skip
     items = []
     for verdict, phrase in words.items():
         named = []
@@ -402,9 +408,10 @@ def _answers(section: Section, block: Block, found: Findings) -> str:
     head = ["method", "agreement (%)"]
     for task in tasks:
         hard = [[found.hard.get((block.budget, s.identity), Hard(-1, NAN)) for s in line.cells.get(task, ())] for line in lines]
-        sizes = {value.n for values in hard for value in values if value.n >= 0}
-        head.append(f"hard: {task} (%, n={sizes.pop() if sizes else DASH})")
-        columns.append(_marked([_decimal(mean([value.percent for value in values])) for values in hard], ranked))
+        size = max((value.n for values in hard for value in values), default=-1)
+        head.append(f"hard: {task} (%, n={size if size >= 0 else DASH})")
+        marked = [r and size >= RANKED_FROM for r in ranked]
+        columns.append(_marked([_decimal(mean([value.percent for value in values])) for values in hard], marked))
     return _grid(head, columns)
 
 

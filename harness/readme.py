@@ -71,17 +71,25 @@ def stages(results: Path) -> str:
     table = tabulate(lines, headers=["stage", "layers", "bootstrap samples that agree (%)"], tablefmt="github", disable_numparse=True)
     known = [c for c in Store(results).cells() if c.provenance.get("limit") == "default" and c.cell.positions == "method"]
     frame = leaderboard.rows(c for c in known if c.cell.method in (METHOD, "none"))
-    effect = []
+    plain = frame[frame["method"] == "none"].set_index("task").loc[TASKS]
+    effect = [["unpruned", *_scores(plain), f"{plain['kept'].mean():.1f}", "100.0"]]
     for budget, name in (("native", "scaled defaults (`native`)"), ("calibrated", "derived from this analysis (`calibrated`)")):
         mine = frame[(frame["method"] == METHOD) & (frame["budget"] == budget)].set_index("task")
         if set(TASKS) != set(mine.index) or len(mine) != len(TASKS) or mine["pct_of_unpruned_flops"].isna().any():
             raise PrunebenchError(f"{results}: expected none and {METHOD} at {budget} on {', '.join(TASKS)}: run `make sweep RESULTS={results}`")
         mine = mine.loc[TASKS]
-        points = zip(mine["score"].astype(float), mine["max"].astype(float), strict=True)
-        scores = [f"{score:.1f}" if top > 1 else f"{100 * score:.1f}" for score, top in points]
-        effect.append([name, *scores, f"{mine['kept'].mean():.1f}", f"{mine['pct_of_unpruned_flops'].mean():.1f}"])
+        effect.append([name, *_scores(mine), f"{mine['kept'].mean():.1f}", f"{mine['pct_of_unpruned_flops'].mean():.1f}"])
     head = ["VisiPruner's knobs", "gqa (%)", "mme (points)", "pope (%)", "textvqa (%)", "kept (tokens)", "of unpruned FLOPs (%)"]
     return f"{table}\n\n{tabulate(effect, headers=head, tablefmt='github', disable_numparse=True)}"
+
+
+def _scores(frame: Any) -> list[str]:
+    """`97.2 [94.4, 100.0]` per row: per cent, or points where the maximum is not 1."""
+    shown = []
+    for score, low, high, top in zip(*(frame[name].astype(float) for name in ("score", "low", "high", "max")), strict=True):
+        unit = 1 if top > 1 else 100
+        shown.append(f"{unit * score:.1f} [{unit * low:.1f}, {unit * high:.1f}]")
+    return shown
 
 
 def card_table(results: Path) -> str:

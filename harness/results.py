@@ -102,6 +102,8 @@ def _folder(root: Path, folder: Path, deep: bool) -> Found:
                 wrong.append(f"expected the folder's name to be {Store(root).folder(cell.cell).name}: it was renamed or moved")
             if deep:
                 wrong += _untrue(cell)
+            else:
+                cell.verify()
         elif JOURNAL in names:
             answered = len(read_journal(folder / JOURNAL)[0])
         elif SAMPLES in names:

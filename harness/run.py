@@ -21,7 +21,7 @@ from harness.engine import POSITION_POLICIES
 from harness.errors import PrunebenchError, unknown
 from harness.execute import Arm, Job, Pace, check_complete, execute, prefix_budget
 from harness.method import Method, check_budget, method_class
-from harness.models import Front, LoadedModel, Located, locate_model
+from harness.models import Front, LoadedModel, Located, calibrated_knobs, locate_model, model_config
 from harness.provenance import device_name, git_state, versions
 from harness.store import SealedCell, Store
 
@@ -135,6 +135,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
 
     for named in request.tasks:
         task_spec(named)
+    calibration_exists(request)
     located = locate_model(request.model, request.device, request.dtype)
     limit = parse_limit(request.limit, located.config.default_limit)
     located.method(request.method, budget, request.knobs, n_text=0)
@@ -158,6 +159,12 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
     check_complete(executed, jobs)
     csv, markdown = leaderboard.write(store.cells(), request.results)
     return Finished([executed.cells[job.cell.identity()] for job in jobs], executed.reused, csv, markdown)
+
+
+def calibration_exists(request: Request) -> None:
+    """Raise PrunebenchError where BUDGET=calibrated has no knobs for the model: before its files are looked for."""
+    if budgets.parse(request.budget).unit == "calibrated" and method_class(request.method).traits.adaptive:
+        calibrated_knobs(request.method, model_config(request.model).name)
 
 
 def prepare(request: Request, session: Session, located: Located) -> list[Job]:

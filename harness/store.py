@@ -130,20 +130,25 @@ class SealedCell:
     def samples(self) -> pd.DataFrame:
         """One row per sample: key, image, question_id, category, question, target, answer, score, n_new_tokens, keeps, costs.
 
-        `keeps` is the text of harness.keeps (which visual tokens were there); the cost `kept` is a number of tokens.
+        `keeps` is the text of harness.keeps (which visual tokens were there); the cost `kept` is a number of tokens. Raises
+        PrunebenchError if the file is not the one that was sealed.
         """
         import pandas as pd  # half a second that tables of cells do not need
 
-        with _saying("read", self.folder / SAMPLES):
-            return pd.read_parquet(self.folder / SAMPLES)
+        return pd.read_parquet(io.BytesIO(self._verified()))
 
     def verify(self) -> None:
         """Re-hash the samples. Raises PrunebenchError if they are not the ones that were sealed."""
+        self._verified()
+
+    def _verified(self) -> bytes:
         path = self.folder / SAMPLES
         with _saying("read", path):
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            data = path.read_bytes()
+        found = hashlib.sha256(data).hexdigest()
         if found != self.samples_sha256:
             raise _damaged(path, f"expected sha256 {self.samples_sha256}, found {found}")
+        return data
 
 
 class CellWriter:

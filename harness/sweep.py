@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness import budget as budgets
 from harness import flops
@@ -30,7 +30,7 @@ from harness.errors import PrunebenchError, unknown
 from harness.execute import Executed, Job, execute
 from harness.method import Method, build, check_budget, method_class
 from harness.models import locate_model, model_config
-from harness.run import Finished, Request, Session, mean_text, prepare
+from harness.run import Finished, Request, Session, calibration_exists, mean_text, parse_limit, prepare
 from harness.shape import SHAPES, ModelShape
 from harness.store import SealedCell, Store
 
@@ -39,7 +39,7 @@ TEXT = 74
 
 
 class Entry(BaseModel):
-    """A method with knobs. `budgets` default to the sweep's, `seeds` to seed 0 (they matter to methods that draw)."""
+    """A method with knobs, or its name alone. `budgets` default to the sweep's, `seeds` to seed 0 (they matter to methods that draw)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,6 +62,12 @@ class Sweep(BaseModel):
     methods: tuple[Entry, ...] = Field(min_length=1)
     dtype: str = "auto"
     data: str | None = None
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names(cls, entries: Any) -> Any:
+        """`fastv` is short for `{method: fastv}`."""
+        return [{"method": e} if isinstance(e, str) else e for e in entries] if isinstance(entries, list) else entries
 
 
 class Asked(NamedTuple):
@@ -94,18 +100,31 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
                 body[key] = value.split(",") if key in ("models", "tasks", "budgets") else value
         return Sweep(**body)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise PrunebenchError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise PrunebenchError(f"{file}: " + "; ".join(_said(e) for e in error.errors())) from None
     except (yaml.YAMLError, TypeError) as error:
         raise PrunebenchError(f"{file}: not a sweep: {error}") from None
 
 
+def _said(error: Any) -> str:
+    """One error of pydantic as this project says it."""
+    *at, key = error["loc"]
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        known = Entry.model_fields if at and at[0] == "methods" else Sweep.model_fields
+        return f"{'.'.join(map(str, at)) + ': ' if at else ''}{unknown('key', str(key), known)}"
+    return f"{where}: {error['msg']}; found {str(error['input'])[:60]!r}"
+
+
 def _picked(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
-    known = [str(e.get("method")) for e in entries if isinstance(e, dict)]
+    def named(entry: Any) -> str:
+        return str(entry.get("method") if isinstance(entry, dict) else entry)
+
+    known = list(dict.fromkeys(map(named, entries)))
     for name in names:
         if name not in known:
-            raise unknown("method of this sweep", name, known)
-    return [e for e in entries if isinstance(e, dict) and e.get("method") in names]
+            hint = "--set methods= picks among the methods of the file; others are added to the file"
+            raise PrunebenchError(f"{unknown('method of this sweep', name, known)}: {hint}")
+    return [e for e in entries if named(e) in names]
 
 
 def requests(sweep: Sweep, shared: Request) -> Iterator[Asked]:
@@ -137,6 +156,7 @@ def check(asked: Sequence[Asked]) -> None:
         raise PrunebenchError("the sweep holds no cell: give methods and budgets")
     if asked[0].request.batch < 1:
         raise PrunebenchError(f"BATCH={asked[0].request.batch}: expected at least 1 prompt a batch")
+    parse_limit(asked[0].request.limit, None)
     for request, label in asked:
         try:
             for task in request.tasks:
@@ -150,6 +170,7 @@ def _static(request: Request) -> tuple[Method, ModelShape]:
     """The method of a request, from sizes alone."""
     budget = budgets.parse(request.budget)
     check_budget(method_class(request.method), budget, request.knobs)
+    calibration_exists(request)
     if request.model in SHAPES:  # known without its files
         own = model_config(request.model).knobs.get(request.method, {})
         shape = SHAPES[request.model]
@@ -242,9 +263,11 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
         jobs: list[Job] = []
         if request.model not in missing:
             try:
-                jobs = prepare(request, session, locate_model(request.model, request.device, request.dtype))
+                located = locate_model(request.model, request.device, request.dtype)
             except PrunebenchError as error:
                 missing[request.model] = str(error)
+            else:
+                jobs = prepare(request, session, located)
         fresh = [j for j in jobs if j.cell.identity() not in seen]
         seen |= {j.cell.identity() for j in fresh}
         method, shape = _static(request)

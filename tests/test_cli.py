@@ -225,13 +225,15 @@ def test_results_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch) ->
 
 
 def test_interruption_says_how_to_continue(capsys, monkeypatch) -> None:
-    def stop(*_args: object, **_kwargs: object) -> None:
-        raise KeyboardInterrupt
+    """A real signal in the middle of a real command: typer would end it without a word."""
+    from harness import sweep
 
-    monkeypatch.setattr(cli, "app", stop)
-    code, _, err = run(capsys, monkeypatch, "methods")
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sweep, "load", lambda *_: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5))
+    code, _, err = run(capsys, monkeypatch, "sweep", "any.yaml")
     assert code == 130
     assert "the same command continues" in err
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_doctor_reports_a_pair_that_does_not_match(capsys, monkeypatch) -> None:

@@ -549,3 +549,19 @@ def test_tables_need_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_samples_that_were_rewritten_are_not_read(tmp_path):
+    """Neither a flipped byte nor a valid file with other scores passes for what was sealed."""
+    cell = sealed(Store(tmp_path), make_cell())
+    path = cell.folder / "samples.parquet"
+    good = path.read_bytes()
+    path.write_bytes(good[:200] + bytes([good[200] ^ 1]) + good[201:])
+    with pytest.raises(PrunebenchError, match=r"samples\.parquet: expected sha256"):
+        cell.samples()
+    path.write_bytes(good)
+    frame = cell.samples()
+    frame["score"] = 0.0
+    frame.to_parquet(path)
+    with pytest.raises(PrunebenchError, match=r"samples\.parquet: expected sha256"):
+        cell.samples()

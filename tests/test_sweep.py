@@ -123,10 +123,12 @@ def test_a_sweep_too_large_for_the_model_is_refused_before_it_runs(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("methods: [{method: fastv, budget: 64}]", "methods.0.budget"),
+        ("methods: [{method: fastv, budget: 64}]", "methods.0: unknown key 'budget'; did you mean 'budgets'"),
         ("methods: []", "methods"),
         ("methods: [{method: fastv}]\nspeed: 3", "speed"),
         ("- fastv", "not a sweep"),
+        ("methods: [fastv]\nbudget: [64]\ntask: [gqa]", "did you mean 'budgets'.*did you mean 'tasks'"),
+        ("methods: [fastv]\nbudgets: [64]\nlimit: some", "LIMIT='some'"),
         ("methods: [{method: fastv}]", "fastv needs budgets"),
         ("methods: [{method: fastw}]\nbudgets: [64]", "did you mean 'fastv'"),
         ("methods: [{method: none}]\ntasks: [gqq]", "did you mean 'gqa'"),
@@ -148,6 +150,11 @@ def test_what_does_not_fit_is_named(tmp_path, text, message):
 def test_an_override_that_names_nothing_is_refused(tmp_path, override, message):
     with pytest.raises(PrunebenchError, match=message):
         sweep.load(write(tmp_path, SMALL), [override])
+
+
+def test_a_method_is_named_by_its_name_alone(tmp_path):
+    plan = sweep.load(write(tmp_path, "methods: [none, {method: fastv}]\nbudgets: [64]"), ["methods=none"])
+    assert [e.method for e in plan.methods] == ["none"]
 
 
 def test_overrides_replace_what_the_file_says(tmp_path):
