@@ -148,6 +148,7 @@ def execute(
             unfinished = [one.job.label for identity, one in opened.items() if identity not in sealed]
             if unfinished:
                 raise PrunebenchError(f"{len(unfinished)} of {len(opened)} cells lack answers after the pass, as {unfinished[0]}: run it again")
+    store.tidy()
     return Executed(sealed, reused, busy)
 
 

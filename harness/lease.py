@@ -113,6 +113,14 @@ def leased(folder: Path, name: str, what: str, timing: Timing) -> Iterator[Lease
             runner.held.pop(token, None)
 
 
+def tidy(folder: Path, timing: Timing) -> None:
+    """Remove what killed runners left in a locks folder, also where nothing is left to run. Never raises: it is housekeeping."""
+    with suppress(OSError, CellBusy):
+        if folder.is_dir() and any(folder.iterdir()):
+            with _running(folder, timing):
+                pass  # whoever comes first to a folder buries the dead
+
+
 class _Runner:
     """This process towards one locks folder."""
 

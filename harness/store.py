@@ -29,7 +29,7 @@ from harness import stats
 from harness.cell import KEY_VERSION, Cell, canonical_json
 from harness.errors import PrunebenchError
 from harness.lease import CellBusy as CellBusy
-from harness.lease import Lease, Timing, leased
+from harness.lease import Lease, Timing, leased, tidy
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -352,6 +352,10 @@ class Store:
                 yield writer
             finally:
                 writer._open = False
+
+    def tidy(self) -> None:
+        """Remove the locks that killed runners left behind."""
+        tidy(self.root / "locks", self._timing)
 
     def discard(self, cell: Cell) -> None:
         """Forget the cell, sealed or half run (FRESH=1). Raises CellBusy if another runner has it."""

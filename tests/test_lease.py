@@ -299,3 +299,24 @@ def test_a_lock_in_use_for_too_long_is_busy_not_waited_for(tmp_path):
 def test_timing_must_make_sense():
     with pytest.raises(PrunebenchError, match="renew_s=60"):
         Timing(60.0, 60.0)
+
+
+def test_tidy_removes_what_a_killed_runner_left(tmp_path):
+    """Also where nothing is left to run, and nothing of a runner that is alive."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_store import keys, make_cell
+from harness.store import Store
+with Store(Path(sys.argv[1])).open(make_cell(), keys(4)):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)], check=False)
+    locks = tmp_path / "locks"
+    assert len(list(locks.iterdir())) == 2
+    with Store(tmp_path).open(make_cell(seed=1), keys(4)):
+        Store(tmp_path).tidy()
+        assert (locks / f"{make_cell(seed=1).identity()}.lock").exists()
+    Store(tmp_path).tidy()
+    assert list(locks.iterdir()) == []
