@@ -151,24 +151,11 @@ class Observer(Method):
             self.into.samples[key] = {name: values[row] for name, values in host.items()}
 
 
-def text_probs(attn: LayerAttention) -> Tensor:
-    """(b, heads, t, n) float32: softmax of the text rows behind the image over all columns; rows that are no text hold column 0."""
-    layout = attn._layout
-    rows = layout.after_tokens
-    scores = attn._q.gather(2, rows.columns[:, None, :, None].expand(-1, attn._q.shape[1], -1, attn._q.shape[-1]))
-    keys = attn._k.repeat_interleave(attn._q.shape[1] // attn._k.shape[1], dim=1)
-    scores = (scores @ keys.transpose(-1, -2)).float() * attn._scaling
-    column = torch.arange(layout.n, device=scores.device)
-    allowed = (column <= rows.columns[:, :, None]) & layout.valid[:, None, :]
-    allowed = torch.where(rows.valid[:, :, None], allowed, column == 0)
-    return scores.masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
-
-
 def _reduced(attn: LayerAttention) -> dict[str, Tensor]:
     """One layer as small tensors: (b,), (b, 3) or (b, v)."""
-    layout = attn._layout
+    layout = attn.layout
     rows, visual = layout.after_tokens, layout.visual_tokens
-    probs = text_probs(attn)
+    probs = attn.row_probs(rows)
     b, heads, _, _ = probs.shape
     last = probs[torch.arange(b), :, rows.valid.sum(1) - 1]  # (b, heads, n)
     real = rows.valid[:, None, :, None].float()

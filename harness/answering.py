@@ -109,11 +109,8 @@ class Answerer:
         self.loaded, self.method, self.batch_size, self.seed, self.positions = loaded, method, batch_size, seed, positions
         self.features = FeatureCache() if features is None else features
         self.prefixes, self.clock = prefixes, clock or Clock()
-        # a method that changes pixels has features of its own
-        own = type(method).on_pixels is not Method.on_pixels
-        pixels = f"{method.name}{sorted(method.knobs().items())}" if own else ""
         # a cache may serve several models
-        self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels}"
+        self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels_key(method)}"
 
     @classmethod
     def open(
@@ -264,6 +261,11 @@ class Answerer:
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"):
             return self.loaded.adapter.encode(self.loaded.pixels(image))[0]
+
+
+def pixels_key(method: Method) -> str:
+    """Names what a method does to pixels, by its knobs; "" for nothing. One that changes them has features and prefixes of its own."""
+    return "" if type(method).on_pixels is Method.on_pixels else f"{method.name}{sorted(method.knobs().items())}"
 
 
 def sample_cost(loaded: LoadedModel, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:

@@ -156,20 +156,30 @@ class LayerAttention:
         asked = self._asked(rows)
         if of is not None:
             asked = Gathered(asked.columns, asked.valid & of[:, None])
-        q = _gather_rows(self._q, asked.columns)
-        k = repeat_heads(self._k, q.shape[1])
-        b, heads, r, d = q.shape
-        scores = (q @ k.transpose(-1, -2)) * self._scaling
+        b, heads, _, d = self._q.shape
+        r = asked.columns.shape[1]
         per_row = [2 * heads * d * n_rows * n for n_rows, n in zip(asked.valid.sum(1).tolist(), layout.counts, strict=True)]
         self._count(2 * b * heads * r * layout.n * d, per_row)
-        key_index = torch.arange(layout.n, device=q.device)
-        allowed = (key_index <= asked.columns[:, :, None]) & layout.valid[:, None, :]
-        allowed = allowed | (~asked.valid[:, :, None] & (key_index == 0))
-        probs = scores.float().masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
+        probs = self.row_probs(asked)
         visual = layout.visual_tokens
         values = probs.gather(3, visual.columns[:, None, None, :].expand(b, heads, r, -1))
         values = values * (visual.valid[:, None, None, :] & asked.valid[:, None, :, None])
         return Probabilities(values, asked.valid)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where the tokens of this layer stand; for observers, methods speak visual coordinates."""
+        return self._layout
+
+    def row_probs(self, asked: Gathered) -> Tensor:
+        """(b, heads, r, n) float32: softmax of the asked rows over all columns; rows that are none hold column 0. Not charged to the trace."""
+        layout = self._layout
+        q = _gather_rows(self._q, asked.columns)
+        scores = (q @ repeat_heads(self._k, q.shape[1]).transpose(-1, -2)) * self._scaling
+        key_index = torch.arange(layout.n, device=q.device)
+        allowed = (key_index <= asked.columns[:, :, None]) & layout.valid[:, None, :]
+        allowed = allowed | (~asked.valid[:, :, None] & (key_index == 0))
+        return scores.float().masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
 
     def visual_values(self) -> Tensor:
         visual = self._layout.visual_tokens

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from harness.answering import Answerer, Clock, FeatureCache, Prompt
+from harness.answering import Answerer, Clock, FeatureCache, Prompt, pixels_key
 from harness.cell import Cell, canonical_json
 from harness.errors import PrunebenchError
 from harness.method import Method
@@ -179,11 +179,7 @@ class Open:
 
     @property
     def complete(self) -> bool:
-        return len(self.writer.done) + len(self._pending) >= len(self.samples) and self.samples.keys() <= self._answered
-
-    @property
-    def _answered(self) -> set[str]:
-        return {*self.writer.done, *(r.key for r in self._pending)}
+        return len({*self.writer.done, *(r.key for r in self._pending)}) == len(self.samples)
 
     def add(self, records: Sequence[Record]) -> None:
         """Take answers; they survive a crash once `flush` has run."""
@@ -238,7 +234,7 @@ def run_pass(
         by_arm.setdefault(name, []).append(identity)
     shape = loaded.adapter.shape
     # arms of one kind of prefix follow each other, so that one kind is in memory at a time
-    kinds = {name: (arm.method.for_model(shape).prefix_key(), _pixels_key(arm.method)) for name, arm in first.items()}
+    kinds = {name: (arm.method.for_model(shape).prefix_key(), pixels_key(arm.method)) for name, arm in first.items()}
     arms = sorted(by_arm, key=lambda name: kinds[name])
     prefixes = PrefixCache(pace.prefix_bytes) if pace.share else None
     answerers = {
@@ -273,11 +269,6 @@ def run_pass(
 
 def _prompt(s: Sample, task: LoadedTask) -> Prompt:
     return Prompt(s.key, s.prompt, s.load_image, s.image_key, task.max_new_tokens, tuple(task.until))
-
-
-def _pixels_key(method: Method) -> str:
-    """Names what a method does to pixels, by its knobs."""
-    return "" if type(method).on_pixels is Method.on_pixels else f"{method.name}{sorted(method.knobs().items())}"
 
 
 def chunks(opened: Mapping[str, Open], shape: ModelShape, pace: Pace) -> Iterator[set[str]]:

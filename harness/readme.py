@@ -13,7 +13,7 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 from harness import leaderboard
 from harness.errors import PrunebenchError, unknown
 from harness.shape import SHAPES
-from harness.store import Store
+from harness.store import SealedCell, Store
 from harness.units import units_table
 
 #: the main job of the README's first screen
@@ -24,11 +24,15 @@ TASKS = ["gqa", "mme", "pope", "textvqa"]
 FILES = ("README.md", "tasks/mini/MODEL_CARD.md")
 
 
+def _at_defaults(results: Path) -> list[SealedCell]:
+    """The cells of a run without LIMIT and POSITIONS: what the README shows."""
+    return [c for c in Store(results).cells() if c.provenance.get("limit") == "default" and c.cell.positions == "method"]
+
+
 def main_table(results: Path) -> str:
     """The terminal table of the main job, from the cells in `results`. Raises PrunebenchError where a cell is missing."""
     shown = (("none", "none"), (METHOD, BUDGET))
-    known = [c for c in Store(results).cells() if c.provenance.get("limit") == "default" and c.cell.positions == "method"]
-    cells = [c for c in known if (c.cell.method, c.cell.budget) in shown]
+    cells = [c for c in _at_defaults(results) if (c.cell.method, c.cell.budget) in shown]
     table = leaderboard.rows(cells)
     for task in TASKS:
         found = sorted(table.loc[table["task"] == task, "method"])
@@ -69,8 +73,7 @@ def stages(results: Path) -> str:
         ["vision not needed", f"{until} to {found['depth'] - 1}", f"{100 * sure['not_needed_from'].get(str(until), 0):.0f}"],
     ]
     table = tabulate(lines, headers=["stage", "layers", "bootstrap samples that agree (%)"], tablefmt="github", disable_numparse=True)
-    known = [c for c in Store(results).cells() if c.provenance.get("limit") == "default" and c.cell.positions == "method"]
-    frame = leaderboard.rows(c for c in known if c.cell.method in (METHOD, "none"))
+    frame = leaderboard.rows(c for c in _at_defaults(results) if c.cell.method in (METHOD, "none"))
     plain = frame[frame["method"] == "none"].set_index("task").loc[TASKS]
     effect = [["unpruned", *_scores(plain), f"{plain['kept'].mean():.1f}", "100.0"]]
     for budget, name in (("native", "scaled defaults (`native`)"), ("calibrated", "derived from this analysis (`calibrated`)")):

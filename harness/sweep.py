@@ -8,7 +8,7 @@
       - {method: random, seeds: [0, 1, 2]}
       - {method: fastv, knobs: {boundary: 3}, budgets: [64, native]}
 
-Everything is expanded to cells and checked against the model before the first question is asked (`expand`, `dry_run`); sealed cells are
+Everything is expanded to cells and checked against the model before the first question is asked (`check`, `dry_run`); sealed cells are
 reused, so the same command continues an interrupted sweep and a longer list of budgets runs the new cells only.
 """
 
@@ -27,9 +27,9 @@ from harness import budget as budgets
 from harness import flops
 from harness.answering import Clock
 from harness.errors import PrunebenchError, unknown
-from harness.execute import Executed, Job, execute
+from harness.execute import execute
 from harness.method import Method, build, check_budget, method_class
-from harness.models import locate_model, model_config
+from harness.models import Located, locate_model, model_config
 from harness.run import Finished, Request, Session, calibration_exists, mean_text, parse_limit, prepare
 from harness.shape import SHAPES, ModelShape
 from harness.store import SealedCell, Store
@@ -210,17 +210,13 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
         cells += executed.cells.values()
         reused += executed.reused
         busy += len(executed.busy)
-        _report_busy(executed, say)
+        for job, error in executed.busy:
+            say(f"left to another runner: {job.label}: {error}")
     with session.clock("tables"):
         csv, markdown = leaderboard.write(store.cells(), shared.results)
     say(f"{len(cells) - reused} cells run, {reused} sealed before" + (f", {busy} left to another runner" if busy else ""))
     say(spent(session.clock, time.perf_counter() - began))
     return Finished(cells, reused, csv, markdown)
-
-
-def _report_busy(executed: Executed, say: Callable[[str], None]) -> None:
-    for job, error in executed.busy:
-        say(f"left to another runner: {job.label}: {error}")
 
 
 def spent(clock: Clock, total: float) -> str:
@@ -257,17 +253,16 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
     check(asked)
     store, session = Store(shared.results), Session()
     lines: list[Line] = []
+    found: dict[str, Located] = {}
     missing: dict[str, str] = {}
+    for model in sweep.models:
+        try:
+            found[model] = locate_model(model, shared.device, asked[0].request.dtype)
+        except PrunebenchError as error:
+            missing[model] = str(error)
     seen: set[str] = set()
     for request, label in asked:
-        jobs: list[Job] = []
-        if request.model not in missing:
-            try:
-                located = locate_model(request.model, request.device, request.dtype)
-            except PrunebenchError as error:
-                missing[request.model] = str(error)
-            else:
-                jobs = prepare(request, session, located)
+        jobs = prepare(request, session, found[request.model]) if request.model in found else []
         fresh = [j for j in jobs if j.cell.identity() not in seen]
         seen |= {j.cell.identity() for j in fresh}
         method, shape = _static(request)
@@ -279,7 +274,7 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
         done = {j.cell.identity(): None if shared.fresh else store.sealed(j.cell) for j in fresh}
         open_jobs = [j for j in fresh if done[j.cell.identity()] is None]
         n = sum(j.cell.n_samples for j in open_jobs)
-        front = locate_model(request.model, request.device, request.dtype).front
+        front = found[request.model].front
         total = sum(j.cell.n_samples * _flops(j.arm.method, shape, mean_text(front, j.task))[0] for j in open_jobs)
         lines.append(Line(label, len(fresh), n, len(fresh) - len(open_jobs), total, upper))
     rows = [

@@ -1,4 +1,4 @@
-"""One sweep by several processes: worker i answers every n-th chunk of images, the parent keeps the journals and seals.
+"""One sweep by several processes: worker i answers every n-th image, the parent keeps the journals and seals.
 
 Workers are started afresh (spawn), load the model and the data themselves and send answers back; so every journal has one writer, and what a
 worker sent before it died is kept. One worker per GPU, or CPU processes that share the cores.
