@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from helpers import make_cell
+
 from harness import stats
 from harness.cell import Cell
 from harness.store import Record, SampleScore, SealedCell, _parquet
@@ -37,21 +39,6 @@ def answered(
     category = [("existence", "count")[i // 2 % 2] if mme else None for i in range(n)]
     question = [f"{i // 2}" if mme else f"{i}" for i in range(n)]
     units = stats.cluster(headline, scores, image, category, question)
-    cell = {
-        "model": "mini",
-        "model_fingerprint": "w1",
-        "method": method,
-        "knobs": {},
-        "budget": budget,
-        "task": task,
-        "data_fingerprint": f"data-{task}-{n}",
-        "n_samples": n,
-        "prompt_template": "p1",
-        "dtype": "float32",
-        "image_backend": "pil",
-        "device_type": "cpu",
-        "max_new_tokens": 16,
-    }
     size = int(budget) if budget.isdigit() else 576
     result: dict[str, Any] = {
         "headline": headline,
@@ -64,9 +51,10 @@ def answered(
         "provenance": {"command": f"make eval METHOD={method} BUDGET={budget} TASKS={task}", "device": "CPU", "started": "2026-01-01"},
     }
     fields = {f.name for f in dataclasses.fields(Cell)}
-    cell |= {name: value for name, value in changes.items() if name in fields}
+    of_cell = {name: value for name, value in changes.items() if name in fields}
     result |= {name: value for name, value in changes.items() if name not in fields}
-    made = Cell(**cell)  # type: ignore[arg-type]
+    own = {"model": "mini", "method": method, "knobs": {}, "budget": budget, "task": task, "data_fingerprint": f"data-{task}-{n}"}
+    made = make_cell(n, **(own | of_cell))
     folder = root / made.identity()
     folder.mkdir(parents=True, exist_ok=True)
     said = answers or [("yes" if i % 3 else "no") if s >= 0.5 else f"wrong {i}" for i, s in enumerate(scores)]

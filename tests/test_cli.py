@@ -12,26 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from helpers import run
 
-from harness import cli
 from harness.errors import PrunebenchError
 from harness.models import REPOSITORY, locate_model, model_config
 from harness.store import Store
 
 WEIGHTS = REPOSITORY / "tasks" / "mini" / "weights"
 DATA = REPOSITORY / "tasks" / "mini" / "data"
-
-
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `prunebench ARGS`."""
-    monkeypatch.setattr(sys, "argv", ["prunebench", *args])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def ev(results: Path, *args: str) -> tuple[str, ...]:

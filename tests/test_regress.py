@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers import run
 
-from harness import cli, regress, regress_faults, sweep
+from harness import regress, regress_faults, sweep
 from harness.errors import PrunebenchError
 from harness.method import registered
 from harness.models import REPOSITORY
@@ -239,15 +239,9 @@ def test_changes_that_no_commit_has_are_found(tmp_path: Path) -> None:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
-    """Exit code and output of `prunebench ARGS`."""
-    monkeypatch.setattr(sys, "argv", ["prunebench", *map(str, args)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out = capsys.readouterr()
-    return code, out.out + out.err
+    """Exit code and all output of `prunebench ARGS`."""
+    code, out, err = run(capsys, monkeypatch, *map(str, args))
+    return code, out + err
 
 
 def test_baseline_then_gate_then_a_fault(tmp_path: Path, monkeypatch, capsys) -> None:

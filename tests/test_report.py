@@ -7,15 +7,15 @@ import gzip
 import io
 import json
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import run
 from PIL import Image
 from report_cells import DEPTH, HOSTILE, N_VISUAL, analysis, gauntlet, rows, seal
 
-from harness import cli, report, show, views
+from harness import report, show, views
 from harness.errors import PrunebenchError
 from harness.store import Store
 
@@ -35,17 +35,6 @@ def chunk(page: report.Page, number: int) -> dict:
     found = re.search(rf'id="chunk-{number}">([^<]*)<', page.html)
     assert found
     return json.loads(gzip.decompress(base64.b64decode(found[1])))
-
-
-def run(capsys, monkeypatch, *args: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["prunebench", *args])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import make_cell
 
 from harness import store as store_module
 from harness.cell import Cell
@@ -21,25 +22,6 @@ from harness.errors import PrunebenchError
 from harness.store import CellSealed, Record, SampleScore, Store, write_atomic
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-def make_cell(n: int = 4, **changes) -> Cell:
-    values = {
-        "model": "org/tiny",
-        "model_fingerprint": "w1",
-        "method": "fastv",
-        "knobs": {"boundary": 2, "keep": 64},
-        "budget": "64",
-        "task": "pope",
-        "data_fingerprint": "d1",
-        "n_samples": n,
-        "prompt_template": "p1",
-        "dtype": "float32",
-        "image_backend": "pil",
-        "device_type": "cpu",
-        "max_new_tokens": 16,
-    }
-    return Cell(**(values | changes))
 
 
 def keys(n: int) -> list[str]:
