@@ -7,7 +7,7 @@ so the same command continues after an interruption. harness/stages.py turns the
 
 Cost: 62 knock-outs for 12 layers, 183 for 32. One of text runs a question's own tokens; one between visual tokens runs each image again, so
 these stand a window apart. Of activations the host holds 7 x layers x visual tokens x 4 bytes a sample (0.5 MB for LLaVA-1.5-7B). The device holds
-the model, one batch, and cached prefills of images in at most 2 x 2 GiB, on CUDA half of what is free beside the model; less only costs time.
+the model, one batch, and cached prefills of images in at most 2 x 2 GiB, on CUDA a quarter of what is free beside the model; less only costs time.
 What a run took is in the document under `cost`.
 
 Definitions. A cut between visual tokens takes a visual token's own key from it too. Masses are softmax probabilities averaged over heads,
@@ -49,6 +49,7 @@ from harness.answering import Answer, Answerer, FeatureCache, Prompt
 from harness.attention import LayerAttention
 from harness.engine import EngineRun
 from harness.errors import PrunebenchError
+from harness.execute import prefix_budget
 from harness.method import Attention, Method, Reduction, Run, Stream
 from harness.models import MODEL_CONFIGS, LoadedModel, Located, locate_model
 from harness.prefix import PrefixCache
@@ -258,7 +259,7 @@ class Asker:
         self.keys = [p.key for p in self.prompts]
         self.images = [p.image_key for p in self.prompts]
         self.features = FeatureCache()
-        room = 2 << 30 if loaded.device.type == "cpu" else torch.cuda.mem_get_info(loaded.device)[0] // 4
+        room = prefix_budget(loaded.device) // 2
         # of methods that leave visual rows alone, and of the last one that does not
         self._plain, self._edited, self._kind = PrefixCache(room), PrefixCache(room), ""
         self._scores: dict[tuple[str, str], float] = {}

@@ -422,6 +422,10 @@ def measure(
 # ---------------------------------------------------------------------------------------------------------------- results
 
 
+#: quartiles this far apart, as a share of the median, say that something else was running
+NOISY = 0.2
+
+
 class Spread(NamedTuple):
     """Median, quartiles and extremes; quartiles by linear interpolation, equal to the extremes below three values."""
 
@@ -532,6 +536,13 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for r in rows
         if r["kv_bytes"] != r["kv_bytes_closed_form"]
     ]
+    noisy = [
+        f"{r['name']} {r['budget']}".strip()
+        for r in rows
+        if any(r[key]["q3"] - r[key]["q1"] > NOISY * r[key]["median"] for key in ("prefill_ms", "decode_ms_per_token"))
+    ]
+    if noisy:
+        lines.append(f"NOISY, quote nothing of these: quartiles more than {100 * NOISY:.0f} % of the median apart in {', '.join(noisy)}")
     same = f"KV bytes of the cache tensors equal the closed form in all {len(rows)} rows"
     return [*lines, "KV bytes differ from the closed form: " + "; ".join(differ) if differ else same]
 

@@ -518,7 +518,6 @@ def report(found: Comparison, pictures: Mapping[str, Path], whole: Path | None =
     lines += [f"  {text}" for text in reasons[:SHOWN]]
     if len(reasons) > SHOWN:
         lines.append(f"  ... and {len(reasons) - SHOWN} more" + (f" in {whole}" if whole else ""))
-    lines.append("If this is meant, commit the change and renew the baseline: make baseline")
     return "\n".join(lines).strip()
 
 
@@ -553,6 +552,8 @@ def regress(
     write_atomic(whole, report_markdown(found, pictures).encode())
     say("")
     say(report(found, pictures, whole))
+    if not found.passed:
+        say("If this is meant, commit the change and renew the baseline: make baseline")
     say(f"written  {whole}")
     return found
 
@@ -575,7 +576,7 @@ def renew(
     if baseline.is_file():
         try:
             found = compare(load(baseline), new)
-            say(report(found, {}).replace("If this is meant, commit the change and renew the baseline: make baseline", "").strip())
+            say(report(found, {}))
         except PrunebenchError as error:
             say(f"the old baseline cannot be compared with: {error}")
     else:

@@ -134,6 +134,7 @@ def _images(task: str, source: src.DataSource) -> tuple[set[bytes], set[str]]:
     digests = set()
     for where in sorted(set(rows.image_index)):
         encoded = rows.images[where]["image"]
-        if encoded and isinstance(encoded["bytes"], bytes):
-            digests.add(hashlib.sha256(encoded["bytes"]).digest())
+        if not encoded or not isinstance(encoded["bytes"], bytes):
+            raise PrunebenchError(f"task {task}: expected an encoded image in row {where} of {source}, found none: it cannot be compared")
+        digests.add(hashlib.sha256(encoded["bytes"]).digest())
     return digests, {str(name) for name in rows.docs[spec.group]}

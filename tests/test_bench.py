@@ -159,6 +159,18 @@ def test_a_cache_that_is_not_what_the_closed_form_says_is_named(model: Any) -> N
     assert remark(8).startswith("KV bytes differ from the closed form: none : ")
 
 
+def test_a_noisy_clock_is_called_noisy(model: Any) -> None:
+    given = bench.random_input(model, 1, 8, 0)
+    run, shape = bench.run_once(model, NONE_TURN, given, CPU, 2, 0), adapter_for(model).shape
+
+    def remarks(*times: float) -> str:
+        both = [bench.Measured(c, [sample(t) for t in times], run.kv_bytes, run.trace) for c in (BARE_TURN, NONE_TURN)]
+        return "\n".join(bench._remarks([bench.summary(m, *both, shape, 1, 24) for m in both]))
+
+    assert "NOISY" not in remarks(1.0, 1.05, 1.1, 1.05)
+    assert "NOISY, quote nothing of these: quartiles more than 20 % of the median apart in bare model, none" in remarks(1, 1, 2, 3)
+
+
 def test_nothing_is_shared_between_runs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     filled, encoded, encode = [], [], LlavaAdapter.encode
     monkeypatch.setattr(LlavaAdapter, "encode", lambda self, pixels: encoded.append(1) or encode(self, pixels))
