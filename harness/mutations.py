@@ -139,7 +139,7 @@ FAULTS = (
     ),
     Fault(
         "scores include padding",
-        _ATTENTION + "LayerAttention.visual_probs",
+        _ATTENTION + "LayerAttention.row_probs",
         "(key_index <= asked.columns[:, :, None]) & layout.valid[:, None, :]",
         "(key_index <= asked.columns[:, :, None]).expand(-1, -1, layout.n)",
         "fastv",
