@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from harness.errors import PrunebenchError
 from harness.shape import ModelShape, VisionShape
+
+
+class TowerAttention(NamedTuple):
+    """The parts of a tower layer's attention from which a softmax row follows."""
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    heads: int
+    scaling: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,21 @@ class LlavaAdapter:
         """The vision tower; its forward takes `pixel_values`."""
         tower: nn.Module = self.model.model.vision_tower
         return tower
+
+    @property
+    def tower_layers(self) -> list[nn.Module]:
+        """The tower's encoder layers."""
+        return list(self.model.model.vision_tower.encoder.layers)
+
+    @property
+    def tower_prefix(self) -> int:
+        """Tokens of the tower before the patches; the first is [CLS]."""
+        return 1
+
+    @staticmethod
+    def tower_attention(layer: Any) -> TowerAttention:
+        attention = layer.self_attn
+        return TowerAttention(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
 
     @property
     def text(self) -> Any:

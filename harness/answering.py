@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -19,9 +19,10 @@ from harness import budget as budgets
 from harness import flops, keeps
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
-from harness.method import Method
+from harness.method import Method, TowerLook
 from harness.models import LoadedModel, locate_model
 from harness.prefix import Prefix, PrefixCache, roomy_cache
+from harness.tower import Seen
 from harness.trace import Trace
 
 
@@ -67,16 +68,31 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
+class Encoded(NamedTuple):
+    """An image's projected `features (n_visual, hidden)` and what methods asked to see of the tower."""
+
+    features: Tensor
+    seen: Seen
+
+    @property
+    def nbytes(self) -> int:
+        return self.features.nbytes + sum(t.nbytes for t in self.seen.values())
+
+
 class FeatureCache:
-    """Projected image features by image, least recently used out first; `limit` bytes."""
+    """Projected image features by image, least recently used out first; `limit` bytes. `looks`: what is kept of the tower beside them."""
 
     def __init__(self, limit: int = 2 << 30) -> None:
         self.limit, self.used, self.encoded = limit, 0, 0
-        self._items: OrderedDict[str, Tensor] = OrderedDict()
+        self.looks: set[TowerLook] = set()
+        self._items: OrderedDict[str, Encoded] = OrderedDict()
 
-    def get(self, key: str, encode: Callable[[], Tensor]) -> Tensor:
-        """(n_visual, hidden) features of image `key`, encoded on a miss."""
+    def get(self, key: str, encode: Callable[[], Encoded], looks: Iterable[TowerLook] = ()) -> Encoded:
+        """Image `key`, encoded on a miss, and again where it was encoded before `looks` were asked for."""
         found = self._items.pop(key, None)
+        if found is not None and not found.seen.keys() >= set(looks):
+            self.used -= found.nbytes
+            found = None
         if found is None:
             found = encode()
             self.encoded += 1
@@ -109,6 +125,9 @@ class Answerer:
         self.loaded, self.method, self.batch_size, self.seed, self.positions = loaded, method, batch_size, seed, positions
         self.features = FeatureCache() if features is None else features
         self.prefixes, self.clock = prefixes, clock or Clock()
+        shape = loaded.adapter.shape
+        self._looks = tuple(method.for_model(shape).looks(shape))
+        self.features.looks.update(self._looks)
         # a cache may serve several models
         self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels_key(method)}"
 
@@ -144,7 +163,7 @@ class Answerer:
             encoded = [(self.loaded.prompt_ids(p.text), p) for p in prompts]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
-        with attach(self.loaded.model, self.method, self.seed, self.positions) as run:
+        with attach(self.loaded.model, self.method, self.seed, self.positions, self.features.looks) as run:
             start = 0
             while start < len(encoded):
                 batch = encoded[start : start + self.batch_size]
@@ -163,11 +182,14 @@ class Answerer:
         run.samples = [p.key for p in prompts]
         cache = roomy_cache(loaded.adapter.shape.depth)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if self.prefixes is None:
-            inputs["mm_encoder_outputs"] = self._encoded(prompts)
-        else:
+        if self.prefixes is not None:
             prefixes = self._prefixes(run, batch)
             inputs = {"input_ids": run.share(prefixes, ids, mask)}
+        if self.prefixes is None or self._looks:
+            images = self._encoded(run, prompts)
+            run.see([image.seen for image in images])
+            if self.prefixes is None:
+                inputs["mm_encoder_outputs"] = _as_outputs(images)
         with self.clock("prefill"):
             logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
         with self.clock("decode"):
@@ -195,10 +217,9 @@ class Answerer:
             mask[row, width - len(prompt_ids) :] = 1
         return ids.to(self.loaded.device), mask.to(self.loaded.device)
 
-    def _encoded(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The images' projected features, as the model takes them."""
-        features = [self.features.get(p.image_key + self._variant, lambda p=p: self._encode(p)) for p in prompts]  # type: ignore[misc]
-        return {"image": BaseModelOutputWithPooling(pooler_output=features)}
+    def _encoded(self, run: EngineRun, prompts: Sequence[Prompt]) -> list[Encoded]:
+        """The prompts' images."""
+        return [self.features.get(p.image_key + self._variant, lambda p=p: self._encode(run, p), self._looks) for p in prompts]  # type: ignore[misc]
 
     def _prefixes(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Prefix]:
         """One per prompt; those of images not seen before are computed together."""
@@ -210,7 +231,7 @@ class Answerer:
             found: list[Prefix] = []
             for start in range(0, len(images), self.batch_size):
                 asked = [first[image] for image in images[start : start + self.batch_size]]
-                inputs = self._encoded([p for _, p in asked])
+                inputs = _as_outputs(self._encoded(run, [p for _, p in asked]))
                 # up to the last image token
                 ids, mask = self._padded([ids[: len(ids) - ids[::-1].index(image_token)] for ids, _ in asked])
                 with self.clock("prefix"), run.capturing():
@@ -250,7 +271,7 @@ class Answerer:
         return generated
 
     @torch.inference_mode()
-    def _encode(self, prompt: Prompt) -> Tensor:
+    def _encode(self, run: EngineRun, prompt: Prompt) -> Encoded:
         try:
             with self.clock("load images"):
                 image = prompt.image()
@@ -260,7 +281,13 @@ class Answerer:
             raise PrunebenchError(f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})") from error
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"):
-            return self.loaded.adapter.encode(self.loaded.pixels(image))[0]
+            features, seen = run.encode(self.loaded.pixels(image))
+            return Encoded(features[0], seen[0])
+
+
+def _as_outputs(images: Sequence[Encoded]) -> dict[str, Any]:
+    """Features of images as the model takes them."""
+    return {"image": BaseModelOutputWithPooling(pooler_output=[image.features for image in images])}
 
 
 def pixels_key(method: Method) -> str:

@@ -9,7 +9,7 @@ cache at layer 0. In decode every layer has its own cache length, hence its own 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -19,14 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from harness import flops
 from harness.adapters import LlavaAdapter, adapter_for
 from harness.attention import EditTrace, LayerAttention, apply_edits, attend
 from harness.errors import PrunebenchError, unknown
 from harness.keeps import Stage
 from harness.layout import Gathered, TokenLayout, take
-from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError
+from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError, TowerLook
 from harness.prefix import OnVisualRows, Prefix, RoomyLayer, Shared, one_row, visual_edit
 from harness.shape import ModelShape
+from harness.tower import Seen, TowerEye, batched
 from harness.trace import LayerTrace, Trace
 
 KERNEL = "prunebench"
@@ -124,6 +126,7 @@ class EngineRun:
         self._announced: tuple[Shared, Tensor, Tensor] | None = None
         self._shared: Shared | None = None
         self._edits: Sequence[AttentionEdit] = ()
+        self._seen: Sequence[Seen] | None = None
         #: the layers of a prefill inside `capturing`
         self._captured: list[_CapturedLayer] | None = None
 
@@ -210,6 +213,41 @@ class EngineRun:
             if not found or stage.added != found[-1].added or not np.array_equal(keep, found[-1].keep):
                 found.append(stage)
         return found
+
+    # --------------------------------------------------------------------------------------------------------------- images
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Sequence[Seen]]:
+        """Projected features (images, n_visual, hidden) of `pixels (images, 3, h, w)`, and what was seen of the tower, per image.
+
+        For features that are used again: give the model the features as `mm_encoder_outputs`, and `see` the rest.
+        """
+        features = self._adapter.encode(pixels)
+        seen, self._seen = self._seen, None
+        return features, seen if seen is not None else [{} for _ in features]
+
+    def see(self, images: Sequence[Seen]) -> None:
+        """Announce what the tower showed of the next prefill's images, in the order of the prompts, whose features are given."""
+        self._seen = images
+
+    def _show(self, seen: Sequence[Seen] | None) -> None:
+        """`Method.on_image`, with what the tower showed of the prompts' images."""
+        looks = self._method.looks(self._shape)
+        if not looks:
+            return
+        name, counts = self._method.name, self._per_layer_prompt.visual_counts
+        if seen is None or any(look not in one for look in looks for one in seen):
+            raise PrunebenchError(
+                f"{name} looks at the vision tower, but this prefill came with features made elsewhere: pass pixel_values, "
+                "or make the features with encode() of this attach() and announce what it saw with see()"
+            )
+        images = [n // self._shape.n_visual for n in counts]
+        if sum(images) != len(seen) or any(n % self._shape.n_visual for n in counts):
+            raise PrunebenchError(f"{name}: expected one vision-tower output for each of the prompts' {sum(images)} images, found {len(seen)}")
+        rows = sum(look.what == "cls_row" for look in looks)
+        per_image = rows * flops.cls_row(self._shape.vision)
+        self._count_scoring(per_image * len(seen), [per_image * n for n in images])
+        with self._naming("on_image"):
+            self._method.on_image(self, batched(seen, images, looks))
 
     # -------------------------------------------------------------------------------------------------------------- sharing
 
@@ -356,6 +394,8 @@ class EngineRun:
         self._trace = Trace(
             batch=ids.shape[0], layers=[], n_prompt_visual=self._layout.visual_counts, scoring=[0] * ids.shape[0]
         )
+        seen, self._seen = self._seen, None  # of these images only
+        self._show(seen)
 
     def _boundary(self, layer: int, hidden: Tensor) -> Tensor:
         layout, shared = self.layout, self._shared
@@ -558,12 +598,15 @@ POSITION_POLICIES = ("method", "original", "compact")
 
 
 @contextmanager
-def attach(model: nn.Module, method: Method, seed: int = 0, positions: str = "method") -> Iterator[EngineRun]:
+def attach(
+    model: nn.Module, method: Method, seed: int = 0, positions: str = "method", looks: Iterable[TowerLook] = ()
+) -> Iterator[EngineRun]:
     """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an exception.
 
     `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after every
-    reduction (each layer then decodes at its own cache length), "method" leaves it to the method. Works with `forward` and with
-    `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError for unsupported models and
+    reduction (each layer then decodes at its own cache length), "method" leaves it to the method. `looks`: more of the vision tower than
+    the method sees, for `EngineRun.encode`. Works with `forward` and with `generate` (KV cache of different length per layer, left-padded
+    batches). Raises PrunebenchError for unsupported models and
     for a second attach.
     """
     if positions not in POSITION_POLICIES:
@@ -576,6 +619,7 @@ def attach(model: nn.Module, method: Method, seed: int = 0, positions: str = "me
     run = EngineRun(adapter, method, seed, positions)
     text_config = adapter.text.config
     before = text_config._attn_implementation
+    eye = TowerEye(adapter, {*method.looks(adapter.shape), *looks}, run.see)
     handles: list[Any] = []
 
     def pre_hook(layer: int) -> Callable[..., HookInputs]:
@@ -595,6 +639,7 @@ def attach(model: nn.Module, method: Method, seed: int = 0, positions: str = "me
         handles += [module.register_forward_pre_hook(pre_hook(i), with_kwargs=True) for i, module in enumerate(adapter.layers)]
         yield run
     finally:
+        eye.remove()
         for handle in handles:
             handle.remove()
         text_config._attn_implementation = before

@@ -105,6 +105,11 @@ def vision_tower(vision: VisionShape) -> int:
     return patches + vision.layers_used * per_layer
 
 
+def cls_row(vision: VisionShape) -> int:
+    """FLOPs of one tower layer's [CLS] softmax row for one image: one query's product with the keys of all tokens, all heads."""
+    return 2 * vision.hidden * vision.tokens
+
+
 def projector(shape: ModelShape) -> int:
     """FLOPs of LLaVA-1.5's two-layer projector for one image."""
     v = shape.vision

@@ -65,6 +65,18 @@ class Probabilities(NamedTuple):
     rows: Tensor
 
 
+class TowerLook(NamedTuple):
+    """Something of the vision tower that a method asks to see: `what` of its layer `layer`, counted from 0, or back from -1, the last.
+
+    "cls_row": the softmax row of [CLS] over all tokens, without [CLS] itself; one row a head, float32. "keys": what the layer's key
+    projection says of the patches, heads side by side. "hidden": the stream leaving the layer at the patches; that of layer -2 is what
+    LLaVA-1.5 projects.
+    """
+
+    what: Literal["cls_row", "keys", "hidden"]
+    layer: int
+
+
 class Attention(Protocol):
     """What `on_attention` sees of one layer's prefill: the real post-RoPE tensors, by visual coordinates."""
 
@@ -234,6 +246,19 @@ class Method:
         return 0 if silent else None
 
     # --------------------------------------------------------------------------------------------------------------- hooks
+
+    def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
+        """What `on_image` wants to see of the vision tower. It is kept with the image's features, which are computed once.
+
+        Each "cls_row" costs one query's product with all keys and image, `flops.cls_row(shape.vision)`, and is added to the trace.
+        """
+        return ()
+
+    def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
+        """Eye, before boundary 0, for methods with `looks`: "cls_row" as (b, heads, v) float32, "keys" and "hidden" as (b, v, width).
+
+        `v` as in `run.visual_valid`: the patches of a prompt's images in order, 0 beyond a row's count.
+        """
 
     def edit_attention(self, run: Run, layer: int) -> Sequence[AttentionEdit]:
         """Hand, before a layer's attention in the prefill; the edits of one layer must not share rows."""

@@ -6,7 +6,7 @@ from PIL import Image
 
 from harness import budget as budgets
 from harness import flops
-from harness.answering import Answerer, FeatureCache, Prompt
+from harness.answering import Answerer, Encoded, FeatureCache, Prompt
 from harness.errors import PrunebenchError
 from harness.method import method_class
 from harness.models import VICUNA_V1, LoadedModel, locate_model, pad_to_square
@@ -60,9 +60,9 @@ def test_feature_cache_drops_the_least_recently_used() -> None:
     cache = FeatureCache(limit=2 * 400)
     made = []
 
-    def encode(name: str) -> torch.Tensor:
+    def encode(name: str) -> Encoded:
         made.append(name)
-        return torch.zeros(100)
+        return Encoded(torch.zeros(100), {})
 
     for name in "abacab":
         cache.get(name, lambda name=name: encode(name))

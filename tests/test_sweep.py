@@ -75,8 +75,9 @@ def test_every_image_is_encoded_once(one_pass, tmp_path, monkeypatch):
 
     seen: list[str] = []
     get = FeatureCache.get
-    monkeypatch.setattr(FeatureCache, "get", lambda self, key, encode: get(self, key, lambda: seen.append(key) or encode()))
-    plan = sweep.load(write(tmp_path, SMALL), ["methods=none,random,fastv"])
+    monkeypatch.setattr(FeatureCache, "get", lambda self, key, encode, looks: get(self, key, lambda: seen.append(key) or encode(), looks))
+    looking = Path(__file__).parent / "examples" / "cls_top.py"
+    plan = sweep.load(write(tmp_path, f"{SMALL}  - {{method: {looking}:ClsTop}}\n"), [f"methods=none,random,fastv,{looking}:ClsTop"])
     finished = sweep.run(plan, Request("none", results=tmp_path), say=lambda _: None)
     images = {i for cell in finished.cells for i in cell.samples()["image"]}
     assert sorted(key.split("/")[0] for key in seen) == sorted(images)
