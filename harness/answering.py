@@ -19,7 +19,7 @@ from harness import budget as budgets
 from harness import flops, keeps
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
-from harness.method import Method, TowerLook
+from harness.method import Method, TowerLook, source_of
 from harness.models import LoadedModel, locate_model
 from harness.prefix import Prefix, PrefixCache, roomy_cache
 from harness.tower import Seen
@@ -292,7 +292,7 @@ def _as_outputs(images: Sequence[Encoded]) -> dict[str, Any]:
 
 def pixels_key(method: Method) -> str:
     """Names what a method does to pixels, by its knobs; "" for nothing. One that changes them has features and prefixes of its own."""
-    return "" if type(method).on_pixels is Method.on_pixels else f"{method.name}{sorted(method.knobs().items())}"
+    return "" if type(method).on_pixels is Method.on_pixels else f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"
 
 
 def sample_cost(loaded: LoadedModel, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:

@@ -153,7 +153,7 @@ def distinct(cells: Iterable[SealedCell]) -> dict[str, SealedCell]:
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
-    return (cell.model, cell.task, budget_order(cell.budget), cell.method, cell.positions, cell.seed, canonical_json(cell.knobs))
+    return (cell.model, cell.task, budget_order(cell.budget), cell.method, cell.positions, cell.seed, canonical_json(cell.settings))
 
 
 def budget_order(budget: str) -> tuple[int, float, str]:
@@ -232,7 +232,7 @@ def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[dict[str, 
     Knobs may differ by task within a part, so nothing is split unless a task has two settings. Then all knobs that differ
     split, but for a FLOPs budget only those that give the fewest parts: others are solved anew at each task's text length.
     """
-    names = sorted({name for sealed in cells for name in sealed.cell.knobs})
+    names = sorted({name for sealed in cells for name in sealed.cell.settings})
     differing = tuple(name for name in names if len({settings(sealed, [name]) for sealed in cells}) > 1)
     sizes = range(len(differing) + 1) if budget.endswith("flops") else sorted({0, len(differing)})
     best: tuple[str, ...] = differing
@@ -254,7 +254,7 @@ def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[dict[str, 
 
 def settings(sealed: SealedCell, names: Iterable[str]) -> tuple[str, ...]:
     """The values of these knobs; a cell from before a knob existed is not one that set it to null."""
-    knobs = sealed.cell.knobs
+    knobs = sealed.cell.settings
     return tuple(canonical_json(knobs[name]) if name in knobs else "unset" for name in names)
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 from harness.errors import PrunebenchError, unknown
 
+SHIPPED = "prunebench"
+"""`Cell.method_source` of the methods in this package, whose changes `numerics_version` names."""
+
 KEY_VERSION = 1
 """Version of the identity itself: bump when a field is added, renamed or read differently."""
 
@@ -36,6 +39,8 @@ class Cell:
     method: str
     knobs: Mapping[str, Any] = field(hash=False)
     """Every knob of the method with its resolved value, defaults included; JSON values only."""
+    method_source: str = SHIPPED
+    """Hash of the code of a method from elsewhere: edited code is another cell. Not part of the identity of our own methods' cells."""
     budget: str
     """Canonical: "64", "64avg", "0.35flops", "native", "calibrated", "none"."""
     task: str
@@ -84,11 +89,19 @@ class Cell:
         The seed is 0 whatever this cell's is: `none` draws nothing, so every seed shares one baseline. Its position policy is
         "method" because nothing is removed and all policies agree.
         """
-        return replace(self, method="none", knobs={}, budget="none", positions="method", seed=0)
+        return replace(self, method="none", knobs={}, method_source=SHIPPED, budget="none", positions="method", seed=0)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells cells of one method apart: its knobs, and for a method from elsewhere its code."""
+        return dict(self.knobs) if self.method_source == SHIPPED else {**self.knobs, "method_source": self.method_source}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values, knobs copied."""
-        return asdict(self)
+        """All fields as JSON values, knobs copied; `method_source` only where the method is not ours."""
+        values = asdict(self)
+        if self.method_source == SHIPPED:
+            del values["method_source"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cell:
@@ -97,7 +110,7 @@ class Cell:
         for name in values:
             if name not in names:
                 raise unknown("cell field", str(name), names)
-        missing = [name for name in names if name not in values]
+        missing = [name for name in names if name not in values and name != "method_source"]
         if missing:
             raise PrunebenchError(f"a cell needs the fields {', '.join(missing)}, which are missing")
         return cls(**values)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from harness.answering import Answerer, Clock, FeatureCache, Prompt, pixels_key
 from harness.cell import Cell, canonical_json
 from harness.errors import PrunebenchError
-from harness.method import Method
+from harness.method import Method, source_of
 from harness.models import LoadedModel
 from harness.prefix import PrefixCache
 from harness.shape import ModelShape
@@ -229,7 +229,7 @@ def run_pass(
     by_arm: dict[str, list[str]] = {}
     for identity, one in opened.items():
         arm = one.job.arm
-        name = canonical_json([arm.method.name, type(arm.method).__qualname__, arm.method.knobs(), arm.seed, arm.positions])
+        name = canonical_json([arm.method.name, source_of(type(arm.method)), arm.method.knobs(), arm.seed, arm.positions])
         first.setdefault(name, arm)
         by_arm.setdefault(name, []).append(identity)
     shape = loaded.adapter.shape

@@ -263,7 +263,7 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
         "max": sealed.maximum,
         "pct_of_unpruned": percent_of_unpruned(sealed, baseline(sealed, known)),
         "method": cell.method,
-        "knobs": canonical_json(cell.knobs),
+        "knobs": canonical_json(cell.settings),
         "budget": cell.budget,
         "kept": costs.get("kept", NAN),
         "mean_visual": costs.get("mean_visual", NAN),

@@ -8,15 +8,24 @@ a sequence index. State of one prompt batch lives in `run.memo`, which dies with
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from harness.budget import Budget, lowest, solve
+from harness.cell import SHIPPED
 from harness.errors import PrunebenchError, unknown
 from harness.shape import ModelShape
 
@@ -299,16 +308,41 @@ ENTRY_POINT_GROUP = "prunebench.methods"
 
 def register(cls: type[Method]) -> type[Method]:
     """Class decorator: enrol a method under its `name`. A clash raises."""
+    _check_class(cls)
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def _check_class(cls: type[Method]) -> None:
+    """Raise PrunebenchError for a class that cannot be a method, and for a name that another method has."""
     if not cls.name or cls.name != cls.name.lower():
         raise PrunebenchError(f"{cls.__name__}: expected a lower-case `name`, found {cls.name!r}")
     if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise PrunebenchError(f"{cls.__name__}: a method is a frozen dataclass; add @dataclass(frozen=True) below @register")
+        raise PrunebenchError(f"{cls.__name__}: a method is a frozen dataclass; decorate the class with @dataclass(frozen=True)")
     other = _REGISTRY.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         both = " and ".join(f"{c.__module__}.{c.__qualname__}" for c in (other, cls))
-        raise PrunebenchError(f"two methods are called {cls.name!r}: {both}")
-    _REGISTRY[cls.name] = cls
-    return cls
+        raise PrunebenchError(f"two methods are called {cls.name!r}: {both}; give one of them another `name`")
+
+
+def source_of(cls: type[Method]) -> str:
+    """Names the code of a method: `SHIPPED` for ours, else 12 hex of SHA-256 over the Python files behind the class and its bases.
+
+    Of a package all its files count, of a single file that file; what they import from elsewhere does not.
+    """
+    files: dict[str, Path] = {}
+    for base in cls.__mro__:
+        top = base.__module__.partition(".")[0]
+        if top in ("harness", "methods") or top in sys.stdlib_module_names:
+            continue
+        for folder in getattr(sys.modules.get(top), "__path__", ()):
+            files |= {f"{top}/{p.relative_to(folder)}": p for p in Path(folder).rglob("*.py")}
+        file = Path(inspect.getfile(base))
+        if file not in files.values():
+            files[file.name] = file
+    if not files:
+        return SHIPPED
+    return hashlib.sha256(b"".join(name.encode() + b"\0" + file.read_bytes() + b"\0" for name, file in sorted(files.items()))).hexdigest()[:12]
 
 
 def registered() -> dict[str, type[Method]]:
@@ -336,28 +370,36 @@ def method_class(name: str) -> type[Method]:
 
 
 def _load(spec: str) -> type[Method]:
-    import importlib
-    import importlib.util
-    from pathlib import Path
-
     where, _, attribute = spec.partition(":")
     if where.endswith(".py"):
         if not Path(where).is_file():
             raise PrunebenchError(f"expected a Python file before ':' in {spec!r}; {where} does not exist")
-        found = importlib.util.spec_from_file_location(f"prunebench_method_{Path(where).stem}", where)
-        assert found is not None
-        assert found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        import sys
-
-        sys.modules[found.name] = module  # dataclasses look their module up
-        found.loader.exec_module(module)
+        module = _file_module(Path(where).resolve(), Path(where).read_bytes())
     else:
         module = importlib.import_module(where)
     cls = getattr(module, attribute, None)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise PrunebenchError(f"{spec!r}: expected a subclass of harness.method.Method called {attribute!r} there, found {cls!r}")
+    registered()
+    _check_class(cls)
     return cls
+
+
+@cache
+def _file_module(file: Path, _content: bytes) -> ModuleType:
+    """The module in a file, loaded once for what is in it; files of one name in two folders are two modules."""
+    name = f"prunebench_method_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    found = importlib.util.spec_from_file_location(name, file)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> None:

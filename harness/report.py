@@ -202,7 +202,7 @@ class _Builder:
             "pct_flops": _finite(row["pct_of_unpruned_flops"]),
             "kv_mib": _finite(row["kv_mib"]),
             "n": sealed.counts["answered"],
-            "knobs": ", ".join(f"{k}={json.dumps(v)}" for k, v in sorted(cell.knobs.items())),
+            "knobs": ", ".join(f"{k}={json.dumps(v)}" for k, v in sorted(cell.settings.items())),
             "command": str(sealed.provenance.get("command", "")),
             **flips,
         }
@@ -304,7 +304,7 @@ def _data_url(folder: Path, name: str) -> str:
 
 
 def _line_order(sealed: SealedCell) -> tuple[bool, str, str]:
-    return (sealed.cell.method != "none", sealed.cell.method, json.dumps(sealed.cell.knobs, sort_keys=True))
+    return (sealed.cell.method != "none", sealed.cell.method, json.dumps(sealed.cell.settings, sort_keys=True))
 
 
 def _missing(protocol: views.Protocol, named: Mapping[str, str]) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from harness.cell import Cell
 from harness.engine import POSITION_POLICIES
 from harness.errors import PrunebenchError, unknown
 from harness.execute import Arm, Job, Pace, check_complete, execute, prefix_budget
-from harness.method import Method, check_budget, method_class
+from harness.method import Method, check_budget, method_class, source_of
 from harness.models import Front, LoadedModel, Located, calibrated_knobs, locate_model, model_config
 from harness.provenance import device_name, git_state, versions
 from harness.store import SealedCell, Store
@@ -206,6 +207,7 @@ def _cell(request: Request, front: Front, method: Method, budget: str, task: Any
         model_fingerprint=front.fingerprint,
         method=method.name,
         knobs=method.knobs(),
+        method_source=source_of(type(method)),
         budget=budget,
         task=task.name,
         data_fingerprint=task.fingerprint,
@@ -223,13 +225,15 @@ def _cell(request: Request, front: Front, method: Method, budget: str, task: Any
 
 def command_line(request: Request, cell: Cell) -> str:
     """The command that measures this cell again from nothing."""
-    parts = ["make eval", f"METHOD={cell.method}"]
+    pruned = cell.method != "none" or request.method == "none"
+    # by the name it was asked for, which may be a file and a class
+    parts = ["make eval", f"METHOD={shlex.quote(request.method) if pruned else 'none'}"]
     if cell.budget != "none":
         parts.append(f"BUDGET={cell.budget}")
     parts += [f"MODEL={request.model}", f"TASKS={cell.task}"]
     if request.limit not in (None, ""):
         parts.append(f"LIMIT={request.limit}")
-    if cell.method == request.method and request.knobs:
+    if pruned and request.knobs:
         parts.append("SET='" + " ".join(f"{k}={v}" for k, v in request.knobs.items()) + "'")
     if cell.seed:
         parts.append(f"SEED={cell.seed}")

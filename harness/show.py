@@ -125,14 +125,14 @@ def _pick(questions: views.Questions, named: dict[str, str], method: str, budget
         near = difflib.get_close_matches(method, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         example = next((s for s in questions.cells if s.cell.method != "none"), questions.cells[0])
-        other = views.command(example).replace(f"METHOD={example.cell.method}", f"METHOD={method}")
+        other = views.command(example, method=method)
         measured = ", ".join(sorted(known))
         raise PrunebenchError(f"{questions.label} was not measured with {method!r}{hint}; measured: {measured}; `{other}` measures it")
     budgets = sorted({s.cell.budget for s in of}, key=budget_order)
     at = budget or (budgets[0] if len(budgets) == 1 else PREFERRED_BUDGET)
     found = [s for s in of if s.cell.budget == at or s.cell.method == "none"]
     if not found:
-        other = views.command(of[0]).replace(f"BUDGET={of[0].cell.budget}", f"BUDGET={at}")
+        other = views.command(of[0], budget=at)
         raise PrunebenchError(
             f"{questions.label} was measured with {method} at {', '.join(budgets)}, not at {at}: name one with --budget, or measure it with `{other}`"
         )

@@ -121,7 +121,7 @@ def lines(protocol: Protocol) -> dict[str, str]:
         for sealed in members:
             alike[sealed.cell.baseline().identity(), sealed.cell.budget].append(sealed.cell)
         knobs = sorted(
-            {name for same in alike.values() for cell in same for name in cell.knobs if len({_setting(c, name) for c in same}) > 1}
+            {name for same in alike.values() for cell in same for name in cell.settings if len({_setting(c, name) for c in same}) > 1}
         )
         moved = any(len({cell.positions for cell in same}) > 1 for same in alike.values())
         for sealed in members:
@@ -132,11 +132,11 @@ def lines(protocol: Protocol) -> dict[str, str]:
 
 
 def _setting(cell: Cell, knob: str) -> str:
-    return canonical_json(cell.knobs[knob]) if knob in cell.knobs else "unset"
+    return canonical_json(cell.settings[knob]) if knob in cell.settings else "unset"
 
 
-def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = ()) -> str:
-    """The command that makes a cell like this one: the unpruned one of the same questions, or the same on other tasks."""
+def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = (), method: str = "", budget: str = "") -> str:
+    """The command that makes a cell like this one: the unpruned one of the same questions, or the same with other tasks, method or budget."""
     cell = sealed.cell
     try:
         parts = shlex.split(str(sealed.provenance.get("command", "")))
@@ -147,6 +147,11 @@ def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] 
     asked = dict(part.partition("=")[::2] for part in parts[2:])
     asked.pop("FRESH", None)
     asked["TASKS"] = ",".join(tasks) or cell.task
+    if method:
+        asked["METHOD"] = method
+        asked.pop("SET", None)
+    if budget:
+        asked["BUDGET"] = budget
     if unpruned:
         asked = {"METHOD": "none", **{k: v for k, v in asked.items() if k not in ("METHOD", "BUDGET", "SET", "SEED", "POSITIONS")}}
     elif asked.get("BUDGET") == "none":
