@@ -64,7 +64,10 @@ class Series:
     """One setting of a method over budgets: what is a row of an overview and a curve of a figure."""
 
     method: str
+    name: str
+    """The method, and what tells its settings apart."""
     label: str
+    """The name, and the number of seeds where it is not one."""
     variant: int
     """0 for the setting of the method with most budgets, 1 for the next, ..."""
     lines: Sequence[Line]
@@ -125,8 +128,8 @@ class Section:
         found: list[Series] = []
         for (method, positions, knobs), same in sorted(strung.items()):
             seeds = sorted({line.seeds for line in same} - {"1"})
-            label = " ".join(filter(None, [method, positions, knobs, f"({', '.join(seeds)} seeds)" if seeds else ""]))
-            found.append(Series(method, label.replace("|", "/"), 0, same))
+            name = " ".join(filter(None, [method, positions, knobs])).replace("|", "/")
+            found.append(Series(method, name, f"{name} ({', '.join(seeds)} seeds)" if seeds else name, 0, same))
         most = sorted(found, key=lambda s: (-len(s.lines), s.label))
         return [replace(s, variant=[other.label for other in most if other.method == s.method].index(s.label)) for s in found]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageOps
 
 from harness import keeps
-from harness.cell import Cell, canonical_json
+from harness.blocks import Section
 from harness.errors import PrunebenchError
 from harness.shape import SHAPES
 from harness.store import SealedCell
@@ -108,31 +108,15 @@ def _questions(sets: Mapping[str, list[SealedCell]], known: Mapping[str, SealedC
 
 
 def lines(protocol: Protocol) -> dict[str, str]:
-    """Identity of each cell -> the name of its line: the method, and what tells its settings at equal budgets apart.
-
-    Seeds share a line. Knobs are named only where two cells of one method, budget and set of questions differ in them.
-    """
-    groups: defaultdict[str, list[SealedCell]] = defaultdict(list)
-    for sealed in protocol.cells:
-        groups[sealed.cell.method].append(sealed)
-    named: dict[str, str] = {}
-    for method, members in groups.items():
-        alike: defaultdict[tuple[str, str], list[Cell]] = defaultdict(list)
-        for sealed in members:
-            alike[sealed.cell.baseline().identity(), sealed.cell.budget].append(sealed.cell)
-        knobs = sorted(
-            {name for same in alike.values() for cell in same for name in cell.settings if len({_setting(c, name) for c in same}) > 1}
-        )
-        moved = any(len({cell.positions for cell in same}) > 1 for same in alike.values())
-        for sealed in members:
-            cell = sealed.cell
-            parts = [method, *(f"{name}={_setting(cell, name)}" for name in knobs)]
-            named[sealed.identity] = " ".join(parts + ([f"positions={cell.positions}"] if moved else []))
-    return named
-
-
-def _setting(cell: Cell, knob: str) -> str:
-    return canonical_json(cell.settings[knob]) if knob in cell.settings else "unset"
+    """Identity of each cell -> the name of its line, as in the leaderboard: the method, and what tells its settings apart."""
+    section = Section(protocol.model, [protocol.model], protocol.cells, {})
+    return {
+        sealed.identity: series.name
+        for series in section.series()
+        for line in series.lines
+        for seeds in line.cells.values()
+        for sealed in seeds
+    }
 
 
 def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = (), method: str = "", budget: str = "") -> str:
