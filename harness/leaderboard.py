@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
@@ -39,6 +39,7 @@ from harness.errors import PrunebenchError
 from harness.store import SealedCell, write_atomic
 
 DASH = "-"
+FRONT = "† on the Pareto front: no other line here has as few dense prefill FLOPs and as high an Avg %."
 RANKED_FROM = 20
 """Questions of a hard subset from which on its best is marked."""
 CSV, MARKDOWN, SIGNIFICANCE = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
@@ -285,12 +286,15 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
 
 
 def _section(section: Section, found: Findings | None, figures: Sequence[str]) -> str:
-    """Everything of one section: figures, the front, a block per budget, the power of the comparison, published numbers."""
+    """Everything of one section: figures, an overview, the front, a block per budget, the power of the comparison, published numbers."""
     parts = [f"## {', '.join(section.short)}", f"Protocol: {section.title}."]
     parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in figures if path.endswith(".png")]
     blocks = section.blocks()
     pruned = any(line.method != "none" for block in blocks for line in block.lines)
-    parts += [*_front(section, blocks), "### Avg % at a glance", _glance(section, blocks, found)] if pruned else []
+    if pruned:
+        front = _front(section, blocks)
+        parts += ["### Avg % at a glance", _glance(section, blocks, found, front), *([FRONT] if front else [])]
+        parts += ["### Pareto front", _front_table(front)] if front else []
     for block in blocks:
         parts += _block(section, block, found)
     if found and found.power:
@@ -299,28 +303,34 @@ def _section(section: Section, found: Findings | None, figures: Sequence[str]) -
     return "\n\n".join(parts) + "\n"
 
 
-def _front(section: Section, blocks: Sequence[Block]) -> list[str]:
-    """One sentence: the lines on the Pareto front of Avg % against dense prefill FLOPs, cheapest first."""
-    points = [(line, _gflops(line), average(line, section)) for block in blocks for line in block.lines]
-    front = stats.pareto([p[1] for p in points], [p[2] for p in points])
-    if not front:
-        return []
-    named = []
-    for line, cost, percent in (points[i] for i in front):
-        at = "" if line.budget == "none" else f" at {line.budget}"
-        named.append(f"{line.label}{at} ({_significant(cost)} GFLOPs, {_decimal(percent)} %)")
-    return [f"**On the Pareto front** of Avg % against dense prefill FLOPs, cheapest first: {', '.join(named)}."]
+class _Point(NamedTuple):
+    line: Line
+    gflops: float
+    percent: float
 
 
-def _glance(section: Section, blocks: Sequence[Block], found: Findings | None) -> str:
-    """Avg % of every method at every budget; best and second of a column marked."""
+def _front(section: Section, blocks: Sequence[Block]) -> list[_Point]:
+    """The lines on the Pareto front of Avg % against dense prefill FLOPs, cheapest first."""
+    points = [_Point(line, _gflops(line), average(line, section)) for block in blocks for line in block.lines]
+    return [points[i] for i in stats.pareto([p.gflops for p in points], [p.percent for p in points])]
+
+
+def _front_table(front: Sequence[_Point]) -> str:
+    columns = [[p.line.label for p in front], [DASH if p.line.budget == "none" else p.line.budget for p in front]]
+    columns += [[_significant(p.gflops) for p in front], [_decimal(p.percent) for p in front]]
+    return _grid(["method", "budget", "prefill dense (GFLOPs)", "Avg (% of unpruned)"], columns)
+
+
+def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, front: Sequence[_Point]) -> str:
+    """Avg % of every method at every budget; best and second of a column marked, and what is on the front."""
     budgets = [block.budget for block in blocks if any(line.method != "none" for line in block.lines)]
     series = [s for s in section.series() if s.method != "none"]
     columns = [[s.label for s in series]]
     for budget in budgets:
         at = [next((line for line in s.lines if line.budget == budget), None) for s in series]
         points = _marked([_decimal(average(line, section)) if line else DASH for line in at], [True] * len(at))
-        columns.append([p + (_signs(found, budget, line.name, AVERAGE) if line else "") for p, line in zip(points, at, strict=True)])
+        signs = [_signs(found, budget, line.name, AVERAGE) + (" †" if any(p.line is line for p in front) else "") if line else "" for line in at]
+        columns.append([point + sign for point, sign in zip(points, signs, strict=True)])
     return _grid(["method", *budgets], columns)
 
 

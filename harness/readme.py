@@ -43,17 +43,16 @@ def main_table(results: Path) -> str:
 
 
 def glance(results: Path) -> str:
-    """The head of the leaderboard: Avg % of every method at every budget, and the Pareto front, as LEADERBOARD.md has them.
+    """The head of the leaderboard: Avg % of every method at every budget, and what is on the Pareto front, as LEADERBOARD.md has them.
 
     Raises PrunebenchError where that file is missing or holds no such table.
     """
     file = results / "LEADERBOARD.md"
     text = file.read_text() if file.is_file() else ""
-    front = re.search(r"^\*\*On the Pareto front\*\*.*$", text, re.M)
-    table = re.search(r"^### Avg % at a glance\n\n(.*?)\n\n", text, re.M | re.S)
-    if front is None or table is None:
+    table = re.search(rf"^### Avg % at a glance\n\n(.*?\n\n{re.escape(leaderboard.FRONT)})$", text, re.M | re.S)
+    if table is None:
         raise PrunebenchError(f"{file}: expected a leaderboard with pruned methods: run `make sweep leaderboard RESULTS={results}`")
-    return f"{table[1]}\n\n{front[0]}"
+    return table[1]
 
 
 def stages(results: Path) -> str:
