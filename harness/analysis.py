@@ -265,6 +265,8 @@ class Asker:
         self._scores: dict[tuple[str, str], float] = {}
         self._journal = journal
         self._done, self._numbers = _read_journal(journal, identity)
+        #: answers of an earlier run that are not asked for again
+        self.resumed = sum(map(len, self._done.values()))
 
     def ask(self, method: Method, seen: Callable[[], object] = lambda: None) -> dict[str, Answer]:
         """Answers by key."""
@@ -424,7 +426,12 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
             write_config(file, derived, document)
             say(f"config  {file}")
     answers = sum(len(texts) for texts in asker.finished().values())
-    document["cost"] = {"answers": answers, "seconds": round(time.perf_counter() - began, 1), "device": str(loaded.device.type)}
+    document["cost"] = {
+        "answers": answers - asker.resumed,
+        "answers_from_an_earlier_run": asker.resumed,
+        "seconds": round(time.perf_counter() - began, 1),
+        "device": str(loaded.device.type),
+    }
     if loaded.device.type == "cuda":
         document["cost"]["peak_memory_bytes"] = int(torch.cuda.max_memory_allocated(loaded.device))
     from harness.analysis_figures import draw

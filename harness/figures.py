@@ -46,6 +46,8 @@ LOOKS = {
 SPARE_COLOURS = ("#332288", "#882255", "#2E8B8B", "#8A8A1F", "#AA4499", "#117733")
 SPARE_MARKERS = ("p", "h", "d", ">", "8")
 LEADER = 10.0  # points: a label further from its marker than this gets a line to it
+HALVES = {"native": "top", "calibrated": "bottom"}
+"""Which half of a marker is filled at a budget without a number; others fill the left one."""
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # first, second and any further setting of a method
 RC = {
     "svg.hashsalt": "prunebench",
@@ -262,6 +264,9 @@ def _panel(axes: Any, drawn: Sequence[Curve], axis: Axis) -> dict[str, Any]:
                 style = {"ecolor": colour, "elinewidth": 0.8, "alpha": 0.55, "capsize": 2.2 if spread else 0, "capthick": 0.8, "zorder": 2}
                 axes.errorbar([p.x for p in bars], [p.y for p in bars], ends, fmt="none", **style)
         look_of: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": fill, "markeredgecolor": colour, "markeredgewidth": 0.9}
+        budget = s.points[0].budget
+        if s.method != "none" and not budget[0].isdigit():
+            look_of |= {"fillstyle": HALVES.get(budget, "left"), "markerfacecolor": colour, "markerfacecoloralt": "white"}
         look_of |= {"markersize": 11 if s.method == "none" else 5.2, "linestyle": stroke if len(s.points) > 1 else "none", "linewidth": 1.2}
         axes.plot([p.x for p in s.points], [p.y for p in s.points], zorder=3, **look_of)
         handles[s.label] = Line2D([], [], **(look_of | {"markersize": 8 if s.method == "none" else 5.2}))

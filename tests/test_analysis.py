@@ -391,6 +391,10 @@ def test_an_interrupted_analysis_continues_and_says_the_same(
     before = json.loads(finished.read_text())
     n_cuts = len(stages.cuts(4, 3))
     assert asked.count("knockout") == n_cuts - 8, "eight of nine whole entries are cuts, the first is the unpruned run"
+    earlier = sum(len(json.loads(line)["answers"]) for line in journal[1:10])
+    assert again["cost"]["answers_from_an_earlier_run"] == earlier > 0, "the seconds are of this run"
+    assert again["cost"]["answers"] + earlier == before["cost"]["answers"]
+    assert before["cost"]["answers_from_an_earlier_run"] == 0
     for key in ("stages", "knockouts"):
         assert again[key] == before[key]
     for mine, theirs in zip(again["layers"], before["layers"], strict=True):
