@@ -5,7 +5,9 @@ Reads the samples of a section's cells, by key, after checking their hash. Every
 * a line is compared with the unpruned model and with `random` at the same asked budget, task by task;
 * the difference has an interval from a bootstrap over whole images (paired: both sides on the same draws; several seeds are drawn anew
   in each resample too) of the headline metric itself, so an MME sum stays a sum;
-* the test is an exact McNemar test on questions, Holm-corrected over all comparisons with the same reference in the section;
+* the questions are those that the metric is computed from: MME's perception score knows nothing of its cognition questions;
+* the test is an exact McNemar test on questions, at the average a bootstrap test of the difference; both are Holm-corrected over all
+  comparisons of their kind with the same reference in the section;
 * a difference is called one only if the corrected p is below 0.05, the interval excludes 0 and both point the same way; two scores are
   called indistinguishable only if neither sees a difference; what is left is undecided.
 """
@@ -16,6 +18,7 @@ import itertools
 import math
 import statistics
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +33,8 @@ from harness.store import SAMPLES, SealedCell
 
 ALPHA = 0.05
 RIGHT = 0.5  # a soft score below this is a wrong answer
+NEAR, FLOOR = 0.05, 0.05
+"""Two lines this close in their score, one of which at least answers this much, are what a one-point claim is about."""
 AVERAGE = "average"
 """Stands for the task where all of them are averaged."""
 ABOVE, BELOW, SAME, OPEN = "above", "below", "indistinguishable", "undecided"
@@ -45,7 +50,7 @@ class Comparison:
     against: str
     """"none", or the label of the line of `random`."""
     n: int
-    """Questions."""
+    """Questions that the metric is computed from."""
     images: int
     difference: float
     """Of the headline metric as printed: points of 100, or MME points; at the average, points of Avg %. Positive: the line is ahead."""
@@ -55,7 +60,7 @@ class Comparison:
     """Questions that the line answers better than the reference; mean over pairs of seeds. NaN at the average."""
     worse: float
     p: float
-    """Exact McNemar, over pairs of seeds combined; NaN at the average."""
+    """Exact McNemar, over pairs of seeds combined; at the average twice the share of resamples on the rarer side of 0."""
     p_holm: float
     verdict: str
 
@@ -74,17 +79,24 @@ class Power:
     """What a claim of one point at a task takes."""
 
     task: str
+    pairs: int
+    """Pairs of lines that the next two are medians over: at one budget and near each other, off the floor."""
     discordant: float
-    """Share of questions, 0..1, on which two pruned models differ: the median over comparisons with `random` (else with `none`)."""
+    """Share of questions, 0..1, on which the two of a pair differ."""
     effect: float
-    """Design effect of the differences: the median."""
+    """Design effect of their difference, at least 1."""
     n: int
     images: int
     needed: int
-    """Questions."""
+    """Questions for one planned comparison at 5 %."""
     needed_images: int
     detectable: float
-    """Points that `n` questions find; NaN where none."""
+    """Points that `n` questions find then; NaN where none."""
+    tests: int
+    """Comparisons of the section's larger family, which Holm's correction is over."""
+    needed_in_family: int
+    """Questions where the comparison is the first that Holm's correction looks at: at 5 % over `tests`."""
+    detectable_in_family: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,6 @@ def study(section: Section) -> Findings:
     tasks = {task: _Task(section, task) for task in section.tasks}
     blocks = section.blocks()
     comparisons: list[Comparison] = []
-    differences: dict[str, list[tuple[bool, float, float]]] = {task: [] for task in tasks}  # (with random?, discordant, design effect)
     averages: dict[tuple[str, str], tuple[float, float]] = {}
     references: dict[str, str] = {}
     for block in blocks:
@@ -132,13 +143,9 @@ def study(section: Section) -> Findings:
             for task, seeds in line.cells.items():
                 read = tasks[task]
                 if read.base:
-                    found, spread = read.compare(line, seeds, [read.base], "none", "none")
-                    comparisons.append(found)
-                    differences[task].append((False, *spread))
+                    comparisons.append(read.compare(line, seeds, [read.base], "none", "none"))
                 if reference and reference.name != line.name and task in reference.cells:
-                    found, spread = read.compare(line, seeds, reference.cells[task], reference.name, reference.label)
-                    comparisons.append(found)
-                    differences[task].append((True, *spread))
+                    comparisons.append(read.compare(line, seeds, reference.cells[task], reference.name, reference.label))
             if resampled is not None:
                 point, counts = average(line, section), (sum(t.n for t in tasks.values()), sum(t.images for t in tasks.values()))
                 comparisons.append(_at_average(line, "none", point - 100.0, resampled - 100.0, counts))
@@ -153,7 +160,7 @@ def study(section: Section) -> Findings:
         averages=averages,
         references=references,
         comparisons=_judged(comparisons),
-        power=[_power(task, read, differences[task]) for task, read in tasks.items() if differences[task]],
+        power=_powers(tasks, blocks, comparisons),
     )
 
 
@@ -169,7 +176,7 @@ def reference_line(block: Block) -> Line | None:
 
 
 class _Task:
-    """The samples of a section's cells at one task, aligned by key."""
+    """The samples of a section's cells at one task, aligned by key: those that the headline metric is computed from."""
 
     def __init__(self, section: Section, task: str):
         self.task = task
@@ -183,6 +190,8 @@ class _Task:
         units = []
         for sealed in self.cells.values():
             rows = _read(sealed)
+            counts = stats.in_headline(sealed.headline, rows["category"])
+            rows = {name: list(itertools.compress(column, counts)) for name, column in rows.items()}
             if self.keys and (rows["key"], rows["image"]) != (self.keys, self.image):
                 raise PrunebenchError(
                     f"{sealed.folder}: expected the {len(self.keys)} questions of {next(iter(self.cells.values())).folder}, since both"
@@ -195,7 +204,7 @@ class _Task:
         self.n, self.images = len(self.keys), len(set(self.image))
         self.owner: NDArray[np.int64] = np.unique(self.image, return_inverse=True)[1]
         # A seed per task: equal ones would draw the same images' numbers at two tasks with equally many images.
-        drawn = stats.resample_together(units, seed=zlib.crc32(task.encode()))
+        drawn = stats.resample_together(units, stats.DECISIVE, zlib.crc32(task.encode()))
         self.resamples = dict(zip(self.cells, drawn, strict=True))
 
     def drawn(self, name: str, seeds: Sequence[SealedCell]) -> NDArray[np.float64]:
@@ -204,21 +213,38 @@ class _Task:
 
     def compare(
         self, line: Line, seeds: Sequence[SealedCell], others: Sequence[SealedCell], name: str, against: str
-    ) -> tuple[Comparison, tuple[float, float]]:
-        """The comparison, its Holm-corrected p and verdict still open, and (share of discordant questions, design effect)."""
+    ) -> Comparison:
+        """The comparison, its Holm-corrected p and verdict still open."""
         unit = 100.0 if seeds[0].maximum == 1 else 1.0
         apart = unit * (mean([s.score for s in seeds]) - mean([s.score for s in others]))
-        low, high = NAN, NAN
-        if self.images > 1:
-            low, high = stats.quantiles(unit * (self.drawn(line.name, seeds) - self.drawn(name, others)))
         away = [self.scores[id(s)] - self.scores[id(o)] for s, o in itertools.product(seeds, others)]
-        better, worse = ([int((sign * d > 1e-9).sum()) for d in away] for sign in (1, -1))
+        better, worse = ([int((sign * d > stats.TINY).sum()) for d in away] for sign in (1, -1))
+        low, high = NAN, NAN
+        if self.images > 1 and not any(better) and not any(worse):  # equal on every question: a bootstrap sees no other kind of image
+            high = unit * seeds[0].maximum * stats.all_alike(self.images)
+            low = -high
+        elif self.images > 1:
+            low, high = stats.quantiles(unit * (self.drawn(line.name, seeds) - self.drawn(name, others)))
         p = stats.combined_p([stats.mcnemar(b, w) for b, w in zip(better, worse, strict=True)])
-        effects = [e for e in (stats.design_effect(d, self.owner) for d in away) if not math.isnan(e)]
-        spread = (mean([(b + w) / self.n for b, w in zip(better, worse, strict=True)]), mean(effects))
         counts = mean([float(b) for b in better]), mean([float(w) for w in worse])
-        found = Comparison(line.budget, line.name, self.task, against, self.n, self.images, apart, low, high, *counts, p, NAN, SAME)
-        return found, spread
+        return Comparison(line.budget, line.name, self.task, against, self.n, self.images, apart, low, high, *counts, p, NAN, SAME)
+
+    def pairs(self, blocks: Iterable[Block]) -> list[tuple[float, float]]:
+        """(share of discordant questions, design effect) of the pairs of lines that a one-point claim would be about: at one budget, with
+        scores within `NEAR` of each other and not both below `FLOOR`. Where none are near, of all pairs; with one line at a budget, of
+        it and the unpruned model. The first seed stands for a line."""
+        found: list[tuple[bool, float, float]] = []
+        for block in blocks:
+            one = [self.scores[id(line.cells[self.task][0])] for line in block.lines if line.method != "none" and self.task in line.cells]
+            one += [self.scores[id(self.base)]] if len(one) == 1 and self.base else []
+            for first, second in itertools.combinations(one, 2):
+                away = first - second
+                discordant = float((np.abs(away) > stats.TINY).mean())
+                high, low = (pick(float(first.mean()), float(second.mean())) for pick in (max, min))
+                if discordant:
+                    found.append((high - low <= NEAR and high > FLOOR, discordant, stats.design_effect(away, self.owner)))
+        near = [(d, effect) for close, d, effect in found if close]
+        return near or [(d, effect) for _, d, effect in found]
 
     def agreement(self) -> dict[str, float]:
         if not self.base:
@@ -260,41 +286,47 @@ def _average_resamples(line: Line, tasks: Mapping[str, _Task]) -> NDArray[np.flo
 
 
 def _at_average(line: Line, against: str, apart: float, resampled: NDArray[np.float64], counts: tuple[int, int]) -> Comparison:
-    """At the average there are no questions to count, so the interval alone decides."""
+    """At the average there are no questions to count: the p is the bootstrap's own."""
     low, high = stats.quantiles(resampled)
-    return Comparison(line.budget, line.name, AVERAGE, against, *counts, apart, low, high, NAN, NAN, NAN, NAN, SAME)
+    return Comparison(line.budget, line.name, AVERAGE, against, *counts, apart, low, high, NAN, NAN, stats.bootstrap_p(resampled), NAN, SAME)
 
 
 def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """With Holm-corrected p and verdict: one family per reference, over all budgets, lines and tasks of the section."""
+    """With Holm-corrected p and verdict: a family per reference over all budgets, lines and tasks of the section, and one over their averages."""
     found = list(comparisons)
-    for with_none in (True, False):
-        family = [i for i, c in enumerate(found) if (c.against == "none") == with_none and not math.isnan(c.p)]
+    for kind in sorted({_family(c) for c in found}):
+        family = [i for i, c in enumerate(found) if _family(c) == kind]
         for i, p in zip(family, stats.holm([found[i].p for i in family]), strict=True):
             found[i] = replace(found[i], p_holm=p)
     return [replace(c, verdict=_verdict(c)) for c in found]
 
 
+def _family(c: Comparison) -> tuple[bool, bool]:
+    return c.against == "none", c.task == AVERAGE
+
+
 def _verdict(c: Comparison) -> str:
-    apart = c.low > 0 or c.high < 0  # False also where there is no interval
-    ahead = c.low > 0
-    if c.task == AVERAGE:
-        return SAME if not apart else ABOVE if ahead else BELOW
+    apart = c.low > stats.TINY or c.high < -stats.TINY  # False also where there is no interval
+    ahead = c.low > stats.TINY
     tested = c.p_holm < ALPHA
-    if apart and tested and (c.better > c.worse) == ahead:
+    if apart and tested and (c.task == AVERAGE or (c.better > c.worse) == ahead):
         return ABOVE if ahead else BELOW
     return OPEN if apart or tested else SAME
 
 
-def _power(task: str, read: _Task, differences: Iterable[tuple[bool, float, float]]) -> Power:
-    """From the comparisons with `random`, which are between pruned models; without any, from those with the unpruned one."""
-    found = list(differences)
-    chosen = [(d, e) for with_random, d, e in found if with_random] or [(d, e) for _, d, e in found]
-    discordant = statistics.median(d for d, _ in chosen)
-    effects = [e for _, e in chosen if not math.isnan(e)]
-    effect = statistics.median(effects) if effects else 1.0
-    needed = stats.questions_needed(0.01, discordant, effect)
-    smallest = stats.detectable(read.n, discordant, effect)
-    return Power(task, discordant, effect, read.n, read.images, needed, math.ceil(needed * read.images / read.n), 100.0 * smallest)
-
-
+def _powers(tasks: Mapping[str, _Task], blocks: Sequence[Block], comparisons: Sequence[Comparison]) -> list[Power]:
+    """For the tasks where two pruned lines differ at all."""
+    sizes = Counter(_family(c) for c in comparisons if c.task != AVERAGE)
+    tests = max(sizes.values(), default=1)
+    found = []
+    for task, read in tasks.items():
+        pairs = read.pairs(blocks)
+        if not pairs:
+            continue
+        discordant = statistics.median(d for d, _ in pairs)
+        effect = max(1.0, statistics.median(e for _, e in pairs))
+        needed, within = (stats.questions_needed(0.01, discordant, effect, level=1.0 - ALPHA / m) for m in (1, tests))
+        alone, corrected = (100.0 * stats.detectable(read.n, discordant, effect, level=1.0 - ALPHA / m) for m in (1, tests))
+        images = math.ceil(needed * read.images / read.n)
+        found.append(Power(task, len(pairs), discordant, effect, read.n, read.images, needed, images, alone, tests, within, corrected))
+    return found

@@ -230,7 +230,7 @@ def _tasks(section: Section, axis: Axis) -> Any:
         cell = section.of_task(task)
         unit = "%" if cell.maximum == 1 else f"points of {cell.maximum:g}"
         axes.set_ylabel(f"{cell.headline.replace('_', ' ')} ({unit})")
-        axes.set_title(f"{task}, n={cell.cell.n_samples:,}", loc="left", fontsize=9, fontweight="bold")
+        axes.set_title(f"{task}, n={cell.counts['headline']:,}", loc="left", fontsize=9, fontweight="bold")
         if index >= len(tasks) - across:  # the last of its column
             axes.set_xlabel(axis.short)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8, handlelength=2.6)

@@ -85,11 +85,13 @@ dtype, device and set of questions share a section, and nothing is compared acro
 **Scores**
 
 * **budget**: what was asked for. `64`: visual tokens after the method's selection; `64avg`: mean per layer; `0.35flops`:
-  share of the unpruned dense prefill FLOPs; `native`: the method's published defaults; `none`: unpruned.
-* **task columns**: the task's headline metric on n questions; a mean of scores in %, MME as the sum over its categories in
-  points (200 each).
+  share of the unpruned dense prefill FLOPs; `native`: the method's published defaults, its layers scaled to the model's depth where
+  the method or the model's configuration says so (column `knobs`); `calibrated`: knobs that `make analyze` derived; `none`: unpruned.
+* **task columns**: the task's headline metric on the n questions that it is computed from; a mean of scores in %, MME's perception
+  score as the sum over its perception categories in points (200 each). Cognition questions are asked as well and are in no column here.
 * **71.4 [66.0, 76.8]**: one seed, with its 95 % interval: a percentile bootstrap over whole images, because questions share
-  images. It says what other images of the same kind could have given; it knows nothing of other seeds.
+  images. It says what other images of the same kind could have given; it knows nothing of other seeds. Close to 0 and 100 % such
+  intervals are too narrow; where no image differs at all (0.0 or 100.0) the other end is the exact binomial limit for that many images.
 * **71.4 ±1.2 sd**: mean over seeds and their sample standard deviation on the same questions: what the draw alone changes.
   It is neither an interval nor an error of the mean. "(5 seeds)" says how many; "(1 to 5 seeds)", that tasks have unequally
   many.
@@ -106,20 +108,24 @@ dtype, device and set of questions share a section, and nothing is compared acro
 * **≈R**: indistinguishable from `random` at the same asked budget. **≈U**: indistinguishable from the unpruned model.
   Two scores are told apart only if the Holm-corrected p is below 0.05, the 95 % interval of their difference excludes 0, and
   both point the same way. Indistinguishable means that neither sees a difference; where one of them does, it is undecided and
-  has no sign. It does not say that they are equal: see how many questions a claim needs.
+  has no sign. It does not say that they are equal, and a sign may stand beside a large difference: see its interval in
+  `significance.csv`, and how many questions a claim needs.
 * **p**: exact two-sided McNemar test on the questions that one side answers better and the other worse (for soft scores that is
   the exact sign test; for MME it counts questions, not points). It takes questions for independent, which questions on one image
   are not; hence the interval beside it. With several seeds, each pair of seeds is tested and p is twice the median, which is
   valid however the tests depend on each other.
 * **Holm**: one family per reference (all comparisons with `random`, all with the unpruned model) over all budgets, methods and
-  tasks of a section.
-* **interval of a difference**: both sides on the same draws of whole images, the metric itself recomputed in each (an MME sum
-  stays a sum); where a side has several seeds, its mean over a fresh draw of them. At Avg % the interval decides alone.
+  tasks of a section, and one per reference over its averages.
+* **interval of a difference**: both sides on the same 20,000 draws of whole images, the metric itself recomputed in each (an MME sum
+  stays a sum); where a side has several seeds, its mean over a fresh draw of them. At Avg % the p is twice the share of draws on the
+  rarer side of 0. Where both sides are equal on every question, the interval is the exact binomial limit for that many images.
 * **which random**: of several settings of `random` at a budget, the one with most seeds; the others are compared with it.
-* **questions needed**: for a paired test to find a true difference of one point (one hundredth of the questions) at 5 % error and
-  80 % power, n = (1.96 √d + 0.84 √(d - 0.01²))² / 0.01² × design effect (Connor 1987); d is the share of questions on which
-  a method and `random` differ (without `random`: a method and the unpruned model), the design effect is how much questions on
-  one image go together (1: independent); both are the medians measured here. MME's questions are counted, not its points.
+* **questions needed**: for one planned paired test to find a true difference of one point (one hundredth of the questions) at 5 %
+  error and 80 % power, n = (1.96 √d + 0.84 √(d - 0.01²))² / 0.01² × design effect (Connor 1987); d is the share of questions
+  that two methods answer differently, the design effect how much questions on one image go together (1: independent, and never
+  taken to be less). Both are medians over the pairs of methods here that such a claim would be about: at one budget, at most 5
+  points apart, and not both below 5 %; where there is no such pair, over all. **among N tests**: the same where the claim is the
+  first of N that Holm's correction looks at, which is what this page asks of it. MME's questions are counted, not its points.
 
 **Agreement and the hard subset**
 
@@ -128,7 +134,7 @@ dtype, device and set of questions share a section, and nothing is compared acro
 * **hard: task (%, n)**: mean score on the n questions that `downsample` at the same asked budget gets wrong (score below 0.5):
   those that a smaller image does not answer; no best is marked below 20 of them. Chosen anew for every model and budget from
   its own run of `downsample`, which
-  scores 0 there (or little, for soft scores) by construction. MME's questions count one by one here.
+  scores 0 there (or little, for soft scores) by construction. MME's perception questions count one by one here.
 
 **Costs**
 
@@ -463,17 +469,21 @@ def _commands(block: Block) -> str:
 
 
 def _power_table(power: Sequence[Power]) -> str:
-    head = ["task", "questions here", "images here", "discordant (%)", "design effect", "**questions needed**", "images needed"]
-    head += ["found with the questions here (points)"]
+    tests = f"{power[0].tests:,}"
+    head = ["task", "questions here", "images here", "pairs", "discordant (%)", "design effect", "**questions needed**", "images needed"]
+    head += ["found with the questions here (points)", f"questions needed among {tests} tests", f"found among {tests} tests (points)"]
     columns = [
         [p.task for p in power],
         [f"{p.n:,}" for p in power],
         [f"{p.images:,}" for p in power],
+        [f"{p.pairs:,}" for p in power],
         [_decimal(100.0 * p.discordant) for p in power],
         [f"{p.effect:.2f}" for p in power],
         [f"{p.needed:,}" for p in power],
         [f"{p.needed_images:,}" for p in power],
         [_decimal(p.detectable) for p in power],
+        [f"{p.needed_in_family:,}" for p in power],
+        [_decimal(p.detectable_in_family) for p in power],
     ]
     return _grid(head, columns)
 
@@ -514,7 +524,7 @@ def _grid(head: Sequence[str], columns: Sequence[Sequence[str]], left: int = 1) 
 
 def _task_header(sealed: SealedCell) -> str:
     unit = "%" if sealed.maximum == 1 else f"points of {sealed.maximum:g}"
-    return f"{sealed.cell.task}: {sealed.headline} ({unit}, n={sealed.cell.n_samples})"
+    return f"{sealed.cell.task}: {sealed.headline} ({unit}, n={sealed.counts['headline']})"
 
 
 def _marked(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:

@@ -225,7 +225,7 @@ def beside(published: Iterable[Published], model: str, lines: Iterable[Line]) ->
                 interval = seeds[0].interval if len(seeds) == 1 and metric == seeds[0].headline else None
                 ends = (unit * interval.low, unit * interval.high) if interval else (NAN, NAN)
                 printed = list(dict.fromkeys((row.value, row.source) for row in here if row.metric == metric))
-                found.append(Match(line.label, line.budget, task, metric, seeds[0].cell.n_samples, measured, *ends, printed))
+                found.append(Match(line.label, line.budget, task, metric, seeds[0].counts["headline"], measured, *ends, printed))
     return found
 
 

@@ -158,7 +158,7 @@ class _Builder:
                     "model": protocol.model,
                     "label": protocol.label,
                     "facts": protocol.facts,
-                    "depth": views.depth(protocol.model, (self._frame(s) for s in protocol.cells)),
+                    "depth": views.depth(protocol),
                     "lines": order,
                     "budgets": budgets,
                     "sets": sets,

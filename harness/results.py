@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness import keeps, stats
 from harness.errors import PrunebenchError
-from harness.store import COLUMNS, JOURNAL, SAMPLES, SEAL, SealedCell, Store, load, read_journal
+from harness.store import COLUMNS, JOURNAL, SAMPLES, SEAL, SealedCell, Store, cost_means, load, read_journal
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: what a cell must say of where its numbers come from
-PROVENANCE = ("command", "started", "wall_s", "device", "versions", "git", "dirty", "revision")
+PROVENANCE = ("command", "started", "wall_s", "device", "versions", "git", "dirty", "revision", "decoder_layers")
 VERSIONS = ("prunebench", "torch", "transformers", "lmms-eval")
 
 
@@ -127,11 +127,13 @@ def _untrue(cell: SealedCell) -> list[str]:
         return [str(error)]
     except Exception as error:  # pyarrow raises classes of its own for a file that is not Parquet
         return [f"{SAMPLES} cannot be read: {type(error).__name__}: {error}"]
-    missing = [name for name in (*COLUMNS, *cell.costs) if name not in frame.columns]
+    costs = dict.fromkeys(name.removesuffix("_share") if name.endswith("_layer_share") else name for name in cell.costs)
+    missing = [name for name in (*COLUMNS, *costs) if name not in frame.columns]
     if missing:
         return [f"{SAMPLES} lacks the columns {', '.join(missing)}"]
 
-    rows = {"cell": cell.cell.n_samples, **cell.counts, "keys": int(frame["key"].nunique())}
+    counted = {name: n for name, n in cell.counts.items() if name != "headline"}
+    rows = {"cell": cell.cell.n_samples, **counted, "keys": int(frame["key"].nunique())}
     if set(rows.values()) != {len(frame)}:
         wrong.append(f"expected {len(frame)} samples, as {SAMPLES} has, everywhere; found {rows}")
     try:
@@ -139,8 +141,9 @@ def _untrue(cell: SealedCell) -> list[str]:
         _readable(frame)
     except PrunebenchError as error:
         wrong.append(str(error))
-    for name, stated in cell.costs.items():
-        mean = math.fsum(frame[name]) / len(frame)
+    means = cost_means({name: frame[name].tolist() for name in costs})
+    for name in sorted({*means, *cell.costs}):
+        stated, mean = cell.costs.get(name, math.nan), means.get(name, math.nan)
         if not math.isclose(mean, stated, rel_tol=1e-12, abs_tol=0.0):
             wrong.append(f"cost {name} is {stated}, but its column's mean is {mean}")
     return wrong + _origin(cell.provenance)
@@ -150,6 +153,9 @@ def _headline(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
     texts: dict[str, Sequence[Any]] = {name: frame[name].tolist() for name in ("score", "image", "category", "question_id")}
     units = stats.cluster(cell.headline, texts["score"], texts["image"], texts["category"], texts["question_id"])
     wrong = []
+    counted = sum(stats.in_headline(cell.headline, texts["category"]))
+    if counted != cell.counts.get("headline"):
+        wrong.append(f"{cell.headline} is said to be of {cell.counts.get('headline')} questions, but its categories have {counted}")
     if not math.isclose(units.point, cell.score, rel_tol=0.0, abs_tol=1e-6 * units.maximum):
         wrong.append(f"{cell.headline} is {cell.score}, but the samples' scores add up to {units.point}")
     if units.maximum != cell.maximum:

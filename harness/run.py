@@ -191,7 +191,7 @@ def prepare(request: Request, session: Session, located: Located) -> list[Job]:
         if request.method != "none":
             wanted.insert(0, (pruned.baseline(), method_class("none")()))
         for cell, how in wanted:
-            jobs.append(Job(cell, Arm(how, cell.seed, cell.positions), task, _provenance(request, front, cell)))
+            jobs.append(Job(cell, Arm(how, cell.seed, cell.positions), task, _provenance(request, located, cell)))
     return jobs
 
 
@@ -247,8 +247,9 @@ def command_line(request: Request, cell: Cell) -> str:
     return " ".join(parts)
 
 
-def _provenance(request: Request, front: Front, cell: Cell) -> dict[str, Any]:
+def _provenance(request: Request, located: Located, cell: Cell) -> dict[str, Any]:
     """Where a cell's numbers come from: how to measure it again, and with what it was measured."""
+    front = located.front
     return {
         "command": command_line(request, cell),
         "limit": str(request.limit) if request.limit not in (None, "") else "default",
@@ -261,6 +262,7 @@ def _provenance(request: Request, front: Front, cell: Cell) -> dict[str, Any]:
         **_git(),
         "model_source": front.config.hub or front.config.name,
         "revision": front.revision,
+        "decoder_layers": located.shape.depth,
     }
 
 

@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from harness.errors import PrunebenchError
 
 RESAMPLES = 2000
+DECISIVE = 20_000
+"""Resamples where a verdict hangs on an end or a p: 2,000 let the end of one in a few hundred intervals fall on the wrong side of 0."""
 LEVEL = 0.95
 MME_PERCEPTION = frozenset(
     ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]
 )
 """MME's perception categories; every other category is cognition."""
+TINY = 1e-9
+"""Sums of scores that differ by less are equal."""
 _CHUNK = 250  # resamples per matrix product: 250 x 10,000 images of weights are 20 MB
 
 
@@ -111,6 +115,28 @@ def quantiles(resamples: NDArray[np.float64], level: float = LEVEL) -> tuple[flo
     return float(low), float(high)
 
 
+def bootstrap_p(resamples: NDArray[np.float64]) -> float:
+    """Two-sided p of "the true value is 0": twice the share of resamples on the rarer side of it, never below 2 / (n + 1)."""
+    n = len(resamples)
+    beyond = min(int((resamples <= TINY).sum()), int((resamples >= -TINY).sum()))
+    return min(1.0, 2.0 * (beyond + 1) / (n + 1))
+
+
+def all_alike(images: int, level: float = LEVEL) -> float:
+    """How many of all images (0..1) may be unlike `images` seen ones that were all alike: Clopper and Pearson's exact limit.
+
+    A bootstrap of images that do not differ knows of no other kind and gives an interval of no width.
+    """
+    return float(1.0 - ((1.0 - level) / 2.0) ** (1.0 / images))
+
+
+def in_headline(metric: str, category: Sequence[str | None]) -> list[bool]:
+    """Which questions a metric is computed from: all, but an MME score of perception or cognition has its own categories."""
+    if not metric.startswith("mme_") or not ("perception" in metric or "cognition" in metric):
+        return [True] * len(category)
+    return [(str(kind) in MME_PERCEPTION) == ("perception" in metric) for kind in category]
+
+
 def cluster(
     metric: str,
     score: Sequence[float],
@@ -132,10 +158,9 @@ def cluster(
         return Clustered(*_sums(scores, np.zeros(len(scores), dtype=np.int64), owner, 1, len(names)), unit_max=1.0)
 
     pairs: dict[tuple[str, str], list[int]] = {}
-    for row, (kind, question) in enumerate(zip(category, question_id, strict=True)):
-        pairs.setdefault((str(kind), str(question)), []).append(row)
-    if "perception" in metric or "cognition" in metric:
-        pairs = {key: rows for key, rows in pairs.items() if (key[0] in MME_PERCEPTION) == ("perception" in metric)}
+    for row, (kind, question, counts) in enumerate(zip(category, question_id, in_headline(metric, category), strict=True)):
+        if counts:
+            pairs.setdefault((str(kind), str(question)), []).append(row)
     if not pairs:
         found = ", ".join(sorted(set(map(str, category))))
         raise PrunebenchError(f"{metric}: expected samples of a category that it sums, found only {found}")
@@ -154,9 +179,17 @@ def cluster(
 
 
 def interval(metric: str, rows: Clustered, *, level: float = LEVEL, n: int = RESAMPLES, seed: int = 0) -> Interval | None:
-    """The percentile interval of `metric` over resampled images; None for one image, which says nothing about spread."""
+    """The percentile interval of `metric` over resampled images; None for one image, which says nothing about spread.
+
+    Where every image is wholly right, or wholly wrong, the other end is exact for that many images (`all_alike`).
+    """
     if rows.n_clusters < 2:
         return None
+    worst = not rows.values.any()
+    if worst or bool(np.allclose(rows.values, rows.counts * rows.unit_max, rtol=0.0, atol=TINY)):
+        width = rows.maximum * all_alike(rows.n_clusters, level)
+        low, high = (0.0, width) if worst else (rows.maximum - width, rows.maximum)
+        return Interval(metric, low, high, level, "exact binomial over images, which are all alike", rows.n_clusters)
     low, high = quantiles(rows.resamples(n, seed), level)
     method = f"percentile bootstrap by image, {n} resamples, seed {seed}"
     return Interval(metric, low, high, level, method, rows.n_clusters)
@@ -197,10 +230,10 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def design_effect(values: Sequence[float] | NDArray[np.float64], image: Sequence[str] | NDArray[np.int64]) -> float:
-    """Variance of the mean with whole images as units, over that with independent questions; at least 1. NaN where nothing varies.
+    """Variance of the mean with whole images as units, over that with independent questions. NaN where nothing varies.
 
     It is 1 + (questions per image - 1) x intra-image correlation for images of equal size (Kish 1965). Chance can take an
-    estimate below 1; for planning that would be gambling, so it stops there.
+    estimate below 1: average several before planning with them.
     """
     away = np.asarray(values, dtype=np.float64) - np.mean(values)
     alone = float((away**2).sum())
@@ -208,7 +241,7 @@ def design_effect(values: Sequence[float] | NDArray[np.float64], image: Sequence
         return math.nan
     _, owner = np.unique(np.asarray(image), return_inverse=True)
     together = float((np.bincount(owner, weights=away) ** 2).sum())
-    return max(1.0, together / alone)
+    return together / alone
 
 
 def questions_needed(difference: float, discordant: float, effect: float = 1.0, power: float = 0.8, level: float = LEVEL) -> int:

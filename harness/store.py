@@ -34,7 +34,7 @@ from harness.lease import Lease, Timing, leased, tidy
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 JOURNAL, SAMPLES, SEAL = "journal.jsonl", "samples.parquet", "cell.json"
 COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps")
 _RECORD = {"key": str, "image": str, "answer": str, "n_new_tokens": int, "cost": dict, "wall_s": float, "kept": str}
@@ -109,8 +109,9 @@ class SealedCell:
     """What the headline metric can reach: 1, or 200 points per MME category present."""
     interval: stats.Interval | None
     costs: Mapping[str, float]
-    """Mean per sample of every cost column."""
+    """Every cost column over the samples, as `cost_means` says."""
     counts: Mapping[str, int]
+    """Samples `expected` and `answered`, and those that the `headline` metric is computed from."""
     method_info: Mapping[str, Any]
     provenance: Mapping[str, Any]
     samples_sha256: str
@@ -270,8 +271,12 @@ class CellWriter:
             "metrics": {name: None if v is None or not math.isfinite(v) else float(v) for name, v in metrics.items()},
             "maximum": units.maximum,
             "interval": spread and asdict(spread),
-            "costs": {name: math.fsum(column) / len(column) for name, column in costs.items()},
-            "counts": {"expected": len(self.expected), "answered": len(rows)},
+            "costs": cost_means(costs),
+            "counts": {
+                "expected": len(self.expected),
+                "answered": len(rows),
+                "headline": sum(stats.in_headline(headline, [scored.category for _, scored in rows])),
+            },
             "answering_wall_s": math.fsum(record.wall_s for record, _ in rows),
             "method_info": dict(method_info),
             "provenance": dict(provenance),
@@ -288,6 +293,19 @@ class CellWriter:
             self._open = False
             _remove(self.folder, JOURNAL, ".*.tmp")
         return load(self.folder)
+
+
+def cost_means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean per sample of every cost. A layer (`*_layer`) that a sample does not have is -1: its mean is over those that have one, left
+    out where none has, and `*_layer_share` says how many of all samples they are, 0..1."""
+    means: dict[str, float] = {}
+    for name, column in columns.items():
+        had = [value for value in column if value >= 0] if name.endswith("_layer") else column
+        if len(had):
+            means[name] = math.fsum(had) / len(had)
+        if name.endswith("_layer"):
+            means[f"{name}_share"] = len(had) / len(column)
+    return means
 
 
 class Store:

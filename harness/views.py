@@ -12,18 +12,13 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image, ImageOps
 
-from harness import keeps
 from harness.blocks import Section
 from harness.errors import PrunebenchError
-from harness.shape import SHAPES
 from harness.store import SealedCell
-
-if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 RIGHT = 0.5
 """A sample counts as answered right from this score on; only TextVQA has scores between 0 and 1."""
@@ -143,32 +138,9 @@ def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] 
     return " ".join(["make eval", *(f"{name}={shlex.quote(value)}" for name, value in asked.items())])
 
 
-def depth(model: str, frames: Iterable[pd.DataFrame]) -> int | None:
-    """Decoder layers of the model, from what its samples recorded: the mean over layers of the tokens in them gives their number.
-
-    None where no sample tells (nothing was removed inside the model) and the model is not one whose sizes are known.
-    """
-    told: Counter[int] = Counter()
-    for frame in frames:
-        if not {"keeps", "mean_visual", "n_visual"} <= set(frame.columns):
-            continue
-        for text, mean, n in zip(frame["keeps"], frame["mean_visual"], frame["n_visual"], strict=True):
-            stages = keeps.decode(text or "", int(n))
-            if len(stages) < 2:
-                continue
-            counts = [int(s.keep.sum()) + s.added for s in stages]
-            before = sum(c * (b.layer - a.layer) for c, a, b in zip(counts, stages, stages[1:], strict=False))
-            if abs(mean - counts[-1]) < 1e-9:
-                continue
-            layers = (before - counts[-1] * stages[-1].layer) / (mean - counts[-1])
-            if abs(layers - round(layers)) < 1e-6 and layers > stages[-1].layer:
-                told[round(layers)] += 1
-        if told.total() > 200:
-            break
-    # disagreement says that the records are not of one model's prefill: then no number is better than a guess
-    if told and told.most_common(1)[0][1] > 0.9 * told.total():
-        return told.most_common(1)[0][0]
-    return SHAPES[model].depth if model in SHAPES else None
+def depth(protocol: Protocol) -> int | None:
+    """Decoder layers of the model, as its cells say."""
+    return next((int(s.provenance["decoder_layers"]) for s in protocol.cells if "decoder_layers" in s.provenance), None)
 
 
 class Pictures:

@@ -26,17 +26,18 @@ def answered(
     *,
     per_image: int = 2,
     answers: Sequence[str] | None = None,
+    kinds: Sequence[str] = ("existence", "count"),
     **changes: Any,
 ) -> SealedCell:
     """A cell that got these scores on questions 0, 1, ... (`per_image` on an image); changes go to the cell or to the result.
 
-    For MME, questions 2k and 2k+1 are the pair about image k, in categories existence and count by turns.
+    For MME, questions 2k and 2k+1 are the pair about image k, in the categories `kinds` by turns.
     """
     n = len(scores)
     headline = METRICS.get(task, f"{task}_accuracy")
     mme = task == "mme"
     image = [f"{task}-{i // (2 if mme else per_image)}" for i in range(n)]
-    category = [("existence", "count")[i // 2 % 2] if mme else None for i in range(n)]
+    category = [kinds[i // 2 % len(kinds)] if mme else None for i in range(n)]
     question = [f"{i // 2}" if mme else f"{i}" for i in range(n)]
     units = stats.cluster(headline, scores, image, category, question)
     size = int(budget) if budget.isdigit() else 576
@@ -46,7 +47,7 @@ def answered(
         "maximum": units.maximum,
         "interval": stats.interval(headline, units, n=50),
         "costs": {"kept": size, "mean_visual": size, "prefill_dense_flops": size * 1e7 + 1e9, "kv_bytes": size * 1e4},
-        "counts": {"expected": n, "answered": n},
+        "counts": {"expected": n, "answered": n, "headline": sum(stats.in_headline(headline, category))},
         "method_info": {"query_aware": method == "fastv", "needs_vision_attention": False},
         "provenance": {"command": f"make eval METHOD={method} BUDGET={budget} TASKS={task}", "device": "CPU", "started": "2026-01-01"},
     }

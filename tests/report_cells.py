@@ -95,10 +95,9 @@ def seal(
         command = f"make eval METHOD={method} {at}MODEL={cell.model} TASKS={task} LIMIT={n} FRESH=1"
     with Store(root).open(cell, [r.key for r in records]) as writer:
         writer.append(*records)
-        return writer.seal(
-            {headline: point}, scores, {"command": command, "started": "2026-01-01", "limit": str(n), "device": "cpu"}, headline=headline,
-            method_info={"query_aware": False, "needs_vision_attention": False},
-        )
+        origin = {"command": command, "started": "2026-01-01", "limit": str(n), "device": "cpu", "decoder_layers": DEPTH}
+        traits = {"query_aware": False, "needs_vision_attention": False}
+        return writer.seal({headline: point}, scores, origin, headline=headline, method_info=traits)
 
 
 def gauntlet(

@@ -54,7 +54,7 @@ def sealed(method: str, budget: str, task: str = "pope", score: float = 0.8, **c
             "vision_flops": 3e9,
             "kv_bytes": 3 * 2**20,
         },
-        "counts": {"expected": 100, "answered": 100},
+        "counts": {"expected": 100, "answered": 100, "headline": 100},
         "method_info": {"query_aware": pruned, "needs_vision_attention": False},
         "provenance": {"command": f"make eval METHOD={method}", "device": "CPU", "started": "2026-01-01"},
         "samples_sha256": "0",
@@ -423,7 +423,8 @@ def test_the_power_line_says_how_many_questions_a_point_takes(tmp_path):
     cells = halves(tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("fastv", "64", 0.6), tasks=("pope",))
     (table,) = [t for t in tables(leaderboard.write(cells, tmp_path)[1].read_text()) if "**questions needed**" in t[0]]
     # a tenth of the questions differ, two on an image go together: 2 x 7,846.53
-    assert table[1][:7] == ["pope", "120", "60", "10.0", "2.00", "15,694", "7,847"]
+    assert table[1][:8] == ["pope", "120", "60", "1", "10.0", "2.00", "15,694", "7,847"]
+    assert table[0][-2:] == ["questions needed among 2 tests", "found among 2 tests (points)"]
 
 
 def test_commands_of_a_block_are_folded_away(tmp_path):
@@ -444,6 +445,7 @@ def test_the_footer_explains_what_is_shown(tmp_path):
 
 def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     smoke = {"n_samples": 10, "data_fingerprint": "few", "provenance": {"started": "2025-12-31"}}
+    smoke["counts"] = {"expected": 10, "answered": 10, "headline": 8}
     cells = [*board(), sealed("fastv", "64", score=0.99, dtype="bfloat16"), sealed("fastv", "64", score=0.98, **smoke)]
     _, markdown = written(cells, tmp_path)
     sections = markdown.split("\n## ")[1:-1]
@@ -453,7 +455,7 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     assert points(lines(bfloat, "fastv")[0])[1] == "99.0"
     assert points(lines(main, "fastv")[0][1:4]) == ["<u>60.0</u>", "**1200.0**", "<u>81.0</u>"]
     assert points(lines(few, "fastv")[0])[1] == "98.0"
-    assert "n=10)" in few
+    assert "n=8)" in few, "the questions that the metric is computed from"
     limited = sealed("fastv", "64", score=0.98, **(smoke | {"provenance": {"started": "2027", "limit": 10}}))
     _, markdown = written([*board(), limited], tmp_path)
     assert [("LIMIT=10" in part, lines(part, "fastv")[0][-1] == "-") for part in markdown.split("\n## ")[1:-1]] == [

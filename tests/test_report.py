@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import io
 import json
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from helpers import run
 from PIL import Image
@@ -143,14 +143,12 @@ def test_a_page_that_is_too_large_shows_fewer_samples_and_says_so(small):
         build(small, max_bytes=bare - 1)
 
 
-def test_depth_is_read_from_the_samples_or_known():
-    full, text = "0:0:*", "0:0:*;2:0:" + base64.b64encode(bytes([255] * 8 + [0] * 64)).decode()
-    frame = pd.DataFrame({"keeps": [full, text], "n_visual": [576, 576], "mean_visual": [576.0, (2 * 576 + 30 * 64) / 32]})
-    assert views.depth("anything", [frame]) == 32
-    assert views.depth("anything", [frame.head(1)]) is None
-    assert views.depth("llava-1.5-13b", [frame.head(1)]) == 40
-    other = frame.assign(mean_visual=[576.0, (2 * 576 + 10 * 64) / 12])
-    assert views.depth("anything", [frame, other]) is None, "records that disagree"
+def test_depth_is_what_the_cells_say(small, tmp_path):
+    (protocol,) = views.protocols(Store(small).cells())
+    assert views.depth(protocol) == DEPTH
+    first = protocol.questions[0]
+    unsaid = dataclasses.replace(first, cells=(dataclasses.replace(first.cells[0], provenance={}),))
+    assert views.depth(dataclasses.replace(protocol, questions=(unsaid,))) is None
 
 
 def test_knobs_tell_lines_apart_only_where_they_must_and_seeds_share_one(tmp_path):

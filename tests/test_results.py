@@ -21,6 +21,7 @@ from harness.store import Store
 
 PROVENANCE = {
     **{"command": "make eval", "started": "2026-01-01", "wall_s": 1.0, "device": "cpu", "git": "abc", "dirty": False, "revision": None},
+    "decoder_layers": 12,
     "versions": {"prunebench": "0", "torch": "0", "transformers": "0", "lmms-eval": "0"},
 }
 
@@ -88,7 +89,7 @@ def flip(path, at=-20):
 DAMAGE = {
     "a changed digit": (lambda f: (f / "cell.json").write_text((f / "cell.json").read_text().replace('"answered": 4', '"answered": 5')), "edited"),
     "half a cell file": (lambda f: (f / "cell.json").write_bytes((f / "cell.json").read_bytes()[:99]), "not a cell file"),
-    "a version 1 cell": (lambda f: resign(f, lambda b: b.update(schema_version=1)), "expected schema and key version 2 and 1, found 1 and 1"),
+    "a version 1 cell": (lambda f: resign(f, lambda b: b.update(schema_version=1)), "expected schema and key version 3 and 1, found 1 and 1"),
     "a flipped bit": (lambda f: flip(f / "samples.parquet"), "expected sha256"),
     "no samples": (lambda f: (f / "samples.parquet").unlink(), "missing beside cell.json"),
     "no cell file": (lambda f: (f / "cell.json").unlink(), "samples.parquet without cell.json"),

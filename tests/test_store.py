@@ -19,7 +19,7 @@ from helpers import make_cell
 from harness import store as store_module
 from harness.cell import Cell
 from harness.errors import PrunebenchError
-from harness.store import CellSealed, Record, SampleScore, Store, write_atomic
+from harness.store import CellSealed, Record, SampleScore, Store, cost_means, write_atomic
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -142,7 +142,7 @@ def test_answers_come_back_as_they_were_written(tmp_path):
     assert not any((tmp_path / "locks").iterdir())
     assert result.folder == tmp_path / "cells" / "pope" / f"org_tiny-fastv-64-{cell.identity()}"
     assert result.costs == {"kept": 65.5, "mean_visual": 64.5, "kv_bytes": 1536.0}
-    assert result.counts == {"expected": 4, "answered": 4}
+    assert result.counts == {"expected": 4, "answered": 4, "headline": 4}
     assert result.metrics == {"pope_accuracy": 0.5, "pope_f1_score": None}
     assert (result.score, result.maximum, result.headline) == (0.5, 1.0, "pope_accuracy")
     assert result.interval is not None
@@ -158,6 +158,12 @@ def test_answers_come_back_as_they_were_written(tmp_path):
     assert frame["kv_bytes"].tolist() == [0, 1024, 2048, 3072]
     assert frame["keeps"].tolist() == [f"0:0:*;2:{i}:AAAB" for i in range(4)]
     result.verify()
+
+
+def test_the_mean_of_a_layer_is_over_the_samples_that_have_one():
+    """-1 is no layer: with it, a model that exits in layer 10 half of the time would exit in layer 4.5."""
+    found = cost_means({"exit_layer": [10, -1, 9, -1], "fusion_layer": [-1, -1, -1, -1], "kept": [64, 0, 64, 0]})
+    assert found == {"exit_layer": 9.5, "exit_layer_share": 0.5, "fusion_layer_share": 0.0, "kept": 32}
 
 
 def test_order_of_answering_and_wall_time_do_not_change_the_samples(tmp_path):
@@ -311,8 +317,8 @@ def test_an_edited_cell_is_an_error_that_names_the_file(tmp_path):
         (lambda body: body["metrics"].update(pope_accuracy=0.99), "it was edited"),
         (other_cell, "but its cell has"),
         (no_costs, "not a cell file"),
-        (lambda body: body.update(schema_version=1), "expected schema and key version 2 and 1, found 1 and 1"),
-        (lambda body: body.update(key_version=0), "found 2 and 0"),
+        (lambda body: body.update(schema_version=1), "expected schema and key version 3 and 1, found 1 and 1"),
+        (lambda body: body.update(key_version=0), "found 3 and 0"),
         (lambda body: body.pop("schema_version"), "not a cell file"),
         (lambda body: body.update(maximum=float("nan")), "not a cell file"),
     ]:
