@@ -166,7 +166,9 @@ def budget(method: str, label: str, semantics: str) -> str:
         return label if label.isdigit() else ""
     if semantics.startswith("as labelled") and number and label.isdigit():
         return f"{label}avg" if method in IN_LLM else label if method in PRE_LLM else ""
-    after = re.match(r"(\d+) (?:kept )?after layer \d", semantics)
+    after = re.match(r"(\d+) (?:kept )?after layer (\d+)", semantics)
+    if after and method.startswith("FastV"):  # a count is ours only at our K = 2, where half of 576 is what FastV itself published
+        return "" if after[2] != "2" else "native" if after[1] == "288" else after[1]
     return after[1] if after else ""
 
 
