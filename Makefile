@@ -53,11 +53,11 @@ goldens: $(STAMP)  ## replay recorded official outputs; DIR=folder (default test
 bench: $(STAMP)  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
 	@$(RUN) bench --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(BENCH)
 
-regress: $(STAMP)  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs (two minutes)
-	@$(RUN) regress $(if $(WORKERS),--workers "$(WORKERS)")
+regress: $(STAMP)  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [GATE= BASELINE= WORKERS=]
+	@$(RUN) regress $(if $(GATE),"$(GATE)") $(if $(BASELINE),--baseline "$(BASELINE)") $(if $(WORKERS),--workers "$(WORKERS)")
 
 baseline: $(STAMP)  ## renew that baseline, and show what changes; needs a clean checkout
-	@$(RUN) baseline $(if $(WORKERS),--workers "$(WORKERS)")
+	@$(RUN) baseline $(if $(GATE),"$(GATE)") $(if $(BASELINE),--baseline "$(BASELINE)") $(if $(WORKERS),--workers "$(WORKERS)")
 
 leaderboard: $(STAMP)  ## tables, comparisons and figures from the sealed cells in RESULTS
 	@$(RUN) leaderboard --results "$(RESULTS)"

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
-from harness import budget as budgets
-from harness import leaderboard
+from harness import leaderboard, yamlfile
 from harness.errors import PrunebenchError
+from harness.method import method_class
 from harness.models import locate_model
-from harness.run import Request, evaluate
+from harness.run import Request, Session, evaluate, prepare
 from harness.store import SealedCell
 
 
@@ -27,7 +26,7 @@ class Variant(BaseModel):
     name: str
     method: str
     knobs: dict[str, Any] = {}
-    budget: str | None = None
+    budget: str | int | None = None
     published: float | None = None
 
 
@@ -40,6 +39,7 @@ class Ablation(BaseModel):
     source: str
     model: str = "mini"
     tasks: tuple[str, ...] = ("gqa",)
+    limit: str | int | None = None
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -64,13 +64,9 @@ def load(file: Path) -> Ablation:
     if not file.is_file():
         raise PrunebenchError(f"expected an ablation as YAML at {file}, found no such file: try one of configs/ablations/")
     try:
-        return Ablation(**yaml.safe_load(file.read_text()))
+        return Ablation(**yamlfile.read(file, "an ablation"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise PrunebenchError(f"{file}: {where + ': ' if where else ''}{first['msg']}") from None
-    except (yaml.YAMLError, TypeError) as error:
-        raise PrunebenchError(f"{file}: not an ablation: {error}") from None
+        raise PrunebenchError(f"{file}: {yamlfile.said(error, {'variants': Variant, '': Ablation})}") from None
 
 
 def run(ablation: Ablation, shared: Request, say: Callable[[str], None] = print) -> list[Measured]:
@@ -78,17 +74,19 @@ def run(ablation: Ablation, shared: Request, say: Callable[[str], None] = print)
 
     Every variant is checked against the model before the first one runs. Raises PrunebenchError as `harness.run.evaluate`.
     """
-    located = locate_model(shared.model, shared.device, shared.dtype)
+    located, session = locate_model(shared.model, shared.device, shared.dtype), Session()
+    asked = []
     for variant in ablation.variants:
+        budget = None if variant.budget is None else str(variant.budget)
+        asked.append(replace(shared, method=variant.method, budget=budget, knobs=variant.knobs))
         try:
-            located.method(variant.method, budgets.parse(variant.budget), variant.knobs, n_text=0)
+            prepare(asked[-1], session, located)
         except PrunebenchError as error:
             raise PrunebenchError(f"variant {variant.name!r}: {error}") from None
     measured = []
-    for i, variant in enumerate(ablation.variants, 1):
+    for i, (variant, request) in enumerate(zip(ablation.variants, asked, strict=True), 1):
         say(f"[{i} of {len(ablation.variants)}] {variant.name}")
-        request = replace(shared, method=variant.method, budget=variant.budget, knobs=variant.knobs)
-        measured.append(Measured(variant, evaluate(request, say=lambda _: None).cells))
+        measured.append(Measured(variant, evaluate(request, say=lambda _: None, session=session).cells))
     return measured
 
 
@@ -97,7 +95,7 @@ def table(ablation: Ablation, measured: list[Measured]) -> str:
     lines = []
     for item in measured:
         frame = leaderboard.rows(item.cells)
-        for row in frame[frame["method"] == item.variant.method].to_dict("records"):
+        for row in frame[frame["method"] == method_class(item.variant.method).name].to_dict("records"):
             lines.append(
                 {
                     "variant": item.variant.name,

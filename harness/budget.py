@@ -129,9 +129,8 @@ def solve(budget: Budget, at: Callable[[int], Scheduled], shape: ModelShape, n_t
     average, text, highest = budget.unit == "avg", n_text or 0, shape.n_visual
     if cost_of(at(highest), shape, text) is None:
         raise PrunebenchError(
-            f"{label.split()[0]} decides by the prompt which tokens stay from which layer on, so its mean and its FLOPs are not "
-            f"known before it runs and BUDGET={budget} cannot be solved: give the number of tokens to keep (BUDGET=64), native "
-            "or calibrated"
+            f"{label.split()[0]} does not say before it runs how many tokens each layer will see (it has no plan(), or the prompt decides), so "
+            f"BUDGET={budget} cannot be solved: give the number of tokens to keep (BUDGET=64)"
         )
 
     def value(keep: int) -> float:

@@ -112,7 +112,7 @@ def ablate_command(
     plan = ablations.load(file)
     names = tuple(t.strip() for t in tasks.split(",") if t.strip())
     shared = Request(
-        "none", model or plan.model, None, names or plan.tasks, limit or None, batch, seed, device, dtype, data or None,
+        "none", model or plan.model, None, names or plan.tasks, limit or plan.limit, batch, seed, device, dtype, data or None,
         results=results,
     )
     print(ablations.table(plan, ablations.run(plan, shared)))
@@ -153,16 +153,21 @@ def analyze_command(
 
 
 @app.command("methods")
-def methods_command() -> None:
+def methods_command(
+    shipped: Annotated[bool, typer.Option("--shipped", help="first record the files in methods/: their change moved no number")] = False,
+) -> None:
     """List the registered methods."""
     import dataclasses
 
-    from harness.method import registered
+    from harness.method import record_shipped, registered
 
+    if shipped:
+        print(f"wrote {record_shipped()}")
     for name, cls in registered().items():
         fields = dataclasses.fields(cls)
         knobs = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields)
-        print(f"{name:<12} {(sys.modules[cls.__module__].__doc__ or '').strip().splitlines()[0]}")
+        about = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+        print(f"{name:<12} {(about.strip().splitlines() or [''])[0]}")
         print(f"{'':<12} knobs: {knobs or 'none'}")
 
 

@@ -164,13 +164,13 @@ def report(
         mine, whole = mean(value, traces) / unit, value(base) / unit
         share = f"{100 * mine / whole:.1f}" if whole else "-"
         if unknown_scoring and name.startswith("scoring"):
-            body.append([name, "by the prompt", "0", "-", word])
+            body.append([name, "not known", "0", "-", word])
         else:
             body.append([name, f"{mine:,.4g}", f"{whole:,.4g}", share, word])
     head = ["", method.name, "unpruned", "% of unpruned", "unit"]
     lines += ["", str(tabulate(body, headers=head, disable_numparse=True, colalign=["left", "right", "right", "right", "left"]))]
     if unknown_scoring:
-        lines.append("(the columns above leave out this method's scoring, which depends on the prompt)")
+        lines.append("(the rows above leave out this method's scoring: it depends on the prompt, or the method has no plan_scoring())")
     lines += ["", "One multiply-add counted as one FLOP, the papers would have reported for this run:"]
     body = []
     for same in zip(*(published.reports(shape, visual, n_text, n_before) for visual in schedules), strict=True):

@@ -25,7 +25,7 @@ from harness.attention import EditTrace, LayerAttention, apply_edits, attend
 from harness.errors import PrunebenchError, unknown
 from harness.keeps import Stage
 from harness.layout import Gathered, TokenLayout, take
-from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError, TowerLook
+from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError, TowerLook, raised
 from harness.prefix import OnVisualRows, Prefix, RoomyLayer, Shared, one_row, visual_edit
 from harness.shape import ModelShape
 from harness.tower import Seen, TowerEye, batched
@@ -328,7 +328,8 @@ class EngineRun:
         if self._prefilling:
             hidden = self._boundary(layer, hidden)
             layout = self.layout
-            self._edits = self._method.edit_attention(self, layer)
+            with self._naming(f"layer {layer}"):
+                self._edits = self._method.edit_attention(self, layer)
             if self._edits:
                 self._check_edits(layer, self._edits)
             if self._shared is not None and not self._shared.knows(layer, visual_edit(self._edits)):
@@ -443,11 +444,16 @@ class EngineRun:
 
     @contextmanager
     def _naming(self, where: str) -> Iterator[None]:
-        """Scores that hold nan are found where tokens are selected; here it is known by whom, where and for which sample."""
+        """What a method's hook raises, and scores that hold nan: here it is known by whom, where and for which sample."""
         try:
             yield
         except ScoresError as error:
             raise PrunebenchError(f"{self._method.name} at {where}, {self._sample(error.row)}: {error}") from None
+        except PrunebenchError:
+            raise
+        except Exception as error:
+            batch = f"a batch of {self.layout.valid.shape[0]} from {self._sample(0)}"
+            raise PrunebenchError(f"{self._method.name} at {where}, {batch}: {raised(error)}") from error
 
     def _edited_in_place(self, layer: int, name: str, now: Tensor, was: Tensor) -> PrunebenchError:
         rows = (now != was).flatten(1).any(1).nonzero().flatten().tolist() or [0]
@@ -558,7 +564,7 @@ class EngineRun:
             view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotate_ones)
             with self._naming(f"layer {layer}"):
                 self._method.on_attention(self, layer, view)
-            hide = self._method.hide_in_decode(self, layer)
+                hide = self._method.hide_in_decode(self, layer)
             if hide is not None:
                 expected = layout.visual_tokens.valid
                 self._check_mask(f"layer {layer}", "hide_in_decode", hide, expected.shape, expected.device)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from harness import budget as budgets
 from harness.answering import Answerer, Clock, FeatureCache, Prompt, pixels_key
 from harness.cell import Cell, canonical_json
 from harness.errors import PrunebenchError
@@ -129,7 +130,7 @@ def execute(
                     assert loaded is not None
                     source = run_pass(loaded, opened, features, pace, clock)
                 else:
-                    source = answers(opened)
+                    source = _waited(answers(opened), clock)
                 try:
                     # closed at once on an error: it is inside attach(), or has processes
                     with closing(source):
@@ -150,6 +151,17 @@ def execute(
                 raise PrunebenchError(f"{len(unfinished)} of {len(opened)} cells lack answers after the pass, as {unfinished[0]}: run it again")
     store.tidy()
     return Executed(sealed, reused, busy)
+
+
+def _waited(source: Generator[tuple[str, list[Record]]], clock: Clock) -> Generator[tuple[str, list[Record]]]:
+    """`source`, with the time until it yields charged to "workers"."""
+    with closing(source):
+        while True:
+            with clock("workers"):
+                found = next(source, None)
+            if found is None:
+                return
+            yield found
 
 
 def _flush_all(cells: Iterable[Open]) -> None:
@@ -223,7 +235,10 @@ class Open:
 def run_pass(
     loaded: LoadedModel, opened: Mapping[str, Open], features: FeatureCache, pace: Pace, clock: Clock
 ) -> Generator[tuple[str, list[Record]]]:
-    """One pass over the images: (identity, answers) of the open cells, a batch at a time."""
+    """One pass over the images: (identity, answers) of the open cells, a batch at a time.
+
+    A method that fails is asked no more and the others go on; then raises PrunebenchError with what failed.
+    """
     # cells of one arm are asked together; 64 and 64avg can be the same method with the same knobs, so an answer may go to several
     first: dict[str, Arm] = {}
     by_arm: dict[str, list[str]] = {}
@@ -243,9 +258,12 @@ def run_pass(
         )
         for name, arm in first.items()
     }
+    failed: dict[str, PrunebenchError] = {}
     for chunk in chunks(opened, shape, pace):
         previous = None
         for name in arms:
+            if name in failed:
+                continue
             asked: dict[str, list[str]] = {}
             prompts: dict[str, Prompt] = {}
             for identity in by_arm[name]:
@@ -257,14 +275,22 @@ def run_pass(
             if prefixes is not None and kinds[name] != previous:
                 prefixes.clear()
             previous = kinds[name]
-            for batch in answerers[name].batches(list(prompts.values())):
-                records: dict[str, list[Record]] = {}
-                for a in batch:
-                    image = prompts[a.key].image_key
-                    record = Record(key=a.key, image=image, answer=a.text, n_new_tokens=a.n_new_tokens, kept=a.kept, cost=a.cost, wall_s=a.wall_s)
-                    for identity in asked[a.key]:
-                        records.setdefault(identity, []).append(record)
-                yield from records.items()
+            try:
+                for batch in answerers[name].batches(list(prompts.values())):
+                    records: dict[str, list[Record]] = {}
+                    for a in batch:
+                        image = prompts[a.key].image_key
+                        record = Record(a.key, image, a.text, a.n_new_tokens, a.cost, a.wall_s, a.kept)
+                        for identity in asked[a.key]:
+                            records.setdefault(identity, []).append(record)
+                    yield from records.items()
+            except PrunebenchError as error:
+                if len(arms) == 1:
+                    raise
+                failed[name] = error
+    if failed:
+        each = "; ".join(f"{opened[by_arm[name][0]].job.label}: {error}" for name, error in failed.items())
+        raise PrunebenchError(f"{len(failed)} of {len(arms)} settings failed, the answers of the others are kept: {each}")
 
 
 def _prompt(s: Sample, task: LoadedTask) -> Prompt:
@@ -282,6 +308,24 @@ def chunks(opened: Mapping[str, Open], shape: ModelShape, pace: Pace) -> Iterato
     size = max(1, min(CHUNK, pace.prefix_bytes // one_prefix if pace.share else CHUNK))
     for start in range(0, len(images), size):
         yield set(images[start : start + size])
+
+
+def missed(jobs: Iterable[Job], cells: Mapping[str, SealedCell]) -> list[str]:
+    """What a person should know about cells whose method did not keep what was asked. Methods that change pixels keep every token by design."""
+    said = []
+    for job in jobs:
+        sealed, budget = cells.get(job.cell.identity()), budgets.parse(job.cell.budget)
+        if sealed is None or type(job.arm.method).on_pixels is not Method.on_pixels:
+            continue
+        costs = sealed.costs
+        if budget.unit == "kept" and abs(costs["kept"] - (budget.tokens or 0)) > 0.5:
+            said.append(f"{job.label} kept {costs['kept']:.1f} visual tokens on average, {budget.tokens} were asked")
+        elif budget.unit == "avg" and abs(costs["mean_visual"] - (budget.tokens or 0)) > 1:
+            said.append(f"{job.label} has {costs['mean_visual']:.1f} visual tokens per layer on average, {budget.tokens} were asked")
+        elif budget.unit == "flops" and abs(costs["prefill_dense_flops"] / costs["prefill_unpruned_flops"] - (budget.ratio or 0)) > 0.02:
+            share = costs["prefill_dense_flops"] / costs["prefill_unpruned_flops"]
+            said.append(f"{job.label} costs {share:.3f} of the unpruned FLOPs, {budget.ratio} were asked")
+    return said
 
 
 def prefix_budget(device: torch.device) -> int:

@@ -7,12 +7,16 @@ a sequence index. State of one prompt batch lives in `run.memo`, which dies with
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
+import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -296,9 +300,8 @@ class Method:
 def check_layer(method: str, knob: str, layer: int, low: int, depth: int) -> None:
     """Raise PrunebenchError unless `low <= layer < depth`."""
     if not low <= layer < depth:
-        raise PrunebenchError(
-            f"{method}: {knob}={layer} does not fit this model: expected {low} to {depth - 1} (it has {depth} decoder layers)"
-        )
+        expected = f"expected {low} to {depth - 1}" if low < depth else f"it takes at least {low + 1} layers"
+        raise PrunebenchError(f"{method}: {knob}={layer} does not fit this model: {expected} (it has {depth} decoder layers)")
 
 
 _REGISTRY: dict[str, type[Method]] = {}
@@ -315,34 +318,85 @@ def register(cls: type[Method]) -> type[Method]:
 
 def _check_class(cls: type[Method]) -> None:
     """Raise PrunebenchError for a class that cannot be a method, and for a name that another method has."""
-    if not cls.name or cls.name != cls.name.lower():
-        raise PrunebenchError(f"{cls.__name__}: expected a lower-case `name`, found {cls.name!r}")
-    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise PrunebenchError(f"{cls.__name__}: a method is a frozen dataclass; decorate the class with @dataclass(frozen=True)")
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.+-]*", cls.name):
+        raise PrunebenchError(f"{where}: expected a `name` of lower-case letters, digits, _ . + and -, found {cls.name!r}")
+    # a subclass of a dataclass looks like one without being one
+    if "__dataclass_params__" not in vars(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise PrunebenchError(f"{where}: a method is a frozen dataclass; decorate the class with @dataclass(frozen=True)")
+    knobs = {f.name for f in dataclasses.fields(cls)}
+    lacking = [knob for knob in cls.budget_knobs if knob not in knobs]
+    if lacking:
+        raise PrunebenchError(
+            f"{where}: a budget sets the knob {lacking[0]!r}, and the class has no such field: add `{lacking[0]}: int`, or set "
+            "`budget_knobs` to the fields that a budget sets, () for none, and override at_budget"
+        )
     other = _REGISTRY.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-        both = " and ".join(f"{c.__module__}.{c.__qualname__}" for c in (other, cls))
-        raise PrunebenchError(f"two methods are called {cls.name!r}: {both}; give one of them another `name`")
+        raise PrunebenchError(f"two methods are called {cls.name!r}: {other.__module__}.{other.__qualname__} and {where}; give one another `name`")
+
+
+_SOURCES: dict[type, str] = {}
+_SHIPPED_FILES = Path(__file__).resolve().parent.parent / "methods" / "shipped.json"
 
 
 def source_of(cls: type[Method]) -> str:
-    """Names the code of a method: `SHIPPED` for ours, else 12 hex of SHA-256 over the Python files behind the class and its bases.
+    """Names the code of a method: `SHIPPED` for ours as released, else 12 hex of SHA-256 over the Python files behind it.
 
-    Of a package all its files count, of a single file that file; what they import from elsewhere does not.
+    Those are the files of the class and its bases, and what they import from their own folder; of a package, all its files. Ours are as
+    released if they are as methods/shipped.json says.
     """
+    if cls in _SOURCES:
+        return _SOURCES[cls]
     files: dict[str, Path] = {}
     for base in cls.__mro__:
         top = base.__module__.partition(".")[0]
-        if top in ("harness", "methods") or top in sys.stdlib_module_names:
+        if top == "harness" or top in sys.stdlib_module_names:
             continue
-        for folder in getattr(sys.modules.get(top), "__path__", ()):
+        folders = () if top == "methods" else getattr(sys.modules.get(top), "__path__", ())
+        for folder in folders:
             files |= {f"{top}/{p.relative_to(folder)}": p for p in Path(folder).rglob("*.py")}
-        file = Path(inspect.getfile(base))
-        if file not in files.values():
-            files[file.name] = file
-    if not files:
-        return SHIPPED
-    return hashlib.sha256(b"".join(name.encode() + b"\0" + file.read_bytes() + b"\0" for name, file in sorted(files.items()))).hexdigest()[:12]
+        if not folders:
+            file = Path(inspect.getfile(base))
+            files |= {str(p.relative_to(file.parent)): p for p in _with_neighbours(file)}
+    known = json.loads(_SHIPPED_FILES.read_text())
+    digests = {name: _digest(file) for name, file in sorted(files.items())}
+    released = all(file.parent == _SHIPPED_FILES.parent and known.get(name) == digests[name] for name, file in files.items())
+    _SOURCES[cls] = SHIPPED if released else hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]
+    return _SOURCES[cls]
+
+
+def record_shipped() -> Path:
+    """Take the files in methods/ for released as they are: for a change that moves no number (otherwise `NUMERICS_VERSION` moves too)."""
+    files = sorted(p for p in _SHIPPED_FILES.parent.glob("*.py") if p.name != "__init__.py")
+    _SHIPPED_FILES.write_text(json.dumps({p.name: _digest(p) for p in files}, indent=1) + "\n")
+    return _SHIPPED_FILES
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def _with_neighbours(file: Path) -> set[Path]:
+    """The file and what it imports from its own folder, and what that imports."""
+    found, todo = set(), [file]
+    while todo:
+        one = todo.pop()
+        if one in found:
+            continue
+        found.add(one)
+        for node in ast.walk(ast.parse(one.read_bytes())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{name}" for name in names)] if node.module else names
+            for parts in (name.split(".") for name in names):
+                if parts[0] == file.parent.name:  # in methods/, files import each other as methods._select
+                    parts = parts[1:]
+                elif parts[0] in ("harness", "methods", "tasks"):
+                    continue
+                place = file.parent.joinpath(*parts)
+                todo += [p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()]
+    return found
 
 
 def registered() -> dict[str, type[Method]]:
@@ -364,6 +418,8 @@ def method_class(name: str) -> type[Method]:
     if ":" in name:
         return _load(name)
     known = registered()
+    if name.endswith(".py"):
+        raise PrunebenchError(f"{name!r} is a file: name the class in it as well, as in {name}:Class")
     if name not in known:
         raise unknown("method", name, known)
     return known[name]
@@ -371,12 +427,14 @@ def method_class(name: str) -> type[Method]:
 
 def _load(spec: str) -> type[Method]:
     where, _, attribute = spec.partition(":")
-    if where.endswith(".py"):
-        if not Path(where).is_file():
-            raise PrunebenchError(f"expected a Python file before ':' in {spec!r}; {where} does not exist")
-        module = _file_module(Path(where).resolve(), Path(where).read_bytes())
-    else:
-        module = importlib.import_module(where)
+    if not where or not attribute:
+        raise PrunebenchError(f"{spec!r}: expected path/to/file.py:Class or package.module:Class")
+    if where.endswith(".py") and not Path(where).is_file():
+        raise PrunebenchError(f"expected a Python file before ':' in {spec!r}; {Path(where).absolute()} does not exist")
+    try:
+        module = _file_module(Path(where).resolve(), Path(where).read_bytes()) if where.endswith(".py") else importlib.import_module(where)
+    except Exception as error:
+        raise PrunebenchError(f"{spec!r} does not load: {raised(error)}") from error
     cls = getattr(module, attribute, None)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise PrunebenchError(f"{spec!r}: expected a subclass of harness.method.Method called {attribute!r} there, found {cls!r}")
@@ -385,15 +443,35 @@ def _load(spec: str) -> type[Method]:
     return cls
 
 
+def raised(error: Exception) -> str:
+    """What went wrong and where, in one line: `IndexError: ... (mine.py, line 12)`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # neither ours, nor of Python or a package
+    others = (str(Path(__file__).parent), str(Path(ast.__file__).parent), "<frozen importlib")
+    own = [f for f in frames if not f.filename.startswith(others) and "site-packages" not in f.filename]
+    if isinstance(error, SyntaxError):
+        file, line = error.filename, error.lineno
+    else:
+        file, line = (own[-1].filename, own[-1].lineno) if own else (None, None)
+    said = str(error).strip().splitlines()
+    place = f" ({Path(file).name}, line {line})" if file else ""
+    return f"{type(error).__name__}{': ' + said[0] if said else ''}{'' if isinstance(error, SyntaxError) else place}"
+
+
 @cache
 def _file_module(file: Path, _content: bytes) -> ModuleType:
-    """The module in a file, loaded once for what is in it; files of one name in two folders are two modules."""
+    """The module in a file, loaded once for what is in it; files of one name in two folders are two modules.
+
+    Its folder is searched for imports last, so that a file can have a helper beside it.
+    """
     name = f"prunebench_method_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(name, file)
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses look their module up
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     try:
         found.loader.exec_module(module)
     except BaseException:
@@ -410,7 +488,7 @@ def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> Non
     given = [k for k in cls.budget_knobs if k in knobs]
     if budget.unit == "none":
         if cls.budget_knobs and not given:
-            raise PrunebenchError(f"{cls.name} needs a budget: give BUDGET=64 (visual tokens) or BUDGET=native")
+            raise PrunebenchError(f"{cls.name} needs a budget, as in BUDGET=64 (visual tokens)")
     elif not cls.budget_knobs:
         raise PrunebenchError(f"{cls.name} prunes nothing to a count, so it takes no budget; found BUDGET={budget}: leave BUDGET out")
     elif given:

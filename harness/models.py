@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
+from harness import yamlfile
 from harness.adapters import ADAPTERS, LlavaAdapter, adapter_for
 from harness.budget import Budget
 from harness.errors import PrunebenchError, unknown
@@ -71,8 +71,8 @@ def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
             f"`prunebench analyze {model}` derives one, or use BUDGET=native (the published defaults) or BUDGET=64"
         )
     try:
-        return dict(Calibration(**yaml.safe_load(file.read_text())).knobs)
-    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        return dict(Calibration(**yamlfile.read(file, "a calibration file")).knobs)
+    except ValidationError as error:
         raise PrunebenchError(f"{where}: not a calibration file: {error}") from None
 
 
@@ -88,8 +88,8 @@ def model_config(name: str) -> ModelConfig:
     file = MODEL_CONFIGS / f"{name}.yaml"
     if file.is_file():
         try:
-            return ModelConfig(**yaml.safe_load(file.read_text()))
-        except (ValidationError, yaml.YAMLError, TypeError) as error:
+            return ModelConfig(**yamlfile.read(file, "a model config"))
+        except ValidationError as error:
             raise PrunebenchError(f"{file}: not a model config: {error}") from None
     if Path(name).is_dir():
         return ModelConfig(name=Path(name).resolve().name, path=str(Path(name).resolve()))

@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -101,8 +102,11 @@ class Snapshot:
 # ---------------------------------------------------------------------------------------------------------------- measuring
 
 
-def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
-    """What the gate compares of some sealed cells. Raises PrunebenchError where one lacks its kept tokens."""
+def snapshot(cells: Iterable[SealedCell], specs: Mapping[str, str] | None = None) -> Snapshot:
+    """What the gate compares of some sealed cells. Raises PrunebenchError where one lacks its kept tokens.
+
+    `specs`: how methods that are not registered were asked for ("mine.py:Mine"), by name.
+    """
     import torch
 
     from harness.provenance import device_name, git_state, versions
@@ -123,7 +127,9 @@ def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
             key: Row(answer, float(score), hashlib.sha256(keeps.encode()).hexdigest()[:8], tuple(float(x) for x in cost))
             for key, answer, score, keeps, cost in zip(frame["key"], frame["answer"], frame["score"], frame["keeps"], costs, strict=True)
         }
-        counts_fixed, flops_fixed = _fixed(sealed.cell.model, sealed.cell.method, canonical_json(sealed.cell.knobs))
+        counts_fixed, flops_fixed = _fixed(
+            sealed.cell.model, (specs or {}).get(sealed.cell.method, sealed.cell.method), canonical_json(sealed.cell.knobs)
+        )  # fmt: skip
         named = tuple(getattr(sealed.cell, name) for name in _NAMED)
         measured.append(Measured(named, sealed.cell.knobs, counts_fixed, flops_fixed, rows, float(sealed.provenance["wall_s"])))
     made_with = {
@@ -152,12 +158,19 @@ def measure(
 ) -> Snapshot:
     """Run a sweep on the CPU into `folder`, which must hold no cells yet."""
     from harness import sweep
+    from harness.method import method_class
     from harness.run import Request
 
     if (folder / "cells").exists():
         raise PrunebenchError(f"expected a results folder without cells for a fresh run, found some in {folder}")
     request = Request("none", batch=batch, device="cpu", results=folder, fresh=True)
-    return snapshot(sweep.run(sweep.load(config, overrides), request, say=say, workers=workers).cells)
+    plan = sweep.load(config, overrides)
+    specs: dict[str, str] = {}
+    for entry in plan.methods:
+        name = method_class(entry.method).name
+        if specs.setdefault(name, entry.method) != entry.method:
+            raise PrunebenchError(f"{config}: {specs[name]} and {entry.method} are both called {name!r}, and a baseline goes by names: rename one")
+    return snapshot(sweep.run(plan, request, say=say, workers=workers).cells, specs)
 
 
 # ----------------------------------------------------------------------------------------------------------------- baseline
@@ -553,9 +566,15 @@ def regress(
     say("")
     say(report(found, pictures, whole))
     if not found.passed:
-        say("If this is meant, commit the change and renew the baseline: make baseline")
+        say(f"If this is meant, commit the change and renew the baseline: {_command('baseline', config, baseline)}")
     say(f"written  {whole}")
     return found
+
+
+def _command(target: str, config: Path, baseline: Path) -> str:
+    """How a person calls a target of the gate on these files."""
+    asked = [("GATE", config, CONFIG), ("BASELINE", baseline, BASELINE)]
+    return " ".join([f"make {target}", *(f"{name}={shlex.quote(str(path))}" for name, path, default in asked if path != default)])
 
 
 def renew(

@@ -79,10 +79,10 @@ def overview(root: Path) -> list[str]:
             lines.append(f"unfinished  {where}  {found.answered} answers")
         else:
             cell, origin = found.cell, found.cell.provenance
-            lines.append(
-                f"sealed      {where}  {cell.headline} {cell.score:.4f}  {cell.counts['answered']} answers  {origin.get('started', '')}"
-                f"  {origin.get('device', '')}"
-            )
+            asked = cell.cell.settings | ({"seed": cell.cell.seed} if cell.cell.seed else {})
+            setting = " ".join(f"{name}={value}" for name, value in asked.items()) or "-"
+            said = f"{cell.headline} {cell.score:.4f}  {cell.counts['answered']} answers  {origin.get('started', '')}  {origin.get('device', '')}"
+            lines.append(f"sealed      {where}  {setting}  {said}")
     return lines
 
 

@@ -17,10 +17,10 @@ import torch
 from harness import budget as budgets
 from harness import leaderboard
 from harness.answering import Clock, FeatureCache
-from harness.cell import Cell
+from harness.cell import SHIPPED, Cell
 from harness.engine import POSITION_POLICIES
 from harness.errors import PrunebenchError, unknown
-from harness.execute import Arm, Job, Pace, check_complete, execute, prefix_budget
+from harness.execute import Arm, Job, Pace, check_complete, execute, missed, prefix_budget
 from harness.method import Method, check_budget, method_class, source_of
 from harness.models import Front, LoadedModel, Located, calibrated_knobs, locate_model, model_config
 from harness.provenance import device_name, git_state, versions
@@ -144,7 +144,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
 
     where = f"{located.device} in {located.dtype}"
     plan = request.method if budget.unit == "none" else f"{request.method} at BUDGET={budget}"
-    count = "every question" if limit is None else f"up to {limit} questions"
+    count = "every question" if limit is None else f"about {limit} questions (whole images)"
     say(
         f"{plan} on {located.config.name} ({where}), {source.name} data: {', '.join(request.tasks)}, {count} per task, beside the unpruned model. "
         + (
@@ -158,7 +158,12 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
     store = Store(request.results)
     executed = execute(store, session.model(located), jobs, session.features, request.pace(located), fresh=request.fresh, clock=session.clock)
     check_complete(executed, jobs)
-    csv, markdown = leaderboard.write(store.cells(), request.results)
+    for note in missed(jobs, executed.cells):
+        say(f"note    {note}")
+    damaged: list[str] = []
+    csv, markdown = leaderboard.write(store.cells(damaged), request.results)
+    if damaged:
+        say(f"note    {len(damaged)} damaged cells are left out of the tables; first: {damaged[0]}")
     return Finished([executed.cells[job.cell.identity()] for job in jobs], executed.reused, csv, markdown)
 
 
@@ -244,7 +249,8 @@ def command_line(request: Request, cell: Cell) -> str:
     if request.dtype != "auto":
         parts.append(f"DTYPE={request.dtype}")
     parts += [f"DEVICE={cell.device_type}", "FRESH=1"]
-    return " ".join(parts)
+    # a file can change under its name
+    return " ".join(parts) + (f"  # code {cell.method_source}" if cell.method_source != SHIPPED else "")
 
 
 def _provenance(request: Request, located: Located, cell: Cell) -> dict[str, Any]:

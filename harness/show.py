@@ -6,6 +6,7 @@ Read from sealed cells; no model is loaded.
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +68,10 @@ def find(
         raise PrunebenchError("expected sealed cells, found none; `make eval METHOD=visipruner BUDGET=64` or `make sweep` makes them")
     if not methods:
         raise PrunebenchError("no method was named: give --method visipruner,fastv or one of them")
+    from harness.method import method_class  # torch
+
+    # a method from a file is measured under its name
+    methods = [method_class(name).name if ":" in name else name for name in methods]
     protocols = views.protocols(cells)
     models = sorted({p.model for p in protocols})
     if model and model not in models:
@@ -246,9 +251,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 def write(
     results: Path, key: str, methods: Sequence[str], budget: str = "", model: str = "", data: str = "", out: Path | None = None
 ) -> tuple[Path, Sample]:
-    """Write the picture of a sample and return its path; default `<results>/show/<sample>.png`."""
+    """Write the picture of a sample and return its path; default `<results>/show/<sample>-<methods>-<budget>.png`."""
     sample = find(Store(results).cells(), key, methods, budget, model, data)
-    path = out or results / "show" / f"{key.replace('/', '-')}.png"
+    path = out or results / "show" / f"{'-'.join(re.sub(r'[^A-Za-z0-9_.]+', '-', part) for part in (key, *methods, budget) if part)}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(sample).save(path, "PNG", optimize=True)

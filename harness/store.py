@@ -335,9 +335,20 @@ class Store:
                     _remove(folder, JOURNAL, ".*.tmp")
         return found
 
-    def cells(self) -> list[SealedCell]:
-        """Every sealed cell, in the order of the folders' names. Reads only JSON."""
-        return [load(path.parent) for path in sorted((self.root / "cells").glob(f"*/*/{SEAL}"))]
+    def cells(self, damaged: list[str] | None = None) -> list[SealedCell]:
+        """Every sealed cell, in the order of the folders' names. Reads only JSON.
+
+        Raises PrunebenchError for the first that is damaged; with a list, all of them are said there and left out.
+        """
+        found = []
+        for path in sorted((self.root / "cells").glob(f"*/*/{SEAL}")):
+            try:
+                found.append(load(path.parent))
+            except PrunebenchError as error:
+                if damaged is None:
+                    raise PrunebenchError(f"{error}. `prunebench results verify --results {self.root}` lists all that is wrong") from None
+                damaged.append(str(error))
+        return found
 
     @contextmanager
     def open(self, cell: Cell, expected_keys: Sequence[str]) -> Iterator[CellWriter]:

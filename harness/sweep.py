@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness import budget as budgets
-from harness import flops
+from harness import flops, yamlfile
 from harness.answering import Clock
 from harness.errors import PrunebenchError, unknown
-from harness.execute import execute
+from harness.execute import execute, missed
 from harness.method import Method, build, check_budget, method_class
 from harness.models import Located, locate_model, model_config
 from harness.run import Finished, Request, Session, calibration_exists, mean_text, parse_limit, prepare
@@ -85,9 +84,7 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
     if not file.is_file():
         raise PrunebenchError(f"expected a sweep as YAML at {file}, found no such file: try configs/mini.yaml")
     try:
-        body = yaml.safe_load(file.read_text())
-        if not isinstance(body, dict):
-            raise TypeError(f"expected keys and values, found {type(body).__name__}")
+        body = yamlfile.read(file, "a sweep")
         for item in " ".join(overrides).split():
             key, eq, value = item.partition("=")
             if not eq or not value:
@@ -100,19 +97,7 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
                 body[key] = value.split(",") if key in ("models", "tasks", "budgets") else value
         return Sweep(**body)
     except ValidationError as error:
-        raise PrunebenchError(f"{file}: " + "; ".join(_said(e) for e in error.errors())) from None
-    except (yaml.YAMLError, TypeError) as error:
-        raise PrunebenchError(f"{file}: not a sweep: {error}") from None
-
-
-def _said(error: Any) -> str:
-    """One error of pydantic as this project says it."""
-    *at, key = error["loc"]
-    where = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        known = Entry.model_fields if at and at[0] == "methods" else Sweep.model_fields
-        return f"{'.'.join(map(str, at)) + ': ' if at else ''}{unknown('key', str(key), known)}"
-    return f"{where}: {error['msg']}; found {str(error['input'])[:60]!r}"
+        raise PrunebenchError(f"{file}: {yamlfile.said(error, {'methods': Entry, '': Sweep})}") from None
 
 
 def _picked(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
@@ -212,8 +197,13 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
         busy += len(executed.busy)
         for job, error in executed.busy:
             say(f"left to another runner: {job.label}: {error}")
+        for note in missed(jobs, executed.cells):
+            say(f"note: {note}")
+    damaged: list[str] = []
     with session.clock("tables"):
-        csv, markdown = leaderboard.write(store.cells(), shared.results)
+        csv, markdown = leaderboard.write(store.cells(damaged), shared.results)
+    if damaged:
+        say(f"note: {len(damaged)} damaged cells are left out of the tables; first: {damaged[0]}")
     say(f"{len(cells) - reused} cells run, {reused} sealed before" + (f", {busy} left to another runner" if busy else ""))
     say(spent(session.clock, time.perf_counter() - began))
     return Finished(cells, reused, csv, markdown)

@@ -118,7 +118,7 @@ def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] 
     """The command that makes a cell like this one: the unpruned one of the same questions, or the same with other tasks, method or budget."""
     cell = sealed.cell
     try:
-        parts = shlex.split(str(sealed.provenance.get("command", "")))
+        parts = shlex.split(str(sealed.provenance.get("command", "")), comments=True)
     except ValueError:
         parts = []
     if parts[:2] != ["make", "eval"]:

@@ -49,6 +49,7 @@ def spread(sweep: Sweep, shared: Request, model: str, workers: int) -> Callable[
         # a pipe each: the end of a process, also in the middle of a message, is an EOFError here
         inboxes: dict[Connection, int] = {}
         failed: str | None = None
+        refused: dict[str, int] = {}
         try:
             for i in range(workers):
                 receiving, sending = context.Pipe(duplex=False)
@@ -72,10 +73,13 @@ def spread(sweep: Sweep, shared: Request, model: str, workers: int) -> Callable[
                         continue
                     if kind == "answers":
                         yield who, what
-                    elif kind == "done":
+                    elif kind in ("done", "refused"):
                         del inboxes[inbox]
+                        refused |= {what: worker} if kind == "refused" and what not in refused else {}
                     else:
                         failed = f"worker {worker} of {workers}: {what}"
+            if failed is None and refused:  # what the others can do is done
+                failed = "; ".join(f"worker {worker} of {workers}: {what}" for what, worker in refused.items())
             if failed is not None:
                 raise PrunebenchError(failed)
         finally:
@@ -122,6 +126,6 @@ def _work(shard: int, workers: int, sweep: Sweep, shared: Request, model: str, d
         except BrokenPipeError:
             raise
         except PrunebenchError as error:
-            outbox.send(("error", shard, str(error)))
+            outbox.send(("refused", shard, str(error)))
         except BaseException:
             outbox.send(("error", shard, traceback.format_exc()))

@@ -144,7 +144,7 @@ def test_a_flops_budget_keeps_fewer_tokens_beside_more_text() -> None:
 
 @pytest.mark.parametrize("text", ["64avg", "0.35flops"])
 def test_methods_without_a_schedule_refuse_what_must_be_solved(text: str) -> None:
-    with pytest.raises(PrunebenchError, match=r"visipruner decides by the prompt .*\(BUDGET=64\), native or calibrated"):
+    with pytest.raises(PrunebenchError, match=r"visipruner does not say before it runs .* give the number of tokens to keep \(BUDGET=64\)"):
         build("visipruner", parse(text), {}, S7, 74)
     with pytest.raises(PrunebenchError, match=r"downsample cannot .* whatever it keeps it (averages 576.0|costs 1.000)"):
         build("downsample", parse(text), {}, S7, 74)

@@ -123,7 +123,10 @@ def test_a_hook_that_raises_leaves_the_model_as_it_was() -> None:
 
     with torch.inference_mode():
         before = model(**batch).logits
-        with pytest.raises(RuntimeError, match="in the hook"), attach(model, Broken()):
+        with (
+            pytest.raises(PrunebenchError, match=r"broken at layer 0, a batch of 1 from row 0: RuntimeError: in the hook \(test_engine.py, line"),
+            attach(model, Broken()),
+        ):
             model(**batch)
         assert torch.equal(model(**batch).logits, before)
     assert model.model.language_model.config._attn_implementation == "sdpa"

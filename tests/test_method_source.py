@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from helpers import make_cell
 from helpers import run as prunebench
 
-from harness import blocks, sweep, views
+from harness import blocks, regress, sweep, views
 from harness.cell import SHIPPED, Cell
 from harness.errors import PrunebenchError
 from harness.method import method_class, registered, source_of
@@ -37,6 +38,8 @@ def test_an_edited_file_is_measured_anew_and_named_as_another_line(tmp_path: Pat
     assert not both[0].samples()["keeps"].equals(both[1].samples()["keeps"])
     assert first.provenance["command"].startswith(f"make eval METHOD={file}:Centre BUDGET=32 ")
     assert "SET='boundary=1'" in first.provenance["command"]
+    codes = [c.provenance["command"].rpartition("  # code ")[2] for c in both]
+    assert codes == [c.cell.method_source for c in both], "the file has changed under its name since"
     assert "METHOD=none" in next(c for c in Store(tmp_path / "results").cells() if c.cell.method == "none").provenance["command"]
     (section,) = blocks.sections(blocks.distinct(Store(tmp_path / "results").cells()))
     names = {line.name for block in section.blocks() for line in block.lines} - {"none"}
@@ -62,6 +65,75 @@ def test_two_files_that_call_their_method_alike_are_asked_apart(tmp_path: Path) 
     one, other = kept[0].values()
     assert not one.equals(other)
     assert all(kept[0][source].equals(kept[1][source]) for source in kept[0])
+
+
+def test_a_helper_beside_the_file_counts_and_a_stranger_there_does_not(tmp_path: Path) -> None:
+    """And it can be imported as it stands, without a path to set."""
+    found = []
+    for number, (name, text) in enumerate((("helper", "SIGN = 1\n"), ("helper", "SIGN = -1\n"), ("helper", "SIGN = 1\n"), ("stranger", "X = 1\n"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "helper.py").write_text("SIGN = 1\n")
+        (folder / f"{name}.py").write_text(text)
+        (folder / "mine.py").write_text("from helper import SIGN\n" + CENTRE.split('"""', 2)[2].replace("-away", "-SIGN * away"))
+        found.append(source_of(method_class(f"{folder / 'mine.py'}:Centre")))
+        sys.modules.pop("helper", None)
+        sys.path.remove(str(folder))
+    assert found[0] != found[1]
+    assert found[0] == found[2] == found[3]
+
+
+def test_an_edited_or_added_file_in_methods_is_not_ours_as_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastv = method_class("fastv")
+    file = Path(__file__).parents[1] / "methods" / "shipped.json"
+    known = json.loads(file.read_text())
+    assert set(known) == {p.name for p in file.parent.glob("*.py")} - {"__init__.py"}
+    for change in ({"fastv.py": "0"}, {"_select.py": "0"}):
+        (tmp_path / "shipped.json").write_text(json.dumps(known | change))
+        monkeypatch.setattr("harness.method._SHIPPED_FILES", tmp_path / "shipped.json")
+        monkeypatch.setattr("harness.method._SOURCES", {})
+        assert source_of(fastv) != SHIPPED, "its own code, and what it selects with"
+    (tmp_path / "shipped.json").write_text(json.dumps(known | {"uniform.py": "0"}))
+    monkeypatch.setattr("harness.method._SHIPPED_FILES", file)
+    monkeypatch.setattr("harness.method._SOURCES", {})
+    assert source_of(fastv) == SHIPPED
+
+
+def test_an_ablation_of_a_method_from_a_file_has_its_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(CENTRE)
+    lines = "".join(f"  - {{name: b{i}, method: {tmp_path}/mine.py:Centre, budget: 32, knobs: {{boundary: {i}}}}}\n" for i in (0, 3))
+    file = tmp_path / "ablation.yaml"
+    file.write_text(f"title: t\nsource: s\nlimit: 18\ntasks: [pope]\nvariants:\n{lines}")
+    code, out, err = prunebench(capsys, monkeypatch, "ablate", str(file), "--results", str(tmp_path / "results"))
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines() if line.startswith("b")]
+    assert [row[0] for row in rows] == ["b0", "b3"]
+    assert float(rows[0][4]) == 32
+    assert float(rows[1][4]) == 168
+    file.write_text(file.read_text() + f"  - {{name: far, method: {tmp_path}/mine.py:Centre, budget: 0.01flops}}\n")
+    code, out, err = prunebench(capsys, monkeypatch, "ablate", str(file), "--results", str(tmp_path / "none"))
+    assert (code, out) == (2, ""), "nothing runs where one variant is out of reach"
+    assert "variant 'far': centre with boundary=0 cannot cost 0.01" in err
+
+
+def test_the_gate_takes_methods_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(CENTRE)
+    config = tmp_path / "gate.yaml"
+    config.write_text(f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{file}:Centre']\n")
+    monkeypatch.setattr(regress, "changed_files", lambda _: [])
+    baseline, out, said = tmp_path / "baseline.json", tmp_path / "out", []
+    regress.renew(config, baseline, out, say=lambda _: None)
+    assert regress.regress(config, baseline, out, say=lambda _: None).passed
+    file.write_text(EDGE)
+    assert not regress.regress(config, baseline, out, say=said.append).passed
+    assert f"make baseline GATE={config} BASELINE={baseline}" in "\n".join(said)
+    (tmp_path / "other.py").write_text(EDGE)
+    config.write_text(f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: ['{file}:Centre', '{tmp_path}/other.py:Centre']\n")
+    with pytest.raises(PrunebenchError, match="are both called 'centre'"):
+        regress.regress(config, baseline, out, say=lambda _: None)
 
 
 def test_our_own_methods_are_named_by_the_numerics_version() -> None:
@@ -97,14 +169,35 @@ def test_all_files_of_a_package_count_and_the_folder_does_not(tmp_path: Path, mo
     [
         (('name = "centre"', 'name = "fastv"'), "two methods are called 'fastv'"),
         (('name = "centre"', 'name = "none"'), "two methods are called 'none'"),
-        (('name = "centre"', ""), "expected a lower-case `name`"),
-        (("@dataclass(frozen=True)", "@dataclass(frozen=False)"), "non-frozen|frozen dataclass"),
+        (('name = "centre"', ""), "expected a `name` of lower-case letters"),
+        (('name = "centre"', 'name = "../up"'), "expected a `name` of lower-case letters"),
+        (("@dataclass(frozen=True)", "@dataclass(frozen=False)"), r"does not load: TypeError: cannot inherit non-frozen .* \(mine.py, line"),
+        (("@dataclass(frozen=True)\n", ""), "decorate the class with @dataclass"),
+        (("    keep: int\n", "    ratio: float = 0.5\n"), "a budget sets the knob 'keep', and the class has no such field: add `keep: int`"),
+        (("def plan(self", "def plan(self,,"), r"does not load: SyntaxError: .*\(mine.py, line \d+\)"),
+        (("import torch\n", "import torcj\n"), r"does not load: ModuleNotFoundError: No module named 'torcj' \(mine.py, line 5\)"),
     ],
 )
-def test_a_class_that_cannot_be_told_from_another_method_is_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
-    (tmp_path / "mine.py").write_text(CENTRE.replace(*change))
-    with pytest.raises((PrunebenchError, TypeError), match=message):
+def test_a_file_that_holds_no_method_is_refused_in_words(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    text = CENTRE.replace(*change)
+    assert text != CENTRE
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(PrunebenchError, match=message):
         method_class(f"{tmp_path / 'mine.py'}:Centre")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("tests/examples/centre.py", "is a file: name the class in it as well, as in tests/examples/centre.py:Class"),
+        (":Centre", "expected path/to/file.py:Class or package.module:Class"),
+        ("nowhere/mine.py:Centre", r"/nowhere/mine.py does not exist"),
+        ("no_such_module:Centre", "does not load: ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_a_name_that_is_no_method_is_refused_in_words(spec: str, message: str) -> None:
+    with pytest.raises(PrunebenchError, match=message):
+        method_class(spec)
 
 
 def test_show_names_the_file_in_what_it_suggests(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +208,9 @@ def test_show_names_the_file_in_what_it_suggests(tmp_path: Path, capsys: pytest.
     code, _, err = prunebench(capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", "centre", "--budget", "64")
     assert code == 2
     assert f"METHOD={file}:Centre BUDGET=64" in err
+    code, out, err = prunebench(capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", f"{file}:Centre")
+    assert code == 0, err
+    assert "centre at 32" in out
     code, _, err = prunebench(capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", "fastv")
     assert code == 2
     assert "METHOD=fastv BUDGET=32" in err

@@ -14,8 +14,9 @@ import yaml
 from helpers import run
 
 from harness import regress, regress_faults, sweep
+from harness.cell import SHIPPED
 from harness.errors import PrunebenchError
-from harness.method import registered
+from harness.method import registered, source_of
 from harness.models import REPOSITORY
 from harness.mutations import FAULTS, seeded
 from harness.regress import BASELINE, CONFIG, Measured, Row, Snapshot, compare, dump, load, report
@@ -202,7 +203,8 @@ def test_the_committed_baseline_is_small_and_of_the_committed_sweep() -> None:
     file = REPOSITORY / BASELINE
     assert file.stat().st_size < 150_000
     plan = sweep.load(REPOSITORY / CONFIG)
-    assert {e.method for e in plan.methods} == set(registered()), "every method is in the gate"
+    ours = {name for name, cls in registered().items() if source_of(cls) == SHIPPED}
+    assert {e.method for e in plan.methods} >= ours, "every method that we ship is in the gate"
     cells = load(file).cells
     asked = [a.request for a in sweep.requests(plan, sweep.Request("none"))]
     assert {(c.method, c.named[3]) for c in cells} == {(a.method, a.budget or "none") for a in asked}

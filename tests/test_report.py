@@ -325,7 +325,7 @@ def test_show_fades_exactly_the_dropped_patches(small):
 
 def test_show_default_name_and_budget(small):
     path, sample = show.write(small, "pope/000003", ["visipruner"])
-    assert path == small / "show" / "pope-000003.png"
+    assert path == small / "show" / "pope-000003-visipruner.png"
     assert sample.methods[0].name == "visipruner at 64"
 
 

@@ -237,3 +237,55 @@ def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "device_of", lambda worker, device: "cuda:7")
     with pytest.raises(PrunebenchError, match=r"worker \d of 2: DEVICE=cuda:7"):
         sweep.run(plan, Request("none", results=tmp_path), say=lambda _: None, workers=2)
+
+
+def method_file(folder: Path, name: str, change: tuple[str, str]) -> str:
+    """The README's example under another name, with one thing changed."""
+    text = (Path(__file__).parent / "examples" / "centre.py").read_text()
+    assert change[0] in text
+    (folder / f"{name}.py").write_text(text.replace('"centre"', f'"{name}"').replace(*change))
+    return f"{folder / name}.py:Centre"
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_method_that_fails_does_not_take_the_others_with_it(tmp_path, workers):
+    raises = method_file(tmp_path, "raises", ("valid = run.visual_valid", "valid = [][0]"))
+    nan = method_file(tmp_path, "nan", ("-away.expand", "(away * float('nan')).expand"))
+    file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{raises}', '{nan}', fastv]")
+    with pytest.raises(PrunebenchError) as error:
+        sweep.run(sweep.load(file), Request("none", results=tmp_path), say=lambda _: None, workers=workers)
+    assert "2 of 4 settings failed, the answers of the others are kept" in str(error.value)
+    assert "raises at boundary 0, a batch of" in str(error.value)
+    assert "IndexError: list index out of range (raises.py, line " in str(error.value)
+    assert "nan at boundary 0, sample 'pope/" in str(error.value)
+    assert {c.cell.method for c in Store(tmp_path).cells()} == {"none", "fastv"}
+
+
+def test_a_method_that_misses_its_budget_is_named(tmp_path):
+    more = method_file(tmp_path, "more", ("expand(valid.shape), self.keep, valid", "expand(valid.shape), self.keep + 5, valid"))
+    file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{more}', downsample, fastv]")
+    said: list[str] = []
+    sweep.run(sweep.load(file), Request("none", results=tmp_path), say=said.append)
+    assert [line for line in said if line.startswith("note")] == ["note: pope more@32 kept 37.0 visual tokens on average, 32 were asked"]
+
+
+def test_a_damaged_cell_of_another_run_costs_no_result(tmp_path, capsys):
+    sealed = sweep.run(sweep.load(write(tmp_path, SMALL), ["methods=none", "tasks=gqa"]), Request("none", results=tmp_path), say=lambda _: None)
+    file = sealed.cells[0].folder / "cell.json"
+    file.write_text(file.read_text().replace('"answered": ', '"answered": 1'))
+    said: list[str] = []
+    done = evaluate(Request("none", results=tmp_path, tasks=("pope",), limit="6"), say=said.append)
+    assert [c.cell.task for c in done.cells] == ["pope"]
+    assert any("1 damaged cells are left out of the tables; first: " in line and "it was edited" in line for line in said)
+    with pytest.raises(PrunebenchError, match=r"it was edited.* `prunebench results verify --results .*` lists all that is wrong"):
+        Store(tmp_path).cells()
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    with pytest.raises(PrunebenchError, match=r"not a sweep: the key 'methods' stands twice"):
+        sweep.load(write(tmp_path, "methods: [fastv]\nbudgets: [64]\nmethods: [random]"))
+    with pytest.raises(PrunebenchError, match=r"models: Input should be a list, as in \[a, b\]; found 'mini'"):
+        sweep.load(write(tmp_path, "models: mini\nmethods: [none]"))
+    (tmp_path / "latin.yaml").write_bytes("models: [mini] # Größe".encode("latin-1"))
+    with pytest.raises(PrunebenchError, match="not a sweep: 'utf-8' codec can't decode"):
+        sweep.load(tmp_path / "latin.yaml")

@@ -376,7 +376,11 @@ def test_every_variant_is_checked_before_the_first_one_runs(monkeypatch: pytest.
     def method(name: str, budget: object, knobs: dict[str, Any], n_text: int) -> Method:
         return build(name, budget, knobs, S7, n_text)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ablations, "locate_model", lambda *_: SimpleNamespace(method=method))
+    def prepare(request: ablations.Request, _session: object, _located: object) -> None:
+        method(request.method, parse(request.budget), dict(request.knobs), 0)
+
+    monkeypatch.setattr(ablations, "locate_model", lambda *_: None)
+    monkeypatch.setattr(ablations, "prepare", prepare)
     monkeypatch.setattr(ablations, "evaluate", lambda *_, **__: pytest.fail("a variant ran"))
     variants = ({"name": "good", "method": "none"}, {"name": "bad", "method": "knockout", "knobs": {"stop": 99}})
     plan = ablations.Ablation(title="t", source="s", variants=variants)  # type: ignore[arg-type]

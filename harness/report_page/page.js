@@ -374,7 +374,7 @@
     svg.addEventListener("pointerleave", () => { nodes.forEach((n) => n.classList.remove("on")); hideTip(); });
     plot.replaceChildren(svg);
     $("plot-caption").textContent = [
-      average ? "The average has no interval of its own; choose one task to see intervals." : "",
+      average ? "The average is drawn without its interval, which LEADERBOARD.md has; choose one task to see intervals." : "",
       withBars ? "Bars: 95 % intervals of one seed, or ±1 sd over several." : "",
       best.length > 1 && $("fig-pareto").checked ? "Dashed: the Pareto front, by the points alone: nothing shown is both cheaper and better." : "",
       whole ? "Dotted: the unpruned score." : "",
