@@ -77,7 +77,7 @@ mini: mini-data  ## rebuild the mini world: data and model (hours on a CPU)
 	@$(RUN) mini export results/local/mini-training
 
 test: $(STAMP)  ## the fast tests, offline
-	@$(VENV)/bin/python -m pytest -m "not slow and not gpu" tests
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(VENV)/bin/ruff check .
