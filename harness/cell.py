@@ -16,7 +16,7 @@ from typing import Any
 from harness.errors import PrunebenchError, unknown
 
 SHIPPED = "prunebench"
-"""`Cell.method_source` of the methods in this package, whose changes `numerics_version` names."""
+"""`Cell.method_source` of our own methods as released (methods/shipped.json), whose changes of a number `numerics_version` names."""
 
 KEY_VERSION = 1
 """Version of the identity itself: bump when a field is added, renamed or read differently."""
@@ -40,7 +40,7 @@ class Cell:
     knobs: Mapping[str, Any] = field(hash=False)
     """Every knob of the method with its resolved value, defaults included; JSON values only."""
     method_source: str = SHIPPED
-    """Hash of the code of a method from elsewhere: edited code is another cell. Not part of the identity of our own methods' cells."""
+    """Hash of the code of a method from elsewhere, or of ours edited: another cell. Not part of the identity where it is `SHIPPED`."""
     budget: str
     """Canonical: "64", "64avg", "0.35flops", "native", "calibrated", "none"."""
     task: str

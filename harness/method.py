@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import re
 import sys
@@ -337,39 +336,31 @@ def _check_class(cls: type[Method]) -> None:
 
 
 _SOURCES: dict[type, str] = {}
+_FILE_MODULE = "prunebench_method_"
 _SHIPPED_FILES = Path(__file__).resolve().parent.parent / "methods" / "shipped.json"
 
 
 def source_of(cls: type[Method]) -> str:
     """Names the code of a method: `SHIPPED` for ours as released, else 12 hex of SHA-256 over the Python files behind it.
 
-    Those are the files of the class and its bases, and what they import from their own folder; of a package, all its files. Ours are as
-    released if they are as methods/shipped.json says.
+    Those are the files of the class and its bases and what they import at their top, except Python's own, installed packages and the harness;
+    of a package, all its files. Ours are as released if they are as methods/shipped.json says.
     """
-    if cls in _SOURCES:
-        return _SOURCES[cls]
-    files: dict[str, Path] = {}
-    for base in cls.__mro__:
-        top = base.__module__.partition(".")[0]
-        if top == "harness" or top in sys.stdlib_module_names:
-            continue
-        folders = () if top == "methods" else getattr(sys.modules.get(top), "__path__", ())
-        for folder in folders:
-            files |= {f"{top}/{p.relative_to(folder)}": p for p in Path(folder).rglob("*.py")}
-        if not folders:
-            file = Path(inspect.getfile(base))
-            files |= {str(p.relative_to(file.parent)): p for p in _with_neighbours(file)}
-    known = json.loads(_SHIPPED_FILES.read_text())
-    digests = {name: _digest(file) for name, file in sorted(files.items())}
-    released = all(file.parent == _SHIPPED_FILES.parent and known.get(name) == digests[name] for name, file in files.items())
-    _SOURCES[cls] = SHIPPED if released else hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]
+    if cls not in _SOURCES:
+        files: dict[str, Path] = {}
+        for base in cls.__mro__:
+            _add_files(base.__module__, files, installed=True)
+        known = json.loads(_SHIPPED_FILES.read_text())
+        digests = {name: _digest(file) for name, file in sorted(files.items())}
+        released = all(known.get(name) == digest for name, digest in digests.items())
+        _SOURCES[cls] = SHIPPED if released else hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]
     return _SOURCES[cls]
 
 
 def record_shipped() -> Path:
     """Take the files in methods/ for released as they are: for a change that moves no number (otherwise `NUMERICS_VERSION` moves too)."""
     files = sorted(p for p in _SHIPPED_FILES.parent.glob("*.py") if p.name != "__init__.py")
-    _SHIPPED_FILES.write_text(json.dumps({p.name: _digest(p) for p in files}, indent=1) + "\n")
+    _SHIPPED_FILES.write_text(json.dumps({f"methods.{p.stem}": _digest(p) for p in files}, indent=1) + "\n")
     return _SHIPPED_FILES
 
 
@@ -377,26 +368,32 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
-def _with_neighbours(file: Path) -> set[Path]:
-    """The file and what it imports from its own folder, and what that imports."""
-    found, todo = set(), [file]
-    while todo:
-        one = todo.pop()
-        if one in found:
-            continue
-        found.add(one)
-        for node in ast.walk(ast.parse(one.read_bytes())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(f"{node.module}.{name}" for name in names)] if node.module else names
-            for parts in (name.split(".") for name in names):
-                if parts[0] == file.parent.name:  # in methods/, files import each other as methods._select
-                    parts = parts[1:]
-                elif parts[0] in ("harness", "methods", "tasks"):
-                    continue
-                place = file.parent.joinpath(*parts)
-                todo += [p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()]
-    return found
+def _add_files(module: str, files: dict[str, Path], installed: bool = False) -> None:
+    """Put the file of a loaded module into `files` under its name, with those that it imports; of a package, all of them.
+
+    Installed packages count where the method is one of them.
+    """
+    top = module.partition(".")[0]
+    name = "" if module.startswith(_FILE_MODULE) else module  # a name made from a path would tell folders apart
+    where = getattr(sys.modules.get(module), "__file__", None)
+    if where is None or top in ("harness", "tasks") or top in sys.stdlib_module_names or name in files:
+        return
+    file = Path(where)
+    if not installed and {"site-packages", "dist-packages"} & set(file.parts):
+        return
+    folders = () if top == "methods" else getattr(sys.modules[top], "__path__", ())
+    for folder in folders:
+        files |= {f"{top}/{p.relative_to(folder)}": p for p in Path(folder).rglob("*.py")}
+    if folders:
+        return
+    files[name] = file
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                _add_files(alias.name, files)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for imported in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                _add_files(imported, files)
 
 
 def registered() -> dict[str, type[Method]]:
@@ -434,7 +431,9 @@ def _load(spec: str) -> type[Method]:
     try:
         module = _file_module(Path(where).resolve(), Path(where).read_bytes()) if where.endswith(".py") else importlib.import_module(where)
     except Exception as error:
-        raise PrunebenchError(f"{spec!r} does not load: {raised(error)}") from error
+        beside = isinstance(error, ModuleNotFoundError) and error.name and Path(where).with_name(f"{error.name}.py").is_file()
+        hint = f"; it lies beside the file: set PYTHONPATH={Path(where).parent}" if beside else ""
+        raise PrunebenchError(f"{spec!r} does not load: {raised(error)}{hint}") from error
     cls = getattr(module, attribute, None)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise PrunebenchError(f"{spec!r}: expected a subclass of harness.method.Method called {attribute!r} there, found {cls!r}")
@@ -460,18 +459,13 @@ def raised(error: Exception) -> str:
 
 @cache
 def _file_module(file: Path, _content: bytes) -> ModuleType:
-    """The module in a file, loaded once for what is in it; files of one name in two folders are two modules.
-
-    Its folder is searched for imports last, so that a file can have a helper beside it.
-    """
-    name = f"prunebench_method_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    """The module in a file, loaded once for what is in it; files of one name in two folders are two modules."""
+    name = f"{_FILE_MODULE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(name, file)
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses look their module up
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
     try:
         found.loader.exec_module(module)
     except BaseException:

@@ -67,36 +67,37 @@ def test_two_files_that_call_their_method_alike_are_asked_apart(tmp_path: Path) 
     assert all(kept[0][source].equals(kept[1][source]) for source in kept[0])
 
 
-def test_a_helper_beside_the_file_counts_and_a_stranger_there_does_not(tmp_path: Path) -> None:
-    """And it can be imported as it stands, without a path to set."""
+def test_a_helper_that_is_imported_counts_and_a_stranger_beside_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for number, (name, text) in enumerate((("helper", "SIGN = 1\n"), ("helper", "SIGN = -1\n"), ("helper", "SIGN = 1\n"), ("stranger", "X = 1\n"))):
+    for number, (name, text) in enumerate((("helper", "SIGN = 1\n"), ("helper", "SIGN = -1\n"), ("stranger", "X = 1\n"))):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "helper.py").write_text("SIGN = 1\n")
         (folder / f"{name}.py").write_text(text)
         (folder / "mine.py").write_text("from helper import SIGN\n" + CENTRE.split('"""', 2)[2].replace("-away", "-SIGN * away"))
-        found.append(source_of(method_class(f"{folder / 'mine.py'}:Centre")))
-        sys.modules.pop("helper", None)
-        sys.path.remove(str(folder))
-    assert found[0] != found[1]
-    assert found[0] == found[2] == found[3]
+        with pytest.raises(PrunebenchError, match=rf"No module named 'helper' \(mine.py, line 1\); it lies beside the file: set PYTHONPATH={folder}"):
+            method_class(f"{folder / 'mine.py'}:Centre")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(folder))
+            found.append(source_of(method_class(f"{folder / 'mine.py'}:Centre")))
+            del sys.modules["helper"]
+    assert found[0] == found[2] != found[1]
 
 
 def test_an_edited_or_added_file_in_methods_is_not_ours_as_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fastv = method_class("fastv")
     file = Path(__file__).parents[1] / "methods" / "shipped.json"
     known = json.loads(file.read_text())
-    assert set(known) == {p.name for p in file.parent.glob("*.py")} - {"__init__.py"}
-    for change in ({"fastv.py": "0"}, {"_select.py": "0"}):
+    assert set(known) == {f"methods.{p.stem}" for p in file.parent.glob("*.py")} - {"methods.__init__"}
+    for change in ({"methods.fastv": "0"}, {"methods._select": "0"}):
         (tmp_path / "shipped.json").write_text(json.dumps(known | change))
         monkeypatch.setattr("harness.method._SHIPPED_FILES", tmp_path / "shipped.json")
         monkeypatch.setattr("harness.method._SOURCES", {})
         assert source_of(fastv) != SHIPPED, "its own code, and what it selects with"
-    (tmp_path / "shipped.json").write_text(json.dumps(known | {"uniform.py": "0"}))
-    monkeypatch.setattr("harness.method._SHIPPED_FILES", file)
+    (tmp_path / "shipped.json").write_text(json.dumps(known | {"methods.uniform": "0"}))
     monkeypatch.setattr("harness.method._SOURCES", {})
-    assert source_of(fastv) == SHIPPED
+    assert source_of(fastv) == SHIPPED, "whatever other methods are"
+    assert source_of(method_class("uniform")) != SHIPPED
 
 
 def test_an_ablation_of_a_method_from_a_file_has_its_rows(
