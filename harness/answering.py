@@ -19,10 +19,10 @@ from harness import budget as budgets
 from harness import flops, keeps
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
-from harness.method import Method, TowerLook, source_of
+from harness.method import Method, TowerLook, raised, source_of
 from harness.models import LoadedModel, locate_model
 from harness.prefix import Prefix, PrefixCache, roomy_cache
-from harness.tower import Seen
+from harness.tower import Seen, check_looks
 from harness.trace import Trace
 
 
@@ -126,7 +126,13 @@ class Answerer:
         self.features = FeatureCache() if features is None else features
         self.prefixes, self.clock = prefixes, clock or Clock()
         shape = loaded.adapter.shape
-        self._looks = tuple(method.for_model(shape).looks(shape))
+        try:
+            self._looks = tuple(method.for_model(shape).looks(shape))
+            check_looks(loaded.adapter, self._looks)
+        except PrunebenchError as error:
+            raise PrunebenchError(f"{method.name} in looks(): {error}") from None
+        except Exception as error:
+            raise PrunebenchError(f"{method.name} in looks(): {raised(error)}") from error
         self.features.looks.update(self._looks)
         # a cache may serve several models
         self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels_key(method)}"

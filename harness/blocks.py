@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -110,7 +110,11 @@ class Section:
     @cached_property
     def _blocks(self) -> list[Block]:
         budgets = sorted({sealed.cell.budget for sealed in self.cells}, key=budget_order)
-        return [Block(budget, lines([s for s in self.cells if s.cell.budget == budget], budget)) for budget in budgets]
+        codes: defaultdict[str, set[str]] = defaultdict(set)
+        for sealed in self.cells:
+            codes[sealed.cell.method].add(sealed.cell.method_source)
+        several = {method for method, found in codes.items() if len(found) > 1}
+        return [Block(budget, lines([s for s in self.cells if s.cell.budget == budget], budget, several)) for budget in budgets]
 
     def series(self) -> list[Series]:
         """The lines strung together over budgets: same method, positions and knobs wherever a block had to name them.
@@ -212,14 +216,19 @@ def _questions(sealed: SealedCell) -> tuple[Any, ...]:
     return (cell.n_samples, cell.data_fingerprint, cell.max_new_tokens, sealed.headline)
 
 
-def lines(cells: Sequence[SealedCell], budget: str) -> list[Line]:
-    """One line per method with all its seeds; positions and knobs split a method into several lines only where they must."""
-    groups: defaultdict[tuple[str, str], list[SealedCell]] = defaultdict(list)
+def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = ()) -> list[Line]:
+    """One line per method with all its seeds; positions and knobs split a method into several lines only where they must.
+
+    The code of a method from elsewhere always does, and is named for the methods in `several`, which have more than one.
+    """
+    groups: defaultdict[tuple[str, str, str], list[SealedCell]] = defaultdict(list)
     for sealed in cells:
-        groups[sealed.cell.method, sealed.cell.positions].append(sealed)
+        groups[sealed.cell.method, sealed.cell.positions, sealed.cell.method_source].append(sealed)
     found = []
-    for (method, positions), group in sorted(groups.items()):
-        for split, same in _by_knobs(group, budget):
+    for (method, positions, source), group in sorted(groups.items()):
+        code = {"method_source": source} if method in several else {}
+        for by_knobs, same in _by_knobs(group, budget):
+            split = {**code, **by_knobs}
             by_task: defaultdict[str, list[SealedCell]] = defaultdict(list)
             for sealed in same:
                 by_task[sealed.cell.task].append(sealed)
@@ -235,7 +244,7 @@ def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[dict[str, 
     Knobs may differ by task within a part, so nothing is split unless a task has two settings. Then all knobs that differ
     split, but for a FLOPs budget only those that give the fewest parts: others are solved anew at each task's text length.
     """
-    names = sorted({name for sealed in cells for name in sealed.cell.settings})
+    names = sorted({name for sealed in cells for name in sealed.cell.knobs})
     differing = tuple(name for name in names if len({settings(sealed, [name]) for sealed in cells}) > 1)
     sizes = range(len(differing) + 1) if budget.endswith("flops") else sorted({0, len(differing)})
     best: tuple[str, ...] = differing
@@ -257,8 +266,10 @@ def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[dict[str, 
 
 def settings(sealed: SealedCell, names: Iterable[str]) -> tuple[str, ...]:
     """The values of these knobs; a cell from before a knob existed is not one that set it to null."""
-    knobs = sealed.cell.settings
-    return tuple(canonical_json(knobs[name]) if name in knobs else "unset" for name in names)
+    cell = sealed.cell
+    return tuple(
+        cell.method_source if name == "method_source" else canonical_json(cell.knobs[name]) if name in cell.knobs else "unset" for name in names
+    )
 
 
 def percent_of_unpruned(sealed: SealedCell, base: SealedCell | None) -> float:

@@ -137,7 +137,7 @@ def study(section: Section) -> Findings:
         for line in block.lines:
             resampled = drawn[line.name]
             if resampled is not None:
-                averages[block.budget, line.name] = stats.quantiles(resampled)
+                averages[block.budget, line.name] = _ends(resampled, tasks)
             if line.method == "none":
                 continue
             for task, seeds in line.cells.items():
@@ -148,11 +148,11 @@ def study(section: Section) -> Findings:
                     comparisons.append(read.compare(line, seeds, reference.cells[task], reference.name, reference.label))
             if resampled is not None:
                 point, counts = average(line, section), (sum(t.n for t in tasks.values()), sum(t.images for t in tasks.values()))
-                comparisons.append(_at_average(line, "none", point - 100.0, resampled - 100.0, counts))
+                comparisons.append(_at_average(line, "none", point - 100.0, resampled - 100.0, counts, tasks))
                 other = drawn[reference.name] if reference and reference.name != line.name else None
                 if reference and other is not None:
                     comparisons.append(
-                        _at_average(line, reference.label, point - average(reference, section), resampled - other, counts)
+                        _at_average(line, reference.label, point - average(reference, section), resampled - other, counts, tasks)
                     )
     return Findings(
         agreement={identity: percent for task in tasks.values() for identity, percent in task.agreement().items()},
@@ -204,6 +204,7 @@ class _Task:
         self.n, self.images = len(self.keys), len(set(self.image))
         self.owner: NDArray[np.int64] = np.unique(self.image, return_inverse=True)[1]
         # A seed per task: equal ones would draw the same images' numbers at two tasks with equally many images.
+        self.unlike = units[0].unlike()
         drawn = stats.resample_together(units, stats.DECISIVE, zlib.crc32(task.encode()))
         self.resamples = dict(zip(self.cells, drawn, strict=True))
 
@@ -221,8 +222,7 @@ class _Task:
         better, worse = ([int((sign * d > stats.TINY).sum()) for d in away] for sign in (1, -1))
         low, high = NAN, NAN
         if self.images > 1 and not any(better) and not any(worse):  # equal on every question: a bootstrap sees no other kind of image
-            high = unit * seeds[0].maximum * stats.all_alike(self.images)
-            low = -high
+            low, high = -unit * self.unlike, unit * self.unlike
         elif self.images > 1:
             low, high = stats.quantiles(unit * (self.drawn(line.name, seeds) - self.drawn(name, others)))
         p = stats.combined_p([stats.mcnemar(b, w) for b, w in zip(better, worse, strict=True)])
@@ -230,7 +230,7 @@ class _Task:
         return Comparison(line.budget, line.name, self.task, against, self.n, self.images, apart, low, high, *counts, p, NAN, SAME)
 
     def pairs(self, blocks: Iterable[Block]) -> list[tuple[float, float]]:
-        """(share of discordant questions, design effect) of the pairs of lines that a one-point claim would be about: at one budget, with
+        """(share of discordant questions, design effect or NaN) of the pairs of lines that a one-point claim would be about: at one budget, with
         scores within `NEAR` of each other and not both below `FLOOR`. Where none are near, of all pairs; with one line at a budget, of
         it and the unpruned model. The first seed stands for a line."""
         found: list[tuple[bool, float, float]] = []
@@ -241,8 +241,7 @@ class _Task:
                 away = first - second
                 discordant = float((np.abs(away) > stats.TINY).mean())
                 high, low = (pick(float(first.mean()), float(second.mean())) for pick in (max, min))
-                if discordant:
-                    found.append((high - low <= NEAR and high > FLOOR, discordant, stats.design_effect(away, self.owner)))
+                found.append((high - low <= NEAR and high > FLOOR, discordant, stats.design_effect(away, self.owner)))
         near = [(d, effect) for close, d, effect in found if close]
         return near or [(d, effect) for _, d, effect in found]
 
@@ -285,9 +284,19 @@ def _average_resamples(line: Line, tasks: Mapping[str, _Task]) -> NDArray[np.flo
     return np.asarray(np.mean(parts, axis=0), dtype=np.float64)
 
 
-def _at_average(line: Line, against: str, apart: float, resampled: NDArray[np.float64], counts: tuple[int, int]) -> Comparison:
+def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, _Task]) -> tuple[float, float]:
+    """The interval of an average, or of a difference of two. Where no resample differs, what the tasks' binomial limits come to."""
+    if np.ptp(resampled) > stats.TINY:
+        return stats.quantiles(resampled)
+    width = mean([100.0 * read.unlike / read.base.score for read in tasks.values() if read.base])
+    return float(resampled[0]) - width, float(resampled[0]) + width
+
+
+def _at_average(
+    line: Line, against: str, apart: float, resampled: NDArray[np.float64], counts: tuple[int, int], tasks: Mapping[str, _Task]
+) -> Comparison:
     """At the average there are no questions to count: the p is the bootstrap's own."""
-    low, high = stats.quantiles(resampled)
+    low, high = _ends(resampled, tasks)
     return Comparison(line.budget, line.name, AVERAGE, against, *counts, apart, low, high, NAN, NAN, stats.bootstrap_p(resampled), NAN, SAME)
 
 
@@ -324,7 +333,7 @@ def _powers(tasks: Mapping[str, _Task], blocks: Sequence[Block], comparisons: Se
         if not pairs:
             continue
         discordant = statistics.median(d for d, _ in pairs)
-        effect = max(1.0, statistics.median(e for _, e in pairs))
+        effect = max([1.0, statistics.median([e for _, e in pairs if not math.isnan(e)] or [1.0])])
         needed, within = (stats.questions_needed(0.01, discordant, effect, level=1.0 - ALPHA / m) for m in (1, tests))
         alone, corrected = (100.0 * stats.detectable(read.n, discordant, effect, level=1.0 - ALPHA / m) for m in (1, tests))
         images = math.ceil(needed * read.images / read.n)

@@ -449,7 +449,7 @@ class EngineRun:
             yield
         except ScoresError as error:
             raise PrunebenchError(f"{self._method.name} at {where}, {self._sample(error.row)}: {error}") from None
-        except PrunebenchError:
+        except (PrunebenchError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             batch = f"a batch of {self.layout.valid.shape[0]} from {self._sample(0)}"

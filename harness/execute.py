@@ -119,6 +119,10 @@ def execute(
                 assert found is not None
                 sealed[identity] = found
         reused = len(sealed)
+        for identity, one in opened.items():  # all answers were there when a run ended
+            if one.complete:
+                sealed[identity] = one.seal()
+        opened = {identity: one for identity, one in opened.items() if identity not in sealed}
         total = sum(o.job.cell.n_samples for o in opened.values())
         done = sum(len(o.writer.done) for o in opened.values())
         label = next(iter(opened.values())).job.label if len(opened) == 1 else f"{len(opened)} cells"
@@ -143,9 +147,6 @@ def execute(
                                 one.flush_if_old()
                 finally:
                     _flush_all(opened.values())
-            for identity, one in opened.items():  # cells whose answers were all there before
-                if identity not in sealed and one.complete:
-                    sealed[identity] = one.seal()
             unfinished = [one.job.label for identity, one in opened.items() if identity not in sealed]
             if unfinished:
                 raise PrunebenchError(f"{len(unfinished)} of {len(opened)} cells lack answers after the pass, as {unfinished[0]}: run it again")
@@ -252,13 +253,16 @@ def run_pass(
     kinds = {name: (arm.method.for_model(shape).prefix_key(), pixels_key(arm.method)) for name, arm in first.items()}
     arms = sorted(by_arm, key=lambda name: kinds[name])
     prefixes = PrefixCache(pace.prefix_bytes) if pace.share else None
-    answerers = {
-        name: Answerer(
-            loaded, arm.method, batch_size=pace.batch, seed=arm.seed, positions=arm.positions, features=features, prefixes=prefixes, clock=clock
-        )
-        for name, arm in first.items()
-    }
+    answerers: dict[str, Answerer] = {}
     failed: dict[str, PrunebenchError] = {}
+    shared: dict[str, Any] = {"batch_size": pace.batch, "features": features, "prefixes": prefixes, "clock": clock}
+    for name, arm in first.items():
+        try:
+            answerers[name] = Answerer(loaded, arm.method, seed=arm.seed, positions=arm.positions, **shared)
+        except PrunebenchError as error:
+            if len(arms) == 1:
+                raise
+            failed[name] = error
     for chunk in chunks(opened, shape, pace):
         previous = None
         for name in arms:
@@ -289,8 +293,10 @@ def run_pass(
                     raise
                 failed[name] = error
     if failed:
-        each = "; ".join(f"{opened[by_arm[name][0]].job.label}: {error}" for name, error in failed.items())
-        raise PrunebenchError(f"{len(failed)} of {len(arms)} settings failed, the answers of the others are kept: {each}")
+        said = [f"{opened[by_arm[name][0]].job.label}: {error}" for name, error in failed.items()]
+        each = "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
+        kept = "" if len(failed) == len(arms) else ", the answers of the others are kept"
+        raise PrunebenchError(f"{len(failed)} of {len(arms)} settings failed{kept}: {each}")
 
 
 def _prompt(s: Sample, task: LoadedTask) -> Prompt:

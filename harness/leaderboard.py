@@ -91,7 +91,8 @@ dtype, device and set of questions share a section, and nothing is compared acro
   score as the sum over its perception categories in points (200 each). Cognition questions are asked as well and are in no column here.
 * **71.4 [66.0, 76.8]**: one seed, with its 95 % interval: a percentile bootstrap over whole images, because questions share
   images. It says what other images of the same kind could have given; it knows nothing of other seeds. Close to 0 and 100 % such
-  intervals are too narrow; where no image differs at all (0.0 or 100.0) the other end is the exact binomial limit for that many images.
+  intervals are too narrow; where no image differs at all (0.0 or 100.0) the other end is the binomial limit for that many images, of
+  MME for each category's.
 * **71.4 ±1.2 sd**: mean over seeds and their sample standard deviation on the same questions: what the draw alone changes.
   It is neither an interval nor an error of the mean. "(5 seeds)" says how many; "(1 to 5 seeds)", that tasks have unequally
   many.
@@ -118,7 +119,8 @@ dtype, device and set of questions share a section, and nothing is compared acro
   tasks of a section, and one per reference over its averages.
 * **interval of a difference**: both sides on the same 20,000 draws of whole images, the metric itself recomputed in each (an MME sum
   stays a sum); where a side has several seeds, its mean over a fresh draw of them. At Avg % the p is twice the share of draws on the
-  rarer side of 0. Where both sides are equal on every question, the interval is the exact binomial limit for that many images.
+  rarer side of 0 and never below 1 in 10,000. Where both sides are equal on every question, the interval is the binomial limit for that
+  many images; a task like that beside others adds no width to an average.
 * **which random**: of several settings of `random` at a budget, the one with most seeds; the others are compared with it.
 * **questions needed**: for one planned paired test to find a true difference of one point (one hundredth of the questions) at 5 %
   error and 80 % power, n = (1.96 √d + 0.84 √(d - 0.01²))² / 0.01² × design effect (Connor 1987); d is the share of questions

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -36,6 +37,7 @@ Positions = Literal["original", "compact"]
 DecodePositions = Literal["original", "compact", "per_layer"]
 #: named text rows: the prompt's last token; every text token behind the image; every visual token
 Rows = Literal["last", "after", "visual"]
+What = Literal["cls_row", "keys", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class TowerLook(NamedTuple):
     LLaVA-1.5 projects.
     """
 
-    what: Literal["cls_row", "keys", "hidden"]
+    what: What
     layer: int
 
 
@@ -324,6 +326,7 @@ def _check_class(cls: type[Method]) -> None:
     if "__dataclass_params__" not in vars(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PrunebenchError(f"{where}: a method is a frozen dataclass; decorate the class with @dataclass(frozen=True)")
     knobs = {f.name for f in dataclasses.fields(cls)}
+    source_of(cls)  # of what was just imported, not of what may stand in the file by the time a result is filed
     lacking = [knob for knob in cls.budget_knobs if knob not in knobs]
     if lacking:
         raise PrunebenchError(
@@ -336,6 +339,8 @@ def _check_class(cls: type[Method]) -> None:
 
 
 _SOURCES: dict[type, str] = {}
+_DIGESTS: dict[tuple[int, str], str] = {}
+_KEPT: list[ModuleType] = []
 _FILE_MODULE = "prunebench_method_"
 _SHIPPED_FILES = Path(__file__).resolve().parent.parent / "methods" / "shipped.json"
 
@@ -343,17 +348,27 @@ _SHIPPED_FILES = Path(__file__).resolve().parent.parent / "methods" / "shipped.j
 def source_of(cls: type[Method]) -> str:
     """Names the code of a method: `SHIPPED` for ours as released, else 12 hex of SHA-256 over the Python files behind it.
 
-    Those are the files of the class and its bases and what they import at their top, except Python's own, installed packages and the harness;
-    of a package, all its files. Ours are as released if they are as methods/shipped.json says.
+    Those are the files of the class and its bases and what they import outside functions, except Python's own, installed packages and the
+    harness; of a package, all its files; of a class without a file, as in a notebook, its text. Ours are as released if they are as
+    methods/shipped.json says. Raises PrunebenchError for a class whose code is not to be had.
     """
     if cls not in _SOURCES:
-        files: dict[str, Path] = {}
+        digests: dict[str, str] = {}
         for base in cls.__mro__:
-            _add_files(base.__module__, files, installed=True)
+            if base.__module__.partition(".")[0] in {"harness", *sys.stdlib_module_names}:
+                continue
+            if Path(getattr(sys.modules.get(base.__module__), "__file__", None) or "").is_file():
+                _add_files(base.__module__, digests, installed=True)
+                continue
+            try:
+                text = inspect.getsource(base)
+            except (OSError, TypeError):
+                why = "expected a class whose code can be read, to file its results under"
+                raise PrunebenchError(f"{base.__qualname__}: {why}; put it in a file") from None
+            digests[f"text of {base.__qualname__}"] = hashlib.sha256(text.encode()).hexdigest()
         known = json.loads(_SHIPPED_FILES.read_text())
-        digests = {name: _digest(file) for name, file in sorted(files.items())}
         released = all(known.get(name) == digest for name, digest in digests.items())
-        _SOURCES[cls] = SHIPPED if released else hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]
+        _SOURCES[cls] = SHIPPED if released else hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
     return _SOURCES[cls]
 
 
@@ -368,32 +383,48 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
-def _add_files(module: str, files: dict[str, Path], installed: bool = False) -> None:
-    """Put the file of a loaded module into `files` under its name, with those that it imports; of a package, all of them.
+def _digest_of(module: ModuleType, file: Path) -> str:
+    """Of the file as it was when this module was first looked at: an edit changes the module only once it is imported again."""
+    key = (id(module), str(file))
+    if key not in _DIGESTS:
+        _DIGESTS[key] = _digest(file)
+        _KEPT.append(module)  # or its id would be another's one day
+    return _DIGESTS[key]
+
+
+def _add_files(name: str, digests: dict[str, str], installed: bool = False) -> None:
+    """Put the digest of a loaded module's file into `digests` under its name, with those that it imports; of a package, of all files.
 
     Installed packages count where the method is one of them.
     """
-    top = module.partition(".")[0]
-    name = "" if module.startswith(_FILE_MODULE) else module  # a name made from a path would tell folders apart
-    where = getattr(sys.modules.get(module), "__file__", None)
-    if where is None or top in ("harness", "tasks") or top in sys.stdlib_module_names or name in files:
+    module, top = sys.modules.get(name), name.partition(".")[0]
+    where = getattr(module, "__file__", None)
+    if module is None or where is None or top in ("harness", "tasks") or top in sys.stdlib_module_names:
         return
     file = Path(where)
     if not installed and {"site-packages", "dist-packages"} & set(file.parts):
         return
+    if name.startswith(_FILE_MODULE):  # a name made from a path would tell folders apart
+        name = f"{file.name} {_digest_of(module, file)}"
+    if name in digests:
+        return
     folders = () if top == "methods" else getattr(sys.modules[top], "__path__", ())
     for folder in folders:
-        files |= {f"{top}/{p.relative_to(folder)}": p for p in Path(folder).rglob("*.py")}
+        digests |= {f"{top}/{p.relative_to(folder)}": _digest_of(module, p) for p in Path(folder).rglob("*.py")}
     if folders:
         return
-    files[name] = file
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    digests[name] = _digest_of(module, file)
+    todo = list(ast.parse(file.read_bytes()).body) if file.suffix == ".py" else []
+    while todo:
+        node = todo.pop()
         if isinstance(node, ast.Import):
             for alias in node.names:
-                _add_files(alias.name, files)
+                _add_files(alias.name, digests)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for imported in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                _add_files(imported, files)
+                _add_files(imported, digests)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            todo += ast.iter_child_nodes(node)  # type: ignore[arg-type]
 
 
 def registered() -> dict[str, type[Method]]:

@@ -163,7 +163,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
     damaged: list[str] = []
     csv, markdown = leaderboard.write(store.cells(damaged), request.results)
     if damaged:
-        say(f"note    {len(damaged)} damaged cells are left out of the tables; first: {damaged[0]}")
+        say(f"note    {len(damaged)} cells, damaged or of another version, are left out of the tables; first: {damaged[0]}")
     return Finished([executed.cells[job.cell.identity()] for job in jobs], executed.reused, csv, markdown)
 
 

@@ -68,6 +68,11 @@ class Clustered:
         """The metric itself, on all rows."""
         return float((self.values.sum(axis=1) / self.counts.sum(axis=1)).sum())
 
+    def unlike(self, level: float = LEVEL) -> float:
+        """How far the metric may be from what images that are all alike gave: `unlike` of each group's images, together at `level`."""
+        groups = (self.counts > 0).sum(axis=1)
+        return self.unit_max * sum(unlike(int(n), 1.0 - (1.0 - level) / len(groups)) for n in groups)
+
     def resamples(self, n: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
         """(n,) the metric on n draws of as many images as there are, with replacement."""
         return np.asarray(resample_together([self], n, seed)[0], dtype=np.float64)
@@ -122,8 +127,8 @@ def bootstrap_p(resamples: NDArray[np.float64]) -> float:
     return min(1.0, 2.0 * (beyond + 1) / (n + 1))
 
 
-def all_alike(images: int, level: float = LEVEL) -> float:
-    """How many of all images (0..1) may be unlike `images` seen ones that were all alike: Clopper and Pearson's exact limit.
+def unlike(images: int, level: float = LEVEL) -> float:
+    """How many of all images (0..1) may be unlike `images` seen ones that were all alike: Clopper and Pearson's binomial limit.
 
     A bootstrap of images that do not differ knows of no other kind and gives an interval of no width.
     """
@@ -181,15 +186,15 @@ def cluster(
 def interval(metric: str, rows: Clustered, *, level: float = LEVEL, n: int = RESAMPLES, seed: int = 0) -> Interval | None:
     """The percentile interval of `metric` over resampled images; None for one image, which says nothing about spread.
 
-    Where every image is wholly right, or wholly wrong, the other end is exact for that many images (`all_alike`).
+    Where every image is wholly right, or wholly wrong, the other end is a binomial limit (`Clustered.unlike`).
     """
     if rows.n_clusters < 2:
         return None
     worst = not rows.values.any()
     if worst or bool(np.allclose(rows.values, rows.counts * rows.unit_max, rtol=0.0, atol=TINY)):
-        width = rows.maximum * all_alike(rows.n_clusters, level)
+        width = rows.unlike(level)
         low, high = (0.0, width) if worst else (rows.maximum - width, rows.maximum)
-        return Interval(metric, low, high, level, "exact binomial over images, which are all alike", rows.n_clusters)
+        return Interval(metric, low, high, level, "binomial limit over images, which are all alike", rows.n_clusters)
     low, high = quantiles(rows.resamples(n, seed), level)
     method = f"percentile bootstrap by image, {n} resamples, seed {seed}"
     return Interval(metric, low, high, level, method, rows.n_clusters)

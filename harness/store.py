@@ -338,12 +338,16 @@ class Store:
     def cells(self, damaged: list[str] | None = None) -> list[SealedCell]:
         """Every sealed cell, in the order of the folders' names. Reads only JSON.
 
-        Raises PrunebenchError for the first that is damaged; with a list, all of them are said there and left out.
+        Raises PrunebenchError for the first that is damaged, or of another version; with a list, all of them are said there and left out,
+        those with other samples than were sealed included.
         """
         found = []
         for path in sorted((self.root / "cells").glob(f"*/*/{SEAL}")):
             try:
-                found.append(load(path.parent))
+                sealed = load(path.parent)
+                if damaged is not None:
+                    sealed.verify()
+                found.append(sealed)
             except PrunebenchError as error:
                 if damaged is None:
                     raise PrunebenchError(f"{error}. `prunebench results verify --results {self.root}` lists all that is wrong") from None

@@ -180,18 +180,22 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
     cells: list[SealedCell] = []
     reused = busy = 0
     found = {model: locate_model(model, shared.device, asked[0].request.dtype) for model in sweep.models}
+    failed: list[str] = []
     for model, located in found.items():
         mine = [a.request for a in asked if a.request.model == model]
         say(f"{model} ({located.device} in {located.dtype}): {len(mine)} settings x {len(sweep.tasks)} tasks")
         jobs = [job for request in mine for job in prepare(request, session, located)]
-        if workers > 1:
-            answers = processes.spread(sweep, shared, model, workers)
-            executed = execute(store, None, jobs, session.features, mine[0].pace(located), fresh=shared.fresh, clock=session.clock, answers=answers)
-        else:
-            loaded = session.model(located)
-            executed = execute(store, loaded, jobs, session.features, mine[0].pace(located), fresh=shared.fresh, clock=session.clock)
-            del loaded
-        session.release()
+        answers = processes.spread(sweep, shared, model, workers) if workers > 1 else None
+        try:
+            executed = execute(
+                store, session.model(located) if answers is None else None, jobs, session.features, mine[0].pace(located),
+                fresh=shared.fresh, clock=session.clock, answers=answers,
+            )  # fmt: skip
+        except PrunebenchError as stopped:
+            failed.append(f"{model}: {stopped}")
+            continue
+        finally:
+            session.release()
         cells += executed.cells.values()
         reused += executed.reused
         busy += len(executed.busy)
@@ -203,7 +207,9 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
     with session.clock("tables"):
         csv, markdown = leaderboard.write(store.cells(damaged), shared.results)
     if damaged:
-        say(f"note: {len(damaged)} damaged cells are left out of the tables; first: {damaged[0]}")
+        say(f"note: {len(damaged)} cells, damaged or of another version, are left out of the tables; first: {damaged[0]}")
+    if failed:
+        raise PrunebenchError("; ".join(failed))
     say(f"{len(cells) - reused} cells run, {reused} sealed before" + (f", {busy} left to another runner" if busy else ""))
     say(spent(session.clock, time.perf_counter() - began))
     return Finished(cells, reused, csv, markdown)

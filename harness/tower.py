@@ -6,14 +6,14 @@ The row is computed from the layer's own q and k for one query, so the tower kee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from harness.adapters import LlavaAdapter
 from harness.errors import PrunebenchError
-from harness.method import TowerLook
+from harness.method import TowerLook, What
 
 #: what the tower showed of one image
 Seen = Mapping[TowerLook, Tensor]
@@ -26,20 +26,29 @@ class TowerView(dict[TowerLook, Tensor]):
         raise PrunebenchError(f"{look} was not asked for: return it from looks() as well (found {', '.join(map(str, self)) or 'nothing'})")
 
 
+def check_looks(adapter: LlavaAdapter, looks: Iterable[TowerLook]) -> None:
+    """Raise PrunebenchError for a look that there is not, or at a layer that the tower does not have."""
+    depth = len(adapter.tower_layers)
+    for look in looks:
+        if not isinstance(look, TowerLook) or look.what not in get_args(What):
+            raise PrunebenchError(f"expected TowerLook(what, layer) with what one of {', '.join(get_args(What))}; found {look!r}")
+        if not -depth <= look.layer < depth:
+            raise PrunebenchError(f"{look}: expected a layer from {-depth} to {depth - 1} (of the vision tower), found {look.layer}")
+
+
 class TowerEye:
     """Hooks on a vision tower that keep `looks` of every forward pass and hand them to `give`, one mapping an image.
 
-    Raises PrunebenchError for a layer that the tower does not have.
+    Raises PrunebenchError as `check_looks`.
     """
 
     def __init__(self, adapter: LlavaAdapter, looks: Iterable[TowerLook], give: Callable[[list[Seen]], None]) -> None:
         self._give, self._kept = give, dict[TowerLook, Tensor]()
         self._handles: list[Any] = []
         layers = adapter.tower_layers
+        looks = list(looks)
+        check_looks(adapter, looks)
         wanted = sorted(set(looks))
-        for look in wanted:
-            if not -len(layers) <= look.layer < len(layers):
-                raise PrunebenchError(f"{look}: expected a layer from {-len(layers)} to {len(layers) - 1} (of the vision tower), found {look.layer}")
         try:
             for look in wanted:
                 self._watch(adapter, layers[look.layer], look)

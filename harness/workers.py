@@ -116,7 +116,8 @@ def _work(shard: int, workers: int, sweep: Sweep, shared: Request, model: str, d
             jobs = {j.cell.identity(): j for request in asked for j in prepare(request, session, located)}
             strange = sorted(set(done) - set(jobs))
             if strange:
-                raise PrunebenchError(f"expected the cells of the parent, lacks {strange[0]}: were model or data changed meanwhile?")
+                why = "were model, data or the code of a method changed meanwhile?"
+                raise PrunebenchError(f"expected the cells of the parent, lacks {strange[0]}: {why}")
             opened: Any = {identity: _Share(jobs[identity], keys) for identity, keys in done.items()}
             loaded = session.model(located)
             pace = replace(asked[0].pace(located), shard=(shard, workers))

@@ -56,6 +56,17 @@ def test_equal_answers_are_indistinguishable_whatever_the_score(tmp_path: Path) 
         assert (c.low, c.high) == pytest.approx((-11.57, 11.57), abs=0.01)
 
 
+def test_an_average_that_never_differs_has_the_width_of_its_tasks(tmp_path: Path) -> None:
+    base = pattern(60, 0.5)
+    found = study(*(answered(tmp_path, m, b, base, t) for t in ("pope", "gqa") for m, b in (("none", "none"), ("fastv", "64"))))
+    c = one(found, "fastv", compare.AVERAGE, "none")
+    per_task = one(found, "fastv", "pope", "none").high
+    assert (c.difference, c.p, c.verdict) == (0, 1, compare.SAME)
+    assert (c.low, c.high) == pytest.approx((-per_task / 0.5, per_task / 0.5)), "in % of a score of 50 %"
+    low, high = found.averages["64", "fastv"]
+    assert (low, high) == pytest.approx((100 + c.low, 100 + c.high))
+
+
 def test_a_small_p_alone_or_a_clear_interval_alone_is_not_a_difference(tmp_path: Path) -> None:
     """8 questions on one image: McNemar takes them for 8 facts, the interval for one. 4 lost on 4 images: the other way round."""
     base = [1.0] * 240

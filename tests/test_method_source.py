@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import linecache
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+from answered import answered
 from helpers import make_cell
 from helpers import run as prunebench
 
@@ -43,7 +48,7 @@ def test_an_edited_file_is_measured_anew_and_named_as_another_line(tmp_path: Pat
     assert "METHOD=none" in next(c for c in Store(tmp_path / "results").cells() if c.cell.method == "none").provenance["command"]
     (section,) = blocks.sections(blocks.distinct(Store(tmp_path / "results").cells()))
     names = {line.name for block in section.blocks() for line in block.lines} - {"none"}
-    assert names == {f'centre method_source="{c.cell.method_source}"' for c in both}, "they are not two seeds of one method"
+    assert names == {f"centre method_source={c.cell.method_source}" for c in both}, "they are not two seeds of one method"
     (protocol,) = views.protocols(Store(tmp_path / "results").cells())
     assert set(views.lines(protocol).values()) - {"none"} == names
 
@@ -135,6 +140,81 @@ def test_the_gate_takes_methods_from_files(tmp_path: Path, monkeypatch: pytest.M
     config.write_text(f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: ['{file}:Centre', '{tmp_path}/other.py:Centre']\n")
     with pytest.raises(PrunebenchError, match="are both called 'centre'"):
         regress.regress(config, baseline, out, say=lambda _: None)
+
+
+def test_two_versions_of_a_method_are_never_one_line(tmp_path: Path) -> None:
+    """Where no task and no budget has both: a knob that differs like that would not split a line."""
+    seen = [("none", "none", "gqa", ""), ("none", "none", "pope", "")]
+    seen += [("mine", "64", "gqa", "aaaa"), ("mine", "64", "pope", "bbbb"), ("mine", "32", "pope", "aaaa")]
+    cells = [answered(tmp_path, m, b, [1.0, 0.0] * 6, t, **({"method_source": code} if code else {})) for m, b, t, code in seen]
+    (section,) = blocks.sections(blocks.distinct(cells))
+    found = {(line.name, line.budget): sorted(line.cells) for block in section.blocks() for line in block.lines if line.method == "mine"}
+    a, b = ("mine method_source=aaaa", "mine method_source=bbbb")
+    assert found == {(a, "64"): ["gqa"], (b, "64"): ["pope"], (a, "32"): ["pope"]}
+    assert {s.name: [line.budget for line in s.lines] for s in section.series() if s.method == "mine"} == {a: ["64", "32"], b: ["64"]}
+    alone = blocks.sections(blocks.distinct(cells[:3]))[0]
+    assert [s.name for s in alone.series()] == ["mine", "none"], "one version needs no name"
+
+
+def test_a_class_without_a_file_is_filed_under_its_text_or_not_at_all() -> None:
+    """A notebook cell has text; `python -c` has none. Neither is code of ours."""
+    code = CENTRE + "\nfrom harness.method import source_of\nprint(source_of(Centre))\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 1
+    assert "expected a class whose code can be read, to file its results under; put it in a file" in done.stderr
+    found = []
+    for text in (CENTRE, EDGE, CENTRE):
+        name = f"<cell {len(found)}>"
+        module = types.ModuleType("notebook")
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        sys.modules["notebook"] = module
+        exec(compile(text, name, "exec"), module.__dict__)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inspect, "getsource", lambda cls, text=text: text)
+            found.append(source_of(module.Centre))
+        del sys.modules["notebook"]
+    assert found[0] == found[2] != found[1]
+    assert SHIPPED not in found
+
+
+def test_what_was_imported_counts_and_not_what_stands_in_the_file_by_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sign.py").write_text("SIGN = 1\n")
+    (tmp_path / "mine.py").write_text("from sign import SIGN\n" + CENTRE.split('"""', 2)[2].replace("-away", "-SIGN * away"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cls = method_class(f"{tmp_path / 'mine.py'}:Centre")
+    (tmp_path / "sign.py").write_text("SIGN = -1\n")
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "# edited\n")
+    again = method_class(f"{tmp_path / 'mine.py'}:Centre")  # its module `sign` is still the one that was imported
+    before = source_of(cls)
+    del sys.modules["sign"]
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "# once more\n")
+    renewed = method_class(f"{tmp_path / 'mine.py'}:Centre")
+    del sys.modules["sign"]
+    assert len({before, source_of(again), source_of(renewed)}) == 3
+    (tmp_path / "sign.py").write_text("SIGN = 1\n")
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace("# edited\n# once more\n", ""))
+    assert source_of(method_class(f"{tmp_path / 'mine.py'}:Centre")) == before
+
+
+def test_a_base_from_another_file_counts_and_a_compiled_module_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for number, base in enumerate((CENTRE, EDGE)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "base.py").write_text(base)
+        (folder / "mine.py").write_text(
+            "from dataclasses import dataclass\nfrom harness.method import method_class\n"
+            f"Base = method_class({str(folder / 'base.py:Centre')!r})\n\n@dataclass(frozen=True)\nclass Mine(Base):\n    name = 'mine'\n"
+        )
+        found.append(source_of(method_class(f"{folder / 'mine.py'}:Mine")))
+    sources = [source_of(method_class(f"{tmp_path / str(number) / 'base.py'}:Centre")) for number in (0, 1)]
+    assert len({*found, *sources}) == 4
+    compiled = types.ModuleType("compiled")
+    compiled.__file__ = str(tmp_path / "compiled.so")
+    (tmp_path / "compiled.so").write_bytes(b"\0\1")
+    monkeypatch.setitem(sys.modules, "compiled", compiled)
+    (tmp_path / "fast.py").write_text("import compiled\n" + CENTRE)
+    assert source_of(method_class(f"{tmp_path / 'fast.py'}:Centre")) != source_of(method_class(f"{tmp_path / '1' / 'base.py'}:Centre"))
 
 
 def test_our_own_methods_are_named_by_the_numerics_version() -> None:

@@ -247,6 +247,25 @@ def method_file(folder: Path, name: str, change: tuple[str, str]) -> str:
     return f"{folder / name}.py:Centre"
 
 
+@pytest.mark.parametrize(
+    ("look", "message"),
+    [
+        ('TowerLook("cls_row", 40)', r"expected a layer from -4 to 3 \(of the vision tower\), found 40"),
+        ('TowerLook("values", -2)', r"with what one of cls_row, keys, hidden; found TowerLook\(what='values'"),
+        ('("keys", -2)', r"expected TowerLook\(what, layer\)"),
+        ("shape.nothing", r"AttributeError: .* \(looks.py, line \d+\)"),
+    ],
+)
+def test_looks_that_do_not_fit_are_their_own_methods_failure(tmp_path, look, message):
+    text = (Path(__file__).parent / "examples" / "cls_top.py").read_text()
+    (tmp_path / "looks.py").write_text(text.replace("return (ROW,)", f"return ({look},)"))
+    file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{tmp_path}/looks.py:ClsTop', first]")
+    with pytest.raises(PrunebenchError, match=r"1 of 3 settings failed.*cls_top in looks\(\): .*" + message):
+        sweep.run(sweep.load(file), Request("none", results=tmp_path), say=lambda _: None)
+    assert {c.cell.method for c in Store(tmp_path).cells()} == {"none", "first"}
+    assert (tmp_path / "LEADERBOARD.md").is_file(), "tables of what is there"
+
+
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_method_that_fails_does_not_take_the_others_with_it(tmp_path, workers):
     raises = method_file(tmp_path, "raises", ("valid = run.visual_valid", "valid = [][0]"))
@@ -276,9 +295,14 @@ def test_a_damaged_cell_of_another_run_costs_no_result(tmp_path, capsys):
     said: list[str] = []
     done = evaluate(Request("none", results=tmp_path, tasks=("pope",), limit="6"), say=said.append)
     assert [c.cell.task for c in done.cells] == ["pope"]
-    assert any("1 damaged cells are left out of the tables; first: " in line and "it was edited" in line for line in said)
+    assert any("1 cells, damaged or of another version, are left out of the tables; first: " in line and "edited" in line for line in said)
     with pytest.raises(PrunebenchError, match=r"it was edited.* `prunebench results verify --results .*` lists all that is wrong"):
         Store(tmp_path).cells()
+    samples = done.cells[0].folder / "samples.parquet"
+    samples.write_bytes(samples.read_bytes()[:-9] + b"x" + samples.read_bytes()[-8:])
+    said.clear()
+    evaluate(Request("none", results=tmp_path, tasks=("textvqa",), limit="6"), say=said.append)
+    assert any("2 cells, damaged" in line for line in said), "also one whose samples are others"
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
