@@ -192,7 +192,7 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
                 fresh=shared.fresh, clock=session.clock, answers=answers,
             )  # fmt: skip
         except PrunebenchError as stopped:
-            failed.append(f"{model}: {stopped}")
+            failed.append(f"{model}: {stopped}" if len(found) > 1 else str(stopped))
             continue
         finally:
             session.release()
@@ -204,8 +204,13 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
         for note in missed(jobs, executed.cells):
             say(f"note: {note}")
     damaged: list[str] = []
-    with session.clock("tables"):
-        csv, markdown = leaderboard.write(store.cells(damaged), shared.results)
+    try:
+        with session.clock("tables"):
+            csv, markdown = leaderboard.write(store.cells(damaged), shared.results)
+    except PrunebenchError as unwritten:
+        if failed:  # what came first is what is to be mended
+            raise PrunebenchError("; ".join(failed)) from unwritten
+        raise
     if damaged:
         say(f"note: {len(damaged)} cells, damaged or of another version, are left out of the tables; first: {damaged[0]}")
     if failed:
