@@ -324,12 +324,12 @@ def missed(jobs: Iterable[Job], cells: Mapping[str, SealedCell]) -> list[str]:
         if sealed is None or type(job.arm.method).on_pixels is not Method.on_pixels:
             continue
         costs = sealed.costs
+        share = costs["prefill_dense_flops"] / costs["prefill_unpruned_flops"]
         if budget.unit == "kept" and abs(costs["kept"] - (budget.tokens or 0)) > 0.5:
             said.append(f"{job.label} kept {costs['kept']:.1f} visual tokens on average, {budget.tokens} were asked")
         elif budget.unit == "avg" and abs(costs["mean_visual"] - (budget.tokens or 0)) > 1:
             said.append(f"{job.label} has {costs['mean_visual']:.1f} visual tokens per layer on average, {budget.tokens} were asked")
-        elif budget.unit == "flops" and abs(costs["prefill_dense_flops"] / costs["prefill_unpruned_flops"] - (budget.ratio or 0)) > 0.02:
-            share = costs["prefill_dense_flops"] / costs["prefill_unpruned_flops"]
+        elif budget.unit == "flops" and abs(share - (budget.ratio or 0)) > 0.02:
             said.append(f"{job.label} costs {share:.3f} of the unpruned FLOPs, {budget.ratio} were asked")
     return said
 

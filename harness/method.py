@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import re
 import sys
@@ -335,12 +334,12 @@ def _check_class(cls: type[Method]) -> None:
         )
     other = _REGISTRY.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise PrunebenchError(f"two methods are called {cls.name!r}: {other.__module__}.{other.__qualname__} and {where}; give one another `name`")
+        both = f"{other.__module__}.{other.__qualname__} and {where}"
+        raise PrunebenchError(f"two methods are called {cls.name!r}: {both}; give one of them another `name`")
 
 
 _SOURCES: dict[type, str] = {}
-_DIGESTS: dict[tuple[int, str], str] = {}
-_KEPT: list[ModuleType] = []
+_DIGESTS: dict[tuple[int, str], tuple[ModuleType, str]] = {}
 _FILE_MODULE = "prunebench_method_"
 _SHIPPED_FILES = Path(__file__).resolve().parent.parent / "methods" / "shipped.json"
 
@@ -349,23 +348,17 @@ def source_of(cls: type[Method]) -> str:
     """Names the code of a method: `SHIPPED` for ours as released, else 12 hex of SHA-256 over the Python files behind it.
 
     Those are the files of the class and its bases and what they import outside functions, except Python's own, installed packages and the
-    harness; of a package, all its files; of a class without a file, as in a notebook, its text. Ours are as released if they are as
-    methods/shipped.json says. Raises PrunebenchError for a class whose code is not to be had.
+    harness; of a package, all its files. Ours are as released if they are as methods/shipped.json says. Raises PrunebenchError for a class
+    without a file, as in a notebook.
     """
     if cls not in _SOURCES:
         digests: dict[str, str] = {}
         for base in cls.__mro__:
             if base.__module__.partition(".")[0] in {"harness", *sys.stdlib_module_names}:
                 continue
-            if Path(getattr(sys.modules.get(base.__module__), "__file__", None) or "").is_file():
-                _add_files(base.__module__, digests, installed=True)
-                continue
-            try:
-                text = inspect.getsource(base)
-            except (OSError, TypeError):
-                why = "expected a class whose code can be read, to file its results under"
-                raise PrunebenchError(f"{base.__qualname__}: {why}; put it in a file") from None
-            digests[f"text of {base.__qualname__}"] = hashlib.sha256(text.encode()).hexdigest()
+            if not Path(getattr(sys.modules.get(base.__module__), "__file__", None) or "").is_file():
+                raise PrunebenchError(f"{base.__qualname__}: expected a class in a file, whose code its results are filed under: put it in one")
+            _add_files(base.__module__, digests, installed=True)
         known = json.loads(_SHIPPED_FILES.read_text())
         released = all(known.get(name) == digest for name, digest in digests.items())
         _SOURCES[cls] = SHIPPED if released else hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
@@ -385,11 +378,8 @@ def _digest(file: Path) -> str:
 
 def _digest_of(module: ModuleType, file: Path) -> str:
     """Of the file as it was when this module was first looked at: an edit changes the module only once it is imported again."""
-    key = (id(module), str(file))
-    if key not in _DIGESTS:
-        _DIGESTS[key] = _digest(file)
-        _KEPT.append(module)  # or its id would be another's one day
-    return _DIGESTS[key]
+    # the module is kept with it: its id would be another's one day
+    return _DIGESTS.setdefault((id(module), str(file)), (module, _digest(file)))[1]
 
 
 def _add_files(name: str, digests: dict[str, str], installed: bool = False) -> None:

@@ -127,9 +127,8 @@ def snapshot(cells: Iterable[SealedCell], specs: Mapping[str, str] | None = None
             key: Row(answer, float(score), hashlib.sha256(keeps.encode()).hexdigest()[:8], tuple(float(x) for x in cost))
             for key, answer, score, keeps, cost in zip(frame["key"], frame["answer"], frame["score"], frame["keeps"], costs, strict=True)
         }
-        counts_fixed, flops_fixed = _fixed(
-            sealed.cell.model, (specs or {}).get(sealed.cell.method, sealed.cell.method), canonical_json(sealed.cell.knobs)
-        )  # fmt: skip
+        spec = (specs or {}).get(sealed.cell.method, sealed.cell.method)
+        counts_fixed, flops_fixed = _fixed(sealed.cell.model, spec, canonical_json(sealed.cell.knobs))
         named = tuple(getattr(sealed.cell, name) for name in _NAMED)
         measured.append(Measured(named, sealed.cell.knobs, counts_fixed, flops_fixed, rows, float(sealed.provenance["wall_s"])))
     made_with = {

@@ -159,12 +159,18 @@ def evaluate(request: Request, say: Callable[[str], None] = print, session: Sess
     executed = execute(store, session.model(located), jobs, session.features, request.pace(located), fresh=request.fresh, clock=session.clock)
     check_complete(executed, jobs)
     for note in missed(jobs, executed.cells):
-        say(f"note    {note}")
-    damaged: list[str] = []
-    csv, markdown = leaderboard.write(store.cells(damaged), request.results)
-    if damaged:
-        say(f"note    {len(damaged)} cells, damaged or of another version, are left out of the tables; first: {damaged[0]}")
+        say(f"note: {note}")
+    csv, markdown = write_tables(store, say)
     return Finished([executed.cells[job.cell.identity()] for job in jobs], executed.reused, csv, markdown)
+
+
+def write_tables(store: Store, say: Callable[[str], None]) -> tuple[Path, Path]:
+    """The tables of all cells that are as they were sealed; `say` names those that are not. Raises as `leaderboard.write`."""
+    damaged: list[str] = []
+    written = leaderboard.write(store.cells(damaged), store.root)
+    if damaged:
+        say(f"note: {len(damaged)} cells, damaged or of another version, are left out of the tables; first: {damaged[0]}")
+    return written
 
 
 def calibration_exists(request: Request) -> None:

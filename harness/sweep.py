@@ -29,7 +29,7 @@ from harness.errors import PrunebenchError, unknown
 from harness.execute import execute, missed
 from harness.method import Method, build, check_budget, method_class
 from harness.models import Located, locate_model, model_config
-from harness.run import Finished, Request, Session, calibration_exists, mean_text, parse_limit, prepare
+from harness.run import Finished, Request, Session, calibration_exists, mean_text, parse_limit, prepare, write_tables
 from harness.shape import SHAPES, ModelShape
 from harness.store import SealedCell, Store
 
@@ -170,7 +170,6 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
 
     Cells that another process is running are left to it and named. Raises PrunebenchError naming the method and budget that does not fit.
     """
-    from harness import leaderboard
     from harness import workers as processes
 
     began = time.perf_counter()
@@ -203,16 +202,13 @@ def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, worke
             say(f"left to another runner: {job.label}: {error}")
         for note in missed(jobs, executed.cells):
             say(f"note: {note}")
-    damaged: list[str] = []
     try:
         with session.clock("tables"):
-            csv, markdown = leaderboard.write(store.cells(damaged), shared.results)
+            csv, markdown = write_tables(store, say)
     except PrunebenchError as unwritten:
         if failed:  # what came first is what is to be mended
             raise PrunebenchError("; ".join(failed)) from unwritten
         raise
-    if damaged:
-        say(f"note: {len(damaged)} cells, damaged or of another version, are left out of the tables; first: {damaged[0]}")
     if failed:
         raise PrunebenchError("; ".join(failed))
     say(f"{len(cells) - reused} cells run, {reused} sealed before" + (f", {busy} left to another runner" if busy else ""))

@@ -75,7 +75,8 @@ def spread(sweep: Sweep, shared: Request, model: str, workers: int) -> Callable[
                         yield who, what
                     elif kind in ("done", "refused"):
                         del inboxes[inbox]
-                        refused |= {what: worker} if kind == "refused" and what not in refused else {}
+                        if kind == "refused":
+                            refused.setdefault(what, worker)
                     else:
                         failed = f"worker {worker} of {workers}: {what}"
             if failed is None and refused:  # what the others can do is done

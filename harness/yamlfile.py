@@ -33,7 +33,7 @@ def read(file: Path, what: str) -> dict[str, Any]:
     """The keys and values of a file. Raises PrunebenchError for one that is not `what` ("a sweep")."""
     try:
         body = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:  # TypeError: a list as key
         raise PrunebenchError(f"{file}: not {what}: {error}") from None
     if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
         raise PrunebenchError(f"{file}: not {what}: expected keys and values, found {type(body).__name__}")
