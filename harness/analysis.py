@@ -5,10 +5,11 @@ per sample (per visual token: seven), then once per knock-out. Knock-outs of tex
 is causal: text behind the image cannot change what the image left in the cache. Answers go to a journal after every condition,
 so the same command continues after an interruption. harness/stages.py turns the outcomes into stages and knobs.
 
-Cost: 62 knock-outs for 12 layers, 183 for 32. One of text runs a question's own tokens; one between visual tokens runs each image again, so
-these stand a window apart. Of activations the host holds 7 x layers x visual tokens x 4 bytes a sample (0.5 MB for LLaVA-1.5-7B). The device holds
-the model, one batch, and cached prefills of images in at most 2 x 2 GiB, on CUDA a quarter of what is free beside the model; less only costs time.
-What a run took is in the document under `cost`.
+Cost: 62 knock-outs for 12 layers, 183 for 32; then some twenty settings of VisiPruner, of which those that look good run on `KNOBS` times the
+questions. Knock-outs of text run a question's own tokens; one between visual tokens runs each image again, so these stand a window apart. Of
+activations the host holds 7 x layers x visual tokens x 4 bytes a sample (0.5 MB for LLaVA-1.5-7B). The device holds the model, one batch, and
+cached prefills of images in at most 2 x 2 GiB, on CUDA a quarter of what is free beside the model; less only costs time. What a run took is in
+the document under `cost`.
 
 Definitions. A cut between visual tokens takes a visual token's own key from it too. Masses are softmax probabilities averaged over heads,
 of the prompt's last token and of all text rows behind the image (`question`, averaged over rows), on visual tokens, text before and text
@@ -22,6 +23,7 @@ and the cosine of the last token's attention output with and without visual toke
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -32,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,7 @@ from harness.method import Attention, Method, Reduction, Run, Stream
 from harness.models import MODEL_CONFIGS, LoadedModel, Located, locate_model
 from harness.prefix import PrefixCache
 from harness.run import SUBSET_SEED, parse_limit
-from harness.stages import TEXT, VISION, Calibrated, Cut, Outcome, Probe, Stages, Tried
+from harness.stages import TEXT, VISION, Calibrated, Cut, Outcome, Probe, Stages, Trial, Tried
 from methods.knockout import Knockout
 from methods.visipruner import VisiPruner, contributions
 
@@ -67,6 +70,8 @@ COSINE, NORM = 0.995, 0.2
 MAX_NEW_TOKENS = 16
 DEFAULT_TASKS = ("gqa", "mme", "pope", "textvqa")
 DEFAULT_LIMIT = 36
+#: knobs must hold on so many times the analysed questions, which alone cannot tell a loss of one point
+KNOBS = 4
 LENS_TOKENS = 5
 
 
@@ -246,11 +251,34 @@ class ShallowProbe(VisiPruner):
 # ------------------------------------------------------------------------------------------------------- asking and scoring
 
 
+class _Prefills:
+    """Prefills of images: those of methods that leave visual rows alone, and those of the last one that does not."""
+
+    def __init__(self, room: int) -> None:
+        self._plain, self._edited, self._kind = PrefixCache(room), PrefixCache(room), ""
+
+    def of(self, kind: str) -> PrefixCache:
+        if kind and kind != self._kind:
+            self._edited.clear()
+            self._kind = kind
+        return self._edited if kind else self._plain
+
+
 class Asker:
     """The analysed samples and their model: answers of any method, scored by lmms-eval; answers of finished conditions come from the journal."""
 
     def __init__(self, loaded: LoadedModel, tasks: Sequence[Any], batch: int, journal: Path, identity: str) -> None:
-        self.loaded, self.tasks, self.batch = loaded, tasks, batch
+        self.loaded, self.batch = loaded, batch
+        self._about(tasks)
+        self.features = FeatureCache()
+        self._prefills = _Prefills(prefix_budget(loaded.device) // 2)
+        self._journal = journal
+        self._done, self._numbers = _read_journal(journal, identity)
+        #: answers of an earlier run that are not asked for again
+        self.resumed = sum(map(len, self._done.values()))
+
+    def _about(self, tasks: Sequence[Any], mark: str = "") -> None:
+        self.tasks, self._mark = tasks, mark
         self.prompts = [
             Prompt(s.key, s.prompt, s.load_image, s.image_key, min(t.max_new_tokens, MAX_NEW_TOKENS), tuple(t.until))
             for t in tasks
@@ -258,23 +286,17 @@ class Asker:
         ]
         self.keys = [p.key for p in self.prompts]
         self.images = [p.image_key for p in self.prompts]
-        self.features = FeatureCache()
-        room = prefix_budget(loaded.device) // 2
-        # of methods that leave visual rows alone, and of the last one that does not
-        self._plain, self._edited, self._kind = PrefixCache(room), PrefixCache(room), ""
         self._scores: dict[tuple[str, str], float] = {}
-        self._journal = journal
-        self._done, self._numbers = _read_journal(journal, identity)
-        #: answers of an earlier run that are not asked for again
-        self.resumed = sum(map(len, self._done.values()))
+
+    def about(self, tasks: Sequence[Any], mark: str) -> Asker:
+        """The same model and journal with other samples, whose conditions carry `mark` there."""
+        other = copy.copy(self)
+        other._about(tasks, mark)
+        return other
 
     def ask(self, method: Method, seen: Callable[[], object] = lambda: None) -> dict[str, Answer]:
         """Answers by key."""
-        kind = method.for_model(self.loaded.adapter.shape).prefix_key()
-        prefixes = self._edited if kind else self._plain
-        if kind and kind != self._kind:
-            prefixes.clear()
-            self._kind = kind
+        prefixes = self._prefills.of(method.for_model(self.loaded.adapter.shape).prefix_key())
         answers = {}
         for answer in Answerer(self.loaded, method, batch_size=self.batch, features=self.features, prefixes=prefixes).answer(self.prompts):
             answers[answer.key] = answer
@@ -283,22 +305,23 @@ class Asker:
 
     def texts(self, name: str, method: Method, seen: Callable[[], object] = lambda: None) -> dict[str, str]:
         """As `ask`, the texts alone, from the journal where it has them under `name`."""
-        if name not in self._done:
+        if not self.done(name):
             self.record(name, {k: a.text for k, a in self.ask(method, seen).items()})
-        return self._done[name]
+        return self._done[self._mark + name]
 
     def record(self, name: str, texts: Mapping[str, str], numbers: Mapping[str, float] | None = None) -> None:
         """Write one condition's answers, and what else was measured with them, to the journal."""
+        name = self._mark + name
         self._done[name], self._numbers[name] = dict(texts), dict(numbers or {})
         with self._journal.open("a", encoding="utf-8") as file:
             file.write(_line(name, self._done[name], self._numbers[name]))
 
     def done(self, name: str) -> bool:
-        return name in self._done
+        return self._mark + name in self._done
 
     def numbers(self, name: str) -> dict[str, float] | None:
         """What was recorded with a condition's answers; None where it has not run."""
-        return self._numbers.get(name)
+        return self._numbers.get(self._mark + name)
 
     def finished(self) -> dict[str, dict[str, str]]:
         """Answers by condition and key."""
@@ -314,6 +337,11 @@ class Asker:
                 for key, value in lmms.score(task, mine).scores.items():
                     self._scores[key, mine[key]] = value
         return np.array([self._scores[key, texts[key]] for key in self.keys])
+
+    def by_task(self, scores: NDArray[np.float64]) -> dict[str, float]:
+        """Mean of each task's `scores`, which are in the order of `keys`."""
+        ends = np.cumsum([len(task.samples) for task in self.tasks])[:-1]
+        return {task.name: float(part.mean()) for task, part in zip(self.tasks, np.split(scores, ends), strict=True)}
 
 
 def _line(name: str, answers: Mapping[str, str], numbers: Mapping[str, float]) -> str:
@@ -386,16 +414,23 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     out = request.out or Path("results/local/analysis") / (_file_name(located.config.name) + part)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
+        # what knobs are derived on as well, unless all there is was analysed
+        source = larger = test
         if chosen == "fresh":
-            source = calibration.mini(Path(folder), 108 if limit is None else limit)
+            source = calibration.mini(Path(folder) / "analysis", limit or 108)
+            larger = calibration.mini(Path(folder) / "knobs", KNOBS * limit) if limit else source
         elif chosen == "hub":
-            source = calibration.hub(Path(folder), request.tasks, 108 if limit is None else limit)
-        else:
-            source = test if chosen is None else DataSource.parse(chosen)
-        compared = None if chosen is None else calibration.check_disjoint(request.tasks, source, test)
+            source = larger = calibration.hub(Path(folder), request.tasks, KNOBS * limit if limit else 108)
+        elif chosen is not None:
+            source = larger = DataSource.parse(chosen)
+        compared = None if chosen is None else max(calibration.check_disjoint(request.tasks, s, test) for s in {source, larger})
         from tasks import lmms
 
-        tasks = [lmms.load_task(name, source, limit, SUBSET_SEED) for name in dict.fromkeys(request.tasks)]
+        names = list(dict.fromkeys(request.tasks))
+        tasks = [lmms.load_task(name, source, limit, SUBSET_SEED) for name in names]
+        more: list[lmms.LoadedTask] = []
+        if limit and chosen is not None and layers is None:
+            more = [lmms.load_task(name, larger, KNOBS * limit, SUBSET_SEED) for name in names]
         n_images = len({s.image_key for t in tasks for s in t.samples})
         if n_images < 2:
             raise PrunebenchError("an analysis averages over images: expected at least 2, found 1; raise LIMIT")
@@ -406,6 +441,8 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
             "images": n_images,
             "fingerprints": {t.name: t.fingerprint for t in tasks},
             "test_images_compared": compared,
+            "knobs": {t.name: len(t.samples) for t in more},
+            "knobs_fingerprints": {t.name: t.fingerprint for t in more},
         }
         identity = _identity(loaded, split)
         journal = out / "journal.jsonl"
@@ -420,8 +457,9 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         document, frames = _measured(request, loaded, asker, rule, layers, say)
         document["split"] = split
         if document["stages"] and chosen is not None:
-            derived = _derived(located, asker, document, say)
-            document["visipruner"] = _summary(derived, located, asker)
+            askers = [asker, asker.about(more, f"{KNOBS}x ")] if more else [asker]
+            derived = _derived(located, askers, document, say)
+            document["visipruner"] = _summary(derived, located, askers[-1])
             file = request.config or out / "visipruner.yaml"
             write_config(file, derived, document)
             say(f"config  {file}")
@@ -682,7 +720,7 @@ def _knockout_table(
 
 
 def _tried(located: Located, asker: Asker, knobs: Mapping[str, Any]) -> Tried:
-    """VisiPruner with these knobs (the model's own defaults below them) on the calibration samples; from the journal where it is there."""
+    """VisiPruner with these knobs (the model's own defaults below them) on the asker's samples; from the journal where it is there."""
     method = located.method("visipruner", budgets.parse("native"), knobs)
     name = "visipruner " + json.dumps(dict(knobs), sort_keys=True)
     known = asker.numbers(name)
@@ -694,32 +732,39 @@ def _tried(located: Located, asker: Asker, knobs: Mapping[str, Any]) -> Tried:
             "flops": sum(a.cost["prefill_dense_flops"] for a in answers.values()) / unpruned,
         }
         asker.record(name, {k: a.text for k, a in answers.items()}, known)
-    return Tried(float(asker.scores(asker.finished()[name]).mean()), known["kept"], known["flops"])
+    scores = asker.scores(asker.texts(name, method))
+    return Tried(float(scores.mean()), asker.by_task(scores), known["kept"], known["flops"])
 
 
-def _derived(located: Located, asker: Asker, document: Mapping[str, Any], say: Callable[[str], None]) -> Calibrated:
-    depth = located.shape.depth
+def _derived(located: Located, askers: Sequence[Asker], document: Mapping[str, Any], say: Callable[[str], None]) -> Calibrated:
+    """Knobs that hold on the samples of every asker; the first one's are the analysed ones."""
     found = document["stages"]
     known = Stages(found["shallow_end"], tuple(found["fusion"]), found["not_needed_from"], found["rule"], found["uncertainty"])
+    first = askers[0]
 
     def probe(shallow: int) -> Probe:
         method = ShallowProbe(shallow=shallow > 0, shallow_mid_layer=shallow, middle=False, deep=False)
-        asker.ask(method)
-        lowest, norms = zip(*(method.into[key] for key in asker.keys), strict=True)
+        first.ask(method)
+        lowest, norms = zip(*(method.into[key] for key in first.keys), strict=True)
         return Probe(np.stack(lowest), np.stack(norms))
 
-    return stages.calibrate(lambda knobs: _tried(located, asker, knobs), probe, known, depth, document["accuracy"]["mean"], say=say)
+    def trial(asker: Asker) -> Trial:
+        unpruned = asker.by_task(asker.scores(asker.texts("unpruned", Method())))
+        return Trial(partial(_tried, located, asker), unpruned, {task.name: len(task.samples) for task in asker.tasks})
+
+    return stages.calibrate([trial(asker) for asker in askers], probe, known, located.shape.depth, say=say)
 
 
 def _summary(derived: Calibrated, located: Located, asker: Asker) -> dict[str, Any]:
-    def numbers(tried: Tried) -> dict[str, float]:
-        return {"accuracy": tried.accuracy, "kept": tried.kept, "flops": tried.flops}
+    def numbers(tried: Tried) -> dict[str, Any]:
+        return {"accuracy": tried.accuracy, "by_task": dict(tried.by_task), "kept": tried.kept, "flops": tried.flops}
 
     return {
         "knobs": derived.knobs,
         "calibrated": numbers(derived.outcome),
         "scaled_defaults": numbers(_tried(located, asker, {})),
-        "unpruned": derived.unpruned,
+        "unpruned": dict(derived.unpruned),
+        "questions": len(asker.keys),
         "criterion": derived.criterion,
         "notes": list(derived.notes),
         "steps": list(derived.steps),
@@ -729,13 +774,20 @@ def _summary(derived: Calibrated, located: Located, asker: Asker) -> dict[str, A
 def write_config(file: Path, derived: Calibrated, document: Mapping[str, Any]) -> None:
     """A file that `BUDGET=calibrated` reads: the knobs, and in words how they were derived. The same analysis writes the same bytes."""
     split = document["split"]
+
+    def by_task(numbers: Mapping[str, float | int]) -> str:
+        return ", ".join(f"{task} {x:.4f}" if isinstance(x, float) else f"{task} {x}" for task, x in numbers.items())
+
+    outcome = derived.outcome
+    cost = f"{100 * outcome.flops:.1f} % of the unpruned prefill FLOPs and {outcome.kept:.1f} kept tokens"
     lines = [
         f"command: {document['command']}",
         f"model: {document['model']}, weights {document['fingerprint']}",
         f"split: {split['data']}, disjoint from the test data by image name and SHA-256 ({split['test_images_compared']} test images compared)",
-        f"samples: {document['n_samples']} questions about {split['images']} images ({', '.join(f'{k} {v}' for k, v in split['samples'].items())})",
-        f"calibration accuracy: {derived.unpruned:.4f} unpruned, {derived.outcome.accuracy:.4f} with these knobs, "
-        f"at {100 * derived.outcome.flops:.1f} % of the unpruned prefill FLOPs and {derived.outcome.kept:.1f} kept tokens",
+        f"analysed: {document['n_samples']} questions about {split['images']} images ({by_task(split['samples'])})",
+        f"derived on: {by_task(split['knobs'] or split['samples'])}",
+        f"unpruned accuracy: {by_task(derived.unpruned)}",
+        f"with these knobs: {by_task(outcome.by_task)}, at {cost}",
         f"criterion: {derived.criterion}",
         *(f"note: {note}" for note in derived.notes),
     ]

@@ -215,12 +215,27 @@ def _shares(layers: Sequence[int], of: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Tried:
-    """What VisiPruner with some knobs does on the calibration samples: accuracy in [0, 1], mean kept tokens, and dense prefill FLOPs as a share of
-    the unpruned model's."""
+    """What VisiPruner with some knobs does on calibration samples: accuracy in [0, 1] over all and by task, mean kept tokens, and dense prefill
+    FLOPs as a share of the unpruned model's."""
 
     accuracy: float
+    by_task: Mapping[str, float]
     kept: float
     flops: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Calibration samples, `counts` of each task: `evaluate(knobs)` runs VisiPruner on them; `unpruned` is the accuracy of each task without it."""
+
+    evaluate: Callable[[Mapping[str, Any]], Tried]
+    unpruned: Mapping[str, float]
+    counts: Mapping[str, int]
+
+    def holds(self, tried: Tried, tolerance: float, answers: int) -> bool:
+        """Does no task lose more than `tolerance`, or more than so many of its answers where that is more?"""
+        least = (self.unpruned[task] - max(tolerance, answers / self.counts[task]) for task in self.unpruned)
+        return all(tried.by_task[task] >= bound - 1e-9 for task, bound in zip(self.unpruned, least, strict=True))
 
 
 @dataclass(frozen=True)
@@ -243,11 +258,11 @@ QUANTILES = (0.75, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Calibrated:
-    """`knobs` for configs/visipruner/<model>.yaml, what they do on the calibration samples, and every step that was tried."""
+    """`knobs` for configs/visipruner/<model>.yaml, what they do on the samples of the last trial, and every step that was tried."""
 
     knobs: dict[str, Any]
     outcome: Tried
-    unpruned: float
+    unpruned: Mapping[str, float]
     steps: tuple[dict[str, Any], ...]
     criterion: str
     notes: tuple[str, ...] = field(default=())
@@ -269,35 +284,46 @@ def separate(fusion: Floats, other: Floats) -> tuple[float, float]:
 
 
 def calibrate(
-    evaluate: Callable[[Mapping[str, Any]], Tried],
+    trials: Sequence[Trial],
     probe: Callable[[int], Probe],
     stages: Stages,
     depth: int,
-    unpruned: float,
     tolerance: float = 0.01,
     say: Callable[[str], None] = lambda _: None,
 ) -> Calibrated:
     """VisiPruner's knobs for one model, stage by stage, each with those before it switched on.
 
-    `evaluate(knobs)` runs VisiPruner on the calibration samples, `probe(s)` measures contributions with `s` shallow layers.
+    Knobs must hold in every one of `trials`, small ones first: a failure there spares the large ones. `probe(s)` measures contributions with `s`
+    shallow layers.
     """
     steps: list[dict[str, Any]] = []
     notes: list[str] = []
 
-    def attempt(stage: str, knobs: Mapping[str, Any]) -> tuple[Tried, bool]:
-        tried = evaluate(knobs)
-        good = tried.accuracy >= unpruned - tolerance - 1e-9
-        steps.append({"stage": stage, "knobs": dict(knobs), "accuracy": tried.accuracy, "kept": tried.kept, "flops": tried.flops, "passes": good})
-        say(f"{stage}: {', '.join(f'{k}={v}' for k, v in knobs.items())}: accuracy {tried.accuracy:.3f}, FLOPs {tried.flops:.3f}")
-        return tried, good
+    def attempt(stage: str, knobs: Mapping[str, Any], than: Sequence[Tried] | None = None) -> tuple[Tried, ...] | None:
+        """What was measured in each trial; None where a task loses too much or they do not cost less `than` others."""
+        measured: list[Tried] = []
+        for n, trial in enumerate(trials):
+            tried, count = trial.evaluate(knobs), sum(trial.counts.values())
+            # a few samples cannot tell one point: one answer of each task is let through to where they can
+            holds = trial.holds(tried, tolerance, 0 if n == len(trials) - 1 else 1)
+            cheaper = than is None or tried.flops < than[n].flops
+            what = {"accuracy": tried.accuracy, "by_task": dict(tried.by_task), "kept": tried.kept, "flops": tried.flops}
+            steps.append({"stage": stage, "knobs": dict(knobs), "questions": count, **what, "holds": holds, "cheaper": cheaper})
+            worst = 100 * min(tried.by_task[task] - trial.unpruned[task] for task in trial.unpruned)
+            named = ", ".join(f"{k}={v}" for k, v in knobs.items())
+            say(f"{stage}: {named}: worst task {worst:+.1f} points, FLOPs {tried.flops:.3f}, {count} questions")
+            if not (holds and cheaper):
+                return None
+            measured.append(tried)
+        return tuple(measured)
 
     knobs: dict[str, Any] = {"shallow": False, "shallow_mid_layer": 0, "middle": False, "deep": False}
-    best, _ = attempt("none", knobs)
+    best: tuple[Tried, ...] | None = None
     # layers behind s are searched: a fusion layer must be among them, and one layer to prune behind it
     highest = min(stages.shallow_end, depth - 3, *(max(stages.fusion) - 1 for _ in stages.fusion[:1]))
     for s in range(highest, 0, -1):
-        tried, good = attempt("shallow", {**knobs, "shallow": True, "shallow_mid_layer": s})
-        if good:
+        tried = attempt("shallow", {**knobs, "shallow": True, "shallow_mid_layer": s})
+        if tried is not None:
             knobs, best = {**knobs, "shallow": True, "shallow_mid_layer": s}, tried
             break
     else:
@@ -322,12 +348,12 @@ def calibrate(
             norms = measured.norms[fired, at]  # (fired, tokens) where each sample selects
             for k in (k for k in KEPT_GRID if k < norms.shape[1]):
                 more = {**knobs, "middle": True, "layer_threshold": threshold, "tokens_threshold": float(f"{norms[:, k].mean():.3g}")}
-                tried, good = attempt("middle", more)
-                # more kept tokens cost more, so nothing cheaper is left to find at this threshold
-                if middle is not None and tried.flops >= middle[1].flops:
-                    break
-                if good:
+                tried = attempt("middle", more, None if middle is None else middle[1])
+                if tried is not None:
                     middle = more, tried
+                    break
+                # more kept tokens cost more, so nothing cheaper is left to find at this threshold
+                if not steps[-1]["cheaper"]:
                     break
     else:
         notes.append(f"no fusion layer behind layer {s}: nothing to select by")
@@ -336,17 +362,21 @@ def calibrate(
     else:
         knobs, best = middle
         for threshold in EXIT_GRID:
-            tried, good = attempt("deep", {**knobs, "deep": True, "exit_threshold": threshold})
-            if good:
+            tried = attempt("deep", {**knobs, "deep": True, "exit_threshold": threshold})
+            if tried is not None:
                 knobs, best = {**knobs, "deep": True, "exit_threshold": threshold}, tried
                 break
         else:
             notes.append("no deep stage: no exit threshold keeps the accuracy")
+    counts = [sum(trial.counts.values()) for trial in trials]
+    screened = f" (asked where knobs lost at most one answer of a task, or so much, on {counts[0]})" if len(counts) > 1 else ""
     criterion = (
-        f"every stage keeps the calibration accuracy within {100 * tolerance:g} point(s) of the unpruned model's, with the stages before it on. "
+        f"every stage keeps every task within {100 * tolerance:g} point(s) of the unpruned model's accuracy on {counts[-1]} questions{screened}, "
+        "with the stages before it on. "
         "shallow_mid_layer: the largest that does, at most the shallow end found by knock-out and with a fusion layer behind it. layer_threshold: "
         f"of the cosine that best separates fusion layers from the others and the {', '.join(f'{100 * q:g} %' for q in QUANTILES)} quantiles of "
         "fusion layers, the one with the fewest FLOPs, each with the norm threshold (tokens_threshold) of the fewest kept tokens that does, over a "
         "grid. exit_threshold: the smallest that does, over a grid."
     )
-    return Calibrated(knobs, best, unpruned, tuple(steps), criterion, tuple(notes))
+    outcome = trials[-1].evaluate(knobs) if best is None else best[-1]
+    return Calibrated(knobs, outcome, trials[-1].unpruned, tuple(steps), criterion, tuple(notes))

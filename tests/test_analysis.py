@@ -424,7 +424,7 @@ def test_the_config_is_what_a_calibrated_budget_reads(finished: Path, tmp_path: 
     document = json.loads(finished.read_text())
     stages_on = {"shallow": True, "shallow_mid_layer": 2, "middle": True, "deep": True}
     knobs = {**stages_on, "layer_threshold": 0.97, "tokens_threshold": 1.25, "exit_threshold": 0.98}
-    derived = Calibrated(knobs, Tried(0.9, 12.0, 0.4), 0.905, (), "stated: a criterion", ("a note: one",))
+    derived = Calibrated(knobs, Tried(0.9, {"mme": 0.91}, 12.0, 0.4), {"mme": 0.915}, (), "stated: a criterion", ("a note: one",))
     monkeypatch.setattr(models, "REPOSITORY", tmp_path)
     monkeypatch.setattr(models, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     monkeypatch.setattr(analysis, "MODEL_CONFIGS", tmp_path / "configs" / "models")

@@ -1,6 +1,7 @@
 """Stages and VisiPruner knobs from outcomes, on outcomes whose right answer is known."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from harness import stages
 from harness.errors import PrunebenchError
-from harness.stages import TEXT, VISION, Cut, Outcome, Probe, Rule, Stages, Tried
+from harness.stages import TEXT, VISION, Cut, Outcome, Probe, Rule, Stages, Trial, Tried
 
 DEPTH = 8
 
@@ -165,15 +166,19 @@ class Simulated:
         if knobs.get("deep"):
             accuracy -= 0.1 if knobs["exit_threshold"] < self.done else 0
             flops -= 0.05
-        return Tried(accuracy, kept, flops)
+        return Tried(accuracy, {"gqa": accuracy}, kept, flops)
 
 
 STAGES = Stages(3, (4, 5), 6, {}, {})
 
 
+def trial(evaluate: Callable[[Mapping[str, Any]], Tried]) -> list[Trial]:
+    return [Trial(evaluate, {"gqa": 0.9}, {"gqa": 1000})]
+
+
 def test_calibration_finds_each_knob_and_keeps_the_accuracy() -> None:
     model = Simulated()
-    found = stages.calibrate(model.evaluate, model.probe, STAGES, DEPTH, 0.9)
+    found = stages.calibrate(trial(model.evaluate), model.probe, STAGES, DEPTH)
     assert found.knobs["shallow"] is True
     assert found.knobs["shallow_mid_layer"] == 2, "3 was found by knock-out, and VisiPruner's own stage loses accuracy there"
     assert model.probed == [2], "contributions are measured under the shallow stage that was chosen"
@@ -183,7 +188,7 @@ def test_calibration_finds_each_knob_and_keeps_the_accuracy() -> None:
     assert found.knobs["exit_threshold"] == 0.95
     assert found.outcome.accuracy == pytest.approx(0.9)
     assert found.outcome.flops < 0.7
-    failed = [s for s in found.steps if not s["passes"]]
+    failed = [s for s in found.steps if not s["holds"]]
     assert {s["stage"] for s in failed} == {"shallow", "middle", "deep"}
 
 
@@ -194,29 +199,59 @@ def test_a_later_selection_wins_where_the_first_layer_loses() -> None:
     def evaluate(knobs: Mapping[str, Any]) -> Tried:
         tried = whole(knobs)
         early = knobs.get("middle") and knobs["layer_threshold"] > 0.85
-        return Tried(tried.accuracy - 0.3, tried.kept, tried.flops) if early else tried
+        return replace(tried, by_task={"gqa": tried.accuracy - 0.3}) if early else tried
 
-    found = stages.calibrate(evaluate, model.probe, STAGES, DEPTH, 0.9)
+    found = stages.calibrate(trial(evaluate), model.probe, STAGES, DEPTH)
     assert found.knobs["layer_threshold"] < 0.85
     assert found.outcome.accuracy == pytest.approx(0.9)
 
 
+def test_no_task_is_paid_for_by_another_and_a_large_trial_has_the_last_word() -> None:
+    """Pooled, a loss of 3 points on one of four tasks is less than 1; of 36 answers one is 2.8 points, of 144 it is 0.7."""
+    model = Simulated()
+
+    def of(n: int, lost: Callable[[float], int]) -> Trial:
+        def evaluate(knobs: Mapping[str, Any]) -> Tried:
+            tried = model.evaluate(knobs)
+            codes = 1 - (lost(tried.kept) if knobs.get("middle") else 0) / n
+            return replace(tried, accuracy=(3 + codes) / 4, by_task={"gqa": 1.0, "mme": 1.0, "pope": 1.0, "textvqa": codes})
+
+        tasks = ("gqa", "mme", "pope", "textvqa")
+        return Trial(evaluate, dict.fromkeys(tasks, 1.0), dict.fromkeys(tasks, n))
+
+    small = of(36, lambda kept: 2 if kept < 10 else 1 if kept < 28 else 0)
+    large = of(144, lambda kept: 8 if kept < 10 else 4 if kept < 20 else 1)
+    alone = stages.calibrate([small], model.probe, STAGES, DEPTH)
+    kept = (model.norms[0, 4] > alone.knobs["tokens_threshold"]).sum()
+    assert kept >= 28, "one of 36 answers is more than a point"
+    both = stages.calibrate([small, large], model.probe, STAGES, DEPTH)
+    kept = (model.norms[0, 4] > both.knobs["tokens_threshold"]).sum()
+    assert 20 <= kept < 28, "the small trial lets one answer through, the large one finds 16 kept tokens too few"
+    assert both.outcome.by_task["textvqa"] == 1 - 1 / 144
+    asked = [(s["questions"], s["holds"]) for s in both.steps if s["stage"] == "middle"]
+    assert (144, False) in asked, "lost at least two answers on the small trial: not asked on the large one"
+    assert sum(not holds for questions, holds in asked if questions == 576) >= 1
+    assert "576 questions" in both.criterion
+    assert "on 144" in both.criterion
+    assert "576" not in alone.criterion
+
+
 def test_stages_that_cannot_keep_the_accuracy_stay_off() -> None:
     nothing = Simulated(shallow=0, tokens=1000, done=2.0)
-    found = stages.calibrate(nothing.evaluate, nothing.probe, STAGES, DEPTH, 0.9)
+    found = stages.calibrate(trial(nothing.evaluate), nothing.probe, STAGES, DEPTH)
     assert found.knobs == {"shallow": False, "shallow_mid_layer": 0, "middle": False, "deep": False}
     assert found.outcome.accuracy == pytest.approx(0.9)
     assert {n.split(":")[0] for n in found.notes} >= {"no shallow stage", "no middle stage"}
     undone = Simulated(done=2.0)
-    found = stages.calibrate(undone.evaluate, undone.probe, STAGES, DEPTH, 0.9)
+    found = stages.calibrate(trial(undone.evaluate), undone.probe, STAGES, DEPTH)
     assert found.knobs["middle"] is True
     assert found.knobs["deep"] is False
     # the only fusion layer lies at the shallow end, so that the shallow stage ends one layer earlier for it to be searched
-    single = stages.calibrate(Simulated(4).evaluate, Simulated().probe, Stages(4, (4,), 5, {}, {}), DEPTH, 0.9)
+    single = stages.calibrate(trial(Simulated(4).evaluate), Simulated().probe, Stages(4, (4,), 5, {}, {}), DEPTH)
     assert single.knobs["shallow_mid_layer"] == 3
     assert single.knobs["middle"] is True
     blind = Simulated()
-    found = stages.calibrate(blind.evaluate, blind.probe, Stages(DEPTH, (), 0, {}, {}), DEPTH, 0.9)
+    found = stages.calibrate(trial(blind.evaluate), blind.probe, Stages(DEPTH, (), 0, {}, {}), DEPTH)
     assert found.knobs["middle"] is False
 
 
