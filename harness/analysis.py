@@ -8,7 +8,7 @@ so the same command continues after an interruption. harness/stages.py turns the
 Cost: 62 knock-outs for 12 layers, 183 for 32; then some twenty settings of VisiPruner, of which those that look good run on `KNOBS` times the
 questions. Knock-outs of text run a question's own tokens; one between visual tokens runs each image again, so these stand a window apart. Of
 activations the host holds 7 x layers x visual tokens x 4 bytes a sample (0.5 MB for LLaVA-1.5-7B). The device holds the model, one batch, and
-cached prefills of images in at most 2 x 2 GiB, on CUDA a quarter of what is free beside the model; less only costs time. What a run took is in
+cached prefills of images in at most 4 GiB, on CUDA a quarter of what is free beside the model; less only costs time. What a run took is in
 the document under `cost`.
 
 Definitions. A cut between visual tokens takes a visual token's own key from it too. Masses are softmax probabilities averaged over heads,
@@ -71,7 +71,7 @@ MAX_NEW_TOKENS = 16
 DEFAULT_TASKS = ("gqa", "mme", "pope", "textvqa")
 DEFAULT_LIMIT = 36
 #: knobs must hold on so many times the analysed questions, which alone cannot tell a loss of one point
-KNOBS = 4
+KNOBS = 3
 LENS_TOKENS = 5
 
 
@@ -251,19 +251,6 @@ class ShallowProbe(VisiPruner):
 # ------------------------------------------------------------------------------------------------------- asking and scoring
 
 
-class _Prefills:
-    """Prefills of images: those of methods that leave visual rows alone, and those of the last one that does not."""
-
-    def __init__(self, room: int) -> None:
-        self._plain, self._edited, self._kind = PrefixCache(room), PrefixCache(room), ""
-
-    def of(self, kind: str) -> PrefixCache:
-        if kind and kind != self._kind:
-            self._edited.clear()
-            self._kind = kind
-        return self._edited if kind else self._plain
-
-
 class Asker:
     """The analysed samples and their model: answers of any method, scored by lmms-eval; answers of finished conditions come from the journal."""
 
@@ -271,7 +258,7 @@ class Asker:
         self.loaded, self.batch = loaded, batch
         self._about(tasks)
         self.features = FeatureCache()
-        self._prefills = _Prefills(prefix_budget(loaded.device) // 2)
+        self._prefixes = PrefixCache(prefix_budget(loaded.device))
         self._journal = journal
         self._done, self._numbers = _read_journal(journal, identity)
         #: answers of an earlier run that are not asked for again
@@ -296,9 +283,9 @@ class Asker:
 
     def ask(self, method: Method, seen: Callable[[], object] = lambda: None) -> dict[str, Answer]:
         """Answers by key."""
-        prefixes = self._prefills.of(method.for_model(self.loaded.adapter.shape).prefix_key())
+        answerer = Answerer(self.loaded, method, batch_size=self.batch, features=self.features, prefixes=self._prefixes)
         answers = {}
-        for answer in Answerer(self.loaded, method, batch_size=self.batch, features=self.features, prefixes=prefixes).answer(self.prompts):
+        for answer in answerer.answer(self.prompts):
             answers[answer.key] = answer
             seen()
         return answers
