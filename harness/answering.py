@@ -21,7 +21,7 @@ from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import Method, TowerLook, raised, source_of
 from harness.models import LoadedModel, locate_model
-from harness.prefix import Prefix, PrefixCache, roomy_cache
+from harness.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
 from harness.tower import Seen, check_looks
 from harness.trace import Trace
 
@@ -237,18 +237,21 @@ class Answerer:
             found: list[Prefix] = []
             for start in range(0, len(images), self.batch_size):
                 asked = [first[image] for image in images[start : start + self.batch_size]]
-                inputs = _as_outputs(self._encoded(run, [p for _, p in asked]))
+                encoded = self._encoded(run, [p for _, p in asked])
+                if self._looks:
+                    run.see([image.seen for image in encoded])
                 # up to the last image token
                 ids, mask = self._padded([ids[: len(ids) - ids[::-1].index(image_token)] for ids, _ in asked])
-                with self.clock("prefix"), run.capturing():
+                with self.clock("prefix"), run.capturing([p.key for _, p in asked]):
+                    cache = roomy_cache(run.shape.depth)
                     self.loaded.model.model(
-                        input_ids=ids, attention_mask=mask, mm_encoder_outputs=inputs, past_key_values=roomy_cache(run.shape.depth)
+                        input_ids=ids, attention_mask=mask, mm_encoder_outputs=_as_outputs(encoded), past_key_values=cache
                     )
                     found += run.prefixes()
             return found
 
-        # method.prefix_key after for_model, so that defaults are filled in
-        kind = self.method.for_model(self.loaded.adapter.shape).prefix_key()
+        # after for_model, so that defaults are filled in
+        kind = prefix_kind(self.method.for_model(self.loaded.adapter.shape), self.positions)
         return self.prefixes.get(kind, [p.image_key + self._variant for _, p in batch], capture)
 
     def _decode(self, logits: Tensor, cache: Cache, prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -667,6 +668,29 @@ def _batch_equals_singles(model: Any, label: str, method: Method, prompts: Seque
         _same(f"{label}, row {row} of a batch against alone", together, row, ask(model, method, (p,)), tolerance=tolerance)
         for row, p in enumerate(prompts)
     )
+
+
+@_property("image alone decides")
+def image_alone(subject: Subject) -> str:
+    if not subject.cls.traits.image_only:
+        raise _NotApplicableError("does not declare image_only")
+    for label, method in subject.variants().items():
+        for first, other in pairwise(PROMPTS):
+            # the same image with another question, asked as another sample
+            swapped = dataclasses.replace(first, key=f"{first.key} asked otherwise", ids=first.ids[: 3 + N_VISUAL] + other.ids[3 + N_VISUAL :])
+            decided = (Decisions(), Decisions())
+            for asked, into in zip((first, swapped), decided, strict=True):
+                ask(tiny_model(), spied(method, into), (asked,), steps=0)
+            mine, theirs = (d.reductions for d in decided)
+            _require(mine.keys() == theirs.keys(), f"{label}: reduces at {sorted(mine)} for one question, at {sorted(theirs)} for another")
+            for layer, a in mine.items():
+                b = theirs[layer]
+                kept = [_few(r.keep[0].nonzero().flatten().tolist()) for r in (a, b)]
+                _require(torch.equal(a.keep, b.keep), f"{label}: layer {layer} keeps {kept[0]} for one question, {kept[1]} for another")
+                one, two = (torch.zeros(0) if r.added is None else r.added for r in (a, b))
+                same = one.shape == two.shape and torch.allclose(one, two, atol=SAME)
+                _require(same, f"{label}: layer {layer} adds other tokens for another question")
+    return f"{len(PROMPTS) - 1} images with two questions"
 
 
 @_property("padded batch equals singles")

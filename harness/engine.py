@@ -26,7 +26,7 @@ from harness.errors import PrunebenchError, unknown
 from harness.keeps import Stage
 from harness.layout import Gathered, TokenLayout, take
 from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError, TowerLook, raised
-from harness.prefix import OnVisualRows, Prefix, RoomyLayer, Shared, one_row, visual_edit
+from harness.prefix import Prefix, RoomyLayer, Shared, on_prefix, one_row, visual_edit
 from harness.shape import ModelShape
 from harness.tower import Seen, TowerEye, batched
 from harness.trace import LayerTrace, Trace
@@ -92,6 +92,8 @@ class _CapturedLayer:
 
     hidden: Tensor
     edit: AttentionEdit | None
+    layout: TokenLayout
+    unreduced: Tensor | None
     keys: Tensor = field(init=False)
     values: Tensor = field(init=False)
     silenced: list[int] = field(init=False)
@@ -129,6 +131,7 @@ class EngineRun:
         self._seen: Sequence[Seen] | None = None
         #: the layers of a prefill inside `capturing`
         self._captured: list[_CapturedLayer] | None = None
+        self._unreduced: Tensor | None = None
 
     # ---------------------------------------------------------------------------------------------------- the method's view
 
@@ -274,25 +277,29 @@ class EngineRun:
         """What the last prefill, of prompts that end with their image and run inside `capturing`, left for others to start from."""
         assert self._captured is not None
         assert self._input_ids is not None
-        if self._per_layer_prompt.padded:
+        if self._per_layer_prompt.padded or self._captured[-1].layout.padded:
             raise PrunebenchError("expected prefixes of one length in a batch, found padding: capture images of one size together")
         found = []
         for row in range(self._input_ids.shape[0]):
-            layers = [(c.hidden[row], c.keys[row], c.values[row], one_row(c.edit, row), c.silenced[row]) for c in self._captured]
-            hidden, keys, values, edits, silenced = zip(*layers, strict=True)
-            found.append(Prefix(self._input_ids[row], hidden, keys, values, edits, silenced))
+            layers = [
+                (c.hidden[row], c.keys[row], c.values[row], one_row(c.edit, row), c.silenced[row], c.layout.origin[row], c.layout.positions[row])
+                for c in self._captured
+            ]
+            hidden, keys, values, edits, silenced, origins, positions = zip(*layers, strict=True)
+            unreduced = {l: c.unreduced[row] for l, c in enumerate(self._captured) if c.unreduced is not None}
+            found.append(Prefix(self._input_ids[row], hidden, keys, values, edits, silenced, origins, positions, unreduced))
         return found
 
     @contextmanager
-    def capturing(self) -> Iterator[None]:
-        """Keep what `prefixes` needs of the prefill inside, in which the method only edits visual rows, if it names such edits."""
-        method, samples = self._method, self.samples
+    def capturing(self, samples: Sequence[str]) -> Iterator[None]:
+        """Keep what `prefixes` needs of the prefill inside, of prompts of these samples; the method does there what `on_prefix` says."""
+        method, others = self._method, self.samples
         self._captured = []
-        self._method, self.samples = OnVisualRows(method) if method.prefix_key() else Method(), None
+        self._method, self.samples = on_prefix(method), samples
         try:
             yield
         finally:
-            self._captured, self._method, self.samples = None, method, samples
+            self._captured, self._method, self.samples = None, method, others
 
     # ---------------------------------------------------------------------------------------------------------------- hooks
 
@@ -348,7 +355,7 @@ class EngineRun:
                 assert self._trace is not None
                 self._trace.layers[-1].rows = w
             if self._captured is not None:
-                self._captured.append(_CapturedLayer(hidden, visual_edit(self._edits)))
+                self._captured.append(_CapturedLayer(hidden, visual_edit(self._edits), layout, self._unreduced))
         else:
             self._decode_inputs(layer, hidden, kwargs)
         return hidden
@@ -402,6 +409,7 @@ class EngineRun:
         layout, shared = self.layout, self._shared
         if shared is not None:
             hidden = shared.corrected(layer, hidden)
+        self._unreduced = None
         whole: list[Tensor] = [] if shared is not None else [hidden]
 
         def everything() -> Tensor:
@@ -425,15 +433,21 @@ class EngineRun:
             elif self._positions == "compact":
                 positions, self._decode_positions = "compact", "per_layer"
             if reduction.added is not None or bool((keep != layout.visual_tokens.valid).any()):
-                added_valid = None
-                hidden, self._shared = everything(), None
-                if reduction.added is not None:
-                    full = torch.ones(reduction.added.shape[:2], dtype=torch.bool, device=hidden.device)
+                added, added_valid = reduction.added, None
+                if added is not None:
+                    full = torch.ones(added.shape[:2], dtype=torch.bool, device=hidden.device)
                     added_valid = full if reduction.added_valid is None else reduction.added_valid
-                    hidden = torch.cat([hidden, reduction.added.to(hidden.dtype)], 1)
                 reduced = layout.reduce(keep, added_valid, positions == "compact")
-                hidden = take(hidden, reduced.source)
+                self._shared = None if shared is None else shared.reduced(layer, reduced.layout, added)
+                if self._shared is not None:
+                    hidden = self._shared.corrected(layer, hidden)
+                else:
+                    self._unreduced = everything()
+                    hidden = self._unreduced if added is None else torch.cat([self._unreduced, added.to(hidden.dtype)], 1)
+                    hidden = take(hidden, reduced.source)
                 self._layout, self._rotary = reduced.layout, None
+        if self._shared is not None and not self._shared.goes_on(layer):
+            hidden, self._shared = everything(), None
         assert self._trace is not None
         layout = self.layout
         self._trace.layers.append(LayerTrace(layout.n, layout.counts, layout.visual_counts))

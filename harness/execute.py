@@ -24,7 +24,7 @@ from harness.cell import Cell, canonical_json
 from harness.errors import PrunebenchError
 from harness.method import Method, source_of
 from harness.models import LoadedModel
-from harness.prefix import PrefixCache
+from harness.prefix import PrefixCache, prefix_kind
 from harness.shape import ModelShape
 from harness.store import CellBusy, CellSealed, CellWriter, Record, SampleScore, SealedCell, Store
 
@@ -250,7 +250,7 @@ def run_pass(
         by_arm.setdefault(name, []).append(identity)
     shape = loaded.adapter.shape
     # arms of one kind of prefix follow each other, so that one kind is in memory at a time
-    kinds = {name: (arm.method.for_model(shape).prefix_key(), pixels_key(arm.method)) for name, arm in first.items()}
+    kinds = {name: (prefix_kind(arm.method.for_model(shape), arm.positions), pixels_key(arm.method)) for name, arm in first.items()}
     arms = sorted(by_arm, key=lambda name: kinds[name])
     prefixes = PrefixCache(pace.prefix_bytes) if pace.share else None
     answerers: dict[str, Answerer] = {}

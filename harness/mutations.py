@@ -12,18 +12,22 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import torch
+
 from harness.check import check, one_thread, tiny_model
 from harness.errors import PrunebenchError
 from harness.goldens import LOGIT_TOLERANCE, compare, load_index, method_of, replay
-from harness.method import Method, method_class
+from harness.method import Method, Reduction, Run, Stream, Traits, method_class
 from methods.knockout import Knockout
+from methods.pooling import Pooling
+from methods.random import Random
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
 
@@ -57,6 +61,28 @@ class Fault:
     cases: tuple[str, ...] = ()
     knobs: Mapping[str, Any] = field(default_factory=dict)
     sharing: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn(Random):
+    """Draws for every question and says that the image alone decides."""
+
+    name = "drawn"
+    traits = Traits(query_aware=False, image_only=True)
+
+
+@dataclass(frozen=True)
+class Weighted(Pooling):
+    """Merges otherwise for every question and says that the image alone decides."""
+
+    name = "weighted"
+
+    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
+        reduction = super().at_boundary(run, layer, stream)
+        if reduction is None or reduction.added is None:
+            return None
+        text = stream.after.sum(1, keepdim=True) if stream.after.shape[1] else torch.zeros(1, device=reduction.added.device)
+        return replace(reduction, added=reduction.added + 0.05 * text)
 
 
 @dataclass(frozen=True)
@@ -372,7 +398,7 @@ FAULTS = (
     Fault(
         "prefix tokens beside a shorter question are not set anew",
         _SHARED + "corrected",
-        "hidden[row, :inside] = prefix.hidden[layer][under:]",
+        "hidden[row, :inside] = self._entering(prefix, layer)[under:]",
         "pass",
         "fastv",
         sharing=True,
@@ -380,8 +406,8 @@ FAULTS = (
     Fault(
         "a reduction finds the image as it was at layer 0",
         _SHARED + "whole",
-        ".hidden[layer][:under]",
-        ".hidden[0][:under]",
+        "(self.prefixes[start], layer)[:under]",
+        "(self.prefixes[start], 0)[:under]",
         "fastv",
         sharing=True,
     ),
@@ -392,6 +418,30 @@ FAULTS = (
         "return True or all(",
         "harness.mutations:Unannounced",
         knobs={"start": 1, "stop": 4, "vision_to_vision": True},
+        sharing=True,
+    ),
+    Fault(
+        "a question goes on from what a prefix kept, whatever it keeps itself",
+        _SHARED + "reduced",
+        "== known).all()",
+        "== known).any()",
+        "harness.mutations:Drawn",
+        sharing=True,
+    ),
+    Fault(
+        "what a question merges is not compared with its prefix",
+        _SHARED + "reduced",
+        "or not _close(",
+        "or False and not _close(",
+        "harness.mutations:Weighted",
+        sharing=True,
+    ),
+    Fault(
+        "behind a reduction a prefix goes on unreduced",
+        _SHARED + "_entering",
+        "if layer == self.since",
+        "if layer < self.since",
+        "uniform",
         sharing=True,
     ),
     Fault(

@@ -4,6 +4,8 @@ Attention is causal: until a method removes tokens, the streams, keys and values
 question. They are computed once per image (`EngineRun.capturing`) and put under every question (`EngineRun.share`), which then runs its
 own tokens only, up to the first layer where its method reduces; from there on it runs what is left, as ever. A method that edits the
 attention of visual rows has a prefix of its own (`Method.prefix_key`), and an edit other than the captured one ends the sharing at its layer.
+So has one that reduces by the image alone (`Traits.image_only`): its prefix is captured with its reductions, and a question that reduces
+likewise goes on from what they left. Where a question does not, sharing ends there, so a wrong declaration costs time and no answer.
 
 Costs are unaffected: a trace says what the prompt alone would run.
 """
@@ -11,7 +13,7 @@ Costs are unaffected: a trace says what the prompt alone would run.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +21,18 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicLayer
 
-from harness.method import AttentionEdit, Method, Run
+from harness.layout import MERGED, TokenLayout
+from harness.method import AttentionEdit, Method, Reduction, Run, Stream, TowerLook, source_of
+from harness.shape import ModelShape
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The first `p` tokens of a prompt, its image's last token included, at each decoder layer.
+    """The first `p` tokens of a prompt, its image's last token included, at each decoder layer; fewer from a reduction on.
 
-    `ids (p,)`; per layer `hidden (p, d)` entering it, `keys` and `values (kv_heads, p, head_dim)` after RoPE, the `edits` of its visual
-    rows and the causal pairs they `silenced`.
+    `ids (p,)`; per layer `hidden (p, d)` that it runs on, `keys` and `values (kv_heads, p, head_dim)` after RoPE, the `edits` of its visual
+    rows, the causal pairs they `silenced`, and the `origins` and `positions (p,)` of its tokens (as in TokenLayout). `unreduced`: the stream
+    before the reduction of a layer that has one.
     """
 
     ids: Tensor
@@ -36,6 +41,9 @@ class Prefix:
     values: Sequence[Tensor]
     edits: Sequence[AttentionEdit | None]
     silenced: Sequence[int]
+    origins: Sequence[Tensor]
+    positions: Sequence[Tensor]
+    unreduced: Mapping[int, Tensor]
 
     @property
     def length(self) -> int:
@@ -43,7 +51,7 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for part in (self.hidden, self.keys, self.values) for t in part)
+        return sum(t.nbytes for part in (self.hidden, self.keys, self.values, self.unreduced.values()) for t in part)
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,39 @@ class OnVisualRows(Method):
 
     inner: Method
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.inner.name)
+
     def edit_attention(self, run: Run, layer: int) -> Sequence[AttentionEdit]:
         return self.inner.edit_attention(run, layer)
+
+
+@dataclass(frozen=True)
+class OnImage(OnVisualRows):
+    """As OnVisualRows for a method that reduces by the image alone: with its looks and reductions."""
+
+    def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
+        return self.inner.looks(shape)
+
+    def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
+        self.inner.on_image(run, tower)
+
+    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
+        return self.inner.at_boundary(run, layer, stream)
+
+
+def prefix_kind(method: Method, positions: str) -> str:
+    """Names the prefixes that questions to this method (as `for_model` made it) start from; methods of one kind share them."""
+    if not method.traits.image_only:
+        return method.prefix_key()
+    return f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())} {positions}"
+
+
+def on_prefix(method: Method) -> Method:
+    """What is attached while a prefix of `method` is captured."""
+    if method.traits.image_only:
+        return OnImage(method)
+    return OnVisualRows(method) if method.prefix_key() else Method()
 
 
 class PrefixCache:
@@ -143,18 +182,20 @@ class Shared:
     what stands under the others.
 
     Prompts are left-padded to one width n. The window is the last w columns; rows with shorter questions have the end of their prefix in it,
-    whose stream is set anew from the prefix at every layer.
+    whose stream is set anew from the prefix at every layer. `since`: the layer whose reduction left these columns, -1 for none.
     """
 
-    def __init__(self, prefixes: Sequence[Prefix], valid: Tensor) -> None:
+    def __init__(self, prefixes: Sequence[Prefix], valid: Tensor, since: int = -1) -> None:
+        self.since = since
         lengths = [int(x) for x in valid.sum(1).tolist()]
+        known = [p.hidden[since].shape[0] if since >= 0 else p.length for p in prefixes]
         self.prefixes = list(prefixes)
         self.n = int(valid.shape[1])
-        self.window = max(n - p.length for n, p in zip(lengths, prefixes, strict=True))
+        self.window = max(n - p for n, p in zip(lengths, known, strict=True))
         self.pads = [self.n - n for n in lengths]
         #: per row, prefix tokens under the window (`under`) and inside it (`inside`)
-        self.inside = [self.window - (n - p.length) for n, p in zip(lengths, prefixes, strict=True)]
-        self.under = [p.length - i for p, i in zip(prefixes, self.inside, strict=True)]
+        self.inside = [self.window - (n - p) for n, p in zip(lengths, known, strict=True)]
+        self.under = [p - i for p, i in zip(known, self.inside, strict=True)]
         # neighbouring rows with the same prefix and padding are filled by one broadcast copy
         self.groups: list[tuple[int, int]] = []
         for row in range(len(prefixes)):
@@ -164,6 +205,31 @@ class Shared:
                 self.groups.append((row, row + 1))
         self._mask: Tensor | None = None
         self._valid = valid
+
+    def _entering(self, prefix: Prefix, layer: int) -> Tensor:
+        """The prefix's stream entering `layer` in these columns: before a reduction there, unless it is the one that left them."""
+        return prefix.hidden[layer] if layer == self.since else prefix.unreduced.get(layer, prefix.hidden[layer])
+
+    def reduced(self, layer: int, layout: TokenLayout, added: Tensor | None) -> Shared | None:
+        """The same batch behind a reduction to `layout` with `added (b, m, d)` tokens; None where the prefixes were not reduced likewise."""
+        if any(layer not in p.unreduced for p in self.prefixes):
+            return None
+        after = Shared(self.prefixes, layout.valid, layer)
+        if after.inside != self.inside or min(after.under) < 0:
+            return None
+        for start, end in after.groups:
+            prefix, at = after.prefixes[start], slice(after.pads[start], after.pads[start] + after.under[start] + after.inside[start])
+            for mine, known in ((layout.origin, prefix.origins[layer]), (layout.positions, prefix.positions[layer])):
+                if not bool((mine[start:end, at] == known).all()):
+                    return None
+            merged = prefix.hidden[layer][prefix.origins[layer] == MERGED]
+            if merged.shape[0] and (added is None or not _close(added[start:end, : merged.shape[0]], merged)):
+                return None
+        return after
+
+    def goes_on(self, layer: int) -> bool:
+        """Were no prefixes reduced at `layer`, or was this left by it?"""
+        return layer == self.since or all(layer not in p.unreduced for p in self.prefixes)
 
     @property
     def mask(self) -> Tensor:
@@ -193,7 +259,7 @@ class Shared:
             return hidden
         hidden = hidden.clone()
         for row, (inside, under, prefix) in enumerate(zip(self.inside, self.under, self.prefixes, strict=True)):
-            hidden[row, :inside] = prefix.hidden[layer][under:]
+            hidden[row, :inside] = self._entering(prefix, layer)[under:]
         return hidden
 
     def whole(self, layer: int, hidden: Tensor) -> Tensor:
@@ -202,7 +268,7 @@ class Shared:
         out[:, self.n - self.window :] = hidden
         for start, end in self.groups:
             pad, under = self.pads[start], self.under[start]
-            out[start:end, pad : pad + under] = self.prefixes[start].hidden[layer][:under]
+            out[start:end, pad : pad + under] = self._entering(self.prefixes[start], layer)[:under]
         return out
 
     def widened(self, x: Tensor) -> Tensor:
@@ -228,6 +294,11 @@ def one_row(edit: AttentionEdit | None, row: int) -> AttentionEdit | None:
     cols = None if edit.cols is None else edit.cols[row : row + 1].clone()
     sink = int(edit.sink[row]) if isinstance(edit.sink, Tensor) else edit.sink
     return AttentionEdit(edit.rows, cols, edit.how, sink=sink)
+
+
+def _close(added: Tensor, known: Tensor) -> bool:
+    """Are merged tokens those of the prefix, up to the rounding of another batch?"""
+    return bool(torch.allclose(added.to(known.dtype), known.expand_as(added), rtol=1e-2 if known.dtype == torch.bfloat16 else 1e-3, atol=1e-5))
 
 
 def _same(known: AttentionEdit | None, edit: AttentionEdit | None, row: int) -> bool:

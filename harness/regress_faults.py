@@ -19,7 +19,11 @@ from harness.regress import Snapshot, compare, measure
 #: fewer questions and tasks than the gate has
 CUT = ("limit=12", "tasks=gqa,textvqa")
 #: methods in whose cells a fault is looked for, where that is not its own
-ELSEWHERE: Mapping[str, str] = {"a prefix is used under edits that it was not computed with": "knockout"}
+ELSEWHERE: Mapping[str, str] = {
+    "a prefix is used under edits that it was not computed with": "knockout",
+    "a question goes on from what a prefix kept, whatever it keeps itself": "uniform",
+    "what a question merges is not compared with its prefix": "pooling",
+}
 #: faults that the gate cannot see, and why
 BLIND: Mapping[str, str] = {
     "decode attends padding": "padding dilutes a generated token's attention a little; no answer to these questions changes",
@@ -28,6 +32,8 @@ BLIND: Mapping[str, str] = {
     "the model's attention kernel is not restored": "the gate runs nothing outside a method's block",
     "a second attach is accepted": "the gate attaches one method at a time",
     "a prefix is used under edits that it was not computed with": "every shipped method that edits visual rows names the prefix they make",
+    "a question goes on from what a prefix kept, whatever it keeps itself": "every shipped method that says image_only keeps by the image alone",
+    "what a question merges is not compared with its prefix": "every shipped method that says image_only merges by the image alone",
 }
 
 

@@ -22,7 +22,7 @@ class First(Method):
     """Keeps the first `keep` visual tokens."""
 
     name = "first"
-    traits = Traits(query_aware=False)
+    traits = Traits(query_aware=False, image_only=True)
 
     keep: int
 

@@ -28,7 +28,7 @@ class Pooling(Method):
     """Replaces the visual tokens by the means of `keep` cells of the image."""
 
     name = "pooling"
-    traits = Traits(query_aware=False, merges=True)
+    traits = Traits(query_aware=False, merges=True, image_only=True)
 
     keep: int
 

@@ -26,7 +26,7 @@ class Uniform(Method):
     """Keeps `keep` visual tokens, spread evenly over the image."""
 
     name = "uniform"
-    traits = Traits(query_aware=False)
+    traits = Traits(query_aware=False, image_only=True)
 
     keep: int
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from harness import budget as budgets
 from harness import flops
 from harness.answering import Answerer, FeatureCache, Prompt
 from harness.errors import PrunebenchError
-from harness.method import registered
+from harness.method import Method, Reduction, Traits, register, registered
 from harness.models import locate_model
 from harness.prefix import PrefixCache, RoomyLayer
 
@@ -130,6 +132,71 @@ def test_only_the_window_runs(mini, prompts):
     own = len(ids) - 1 - max(i for i, t in enumerate(ids) if t == mini.adapter.image_token_id)
     assert rows == {own}
     assert executed < 0.1 * answer.cost["prefill_dense_flops"]
+
+
+@pytest.mark.parametrize("name", ["uniform", "first", "pooling", "tests/examples/cls_top.py:ClsTop", "tests/examples/centre.py:Centre"])
+def test_behind_a_reduction_by_the_image_alone_only_the_window_runs(mini, prompts, name):
+    from harness.engine import attach
+
+    knobs = {"boundary": 2} if name.endswith("Centre") else {}
+    method = locate_model("mini", "cpu", "float32").method(name, budgets.parse("48"), knobs)
+    cache = PrefixCache()
+    answerer = Answerer(mini, method, batch_size=4, prefixes=cache)
+    batch = [(mini.prompt_ids(p.text), p) for p in prompts[:4]]
+    with attach(mini.model, method, looks=answerer.features.looks) as run:
+        shared = answerer._batch(run, batch)
+        assert {layer.rows for layer in run.trace.layers} == {run.trace.layers[0].rows}
+        assert run.trace.layers[0].rows < 48, "the longest question's own tokens"
+        assert run.trace.layers[-1].visual == [48] * 4
+    alone = {a.key: a for a in Answerer(mini, method, batch_size=4).answer(prompts[:4])}
+    for a in shared:
+        assert (a.text, a.kept, a.cost) == (alone[a.key].text, alone[a.key].kept, alone[a.key].cost)
+    other = locate_model("mini", "cpu", "float32").method(name, budgets.parse("32"), knobs)
+    list(Answerer(mini, other, batch_size=4, prefixes=cache).answer(prompts[:4]))
+    assert cache.captured == 2 * len({p.image_key for p in prompts[:4]}), "what one budget leaves of an image is not another's"
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("drawn", {}), ("drawn", {"boundary": 3}), ("weighted", {})])
+def test_a_method_that_says_the_image_decides_and_lets_the_question_decide_is_answered_alike(mini, prompts, name, knobs):
+    from harness import mutations
+
+    method = {"drawn": mutations.Drawn, "weighted": mutations.Weighted}[name](keep=48, **knobs)
+    alone, shared = answers(mini, method, prompts, False), answers(mini, method, prompts, True)
+    assert {k: (a.text, a.kept, a.cost) for k, a in shared.items()} == {k: (a.text, a.kept, a.cost) for k, a in alone.items()}
+
+
+def test_a_reduction_only_some_questions_make(mini, prompts):
+    """Captured with it, asked without: sharing ends there; and the other way round."""
+
+    @dataclass(frozen=True)
+    class Sometimes(Method):
+        name = "sometimes"
+        traits = Traits(query_aware=False, image_only=True)
+        on_prefixes: bool = True
+
+        def at_boundary(self, run, layer, stream):
+            asked = stream.after.shape[1] > 0
+            if layer != 3 or asked == self.on_prefixes:
+                return None
+            keep = run.visual_valid
+            keep[:, ::2] = False
+            return Reduction(keep)
+
+    for on_prefixes in (True, False):
+        method = Sometimes(on_prefixes)
+        alone, shared = answers(mini, method, prompts, False), answers(mini, method, prompts, True)
+        assert {k: (a.text, a.kept) for k, a in shared.items()} == {k: (a.text, a.kept) for k, a in alone.items()}
+
+
+def test_contradictory_traits_are_refused():
+    @dataclass(frozen=True)
+    class Both(Method):
+        name = "both"
+        traits = Traits(query_aware=True, image_only=True)
+        keep: int = 1
+
+    with pytest.raises(PrunebenchError, match="cannot be both"):
+        register(Both)
 
 
 def test_a_prompt_with_another_beginning_is_refused(mini, prompts):

@@ -13,7 +13,7 @@ class Centre(Method):
     """Keeps `keep` visual tokens from decoder layer `boundary` on."""
 
     name = "centre"
-    traits = Traits(query_aware=False)
+    traits = Traits(query_aware=False, image_only=True)  # questions about an image share what is left of it
 
     keep: int
     boundary: int = 0

@@ -14,7 +14,7 @@ class ClsTop(Method):
     """Keeps `keep` visual tokens by [CLS] attention, mean over heads."""
 
     name = "cls_top"
-    traits = Traits(query_aware=False, needs_vision_attention=True)
+    traits = Traits(query_aware=False, needs_vision_attention=True, image_only=True)
 
     keep: int
 
