@@ -251,7 +251,8 @@ class Answerer:
             return found
 
         # after for_model, so that defaults are filled in
-        kind = prefix_kind(self.method.for_model(self.loaded.adapter.shape), self.positions)
+        shape = self.loaded.adapter.shape
+        kind = prefix_kind(self.method.for_model(shape), shape, self.positions)
         return self.prefixes.get(kind, [p.image_key + self._variant for _, p in batch], capture)
 
     def _decode(self, logits: Tensor, cache: Cache, prompts: Sequence[Prompt]) -> list[list[int]]:

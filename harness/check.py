@@ -676,21 +676,31 @@ def image_alone(subject: Subject) -> str:
         raise _NotApplicableError("does not declare image_only")
     for label, method in subject.variants().items():
         for first, other in pairwise(PROMPTS):
-            # the same image with another question, asked as another sample
-            swapped = dataclasses.replace(first, key=f"{first.key} asked otherwise", ids=first.ids[: 3 + N_VISUAL] + other.ids[3 + N_VISUAL :])
-            decided = (Decisions(), Decisions())
-            for asked, into in zip((first, swapped), decided, strict=True):
+            image = 3 + N_VISUAL
+            # the same image with another question and with none, as when questions share it; as other samples
+            swapped = dataclasses.replace(first, key=f"{first.key} asked otherwise", ids=first.ids[:image] + other.ids[image:])
+            alone = dataclasses.replace(first, key=f"{first.key} not asked", ids=first.ids[:image])
+            decided = [Decisions() for _ in range(3)]
+            for asked, into in zip((first, swapped, alone), decided, strict=True):
                 ask(tiny_model(), spied(method, into), (asked,), steps=0)
-            mine, theirs = (d.reductions for d in decided)
-            _require(mine.keys() == theirs.keys(), f"{label}: reduces at {sorted(mine)} for one question, at {sorted(theirs)} for another")
-            for layer, a in mine.items():
-                b = theirs[layer]
-                kept = [_few(r.keep[0].nonzero().flatten().tolist()) for r in (a, b)]
-                _require(torch.equal(a.keep, b.keep), f"{label}: layer {layer} keeps {kept[0]} for one question, {kept[1]} for another")
-                one, two = (torch.zeros(0) if r.added is None else r.added for r in (a, b))
-                same = one.shape == two.shape and torch.allclose(one, two, atol=SAME)
-                _require(same, f"{label}: layer {layer} adds other tokens for another question")
-    return f"{len(PROMPTS) - 1} images with two questions"
+            mine = decided[0].reductions
+            for theirs, what in ((decided[1].reductions, "another question"), (decided[2].reductions, "no question")):
+                _require(mine.keys() == theirs.keys(), f"{label}: reduces at {sorted(mine)} for a question, at {sorted(theirs)} for {what}")
+                for layer, a in mine.items():
+                    b = theirs[layer]
+                    kept = [_few(r.keep[0].nonzero().flatten().tolist()) for r in (a, b)]
+                    _require(torch.equal(a.keep, b.keep), f"{label}: layer {layer} keeps {kept[0]} for a question, {kept[1]} for {what}")
+                    one, two = (_merged(r) for r in (a, b))
+                    same = one.shape == two.shape and torch.allclose(one, two, atol=SAME)
+                    _require(same, f"{label}: layer {layer} adds other tokens for {what}")
+    return f"{len(PROMPTS) - 1} images with two questions and without"
+
+
+def _merged(reduction: Reduction) -> Tensor:
+    """(m, d): the tokens that a reduction of one row adds."""
+    if reduction.added is None:
+        return torch.zeros(0)
+    return reduction.added[0] if reduction.added_valid is None else reduction.added[0][reduction.added_valid[0]]
 
 
 @_property("padded batch equals singles")

@@ -26,7 +26,7 @@ from harness.errors import PrunebenchError, unknown
 from harness.keeps import Stage
 from harness.layout import Gathered, TokenLayout, take
 from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError, TowerLook, raised
-from harness.prefix import Prefix, RoomyLayer, Shared, on_prefix, one_row, visual_edit
+from harness.prefix import Prefix, ReducedPrefix, RoomyLayer, Shared, on_prefix, one_row, visual_edit
 from harness.shape import ModelShape
 from harness.tower import Seen, TowerEye, batched
 from harness.trace import LayerTrace, Trace
@@ -93,7 +93,8 @@ class _CapturedLayer:
     hidden: Tensor
     edit: AttentionEdit | None
     layout: TokenLayout
-    unreduced: Tensor | None
+    #: before a reduction here, with its layout, and where its columns went
+    unreduced: tuple[Tensor, TokenLayout, Tensor] | None
     keys: Tensor = field(init=False)
     values: Tensor = field(init=False)
     silenced: list[int] = field(init=False)
@@ -131,7 +132,7 @@ class EngineRun:
         self._seen: Sequence[Seen] | None = None
         #: the layers of a prefill inside `capturing`
         self._captured: list[_CapturedLayer] | None = None
-        self._unreduced: Tensor | None = None
+        self._unreduced: tuple[Tensor, TokenLayout, Tensor] | None = None
 
     # ---------------------------------------------------------------------------------------------------- the method's view
 
@@ -277,17 +278,23 @@ class EngineRun:
         """What the last prefill, of prompts that end with their image and run inside `capturing`, left for others to start from."""
         assert self._captured is not None
         assert self._input_ids is not None
-        if self._per_layer_prompt.padded or self._captured[-1].layout.padded:
+        if self._per_layer_prompt.padded:
             raise PrunebenchError("expected prefixes of one length in a batch, found padding: capture images of one size together")
         found = []
         for row in range(self._input_ids.shape[0]):
-            layers = [
-                (c.hidden[row], c.keys[row], c.values[row], one_row(c.edit, row), c.silenced[row], c.layout.origin[row], c.layout.positions[row])
-                for c in self._captured
-            ]
-            hidden, keys, values, edits, silenced, origins, positions = zip(*layers, strict=True)
-            unreduced = {l: c.unreduced[row] for l, c in enumerate(self._captured) if c.unreduced is not None}
-            found.append(Prefix(self._input_ids[row], hidden, keys, values, edits, silenced, origins, positions, unreduced))
+            layers, reduced = [], {}
+            for layer, c in enumerate(self._captured):
+                # images of one size may be reduced to unlike lengths
+                pad = c.layout.n - c.layout.counts[row]
+                edit = one_row(c.edit, row, c.layout.visual_counts[row])
+                layers.append((c.hidden[row, pad:], c.keys[row, :, pad:], c.values[row, :, pad:], edit, c.silenced[row]))
+                if c.unreduced is not None:
+                    stream, before, source = c.unreduced
+                    was, source = before.n - before.counts[row], source[row, pad:]
+                    places = torch.where(source < before.n, source - was, -1)
+                    reduced[layer] = ReducedPrefix(stream[row, was:], places, c.layout.positions[row, pad:])
+            hidden, keys, values, edits, silenced = zip(*layers, strict=True)
+            found.append(Prefix(self._input_ids[row], hidden, keys, values, edits, silenced, reduced))
         return found
 
     @contextmanager
@@ -295,7 +302,7 @@ class EngineRun:
         """Keep what `prefixes` needs of the prefill inside, of prompts of these samples; the method does there what `on_prefix` says."""
         method, others = self._method, self.samples
         self._captured = []
-        self._method, self.samples = on_prefix(method), samples
+        self._method, self.samples = on_prefix(method, self._shape), samples
         try:
             yield
         finally:
@@ -438,13 +445,14 @@ class EngineRun:
                     full = torch.ones(added.shape[:2], dtype=torch.bool, device=hidden.device)
                     added_valid = full if reduction.added_valid is None else reduction.added_valid
                 reduced = layout.reduce(keep, added_valid, positions == "compact")
-                self._shared = None if shared is None else shared.reduced(layer, reduced.layout, added)
+                self._shared = None if shared is None else shared.reduced(layer, reduced, added)
                 if self._shared is not None:
                     hidden = self._shared.corrected(layer, hidden)
                 else:
-                    self._unreduced = everything()
-                    hidden = self._unreduced if added is None else torch.cat([self._unreduced, added.to(hidden.dtype)], 1)
-                    hidden = take(hidden, reduced.source)
+                    hidden = everything()
+                    if self._captured is not None:
+                        self._unreduced = hidden, layout, reduced.source
+                    hidden = take(hidden if added is None else torch.cat([hidden, added.to(hidden.dtype)], 1), reduced.source)
                 self._layout, self._rotary = reduced.layout, None
         if self._shared is not None and not self._shared.goes_on(layer):
             hidden, self._shared = everything(), None

@@ -250,7 +250,7 @@ def run_pass(
         by_arm.setdefault(name, []).append(identity)
     shape = loaded.adapter.shape
     # arms of one kind of prefix follow each other, so that one kind is in memory at a time
-    kinds = {name: (prefix_kind(arm.method.for_model(shape), arm.positions), pixels_key(arm.method)) for name, arm in first.items()}
+    kinds = {name: (prefix_kind(arm.method.for_model(shape), shape, arm.positions), pixels_key(arm.method)) for name, arm in first.items()}
     arms = sorted(by_arm, key=lambda name: kinds[name])
     prefixes = PrefixCache(pace.prefix_bytes) if pace.share else None
     answerers: dict[str, Answerer] = {}

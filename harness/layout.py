@@ -16,9 +16,6 @@ from torch import Tensor
 
 from harness.errors import PrunebenchError
 
-#: origin of a token that a method added
-MERGED = -2
-
 
 class Gathered(NamedTuple):
     """Columns of some tokens per row: `columns (b, k)` long, 0 beyond a row's count; `valid (b, k)` bool."""
@@ -143,7 +140,7 @@ class TokenLayout:
             positions = torch.cat([positions, at[:, None].expand(b, m)], 1)
             visual = torch.cat([visual, torch.ones_like(added)], 1)
             after = torch.cat([after, torch.zeros_like(added)], 1)
-            origin = torch.cat([origin, torch.full((b, m), MERGED, device=device)], 1)
+            origin = torch.cat([origin, torch.full((b, m), -2, device=device)], 1)
         n_new = int(stays.sum(1).max())
         source = order_key.argsort(dim=1, stable=True)[:, -n_new:]
         valid = stays.gather(1, source)

@@ -4,8 +4,10 @@ Attention is causal: until a method removes tokens, the streams, keys and values
 question. They are computed once per image (`EngineRun.capturing`) and put under every question (`EngineRun.share`), which then runs its
 own tokens only, up to the first layer where its method reduces; from there on it runs what is left, as ever. A method that edits the
 attention of visual rows has a prefix of its own (`Method.prefix_key`), and an edit other than the captured one ends the sharing at its layer.
-So has one that reduces by the image alone (`Traits.image_only`): its prefix is captured with its reductions, and a question that reduces
-likewise goes on from what they left. Where a question does not, sharing ends there, so a wrong declaration costs time and no answer.
+So has one that reduces before the first layer by the image alone (`Traits.image_only`): its prefix is captured with its reductions, and a
+question that reduces likewise goes on from what they left. Where a question does not, sharing ends there, so a wrong declaration costs time
+and no answer. (A method that reduces by the image alone at a later layer shares up to there with all others instead: an image's prefill
+of its own would cost more than it saves unless questions about it are many.)
 
 Costs are unaffected: a trace says what the prompt alone would run.
 """
@@ -21,9 +23,20 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicLayer
 
-from harness.layout import MERGED, TokenLayout
-from harness.method import AttentionEdit, Method, Reduction, Run, Stream, TowerLook, source_of
+from harness.layout import Reduced, take
+from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, TowerLook, source_of
 from harness.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class ReducedPrefix:
+    """A reduction of a prefix: the `stream (p, d)` before it, and of the tokens it left the `source (p',)`, their place in that stream or -1
+    for added ones, and the RoPE `positions (p',)`.
+    """
+
+    stream: Tensor
+    source: Tensor
+    positions: Tensor
 
 
 @dataclass(frozen=True)
@@ -31,8 +44,7 @@ class Prefix:
     """The first `p` tokens of a prompt, its image's last token included, at each decoder layer; fewer from a reduction on.
 
     `ids (p,)`; per layer `hidden (p, d)` that it runs on, `keys` and `values (kv_heads, p, head_dim)` after RoPE, the `edits` of its visual
-    rows, the causal pairs they `silenced`, and the `origins` and `positions (p,)` of its tokens (as in TokenLayout). `unreduced`: the stream
-    before the reduction of a layer that has one.
+    rows and the causal pairs they `silenced`. Of layers with a reduction, `reduced` says what it did.
     """
 
     ids: Tensor
@@ -41,9 +53,7 @@ class Prefix:
     values: Sequence[Tensor]
     edits: Sequence[AttentionEdit | None]
     silenced: Sequence[int]
-    origins: Sequence[Tensor]
-    positions: Sequence[Tensor]
-    unreduced: Mapping[int, Tensor]
+    reduced: Mapping[int, ReducedPrefix]
 
     @property
     def length(self) -> int:
@@ -51,7 +61,7 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for part in (self.hidden, self.keys, self.values, self.unreduced.values()) for t in part)
+        return sum(t.nbytes for part in (self.hidden, self.keys, self.values, [r.stream for r in self.reduced.values()]) for t in part)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class OnVisualRows(Method):
 
 @dataclass(frozen=True)
 class OnImage(OnVisualRows):
-    """As OnVisualRows for a method that reduces by the image alone: with its looks and reductions."""
+    """As OnVisualRows for a method that reduces by the image alone: with its eyes and reductions."""
 
     def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
         return self.inner.looks(shape)
@@ -77,22 +87,26 @@ class OnImage(OnVisualRows):
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
         self.inner.on_image(run, tower)
 
+    def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
+        self.inner.on_attention(run, layer, attn)
+
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         return self.inner.at_boundary(run, layer, stream)
 
 
-def prefix_kind(method: Method, positions: str) -> str:
-    """Names the prefixes that questions to this method (as `for_model` made it) start from; methods of one kind share them."""
-    if not method.traits.image_only:
-        return method.prefix_key()
-    return f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())} {positions}"
-
-
-def on_prefix(method: Method) -> Method:
-    """What is attached while a prefix of `method` is captured."""
-    if method.traits.image_only:
+def on_prefix(method: Method, shape: ModelShape) -> Method:
+    """What is attached while a prefix of `method` (as `for_model` made it) is captured."""
+    plan = method.plan(shape, 1)
+    if method.traits.image_only and (plan is None or plan[0] < shape.n_visual):
         return OnImage(method)
     return OnVisualRows(method) if method.prefix_key() else Method()
+
+
+def prefix_kind(method: Method, shape: ModelShape, positions: str) -> str:
+    """Names the prefixes that questions to this method (as `for_model` made it) start from; methods of one kind share them."""
+    if not isinstance(on_prefix(method, shape), OnImage):
+        return method.prefix_key()
+    return f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())} {positions}"
 
 
 class PrefixCache:
@@ -208,28 +222,34 @@ class Shared:
 
     def _entering(self, prefix: Prefix, layer: int) -> Tensor:
         """The prefix's stream entering `layer` in these columns: before a reduction there, unless it is the one that left them."""
-        return prefix.hidden[layer] if layer == self.since else prefix.unreduced.get(layer, prefix.hidden[layer])
+        reduced = prefix.reduced.get(layer)
+        return prefix.hidden[layer] if reduced is None or layer == self.since else reduced.stream
 
-    def reduced(self, layer: int, layout: TokenLayout, added: Tensor | None) -> Shared | None:
-        """The same batch behind a reduction to `layout` with `added (b, m, d)` tokens; None where the prefixes were not reduced likewise."""
-        if any(layer not in p.unreduced for p in self.prefixes):
+    def reduced(self, layer: int, after: Reduced, added: Tensor | None) -> Shared | None:
+        """The same batch behind a reduction with `added (b, m, d)` tokens; None where the prefixes were not reduced likewise."""
+        if any(layer not in p.reduced for p in self.prefixes):
             return None
-        after = Shared(self.prefixes, layout.valid, layer)
-        if after.inside != self.inside or min(after.under) < 0:
+        shared = Shared(self.prefixes, after.layout.valid, layer)
+        if (shared.window, shared.inside) != (self.window, self.inside) or min(shared.under) < 0:
             return None
-        for start, end in after.groups:
-            prefix, at = after.prefixes[start], slice(after.pads[start], after.pads[start] + after.under[start] + after.inside[start])
-            for mine, known in ((layout.origin, prefix.origins[layer]), (layout.positions, prefix.positions[layer])):
-                if not bool((mine[start:end, at] == known).all()):
-                    return None
-            merged = prefix.hidden[layer][prefix.origins[layer] == MERGED]
-            if merged.shape[0] and (added is None or not _close(added[start:end, : merged.shape[0]], merged)):
+        for start, end in shared.groups:
+            prefix, known = shared.prefixes[start], shared.prefixes[start].reduced[layer]
+            at = slice(shared.pads[start], shared.pads[start] + len(known.source))
+            columns, positions = after.source[start:end, at], after.layout.positions[start:end, at]
+            old = columns < self.n
+            places = torch.where(old, columns - torch.tensor(self.pads[start:end], device=columns.device)[:, None], -1)
+            if not bool((places == known.source).all() & (positions == known.positions).all()):
                 return None
-        return after
+            new = known.source < 0
+            if added is not None and bool(new.any()):
+                values = take(added[start:end], columns[:, new] - self.n)
+                if not _close(values, prefix.hidden[layer][new]):
+                    return None
+        return shared
 
     def goes_on(self, layer: int) -> bool:
         """Were no prefixes reduced at `layer`, or was this left by it?"""
-        return layer == self.since or all(layer not in p.unreduced for p in self.prefixes)
+        return layer == self.since or all(layer not in p.reduced for p in self.prefixes)
 
     @property
     def mask(self) -> Tensor:
@@ -287,18 +307,19 @@ def visual_edit(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     return next((e for e in edits if e.rows == "visual"), None)
 
 
-def one_row(edit: AttentionEdit | None, row: int) -> AttentionEdit | None:
-    """A batch's edit as the edit of one of its rows."""
+def one_row(edit: AttentionEdit | None, row: int, visual: int | None = None) -> AttentionEdit | None:
+    """A batch's edit as the edit of one of its rows, which has so many visual tokens."""
     if edit is None:
         return None
-    cols = None if edit.cols is None else edit.cols[row : row + 1].clone()
+    cols = None if edit.cols is None else edit.cols[row : row + 1, :visual].clone()
     sink = int(edit.sink[row]) if isinstance(edit.sink, Tensor) else edit.sink
     return AttentionEdit(edit.rows, cols, edit.how, sink=sink)
 
 
 def _close(added: Tensor, known: Tensor) -> bool:
     """Are merged tokens those of the prefix, up to the rounding of another batch?"""
-    return bool(torch.allclose(added.to(known.dtype), known.expand_as(added), rtol=1e-2 if known.dtype == torch.bfloat16 else 1e-3, atol=1e-5))
+    tolerance = 1e-5 if known.dtype == torch.float32 else 2 * torch.finfo(known.dtype).eps
+    return bool(torch.allclose(added.to(known.dtype), known.expand_as(added), rtol=tolerance, atol=tolerance))
 
 
 def _same(known: AttentionEdit | None, edit: AttentionEdit | None, row: int) -> bool:

@@ -299,10 +299,13 @@ def calibrate(
     steps: list[dict[str, Any]] = []
     notes: list[str] = []
 
-    def attempt(stage: str, knobs: Mapping[str, Any], than: Sequence[Tried] | None = None) -> tuple[Tried, ...] | None:
-        """What was measured in each trial; None where a task loses too much or they do not cost less `than` others."""
-        measured: list[Tried] = []
-        for n, trial in enumerate(trials):
+    seen: dict[str, tuple[Tried, bool, bool]] = {}
+
+    def judged(n: int, stage: str, knobs: Mapping[str, Any], than: Sequence[Tried] | None) -> tuple[Tried, bool, bool]:
+        """What trial `n` measured, whether every task holds, and whether it costs less `than` others."""
+        key = f"{n} {dict(knobs)}"
+        if key not in seen:
+            trial = trials[n]
             tried, count = trial.evaluate(knobs), sum(trial.counts.values())
             # a few samples cannot tell one point: one answer of each task is let through to where they can
             holds = trial.holds(tried, tolerance, 0 if n == len(trials) - 1 else 1)
@@ -312,6 +315,14 @@ def calibrate(
             worst = 100 * min(tried.by_task[task] - trial.unpruned[task] for task in trial.unpruned)
             named = ", ".join(f"{k}={v}" for k, v in knobs.items())
             say(f"{stage}: {named}: worst task {worst:+.1f} points, FLOPs {tried.flops:.3f}, {count} questions")
+            seen[key] = tried, holds, cheaper
+        return seen[key]
+
+    def attempt(stage: str, knobs: Mapping[str, Any], than: Sequence[Tried] | None = None) -> tuple[Tried, ...] | None:
+        """What every trial measured; None where one says that a task loses too much or that they do not cost less `than` others."""
+        measured: list[Tried] = []
+        for n in range(len(trials)):
+            tried, holds, cheaper = judged(n, stage, knobs, than)
             if not (holds and cheaper):
                 return None
             measured.append(tried)
@@ -346,14 +357,20 @@ def calibrate(
                 continue
             at = np.array(searched)[fires[fired].argmax(1)]
             norms = measured.norms[fired, at]  # (fired, tokens) where each sample selects
-            for k in (k for k in KEPT_GRID if k < norms.shape[1]):
-                more = {**knobs, "middle": True, "layer_threshold": threshold, "tokens_threshold": float(f"{norms[:, k].mean():.3g}")}
-                tried = attempt("middle", more, None if middle is None else middle[1])
+            on, than = {**knobs, "middle": True, "layer_threshold": threshold}, None if middle is None else middle[1]
+            grid = [{**on, "tokens_threshold": float(f"{norms[:, k].mean():.3g}")} for k in KEPT_GRID if k < norms.shape[1]]
+            # the fewest tokens that hold in the first trial: fewer lose more, and more cost more
+            start, end = 0, len(grid)
+            while start < end:
+                half = (start + end) // 2
+                _, holds, cheaper = judged(0, "middle", grid[half], than)
+                start, end = (half + 1, end) if cheaper and not holds else (start, half)
+            for more in grid[start:]:
+                tried = attempt("middle", more, than)
                 if tried is not None:
                     middle = more, tried
                     break
-                # more kept tokens cost more, so nothing cheaper is left to find at this threshold
-                if not steps[-1]["cheaper"]:
+                if not judged(0, "middle", more, than)[2]:
                     break
     else:
         notes.append(f"no fusion layer behind layer {s}: nothing to select by")

@@ -138,8 +138,7 @@ def test_only_the_window_runs(mini, prompts):
 def test_behind_a_reduction_by_the_image_alone_only_the_window_runs(mini, prompts, name):
     from harness.engine import attach
 
-    knobs = {"boundary": 2} if name.endswith("Centre") else {}
-    method = locate_model("mini", "cpu", "float32").method(name, budgets.parse("48"), knobs)
+    method = locate_model("mini", "cpu", "float32").method(name, budgets.parse("48"), {})
     cache = PrefixCache()
     answerer = Answerer(mini, method, batch_size=4, prefixes=cache)
     batch = [(mini.prompt_ids(p.text), p) for p in prompts[:4]]
@@ -151,41 +150,89 @@ def test_behind_a_reduction_by_the_image_alone_only_the_window_runs(mini, prompt
     alone = {a.key: a for a in Answerer(mini, method, batch_size=4).answer(prompts[:4])}
     for a in shared:
         assert (a.text, a.kept, a.cost) == (alone[a.key].text, alone[a.key].kept, alone[a.key].cost)
-    other = locate_model("mini", "cpu", "float32").method(name, budgets.parse("32"), knobs)
+    other = locate_model("mini", "cpu", "float32").method(name, budgets.parse("32"), {})
     list(Answerer(mini, other, batch_size=4, prefixes=cache).answer(prompts[:4]))
     assert cache.captured == 2 * len({p.image_key for p in prompts[:4]}), "what one budget leaves of an image is not another's"
+
+
+def test_a_later_reduction_by_the_image_alone_shares_up_to_there_with_all_methods(mini, prompts):
+    cache = PrefixCache()
+    for name, budget, knobs in (("none", None, {}), ("tests/examples/centre.py:Centre", "48", {"boundary": 2}), ("fastv", "48", {})):
+        method = locate_model("mini", "cpu", "float32").method(name, budgets.parse(budget), knobs)
+        list(Answerer(mini, method, prefixes=cache).answer(prompts))
+    assert cache.captured == len({p.image_key for p in prompts})
+
+
+def alike(mini, prompts, method, batch=5):
+    """Answers with and without sharing are the same; -> the widest layer's rows that the last shared prefill ran, by layer."""
+    alone, rows = answers(mini, method, prompts, False), []
+
+    class Watched(Answerer):
+        def _batch(self, run, batch):
+            found = super()._batch(run, batch)
+            rows[:] = [layer.rows for layer in run.trace.layers]
+            return found
+
+    answerer = Watched(mini, method, batch_size=batch, seed=3, prefixes=PrefixCache())
+    shared = {a.key: a for a in answerer.answer(prompts)}
+    assert {k: (a.text, a.kept, a.cost) for k, a in shared.items()} == {k: (a.text, a.kept, a.cost) for k, a in alone.items()}
+    return rows
 
 
 @pytest.mark.parametrize(("name", "knobs"), [("drawn", {}), ("drawn", {"boundary": 3}), ("weighted", {})])
 def test_a_method_that_says_the_image_decides_and_lets_the_question_decide_is_answered_alike(mini, prompts, name, knobs):
     from harness import mutations
 
-    method = {"drawn": mutations.Drawn, "weighted": mutations.Weighted}[name](keep=48, **knobs)
-    alone, shared = answers(mini, method, prompts, False), answers(mini, method, prompts, True)
-    assert {k: (a.text, a.kept, a.cost) for k, a in shared.items()} == {k: (a.text, a.kept, a.cost) for k, a in alone.items()}
+    alike(mini, prompts, {"drawn": mutations.Drawn, "weighted": mutations.Weighted}[name](keep=48, **knobs))
 
 
-def test_a_reduction_only_some_questions_make(mini, prompts):
-    """Captured with it, asked without: sharing ends there; and the other way round."""
+@dataclass(frozen=True)
+class ByImage(Method):
+    name = "by_image"
+    traits = Traits(query_aware=False, image_only=True)
 
-    @dataclass(frozen=True)
-    class Sometimes(Method):
-        name = "sometimes"
-        traits = Traits(query_aware=False, image_only=True)
-        on_prefixes: bool = True
+    case: str = ""
 
-        def at_boundary(self, run, layer, stream):
-            asked = stream.after.shape[1] > 0
-            if layer != 3 or asked == self.on_prefixes:
+    def on_attention(self, run, layer, attn):
+        if layer == 0:
+            run.memo["norms"] = attn.visual_values().float().norm(dim=-1).mean(1)
+
+    def at_boundary(self, run, layer, stream):
+        asked, keep = stream.after.shape[1] > 0, run.visual_valid
+        if self.case in ("prefixes", "questions"):  # one reduces, the other does not
+            if layer != 3 or asked == (self.case == "prefixes"):
                 return None
-            keep = run.visual_valid
             keep[:, ::2] = False
             return Reduction(keep)
+        if layer not in (0, 2, 5):
+            return None
+        order = torch.arange(keep.shape[1])[None]
+        if self.case == "more":  # a question keeps more than its prefix
+            return Reduction(keep & (order < 100 - 10 * layer + 4 * asked))
+        if self.case == "counts":  # as many as the image says, another number for each
+            bright = stream.visual[:, :, 0] > 0
+            return Reduction(keep & (bright | (order < 8))) if layer == 2 else Reduction(keep & (order < 200)) if not layer else None
+        if self.case == "values":
+            return Reduction(keep & (run.memo["norms"] > run.memo["norms"].mean(1, keepdim=True))) if layer == 2 else None
+        added = torch.stack([stream.visual[:, :9].mean(1), stream.visual[:, 9:20].mean(1), stream.visual.mean(1)], 1)
+        if self.case == "holes":  # other places of as many merged tokens
+            valid = torch.tensor([[True, not asked, asked]]).expand(keep.shape[0], 3)
+            return Reduction(keep & (order < 90 - 10 * layer), added, valid)
+        merged = [added, added[:, :1], None][(0, 2, 5).index(layer)]  # "merges": and drops some of what was merged before
+        return Reduction(keep & (order < 90 - 10 * layer) | keep & (order == keep.shape[1] - 1), merged)
 
-    for on_prefixes in (True, False):
-        method = Sometimes(on_prefixes)
-        alone, shared = answers(mini, method, prompts, False), answers(mini, method, prompts, True)
-        assert {k: (a.text, a.kept) for k, a in shared.items()} == {k: (a.text, a.kept) for k, a in alone.items()}
+
+@pytest.mark.parametrize("case", ["prefixes", "questions", "more", "holes"])
+def test_where_a_question_reduces_otherwise_than_its_image_sharing_ends(mini, prompts, case):
+    rows = alike(mini, prompts, ByImage(case))
+    assert rows[-1] is None, "whole prompts run"
+
+
+@pytest.mark.parametrize("case", ["merges", "counts", "values"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_reductions_in_several_layers_by_the_image_alone_are_shared(mini, prompts, case, batch):
+    rows = alike(mini, prompts, ByImage(case), batch)
+    assert 0 < rows[-1] < 48
 
 
 def test_contradictory_traits_are_refused():
