@@ -48,7 +48,7 @@ from tqdm import tqdm
 from harness import budget as budgets
 from harness import stages
 from harness.adapters import LlavaAdapter
-from harness.answering import Answer, Answerer, FeatureCache, Prompt
+from harness.answering import Answer, Answerer, FeatureCache, Prompt, batch_for
 from harness.attention import LayerAttention
 from harness.engine import EngineRun
 from harness.errors import PrunebenchError
@@ -283,8 +283,7 @@ class Asker:
 
     def ask(self, method: Method, seen: Callable[[], object] = lambda: None) -> dict[str, Answer]:
         """Answers by key."""
-        # rows of an adaptive method reduce at unlike layers, and a batch is as wide as its widest row: half a batch took 0.8 of the time
-        batch = max(1, self.batch // 2) if method.traits.adaptive else self.batch
+        batch = batch_for(method, self.batch, self.loaded.device)
         answerer = Answerer(self.loaded, method, batch_size=batch, features=self.features, prefixes=self._prefixes)
         answers = {}
         for answer in answerer.answer(self.prompts):

@@ -295,6 +295,12 @@ class Answerer:
             return Encoded(features[0], seen[0])
 
 
+def batch_for(method: Method, batch: int, device: torch.device) -> int:
+    """Prompts of a batch where up to `batch` may be. Rows of an adaptive method reduce at unlike layers and a batch is as wide as its widest
+    row, which costs a CPU more than small batches do (VisiPruner on the mini model: 4 takes 0.6 of the time of 16, 0.8 of that of 8)."""
+    return min(batch, 4) if method.traits.adaptive and device.type == "cpu" else batch
+
+
 def _as_outputs(images: Sequence[Encoded]) -> dict[str, Any]:
     """Features of images as the model takes them."""
     return {"image": BaseModelOutputWithPooling(pooler_output=[image.features for image in images])}

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from harness import budget as budgets
-from harness.answering import Answerer, Clock, FeatureCache, Prompt, pixels_key
+from harness.answering import Answerer, Clock, FeatureCache, Prompt, batch_for, pixels_key
 from harness.cell import Cell, canonical_json
 from harness.errors import PrunebenchError
 from harness.method import Method, source_of
@@ -62,8 +62,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Pace:
-    """How to run, without effect on any answer: prompts a batch, whether prefixes are shared, bytes for prefixes, and `shard` (i, n): this
-    process answers every n-th image from the i-th on."""
+    """How to run, without effect on any answer: most prompts a batch (see `answering.batch_for`), whether prefixes are shared, bytes for
+    prefixes, and `shard` (i, n): this process answers every n-th image from the i-th on."""
 
     batch: int = 16
     share: bool = True
@@ -255,10 +255,11 @@ def run_pass(
     prefixes = PrefixCache(pace.prefix_bytes) if pace.share else None
     answerers: dict[str, Answerer] = {}
     failed: dict[str, PrunebenchError] = {}
-    shared: dict[str, Any] = {"batch_size": pace.batch, "features": features, "prefixes": prefixes, "clock": clock}
+    shared: dict[str, Any] = {"features": features, "prefixes": prefixes, "clock": clock}
     for name, arm in first.items():
         try:
-            answerers[name] = Answerer(loaded, arm.method, seed=arm.seed, positions=arm.positions, **shared)
+            most = batch_for(arm.method, pace.batch, loaded.device)
+            answerers[name] = Answerer(loaded, arm.method, batch_size=most, seed=arm.seed, positions=arm.positions, **shared)
         except PrunebenchError as error:
             if len(arms) == 1:
                 raise

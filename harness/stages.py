@@ -359,6 +359,8 @@ def calibrate(
             norms = measured.norms[fired, at]  # (fired, tokens) where each sample selects
             on, than = {**knobs, "middle": True, "layer_threshold": threshold}, None if middle is None else middle[1]
             grid = [{**on, "tokens_threshold": float(f"{norms[:, k].mean():.3g}")} for k in KEPT_GRID if k < norms.shape[1]]
+            if than is not None and not judged(0, "middle", grid[0], than)[2]:
+                continue
             # the fewest tokens that hold in the first trial: fewer lose more, and more cost more
             start, end = 0, len(grid)
             while start < end:
