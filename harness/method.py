@@ -327,7 +327,7 @@ def _check_class(cls: type[Method]) -> None:
     if "__dataclass_params__" not in vars(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PrunebenchError(f"{where}: a method is a frozen dataclass; decorate the class with @dataclass(frozen=True)")
     if cls.traits.image_only and (cls.traits.query_aware or cls.traits.random):
-        raise PrunebenchError(f"{where}: its traits say image_only, and query_aware or random as well: it cannot be both")
+        raise PrunebenchError(f"{where}: its traits say image_only, and query_aware or random as well: it cannot be both, drop one")
     knobs = {f.name for f in dataclasses.fields(cls)}
     source_of(cls)  # of what was just imported, not of what may stand in the file by the time a result is filed
     lacking = [knob for knob in cls.budget_knobs if knob not in knobs]

@@ -96,9 +96,10 @@ class OnImage(OnVisualRows):
 
 def on_prefix(method: Method, shape: ModelShape) -> Method:
     """What is attached while a prefix of `method` (as `for_model` made it) is captured."""
-    plan = method.plan(shape, 1)
-    if method.traits.image_only and (plan is None or plan[0] < shape.n_visual):
-        return OnImage(method)
+    if method.traits.image_only:
+        plan = method.plan(shape, 1)
+        if plan is None or plan[0] < shape.n_visual:
+            return OnImage(method)
     return OnVisualRows(method) if method.prefix_key() else Method()
 
 
