@@ -419,6 +419,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         more: list[lmms.LoadedTask] = []
         if limit and chosen is not None and layers is None:
             more = [lmms.load_task(name, larger, KNOBS * limit, SUBSET_SEED) for name in names]
+            more = [] if [t.fingerprint for t in more] == [t.fingerprint for t in tasks] else more
         n_images = len({s.image_key for t in tasks for s in t.samples})
         if n_images < 2:
             raise PrunebenchError("an analysis averages over images: expected at least 2, found 1; raise LIMIT")

@@ -234,8 +234,7 @@ class Trial:
 
     def holds(self, tried: Tried, tolerance: float, answers: int) -> bool:
         """Does no task lose more than `tolerance`, or more than so many of its answers where that is more?"""
-        least = (self.unpruned[task] - max(tolerance, answers / self.counts[task]) for task in self.unpruned)
-        return all(tried.by_task[task] >= bound - 1e-9 for task, bound in zip(self.unpruned, least, strict=True))
+        return all(before - tried.by_task[task] <= max(tolerance, answers / self.counts[task]) + 1e-9 for task, before in self.unpruned.items())
 
 
 @dataclass(frozen=True)
