@@ -123,7 +123,7 @@ def analyze_command(
     model: Annotated[str, typer.Argument(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
     tasks: Annotated[str, typer.Option("--tasks", "--task", help="of gqa, mme, pope, textvqa, textvqa_ocr; with commas")] = "gqa,mme,pope,textvqa",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all; default 36")] = "",
-    batch: Annotated[int, typer.Option(help="prompts a batch; results do not depend on it")] = 8,
+    batch: Annotated[int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); results do not depend on it")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
     data: Annotated[str, typer.Option(help="the test data, as in eval")] = "",

@@ -169,7 +169,8 @@ class Traits:
     """What a table says about a method; declared by the method, checked by the conformance tests.
 
     `keeps_most_attended`: at a budget, a visual token that all text attends to most, in every head and layer, stays. `image_only`: what it keeps
-    and merges depends on the image alone, not on text or a draw, so that questions about an image share the prefill behind its reductions.
+    and merges depends on the image alone, not on text or a draw, so that questions about an image share the prefill behind
+    its reductions if the first is before layer 0 (harness/prefix.py).
     """
 
     query_aware: bool

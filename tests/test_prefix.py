@@ -164,7 +164,7 @@ def test_a_later_reduction_by_the_image_alone_shares_up_to_there_with_all_method
 
 
 def alike(mini, prompts, method, batch=5):
-    """Answers with and without sharing are the same; -> the widest layer's rows that the last shared prefill ran, by layer."""
+    """Answers with and without sharing are the same; -> the rows that the last shared prefill ran, by layer."""
     alone, rows = answers(mini, method, prompts, False), []
 
     class Watched(Answerer):

@@ -13,7 +13,7 @@ class Centre(Method):
     """Keeps `keep` visual tokens from decoder layer `boundary` on."""
 
     name = "centre"
-    traits = Traits(query_aware=False, image_only=True)  # questions about an image share what is left of it
+    traits = Traits(query_aware=False, image_only=True)  # the question has no say, so questions about an image can share work
 
     keep: int
     boundary: int = 0
