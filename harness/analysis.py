@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 from harness import budget as budgets
 from harness import stages
-from harness.adapters import LlavaAdapter
+from harness.adapters import Adapter
 from harness.answering import Answer, Answerer, FeatureCache, Prompt, batch_for
 from harness.attention import LayerAttention
 from harness.engine import EngineRun
@@ -118,7 +118,7 @@ class Observer(Method):
     budget_knobs = ()
 
     into: Observed = field(default_factory=Observed)
-    adapter: LlavaAdapter | None = None
+    adapter: Adapter | None = None
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         valid = stream.after_valid
@@ -136,8 +136,7 @@ class Observer(Method):
         assert self.adapter is not None
         assert isinstance(attn, LayerAttention)
         run.memo["seen"].append(_reduced(attn))
-        attention: Any = self.adapter.layers[layer].self_attn
-        run.memo["value_output"].append(attention.o_proj(attn.last_output().flatten(1)))
+        run.memo["value_output"].append(self.adapter.attention_output(layer, attn.last_output().flatten(1)))
         if layer == run.shape.depth - 1:
             self.into.pending = run
 
@@ -188,13 +187,13 @@ def _reduced(attn: LayerAttention) -> dict[str, Tensor]:
     }
 
 
-def lens(adapter: LlavaAdapter, state: Tensor) -> Tensor:
+def lens(adapter: Adapter, state: Tensor) -> Tensor:
     """(b, vocab) float32: logits read from a residual stream `state (b, d)` through the final norm and the head."""
-    logits: Tensor = adapter.model.get_output_embeddings()(adapter.text.norm(state))
+    logits: Tensor = adapter.head(adapter.text.norm(state))
     return logits.float()
 
 
-def _lenses(adapter: LlavaAdapter, states: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+def _lenses(adapter: Adapter, states: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, Tensor]:
     """Per boundary (depth + 1, b) and per layer (depth, b): top token, its probability, and the probability of the final answer token."""
     answer = lens(adapter, states[-1]).argmax(-1)
     read: dict[str, list[Tensor]] = {}
@@ -209,7 +208,7 @@ def _lenses(adapter: LlavaAdapter, states: Sequence[Tensor], outputs: Sequence[T
 
 
 @contextmanager
-def watching(adapter: LlavaAdapter, observer: Observer) -> Iterator[None]:
+def watching(adapter: Adapter, observer: Observer) -> Iterator[None]:
     """Hands the observer the state behind the last layer, which no boundary shows. Goes around the observer's attach()."""
 
     def hook(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -534,7 +533,7 @@ def _measured(
         "tasks": list(request.tasks),
         "command": _command(request),
         "depth": depth,
-        "n_visual": loaded.adapter.shape.n_visual,
+        "n_visual": loaded.usual.n_visual,
         "accuracy": _three(stages.interval(weights, unpruned.score)),
         "stages": {} if found is None else found.as_dict(),
         "interval": "95 % percentile bootstrap over images",
@@ -755,7 +754,7 @@ def _summary(derived: Calibrated, located: Located, asker: Asker) -> dict[str, A
         "knobs": derived.knobs,
         "calibrated": numbers(derived.outcome),
         "scaled_defaults": numbers(_tried(located, asker, {})),
-        "unpruned": {"by_task": dict(derived.unpruned), "kept": float(located.shape.n_visual), "flops": 1.0},
+        "unpruned": {"by_task": dict(derived.unpruned), "kept": float(located.usual.n_visual), "flops": 1.0},
         "questions": len(asker.keys),
         "criterion": derived.criterion,
         "notes": list(derived.notes),

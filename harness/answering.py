@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness import budget as budgets
 from harness import flops, keeps
+from harness.adapters import Features
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import Method, TowerLook, raised, source_of
 from harness.models import LoadedModel, locate_model
 from harness.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
+from harness.shape import PromptShape
 from harness.tower import Seen, check_looks
 from harness.trace import Trace
 
@@ -69,9 +70,9 @@ class Clock:
 
 
 class Encoded(NamedTuple):
-    """An image's projected `features (n_visual, hidden)` and what methods asked to see of the tower."""
+    """An image's features and what methods asked to see of the tower."""
 
-    features: Tensor
+    features: Features
     seen: Seen
 
     @property
@@ -169,13 +170,15 @@ class Answerer:
             encoded = [(self.loaded.prompt_ids(p.text), p) for p in prompts]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
-        with attach(self.loaded.model, self.method, self.seed, self.positions, self.features.looks) as run:
+        loaded = self.loaded
+        with attach(loaded.model, self.method, self.seed, self.positions, self.features.looks, loaded.text_encoder) as run:
             start = 0
             while start < len(encoded):
                 batch = encoded[start : start + self.batch_size]
                 same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (batch[0][1].max_new_tokens, batch[0][1].until)]
                 if self.prefixes is not None:  # the window of the longest may not reach in front of the shortest prompt's image
-                    same = [b for b in same if len(b[0]) - len(same[0][0]) < self.loaded.n_visual]
+                    shortest = same[0][0]
+                    same = [b for b in same if len(b[0]) - len(shortest) < shortest.count(self.loaded.image_token_id)]
                 start += len(same)
                 yield self._batch(run, same)
 
@@ -185,7 +188,7 @@ class Answerer:
         loaded, prompts = self.loaded, [p for _, p in batch]
         tokenizer = loaded.processor.tokenizer
         ids, mask = self._padded([ids for ids, _ in batch])
-        run.samples = [p.key for p in prompts]
+        run.samples, run.questions = [p.key for p in prompts], [p.text for p in prompts]
         cache = roomy_cache(loaded.adapter.shape.depth)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.prefixes is not None:
@@ -195,12 +198,12 @@ class Answerer:
             images = self._encoded(run, prompts)
             run.see([image.seen for image in images])
             if self.prefixes is None:
-                inputs["mm_encoder_outputs"] = _as_outputs(images)
+                inputs["mm_encoder_outputs"] = loaded.adapter.outputs([image.features for image in images])
         with self.clock("prefill"):
             logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
         with self.clock("decode"):
             tokens = self._decode(logits, cache, prompts)
-        trace = run.trace
+        trace, shapes = run.trace, run.prompts
         wall = (time.perf_counter() - began) / len(batch)
         answers = []
         with self.clock("account"):
@@ -208,7 +211,7 @@ class Answerer:
                 text = tokenizer.decode(generated, skip_special_tokens=True)
                 for stop in prompt.until:
                     text = text.split(stop)[0]
-                cost = sample_cost(loaded, trace, row, len(generated))
+                cost = sample_cost(shapes[row], trace, row, len(generated))
                 kept = keeps.encode(run.stages(row))
                 answers.append(Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, kept, wall))
         return answers
@@ -231,7 +234,7 @@ class Answerer:
         """One per prompt; those of images not seen before are computed together."""
         assert self.prefixes is not None
         first = {p.image_key + self._variant: (ids, p) for ids, p in reversed(batch)}
-        image_token = self.loaded.adapter.image_token_id
+        adapter, image_token = self.loaded.adapter, self.loaded.image_token_id
 
         def capture(images: list[str]) -> list[Prefix]:
             found: list[Prefix] = []
@@ -244,15 +247,17 @@ class Answerer:
                 ids, mask = self._padded([ids[: len(ids) - ids[::-1].index(image_token)] for ids, _ in asked])
                 with self.clock("prefix"), run.capturing([p.key for _, p in asked]):
                     cache = roomy_cache(run.shape.depth)
-                    self.loaded.model.model(
-                        input_ids=ids, attention_mask=mask, mm_encoder_outputs=_as_outputs(encoded), past_key_values=cache
+                    adapter.core(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        mm_encoder_outputs=adapter.outputs([image.features for image in encoded]),
+                        past_key_values=cache,
                     )
                     found += run.prefixes()
             return found
 
         # after for_model, so that defaults are filled in
-        shape = self.loaded.adapter.shape
-        kind = prefix_kind(self.method.for_model(shape), shape, self.positions)
+        kind = prefix_kind(self.method.for_model(adapter.shape), adapter.usual, self.positions)
         return self.prefixes.get(kind, [p.image_key + self._variant for _, p in batch], capture)
 
     def _decode(self, logits: Tensor, cache: Cache, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -291,7 +296,7 @@ class Answerer:
             raise PrunebenchError(f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})") from error
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"):
-            features, seen = run.encode(self.loaded.pixels(image))
+            features, seen = run.encode(pixel_values=self.loaded.pixels(image))
             return Encoded(features[0], seen[0])
 
 
@@ -301,22 +306,17 @@ def batch_for(method: Method, batch: int, device: torch.device) -> int:
     return min(batch, 4) if method.traits.adaptive and device.type == "cpu" else batch
 
 
-def _as_outputs(images: Sequence[Encoded]) -> dict[str, Any]:
-    """Features of images as the model takes them."""
-    return {"image": BaseModelOutputWithPooling(pooler_output=[image.features for image in images])}
-
-
 def pixels_key(method: Method) -> str:
     """Names what a method does to pixels, by its knobs; "" for nothing. One that changes them has features and prefixes of its own."""
     return "" if type(method).on_pixels is Method.on_pixels else f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"
 
 
-def sample_cost(loaded: LoadedModel, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:
+def sample_cost(prompt: PromptShape, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:
     """The measured cost of one prompt, from its trace: FLOPs (1 multiply-add = 2; `_macs`: multiply-adds), bytes, tokens.
 
     Vision tower and projector are what this prompt alone would run; sharing features between prompts does not hide them.
     """
-    shape = loaded.adapter.shape
+    shape = prompt.decoder
     n_prompt = trace.layers[0].tokens[row] - trace.layers[0].visual[row] + trace.n_prompt_visual[row]
     steps = max(n_new_tokens, 1) - 1
     cost: dict[str, float] = {
@@ -329,8 +329,8 @@ def sample_cost(loaded: LoadedModel, trace: Trace, row: int, n_new_tokens: int) 
         "prefill_paper_macs": flops.prefill_paper_macs(shape, trace, row),
         "prefill_unpruned_flops": flops.prefill_unpruned(shape, n_prompt),
         "scoring_flops": trace.scoring[row],
-        "vision_flops": flops.vision_tower(shape.vision),
-        "projector_flops": flops.projector(shape),
+        "vision_flops": sum(flops.vision_tower(image.vision) for image in prompt.images),
+        "projector_flops": sum(flops.projector(shape, image.vision) for image in prompt.images),
         "lm_head_flops": flops.lm_head(shape, 1 + steps),
         "decode_flops": flops.decode(shape, trace, row, steps),
         "kv_bytes": flops.kv_bytes(shape, trace, row),

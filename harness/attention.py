@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from harness.errors import PrunebenchError
-from harness.layout import Gathered, TokenLayout, gather_mask
-from harness.method import AttentionEdit, Probabilities
+from harness.layout import Gathered, TokenLayout, gather_mask, take
+from harness.method import AttentionEdit, Heads, Probabilities, Rows
 
 #: (executed FLOPs on the padded batch, FLOPs per row without padding)
 CountScoring = Callable[[int, Sequence[int]], None]
+#: `vector (..., n or 1, head_dim)` rotated at `positions (b, n, axes)`, in float32
+Rotate = Callable[[Tensor, Tensor], Tensor]
+#: rows whose probabilities are held at once where heads are reduced: all rows of a long prompt would be a matrix of n x n a head
+ROWS_AT_ONCE = 64
 
 
 def repeat_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -118,53 +122,86 @@ def apply_edits(
     return out, traces
 
 
-class LayerAttention:
-    """`harness.method.Attention` for one layer of a prefill."""
-
-    def __init__(
-        self,
-        layout: TokenLayout,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        scaling: float,
-        count: CountScoring,
-        rotate_ones: Callable[[Tensor], Tensor],
-    ) -> None:
-        self._layout, self._q, self._k, self._v, self._out = layout, q, k, v, out
-        self._scaling, self._count, self._rotate_ones = scaling, count, rotate_ones
-
-    def _asked(self, rows: Literal["last"] | Tensor) -> Gathered:
-        layout = self._layout
-        if isinstance(rows, str):
-            if rows != "last":
-                raise PrunebenchError(f"expected rows 'last' or a bool mask over the text behind the image, found {rows!r}")
+def asked_rows(layout: TokenLayout, rows: Rows, of: Tensor | None = None) -> Gathered:
+    """The columns of the asked query rows, (b, r); those of prompts outside `of (b,)` bool are no real rows. Raises PrunebenchError for others."""
+    after = layout.after_tokens
+    if isinstance(rows, str):
+        if rows == "last":
             last = torch.full((layout.valid.shape[0], 1), layout.n - 1, device=layout.valid.device)
-            return Gathered(last, torch.ones_like(last, dtype=torch.bool))
-        after = layout.after_tokens
+            asked = Gathered(last, torch.ones_like(last, dtype=torch.bool))
+        elif rows in ("after", "visual"):
+            asked = after if rows == "after" else layout.visual_tokens
+        else:
+            raise PrunebenchError(f"expected rows last, after, visual or a bool mask over the text behind the image, found {rows!r}")
+    else:
         if rows.shape != after.columns.shape or rows.dtype != torch.bool:
             raise PrunebenchError(
                 f"expected rows as bool {tuple(after.columns.shape)} over the text behind the image, "
                 f"found {rows.dtype} {tuple(rows.shape)}"
             )
-        asked = gather_mask(rows & after.valid)
-        return Gathered(after.columns.gather(1, asked.columns), asked.valid)
+        chosen = gather_mask(rows & after.valid)
+        asked = Gathered(after.columns.gather(1, chosen.columns), chosen.valid)
+    return asked if of is None else Gathered(asked.columns, asked.valid & of[:, None])
 
-    def visual_probs(self, rows: Literal["last"] | Tensor, of: Tensor | None = None) -> Probabilities:
-        layout = self._layout
-        asked = self._asked(rows)
-        if of is not None:
-            asked = Gathered(asked.columns, asked.valid & of[:, None])
-        b, heads, _, d = self._q.shape
-        r = asked.columns.shape[1]
-        per_row = [2 * heads * d * n_rows * n for n_rows, n in zip(asked.valid.sum(1).tolist(), layout.counts, strict=True)]
-        self._count(2 * b * heads * r * layout.n * d, per_row)
-        probs = self.row_probs(asked)
-        visual = layout.visual_tokens
-        values = probs.gather(3, visual.columns[:, None, None, :].expand(b, heads, r, -1))
-        values = values * (visual.valid[:, None, None, :] & asked.valid[:, None, :, None])
-        return Probabilities(values, asked.valid)
+
+def softmax_rows(q: Tensor, k: Tensor, layout: TokenLayout, asked: Gathered, scaling: float) -> Tensor:
+    """(b, heads, r, n) float32: softmax of the rows `q (b, heads, r, d)` over all columns; rows that are none hold column 0."""
+    scores = (q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)) * scaling
+    key_index = torch.arange(layout.n, device=q.device)
+    allowed = (key_index <= asked.columns[:, :, None]) & layout.valid[:, None, :]
+    allowed = allowed | (~asked.valid[:, :, None] & (key_index == 0))
+    return scores.float().masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
+
+
+def visual_probs(
+    q: Callable[[Tensor], Tensor], k: Tensor, layout: TokenLayout, asked: Gathered, scaling: float, heads: Heads
+) -> Probabilities:
+    """The softmax rows at the visual columns. `q(columns (b, r))` gives the queries (b, heads, r, d) that stand there.
+
+    Where heads are reduced, `ROWS_AT_ONCE` rows are computed at a time and the full matrix is never held.
+    """
+    if heads not in get_args(Heads):
+        raise PrunebenchError(f"expected heads as one of {', '.join(get_args(Heads))}, found {heads!r}")
+    visual = layout.visual_tokens
+    size = max(asked.columns.shape[1], 1) if heads == "each" else ROWS_AT_ONCE
+    parts = []
+    for start in range(0, max(asked.columns.shape[1], 1), size):
+        some = Gathered(asked.columns[:, start : start + size], asked.valid[:, start : start + size])
+        probs = softmax_rows(q(some.columns), k, layout, some, scaling)
+        values = probs.gather(3, visual.columns[:, None, None, :].expand(-1, probs.shape[1], probs.shape[2], -1))
+        if heads != "each":
+            values = values.mean(1, keepdim=True) if heads == "mean" else values.amax(1, keepdim=True)
+        parts.append(values * (visual.valid[:, None, None, :] & some.valid[:, None, :, None]))
+    return Probabilities(parts[0] if len(parts) == 1 else torch.cat(parts, 2), asked.valid)
+
+
+def n_asked(layout: TokenLayout, rows: Rows, of: Tensor | None, asked: Gathered) -> list[int]:
+    """Real query rows of each prompt; the device is asked only where the layout does not know."""
+    if isinstance(rows, str) and of is None:
+        return {"last": [1] * layout.valid.shape[0], "after": layout.after_counts, "visual": layout.visual_counts}[rows]
+    return [int(n) for n in asked.valid.sum(1).tolist()]
+
+
+def product_flops(layout: TokenLayout, n_rows: Sequence[int], width: int, heads: int, head_dim: int) -> tuple[int, list[int]]:
+    """FLOPs of the product of query rows with all keys: of the batch padded to `width` rows, and per prompt without padding."""
+    per_row = [2 * heads * head_dim * rows * n for rows, n in zip(n_rows, layout.counts, strict=True)]
+    return 2 * len(n_rows) * heads * width * layout.n * head_dim, per_row
+
+
+class LayerAttention:
+    """`harness.method.Attention` for one layer of a prefill."""
+
+    def __init__(
+        self, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor, out: Tensor, scaling: float, count: CountScoring, rotate: Rotate
+    ) -> None:
+        self._layout, self._q, self._k, self._v, self._out = layout, q, k, v, out
+        self._scaling, self._count, self._rotate = scaling, count, rotate
+
+    def visual_probs(self, rows: Rows, of: Tensor | None = None, heads: Heads = "each") -> Probabilities:
+        asked = asked_rows(self._layout, rows, of)
+        n_rows = n_asked(self._layout, rows, of, asked)
+        self._count(*product_flops(self._layout, n_rows, asked.columns.shape[1], self._q.shape[1], self._q.shape[3]))
+        return visual_probs(lambda columns: _gather_rows(self._q, columns), self._k, self._layout, asked, self._scaling, heads)
 
     @property
     def layout(self) -> TokenLayout:
@@ -173,30 +210,22 @@ class LayerAttention:
 
     def row_probs(self, asked: Gathered) -> Tensor:
         """(b, heads, r, n) float32: softmax of the asked rows over all columns; rows that are none hold column 0. Not charged to the trace."""
-        layout = self._layout
-        q = _gather_rows(self._q, asked.columns)
-        scores = (q @ repeat_heads(self._k, q.shape[1]).transpose(-1, -2)) * self._scaling
-        key_index = torch.arange(layout.n, device=q.device)
-        allowed = (key_index <= asked.columns[:, :, None]) & layout.valid[:, None, :]
-        allowed = allowed | (~asked.valid[:, :, None] & (key_index == 0))
-        return scores.float().masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
+        return softmax_rows(_gather_rows(self._q, asked.columns), self._k, self._layout, asked, self._scaling)
+
+    def _of_tokens(self, x: Tensor, tokens: Gathered) -> Tensor:
+        return repeat_heads(_gather_rows(x, tokens.columns), self._q.shape[1]) * tokens.valid[:, None, :, None]
 
     def visual_values(self) -> Tensor:
-        visual = self._layout.visual_tokens
-        return repeat_heads(_gather_rows(self._v, visual.columns), self._q.shape[1]) * visual.valid[:, None, :, None]
+        return self._of_tokens(self._v, self._layout.visual_tokens)
+
+    def visual_keys(self) -> Tensor:
+        return self._of_tokens(self._k, self._layout.visual_tokens)
+
+    def after_keys(self) -> Tensor:
+        return self._of_tokens(self._k, self._layout.after_tokens)
 
     def last_output(self) -> Tensor:
         return self._out[:, :, -1].clone()
 
-    def ones_rotated(self, rows: Tensor) -> Tensor:
-        # q and k of all ones at every column's position; the product of two rotations depends on the distance only
-        layout = self._layout
-        asked, visual = self._asked(rows), layout.visual_tokens
-        ones = self._rotate_ones(layout.positions)  # (b, n, d) float32
-        d = ones.shape[-1]
-        a = ones.gather(1, asked.columns[:, :, None].expand(-1, -1, d))
-        c = ones.gather(1, visual.columns[:, :, None].expand(-1, -1, d))
-        per_row = [2 * d * n_rows * n for n_rows, n in zip(asked.valid.sum(1).tolist(), layout.visual_counts, strict=True)]
-        self._count(2 * a.shape[0] * a.shape[1] * c.shape[1] * d, per_row)
-        bias: Tensor = a @ c.transpose(-1, -2) / d**0.5
-        return bias
+    def rotated(self, vector: Tensor, at: Rows) -> Tensor:
+        return self._rotate(vector, take(self._layout.positions, asked_rows(self._layout, at).columns))

@@ -6,8 +6,8 @@ budget; each repeat runs all of them once, in an order that rotates by one from 
 or is slowed down by others slows all of them alike. Warm-up repeats are thrown away. Reported are medians and quartiles.
 
 The input is random pixels and random text, and the weights may be random too (`--random-weights`: the real sizes, no download), so
-content decides nothing; adaptive methods get their layers forced by knobs. Forward passes take the same route as an evaluation's:
-features of the vision tower as `mm_encoder_outputs`, a `DynamicCache`, logits of the last position.
+content decides nothing; adaptive methods get what the prompt would decide from `Method.choices`, or from `--set`. Forward passes take the
+same route as an evaluation's: features of the vision tower as `mm_encoder_outputs`, a `DynamicCache`, logits of the last position.
 """
 
 from __future__ import annotations
@@ -30,35 +30,29 @@ from typing import Any, NamedTuple
 import torch
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache, PreTrainedConfig
 from transformers.initialization import no_init_weights
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness import budget as budgets
 from harness import flops, published
-from harness.adapters import ADAPTERS, adapter_for
+from harness.adapters import LlavaAdapter, adapter_class, adapter_for
 from harness.engine import attach
 from harness.errors import PrunebenchError, unknown
 from harness.method import Method, build, method_class
 from harness.models import DTYPES, REPOSITORY, locate_model, model_config, pick_device
 from harness.provenance import device_name, git_state, versions
-from harness.shape import SHAPES, ModelShape
+from harness.shape import SHAPES, PromptShape
 from harness.trace import Trace
 
 BARE, NONE = "bare model", "none"
-#: layers that adaptive methods are forced to, of 32: VisiPruner reports a mean exit layer of 23.9 on LLaVA-1.5-7B
-FUSION_LAYER, EXIT_LAYER = 14, 24
-FORCE, NEVER = ("force_fusion_layer", "force_exit_layer"), -1
 #: standard deviation of random weights, the initializer range of Llama and LLaVA: activations stay finite at any depth
 WEIGHT_STD = 0.02
-#: width of one attention head in CLIP's towers, which `VisionShape` does not hold
-CLIP_HEAD_DIM = 64
 PACKAGES = ("prunebench", "transformers")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user asks for. `layers` None: the model's own depth; `fusion_layer`, `exit_layer` None: at the usual relative depth."""
+    """What a user asks for. `layers` None: the model's own depth."""
 
     model: str = "mini"
     random_weights: bool = False
@@ -70,8 +64,6 @@ class Settings:
     new_tokens: int = 16
     repeats: int = 10
     warmup: int = 2
-    fusion_layer: int | None = None
-    exit_layer: int | None = None
     knobs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by method
     device: str = "auto"
     dtype: str = "auto"
@@ -193,13 +185,13 @@ def device_of(device: torch.device) -> Device:
 # ------------------------------------------------------------------------------------------------------------------ model
 
 
-def random_config(settings: Settings) -> LlavaConfig:
+def random_config(settings: Settings) -> PreTrainedConfig:
     """The configuration of a model that gets random weights: sizes from `SHAPES`, or from the config.json of a local folder.
 
     Raises PrunebenchError where there is neither.
     """
     if settings.model in SHAPES:
-        config = config_of(SHAPES[settings.model])
+        config = LlavaAdapter.config_of(SHAPES[settings.model])
     else:
         known = model_config(settings.model)
         folder = None if known.path is None else REPOSITORY / known.path
@@ -209,9 +201,7 @@ def random_config(settings: Settings) -> LlavaConfig:
                 f"found {'a hub id' if folder is None else f'no config.json in {folder}'}"
             )
         config = AutoConfig.from_pretrained(folder)
-        architecture = (config.architectures or ["?"])[0]
-        if architecture not in ADAPTERS:
-            raise PrunebenchError(f"{settings.model} is a {architecture}; prunebench supports {', '.join(ADAPTERS)}")
+        adapter_class(config)  # raises where the family is not supported
     if settings.layers is not None:
         depth = config.text_config.num_hidden_layers
         if settings.layers > depth:
@@ -220,26 +210,7 @@ def random_config(settings: Settings) -> LlavaConfig:
     return config
 
 
-def config_of(shape: ModelShape) -> LlavaConfig:
-    """LLaVA-1.5's configuration at the sizes of `shape`: Llama decoder, CLIP tower, penultimate layer without [CLS]."""
-    patch = round((shape.vision.patch_inputs / 3) ** 0.5)
-    text = LlamaConfig(
-        vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.mlp, num_hidden_layers=shape.depth,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, max_position_embeddings=4096,
-        rms_norm_eps=1e-5, tie_word_embeddings=False,
-    )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=shape.vision.hidden, intermediate_size=shape.vision.mlp, num_hidden_layers=shape.vision.layers_used,
-        num_attention_heads=shape.vision.hidden // CLIP_HEAD_DIM, image_size=patch * round(shape.n_visual**0.5), patch_size=patch,
-    )  # fmt: skip
-    # the last rows of the vocabulary are padding to a multiple of 64 in LLaVA-1.5; the image token is the first of them
-    return LlavaConfig(
-        text_config=text, vision_config=vision, image_token_index=shape.vocab - 64, image_seq_length=shape.n_visual, vision_feature_layer=-2,
-        vision_feature_select_strategy="default", tie_word_embeddings=False,
-    )  # fmt: skip
-
-
-def random_model(config: LlavaConfig, device: torch.device, dtype: torch.dtype, seed: int) -> nn.Module:
+def random_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, seed: int) -> nn.Module:
     """The model with random weights, made on the device in its dtype: no file, no copy, no other precision on the way.
 
     Raises PrunebenchError where the memory that is free does not hold it.
@@ -283,11 +254,11 @@ def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
     weight = next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(config.text_config.vocab_size - 1, (batch, text_tokens), generator=generator)
-    ids += ids >= adapter.image_token_id  # every token but the image's
+    token, usual = adapter.image_token_ids[0], adapter.usual
+    ids += ids >= token  # every token but the image's
     before = min(published.N_SYSTEM, text_tokens // 2)
-    images = torch.full((batch, adapter.shape.n_visual), adapter.image_token_id)
-    side = config.vision_config.image_size
-    pixels = torch.randn(batch, 3, side, side, generator=generator)
+    images = torch.full((batch, usual.n_visual), token)
+    pixels = torch.randn(batch, *adapter.pixels_of(config), generator=generator)
     ids = torch.cat([ids[:, :before], images, ids[:, before:]], 1)
     return Input(ids.to(weight.device), pixels.to(weight.device, weight.dtype))
 
@@ -295,7 +266,7 @@ def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
 # ------------------------------------------------------------------------------------------------------------- contenders
 
 
-def contenders(settings: Settings, shape: ModelShape, own: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
+def contenders(settings: Settings, prompt: PromptShape, own: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
     """The bare model, `none`, and every other method at every budget, checked against the sizes; `own`: the model's knobs by method.
 
     Raises PrunebenchError, naming method and budget, for whatever cannot run.
@@ -309,36 +280,26 @@ def contenders(settings: Settings, shape: ModelShape, own: Mapping[str, Mapping[
         for spelt in settings.budgets if cls.budget_knobs else ("none",):
             budget = budgets.parse(spelt)
             try:
-                method = _built(name, budget, knobs, shape, settings)
+                method = _built(name, budget, knobs, prompt)
             except PrunebenchError as error:
                 mend = f"leave {name} out of --methods, change --budgets, or set its knobs (--set {name}.knob=value)"
-                raise PrunebenchError(f"bench of {name} at {budget} on {shape.depth} layers: {error}; {mend}") from None
+                raise PrunebenchError(f"bench of {name} at {budget} on {prompt.depth} layers: {error}; {mend}") from None
             out.append(Contender(name, str(budget), method))
     return out
 
 
-def _built(name: str, budget: budgets.Budget, knobs: Mapping[str, Any], shape: ModelShape, settings: Settings) -> Method:
-    cls = method_class(name)
-
-    def at(given: Mapping[str, Any]) -> Method:
-        return build(name, budget, {**knobs, **given}, shape, settings.text_tokens)
-
-    if not cls.traits.adaptive:
-        return at({})
-    known = {f.name for f in fields(cls)}
-    if not known.issuperset(FORCE):
-        raise PrunebenchError(f"it chooses its layers by the prompt, which is random here, and has no knobs {' and '.join(FORCE)}")
-    fusion = shape.scaled_layer(FUSION_LAYER) if settings.fusion_layer is None else settings.fusion_layer
-    exit_ = shape.scaled_layer(EXIT_LAYER) if settings.exit_layer is None else settings.exit_layer
-    try:
-        method = at(dict(zip(FORCE, (fusion, exit_), strict=True)))
-    except PrunebenchError:
-        if settings.exit_layer is not None:
-            raise
-        # too few layers are left for the votes before an exit; the schedule in the report says that there is none
-        method = at(dict(zip(FORCE, (fusion, NEVER), strict=True)))
-    if method.plan(shape, settings.text_tokens) is None:
-        raise PrunebenchError("how much it keeps depends on the prompt, which is random here: give a number of tokens (--budgets 64)")
+def _built(name: str, budget: budgets.Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Method:
+    method = build(name, budget, knobs, prompt)
+    if not method.traits.adaptive:
+        return method
+    choices = method.choices(prompt.decoder)
+    if not choices:
+        raise PrunebenchError("it lets the prompt decide, which is random here, and its choices() names no knobs that force it")
+    method = build(name, budget, {**choices, **knobs}, prompt)
+    if method.plan(prompt) is None:
+        raise PrunebenchError(
+            "how much it keeps depends on the prompt, which is random here: give a number of tokens (--budgets 64)"
+        )
     return method
 
 
@@ -365,13 +326,13 @@ def run_once(model: Any, contender: Contender, given: Input, device: Device, new
             device.wait()
             device.reset_peak()
             began = time.perf_counter()
-            features = adapter.encode(given.pixels)
+            features = adapter.encode(pixel_values=given.pixels)
             device.wait()
             encoded = time.perf_counter()
             logits = model(
                 input_ids=given.ids,
                 attention_mask=mask,
-                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(features))},
+                mm_encoder_outputs=adapter.outputs(features),
                 past_key_values=cache,
                 logits_to_keep=1,
             ).logits[:, -1]
@@ -442,13 +403,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), q1, q3, low, high)
 
 
-def summary(measured: Measured, bare: Measured, none: Measured, shape: ModelShape, batch: int, n_prompt: int) -> dict[str, Any]:
+def summary(measured: Measured, bare: Measured, none: Measured, prompt: PromptShape, batch: int) -> dict[str, Any]:
     """One contender's row: times in ms, speed-ups over the bare model, FLOPs (1 multiply-add = 2), bytes; plain JSON values.
 
     `flops_ratio` is unpruned over own dense prefill FLOPs, what a speed-up would be if time were FLOPs; `realised_share` the
     prefill's speed-up over it. `kv_bytes` were measured, `kv_bytes_closed_form` follow from the trace.
     """
-    trace = measured.trace
+    trace, shape, n_prompt = measured.trace, prompt.decoder, prompt.n_visual + prompt.n_text
     times = {}
     for key, name in (("vision_s", "vision_ms"), ("prefill_s", "prefill_ms"), ("decode_s", "decode_ms_per_token")):
         values = [1000 * getattr(s, key) for s in measured.samples]
@@ -459,7 +420,7 @@ def summary(measured: Measured, bare: Measured, none: Measured, shape: ModelShap
 
     unpruned = flops.prefill_unpruned(shape, n_prompt)
     if trace is None:
-        schedule, dense, executed = [shape.n_visual] * shape.depth, float(unpruned), float(batch * unpruned)
+        schedule, dense, executed = [prompt.n_visual] * prompt.depth, float(unpruned), float(batch * unpruned)
         closed = batch * shape.depth * n_prompt * 2 * shape.kv_heads * shape.head_dim * shape.bytes_per_value
     else:
         schedule = [layer.visual[0] for layer in trace.layers]
@@ -472,6 +433,7 @@ def summary(measured: Measured, bare: Measured, none: Measured, shape: ModelShap
         "name": measured.contender.name,
         "budget": measured.contender.budget,
         "knobs": None if measured.contender.method is None else measured.contender.method.knobs(),
+        "choices": [] if measured.contender.method is None else list(measured.contender.method.choices(shape)),
         "visual_per_layer": schedule,
         "mean_visual": sum(schedule) / len(schedule),
         "notes": {} if trace is None else trace.notes,
@@ -553,7 +515,7 @@ def _schedules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
     lines = []
     for r in rows:
-        forced = {k: v for k, v in (r["knobs"] or {}).items() if k in FORCE and v is not None}
+        forced = {k: v for k, v in (r["knobs"] or {}).items() if k in r["choices"] and v is not None}
         said = f" (forced: {', '.join(f'{k}={v}' for k, v in forced.items())})" if forced else ""
         lines.append(f"{r['name']} {r['budget']}".strip() + f": {spelt(r['visual_per_layer'])}{said}")
     return lines
@@ -574,7 +536,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"* device: {where['device']} ({where['device_type']}), torch {where['torch']}"
         + (f", CUDA {where['cuda']}" if where["cuda"] else "")
         + f", transformers {where['versions']['transformers']}, Python {where['python']}",
-        f"* input: random pixels, {result['shape']['n_visual']} visual and {asked['text_tokens']} random text tokens a prompt, "
+        f"* input: random pixels, {result['n_visual']} visual and {asked['text_tokens']} random text tokens a prompt, "
         f"seed {asked['seed']}; always {asked['new_tokens']} new tokens",
         f"* {asked['warmup']} warm-up and {asked['repeats']} recorded repeats; each runs every row once, in rotating order; "
         "nothing is shared between rows",
@@ -600,11 +562,13 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
     config = random_config(settings) if settings.random_weights else None
     located = None if settings.random_weights else locate_model(settings.model, settings.device, dtype)
     if config is not None:
-        shape = ADAPTERS["LlavaForConditionalGeneration"].shape_of(config, DTYPES[dtype].itemsize)
+        adapter = adapter_class(config)
+        usual = PromptShape(adapter.shape_of(config, DTYPES[dtype].itemsize), (adapter.image_of(config),))
     else:
         assert located is not None
-        shape = located.shape
-    turns = contenders(settings, shape, model_config(settings.model).knobs)
+        usual = located.usual
+    prompt = usual.with_text(settings.text_tokens)
+    turns = contenders(settings, prompt, model_config(settings.model).knobs)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if config is not None:
         model = random_model(config, device, DTYPES[dtype], settings.seed)
@@ -615,7 +579,6 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
     batches: list[dict[str, Any]] = []
     for batch in settings.batches:
         given = random_input(model, batch, settings.text_tokens, settings.seed)
-        n_prompt = int(given.ids.shape[1])
         try:
             measured = measure(
                 lambda c, given=given: run_once(model, c, given, clock, settings.new_tokens, settings.seed),  # type: ignore[misc]
@@ -623,7 +586,7 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
             )  # fmt: skip
         except torch.OutOfMemoryError:
             raise PrunebenchError(f"--batch {batch} does not fit the memory of {device}: use smaller batches or a slice (--layers 4)") from None
-        rows = [summary(m, measured[0], measured[1], shape, batch, n_prompt) for m in measured]
+        rows = [summary(m, measured[0], measured[1], prompt, batch) for m in measured]
         batches.append({"batch": batch, "rows": rows, "overhead": overhead(rows)})
         say(f"\nbatch {batch}\n{table(rows)}")
         for remark in _remarks(rows):
@@ -648,7 +611,8 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
             "started": started,
             **git_state(),
         },
-        "shape": asdict(shape),
+        "shape": asdict(prompt.decoder),
+        "n_visual": prompt.n_visual,
         "weights_bytes": sum(p.nbytes for p in model.parameters()),
         "batches": batches,
     }

@@ -1,7 +1,7 @@
 """The conformance kit, `prunebench check METHOD`: what every pruning method must do, on tiny random models, in seconds on a CPU.
 
 One function per property, each a verdict: ok, FAIL with the values found, or n/a with the reason. Exceptions are granted only
-through the traits that a method declares. Models are random `LlavaForConditionalGeneration`s of 8 x 8 visual tokens whose query
+through the traits that a method declares. Models are random LLaVAs of 8 x 8 visual tokens whose query
 and key weights are large, so that attention is peaked and no selection is near a tie. What the engine computes is compared with
 `reference`, a plain layer loop over the tokens present, without cache, fused kernel or layouts.
 """
@@ -9,6 +9,7 @@ and key weights are large, so that attention is peaked and no selection is near 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,15 +19,18 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, DynamicCache
 
 from harness import budget as budgets
-from harness.adapters import adapter_for
+from harness.adapters import Adapter, LlavaAdapter, adapter_for
+from harness.adapters.llava import plant_beacon
 from harness.budget import Budget
-from harness.engine import EngineRun, attach, changed_pixels
+from harness.contract import changed_pixels
+from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import AttentionEdit, Method, Reduction, check_budget, method_class, typed_knobs
-from harness.shape import ModelShape
+from harness.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
+from harness.text_encoder import Encoded
 
 GRID, PATCH = 8, 4
 N_VISUAL = GRID * GRID
@@ -50,31 +54,13 @@ def tiny_model(depth: int = DEPTH, kv_heads: int = 4, dtype: torch.dtype = torch
     `beacon`: two channels that no layer writes to carry a constant and a flag, and every head of every layer scores keys by the
     flag, so that the visual token flagged by `flagged` is what all later rows attend to most.
     """
-    text = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        vocab_size=VOCAB,
-        max_position_embeddings=1024,
+    decoder = ModelShape(depth=depth, hidden=64, heads=4, kv_heads=kv_heads, head_dim=16, mlp=96, vocab=VOCAB, bytes_per_value=4)
+    vision = VisionShape(layers_used=2, hidden=32, mlp=32, tokens=N_VISUAL + 1, patch_inputs=3 * PATCH**2, projector_hidden=64)
+    usual = PromptShape(decoder, (ImageShape((Grid(GRID, GRID),), vision),))
+    config = LlavaAdapter.config_of(
+        usual, tower_heads=2, image_token_id=IMAGE_TOKEN, max_position_embeddings=1024, rms_norm_eps=1e-6
     )
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=GRID * PATCH,
-        patch_size=PATCH,
-    )
-    config = LlavaConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=N_VISUAL,
-        tie_word_embeddings=False,
-    )
-    model: Any = LlavaForConditionalGeneration(config)
+    model: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -83,29 +69,10 @@ def tiny_model(depth: int = DEPTH, kv_heads: int = 4, dtype: torch.dtype = torch
                 gain = 2.0 if name.endswith(("q_proj.weight", "k_proj.weight")) and "language_model" in name else 1.0
                 weight.copy_(torch.randn(weight.shape, generator=generator) * gain / fan_in**0.5)
         if beacon:
-            _add_beacon(model)
+            plant_beacon(model)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.to(dtype).eval()
-
-
-def _add_beacon(model: Any) -> None:
-    constant, flag = 0, 1
-    core = model.model
-    head_dim = core.language_model.layers[0].self_attn.head_dim
-    # the pair of channels that RoPE turns least
-    slow, partner = head_dim // 2 - 1, head_dim - 1
-    core.language_model.embed_tokens.weight[:, constant] = 4.0
-    core.language_model.embed_tokens.weight[:, flag] = 0.0
-    core.multi_modal_projector.linear_2.weight[:2] = 0.0
-    core.multi_modal_projector.linear_2.bias[:2] = torch.tensor([4.0, 0.0])
-    for layer in core.language_model.layers:
-        layer.self_attn.o_proj.weight[:2] = 0.0
-        layer.mlp.down_proj.weight[:2] = 0.0
-        for projection, channel in ((layer.self_attn.q_proj, constant), (layer.self_attn.k_proj, flag)):
-            for dim in (slow, partner):
-                projection.weight[dim::head_dim] = 0.0
-            projection.weight[slow::head_dim, channel] = 10.0
 
 
 @contextmanager
@@ -113,11 +80,13 @@ def flagged(model: Any, token: int) -> Iterator[None]:
     """Put the flag of a beacon model on visual token `token` of every image."""
 
     def flag(_module: Any, _args: Any, out: Tensor) -> Tensor:
+        if out.shape[-2] != N_VISUAL:  # features of a method's own
+            return out
         out = out.clone()
         out[..., token, 1] = 6.0
         return out
 
-    handle = model.model.multi_modal_projector.register_forward_hook(flag)
+    handle = LlavaAdapter(model).projector.register_forward_hook(flag)
     try:
         yield
     finally:
@@ -181,7 +150,7 @@ def _inputs(model: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
 @torch.inference_mode()
 def ask_in(run: EngineRun, model: Any, prompts: Sequence[Prompt], steps: int = STEPS) -> Asked:
     """Prefill a batch inside an attached engine and feed `steps` of each prompt's next tokens."""
-    run.samples = [p.key for p in prompts]
+    run.samples = run.questions = [p.key for p in prompts]
     kv = DynamicCache(config=model.config.text_config)
     out = [model(**_inputs(model, prompts), past_key_values=kv, logits_to_keep=1).logits[:, -1]]
     lengths = [int(layer.keys.shape[2]) for layer in kv.layers]
@@ -195,8 +164,18 @@ def ask(
     model: Any, method: Method, prompts: Sequence[Prompt], *, seed: int = 0, positions: str = "method", steps: int = STEPS
 ) -> Asked:
     """`ask_in` with an engine of its own."""
-    with attach(model, method, seed, positions) as run:
+    with attach(model, method, seed, positions, text_encoder=WordEncoder) as run:
         return ask_in(run, model, prompts, steps)
+
+
+class WordEncoder:
+    """Stands in for a CLIP text tower: a random projection of random word vectors, 32 wide, one piece a word."""
+
+    def encode(self, text: str) -> Encoded:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        words = torch.randn(len(text.split()), 8, generator=torch.Generator().manual_seed(seed))
+        projection = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+        return Encoded(words @ projection, 2 * 8 * 32 * len(words))
 
 
 @torch.inference_mode()
@@ -285,27 +264,50 @@ class Referred(NamedTuple):
 
 
 @dataclass
-class _Token:
+class Token:
+    """A token of a pass from scratch."""
+
     origin: int  # a visual token's number in the prompt, -2 if added by the method, -1 for text
     position: int
     behind: bool  # text behind the image
 
 
+@dataclass(frozen=True)
+class Inside:
+    """One layer of a pass from scratch, prompt tokens only.
+
+    The stream `x (n, d)` that enters it after a reduction; rotated `q`, `k` and `v (heads, n, head_dim)` with grouped heads repeated;
+    probabilities `probs (heads, n, n)` before any edit; attention outputs `out (n, heads x head_dim)`.
+    """
+
+    tokens: list[Token]
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    probs: Tensor
+    out: Tensor
+
+
+Visit = Callable[[int, list[Token], Tensor, Inside], None]
+
+
 @torch.inference_mode()
-def reference(model: Any, asked: Prompt, method: Method, decided: Decisions, policy: str) -> Referred:
+def reference(model: Any, asked: Prompt, method: Method, decided: Decisions, policy: str, visit: Visit | None = None) -> Referred:
     """The same prompt and next tokens from scratch: one pass over all layers with the full probability matrix and no KV cache.
 
-    It drops, adds and edits what `decided` says. `policy`: "method" as the reductions say, "original" or "compact".
+    It drops, adds and edits what `decided` says. `policy`: "method" as the reductions say, "original" or "compact". `visit` is called for each
+    layer with the tokens and their stream before a reduction there, and what the layer did.
     """
-    language = model.model.language_model
+    adapter = adapter_for(model)
     pixels = asked.pixels.to(model.dtype)
     changed = changed_pixels(method, pixels)
-    features = model.model.get_image_features(pixel_values=pixels if changed is None else changed, return_dict=True).pooler_output
+    features = [image.pooled for image in adapter.encode(pixel_values=pixels if changed is None else changed)]
     image = [i for i, t in enumerate(asked.ids) if t == IMAGE_TOKEN]
-    x = language.embed_tokens(torch.tensor(asked.ids + asked.next_ids))
-    x[image] = torch.cat(list(features)).to(x.dtype)
+    x = model.get_input_embeddings()(torch.tensor(asked.ids + asked.next_ids))
+    x[image] = torch.cat(features).to(x.dtype)
     number = {column: i for i, column in enumerate(image)}
-    tokens = [_Token(number.get(i, -1), i, i > image[-1]) for i in range(len(asked.ids))]
+    tokens = [Token(number.get(i, -1), i, i > image[-1]) for i in range(len(asked.ids))]
     n_prompt, steps = len(tokens), len(asked.next_ids)
     last = max(decided.reductions, default=None)
     decode = "original" if last is None else decided.reductions[last].decode_positions
@@ -313,66 +315,99 @@ def reference(model: Any, asked: Prompt, method: Method, decided: Decisions, pol
         decode = "original" if policy == "original" else "per_layer"
     final = n_prompt
     for reduction in decided.reductions.values():
-        final += (0 if reduction.added is None else _n_added(reduction)) - int((~reduction.keep[0]).sum())
+        final += _n_added(reduction) - int((~reduction.keep[0]).sum())
     lengths, origins = [], []
-    for index, layer in enumerate(language.layers):
+    for index in range(len(adapter.layers)):
+        before = tokens, x[: len(tokens)]
         if index in decided.reductions:
             x, tokens = _reduced(x, tokens, decided.reductions[index], policy)
         n = len(tokens)
         base = {"original": n_prompt, "compact": final, "per_layer": n}[decode]
         positions = torch.tensor([t.position for t in tokens] + [base + s for s in range(steps)])
-        x = _layer(model, layer, x, positions, tokens, decided.edits.get(index, ()), decided.hidden.get(index))
+        x, inside = _layer(adapter, index, x, positions, tokens, decided.edits.get(index, ()), decided.hidden.get(index))
+        if visit is not None:
+            visit(index, *before, inside)
         lengths.append(n)
         origins.append([t.origin for t in tokens if t.origin != -1])
-    logits = model.lm_head(language.norm(x[len(tokens) - 1 :]))
+    logits: Tensor = adapter.head(adapter.text.norm(x[len(tokens) - 1 :]))
     return Referred(logits.float(), lengths, origins)
 
 
 def _n_added(reduction: Reduction) -> int:
-    assert reduction.added is not None
-    return reduction.added.shape[1] if reduction.added_valid is None else int(reduction.added_valid[0].sum())
+    return sum(len(_real(tokens, valid)) for tokens, valid in _more(reduction))
 
 
-def _reduced(x: Tensor, tokens: list[_Token], reduction: Reduction, policy: str) -> tuple[Tensor, list[_Token]]:
+def _more(reduction: Reduction) -> tuple[tuple[Tensor | None, Tensor | None], ...]:
+    return (reduction.added, reduction.added_valid), (reduction.front, reduction.front_valid)
+
+
+def _real(tokens: Tensor | None, valid: Tensor | None) -> Tensor:
+    """(m, d): the added tokens of the first row that are real."""
+    if tokens is None:
+        return torch.zeros(0)
+    return tokens[0] if valid is None else tokens[0][valid[0]]
+
+
+def _reduced(x: Tensor, tokens: list[Token], reduction: Reduction, policy: str) -> tuple[Tensor, list[Token]]:
     visual = [i for i, t in enumerate(tokens) if t.origin != -1]
     kept = [i for i, keep in zip(visual, reduction.keep[0].tolist(), strict=True) if keep]
-    gone = set(visual) - set(kept)
-    added = x[:0]
-    if reduction.added is not None:
-        valid = slice(None) if reduction.added_valid is None else reduction.added_valid[0]
-        added = reduction.added[0][valid].to(x.dtype)
+    added, front = (_real(*more).to(x.dtype).view(-1, x.shape[1]) for more in _more(reduction))
     # behind the last kept one, at the position after it; where the first visual token stood, if none is kept
-    after, position = (kept[-1] + 1, tokens[kept[-1]].position + 1) if kept else (visual[0], tokens[visual[0]].position)
-    head = [i for i in range(after) if i not in gone]
-    tail = [i for i in range(after, x.shape[0]) if i not in gone]
-    out = (
-        [tokens[i] for i in head] + [_Token(-2, position, False)] * added.shape[0] + [tokens[i] for i in tail if i < len(tokens)]
-    )
+    first = tokens[visual[0]].position
+    position = tokens[kept[-1]].position + 1 if kept else first
+    in_order = kept
+    if reduction.order is not None:
+        rank = dict(zip(visual, reduction.order[0].tolist(), strict=True))
+        in_order = sorted(kept, key=lambda i: rank[i])  # stable: equal ones stay in their old order
+    text = [i for i, t in enumerate(tokens) if t.origin == -1]
+    # text between images stays between the columns of the kept tokens around it
+    moved = dict(zip(kept, in_order, strict=True))
+    sequence = [moved.get(i, i) for i in sorted([*text, *kept])]
+    ends = [n for n, i in enumerate(sorted([*text, *kept])) if i in moved]
+    head, tail = (ends[0], ends[-1] + 1) if kept else (sum(i < visual[0] for i in text),) * 2
+    rows = [x[sequence[:head]], front, x[sequence[head:tail]], added, x[sequence[tail:]], x[len(tokens) :]]
+    out = [
+        *(tokens[i] for i in sequence[:head]),
+        *[Token(-2, first, False)] * len(front),
+        *(tokens[i] for i in sequence[head:tail]),
+        *[Token(-2, position, False)] * len(added),
+        *(tokens[i] for i in sequence[tail:]),
+    ]
     if policy == "compact" or (policy == "method" and reduction.positions == "compact"):
         out = [dataclasses.replace(t, position=i) for i, t in enumerate(out)]
-    return torch.cat([x[head], added, x[tail]]), out
+    return torch.cat(rows), out
+
+
+def projected(adapter: Adapter, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, and values, of `x (n, d)` in a decoder layer, each (heads, n, head_dim) float32, grouped heads repeated."""
+    theta = adapter.text.config.rope_parameters["rope_theta"]
+    q, k, v = (part(layer, x[None])[0].float() for part in (adapter.queries, adapter.keys, adapter.values))
+    d = q.shape[-1]
+    angles = positions[:, None] * theta ** -(torch.arange(0, d, 2) / d)
+    groups = q.shape[0] // k.shape[0]
+    return _rotated(q, angles), _rotated(k, angles).repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+
+
+def causal_probs(q: Tensor, k: Tensor) -> Tensor:
+    """(heads, n, n): softmax of QK^T over earlier keys."""
+    scores: Tensor = (q @ k.transpose(1, 2)) / q.shape[-1] ** 0.5
+    return scores.masked_fill(torch.ones(scores.shape[1:], dtype=torch.bool).triu(1), float("-inf")).softmax(-1)
 
 
 def _layer(
-    model: Any,
-    layer: Any,
+    adapter: Adapter,
+    index: int,
     x: Tensor,
     positions: Tensor,
-    tokens: list[_Token],
+    tokens: list[Token],
     edits: Sequence[AttentionEdit],
     hidden: Tensor | None,
-) -> Tensor:
-    attention, config = layer.self_attn, model.config.text_config
-    total, n, d = x.shape[0], len(tokens), attention.head_dim
-    h = layer.input_layernorm(x)
-    theta = config.rope_parameters["rope_theta"]
-    angles = positions[:, None] * theta ** -(torch.arange(0, d, 2) / d)
-    q, k, v = (p(h).view(total, -1, d).transpose(0, 1).float() for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-    q, k = _rotated(q, angles), _rotated(k, angles)
-    groups = config.num_attention_heads // config.num_key_value_heads
-    k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-    scores = (q @ k.transpose(1, 2)) / d**0.5
+) -> tuple[Tensor, Inside]:
+    total, n = x.shape[0], len(tokens)
+    q, k, v = projected(adapter, index, x, positions)
+    scores = (q @ k.transpose(1, 2)) / q.shape[-1] ** 0.5
     scores = scores.masked_fill(torch.ones(total, total, dtype=torch.bool).triu(1), float("-inf"))
+    untouched = scores[:, :n, :n].softmax(-1)
     visual = torch.tensor([i for i, t in enumerate(tokens) if t.origin != -1], dtype=torch.long)
     if hidden is not None:
         scores[:, n:, visual[hidden[0]]] = float("-inf")
@@ -390,9 +425,9 @@ def _layer(
             if edit.how == "redirect":
                 probs[:, rows[edit.rows], int(visual[edit.sink])] += mass
     out = (probs @ v).transpose(0, 1).reshape(total, -1).to(x.dtype)
-    x = x + attention.o_proj(out)
-    result: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
-    return result
+    inside = Inside(tokens, x[:n], q[:, :n], k[:, :n], v[:, :n], untouched, out[:n])
+    x = x + adapter.attention_output(index, out)
+    return x + adapter.feed_forward(index, x), inside
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
@@ -435,11 +470,12 @@ class Subject:
 
     def at(self, budget: Budget | int, shape: ModelShape | None = None) -> Method:
         """Raises _NotApplicableError where the method refuses the budget."""
-        shape = adapter_for(tiny_model()).shape if shape is None else shape
+        usual = adapter_for(tiny_model()).usual
+        shape = usual.decoder if shape is None else shape
         asked = Budget("kept", budget) if isinstance(budget, int) else budget
         try:
             check_budget(self.cls, asked, self.knobs)
-            return self.cls.at_budget(asked, dict(self.knobs), shape).for_model(shape)
+            return self.cls.at_budget(asked, dict(self.knobs), dataclasses.replace(usual, decoder=shape)).for_model(shape)
         except PrunebenchError as error:
             raise _NotApplicableError(str(error)) from None
 
@@ -605,14 +641,15 @@ def planned(subject: Subject) -> str:
     unknown = 0
     variants = subject.variants()
     for label, method in variants.items():
-        plan = method.plan(adapter_for(tiny_model()).shape, len(PROMPTS[0].ids) - N_VISUAL)
+        shape = adapter_for(tiny_model()).usual.with_text(len(PROMPTS[0].ids) - N_VISUAL)
+        plan = method.plan(shape)
         if plan is None:
             unknown += 1
             continue
         trace = ask(tiny_model(), method, PROMPTS[:1], steps=0).run.trace
         visual = [layer.visual[0] for layer in trace.layers]
         _require(plan == visual, f"{label}: planned {plan}, the trace says {visual}")
-        scoring = method.plan_scoring(adapter_for(tiny_model()).shape, len(PROMPTS[0].ids) - N_VISUAL, plan)
+        scoring = method.plan_scoring(shape, plan)
         _require(
             scoring in (None, trace.scoring[0]), f"{label}: planned {scoring} FLOPs of scoring, the trace says {trace.scoring[0]}"
         )
@@ -698,9 +735,7 @@ def image_alone(subject: Subject) -> str:
 
 def _merged(reduction: Reduction) -> Tensor:
     """(m, d): the tokens that a reduction of one row adds."""
-    if reduction.added is None:
-        return torch.zeros(0)
-    return reduction.added[0] if reduction.added_valid is None else reduction.added[0][reduction.added_valid[0]]
+    return torch.cat([_real(*more) for more in _more(reduction)])
 
 
 @_property("padded batch equals singles")
@@ -738,13 +773,13 @@ def ragged(subject: Subject) -> str:
 
 @_property("no state between prompts")
 def state(subject: Subject) -> str:
-    model, layer = tiny_model(), tiny_model().model.language_model.layers[DEPTH // 2]
+    model, layer = tiny_model(), adapter_for(tiny_model()).layers[DEPTH // 2]
 
     def interrupt(_module: Any, _args: Any) -> None:
         raise RuntimeError("raised by the conformance kit")
 
     for label, method in subject.variants().items():
-        with attach(model, method) as run:
+        with attach(model, method, text_encoder=WordEncoder) as run:
             first = ask_in(run, model, PROMPTS[:1])
             ask_in(run, model, PROMPTS[1:2])
             _same(f"{label}, after another prompt", ask_in(run, model, PROMPTS[:1]), 0, first, tolerance=0)
@@ -829,8 +864,8 @@ def decode(subject: Subject) -> str:
 @_property("generate equals a greedy loop")
 def generates(subject: Subject) -> str:
     model = tiny_model()
-    with attach(model, subject.any()) as run, torch.inference_mode():
-        run.samples = [p.key for p in PROMPTS]
+    with attach(model, subject.any(), text_encoder=WordEncoder) as run, torch.inference_mode():
+        run.samples = run.questions = [p.key for p in PROMPTS]
         inputs = _inputs(model, PROMPTS)
         whole = model.generate(**inputs, max_new_tokens=STEPS + 1, do_sample=False)
         kv = DynamicCache(config=model.config.text_config)
@@ -843,11 +878,11 @@ def generates(subject: Subject) -> str:
 
 
 def _left_behind(model: Any) -> str | None:
-    core = model.model
-    hooked = [m for m in (core, core.vision_tower, *core.language_model.layers) if m._forward_pre_hooks or m._forward_hooks]
+    adapter = adapter_for(model)
+    hooked = [m for m in (adapter.core, adapter.text, adapter.tower, *adapter.layers) if m._forward_pre_hooks or m._forward_hooks]
     if hooked:
         return f"{len(hooked)} modules still hold hooks"
-    implementation = core.language_model.config._attn_implementation
+    implementation = adapter.text.config._attn_implementation
     return None if implementation == "sdpa" else f"the attention implementation is {implementation!r}, expected 'sdpa'"
 
 
@@ -881,7 +916,7 @@ def restores(subject: Subject) -> str:
 @_property("double attach refused")
 def double_attach(subject: Subject) -> str:
     model, method = tiny_model(), subject.any()
-    with attach(model, method) as run:
+    with attach(model, method, text_encoder=WordEncoder) as run:
         before = ask_in(run, model, PROMPTS[:1])
         refused = False
         try:
@@ -904,7 +939,7 @@ def policies(subject: Subject) -> str:
         raise _NotApplicableError("no token is dropped, so there is nothing to renumber")
     for policy, got in ran.items():
         for layer, (layout, rows) in enumerate(zip(got.run.layouts, got.origins, strict=True)):
-            found = layout.positions[0].tolist()
+            found = layout.positions[0, :, 0].tolist()
             if policy == "compact":
                 _require(found == list(range(layout.n)), f"compact, layer {layer}: positions {found}")
             else:

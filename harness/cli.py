@@ -78,18 +78,19 @@ def cost_command(
     text_tokens: Annotated[int, typer.Option(help="text tokens of the prompt, before and behind the image")] = 74,
     text_before: Annotated[int, typer.Option(help="how many of them stand before the image; 35 is Vicuna's system prompt")] = 35,
     set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
-    fusion_layer: Annotated[str, typer.Option(help="adaptive methods: the layer that selects; 13,14,15 are averaged")] = "",
-    exit_layer: Annotated[str, typer.Option(help="adaptive methods: the first layer without visual tokens; -1 = never")] = "",
 ) -> None:
-    """What a method costs at a budget, from its schedule: no weights, no GPU, nothing is run."""
+    """What a method costs at a budget, from its schedule: no weights, no GPU, nothing is run.
+
+    Adaptive methods: force what the prompt decides by knobs, for one prompt or several: --set force_fusion_layer=13,14,15 --set force_exit_layer=24.
+    """
     from harness import budget as budgets
     from harness import cost
-    from harness.method import build
+    from harness.method import build, method_class
 
-    shape = cost.model_shape(model)
-    knobs = {**cost.model_knobs(model, method), **_pairs(set_ or [])}
-    built = build(method, budgets.parse(budget or None), knobs, shape, text_tokens)
-    print(cost.report(built, shape, text_tokens, cost.choices(fusion_layer, exit_layer), text_before))
+    prompt, asked = cost.usual_prompt(model).with_text(text_tokens), budgets.parse(budget or None)
+    own = cost.model_knobs(model, method)
+    built = [build(method, asked, {**own, **knobs}, prompt) for knobs in cost.each_prompt(method_class(method), _pairs(set_ or []))]
+    print(cost.report(built, prompt, text_before))
 
 
 @app.command("ablate")
@@ -328,8 +329,6 @@ def bench_command(
     new_tokens: Annotated[int, typer.Option(help="tokens to generate, the prefill's own included")] = 16,
     repeats: Annotated[int, typer.Option(help="recorded runs of every row")] = 10,
     warmup: Annotated[int, typer.Option(help="runs of every row before them that are thrown away")] = 2,
-    fusion_layer: Annotated[int | None, typer.Option(help="adaptive methods: the layer that selects; default 14 of 32")] = None,
-    exit_layer: Annotated[int | None, typer.Option(help="adaptive methods: first layer without visual tokens, -1 never; default 24 of 32")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.knob=value, repeatable")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
@@ -353,8 +352,8 @@ def bench_command(
             raise PrunebenchError(f"--set {key}={value}: expected METHOD.knob=value, as in --set fastv.boundary=3")
         knobs.setdefault(name, {})[knob] = value
     settings = bench.Settings(
-        model, random_weights, layers, listed(methods), listed(budgets), batches, text_tokens, new_tokens, repeats, warmup, fusion_layer,
-        exit_layer, knobs, device, dtype, seed,
+        model, random_weights, layers, listed(methods), listed(budgets), batches, text_tokens, new_tokens, repeats, warmup, knobs,
+        device, dtype, seed,
     )  # fmt: skip
     bench.run(settings, out)
 

@@ -58,7 +58,7 @@ def report(say: Callable[[str], None] = print) -> bool:
             from harness.models import locate_model
 
             located = locate_model("mini", "cpu")
-            say(f"mini model     {located.shape.depth} layers, {located.shape.n_visual} visual tokens, in {located.folder.name}/")
+            say(f"mini model     {located.shape.depth} layers, {located.usual.n_visual} visual tokens an image, in {located.folder.name}/")
             from tasks.mini.data import verify
 
             verify()

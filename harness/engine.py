@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,17 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from harness import flops
-from harness.adapters import LlavaAdapter, adapter_for
+from harness.adapters import Adapter, Features, adapter_for
 from harness.attention import EditTrace, LayerAttention, apply_edits, attend
+from harness.contract import changed_pixels, check_edits, check_mask, check_reduction
 from harness.errors import PrunebenchError, unknown
 from harness.keeps import Stage
-from harness.layout import Gathered, TokenLayout, take
-from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction, ScoresError, TowerLook, raised
+from harness.layout import TokenLayout, take
+from harness.method import AttentionEdit, DecodePositions, Method, Places, Question, ScoresError, TowerLook, raised
 from harness.prefix import Prefix, ReducedPrefix, RoomyLayer, Shared, on_prefix, one_row, visual_edit
-from harness.shape import ModelShape
+from harness.shape import ModelShape, PromptShape, Share, quota
+from harness.stream import BoundaryStream
+from harness.text_encoder import TextEncoder
 from harness.tower import Seen, TowerEye, batched
 from harness.trace import LayerTrace, Trace
 
@@ -38,9 +41,19 @@ HookInputs = tuple[tuple[Any, ...], dict[str, Any]]
 _ACTIVE: dict[int, EngineRun] = {}
 
 
+#: keywords of an attention function that change its arithmetic in a way that ours does not do
+_REFUSED = ("sliding_window", "softcap", "s_aux")
+
+
 def _engine_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: object
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **others: object
 ) -> tuple[Tensor, None]:
+    for name in _REFUSED:
+        if others.get(name) is not None:
+            raise PrunebenchError(
+                f"decoder layer {module.layer_idx}: expected plain softmax attention, found {name}={others[name]}, which prunebench does not "
+                "compute: use a model without it"
+            )
     run = _ACTIVE.get(id(module))
     if run is None:
         raise RuntimeError(f"attention kernel {KERNEL!r} is set on a module that no engine is attached to")
@@ -50,40 +63,6 @@ def _engine_attention(
 AttentionInterface.register(KERNEL, _engine_attention)
 # the mask of transformers is built for one length for all layers; ours are per layer, so theirs is not built at all
 AttentionMaskInterface.register(KERNEL, lambda *args, **kwargs: None)
-
-
-class _Stream:
-    """`harness.method.Stream`, gathered on demand: copies, so a method cannot reach the model's own stream."""
-
-    def __init__(self, layout: TokenLayout, hidden: Callable[[], Tensor]) -> None:
-        self._layout, self._hidden = layout, hidden
-        self._handed: list[tuple[str, Tensor, int]] = []
-
-    @property
-    def visual(self) -> Tensor:
-        return self._copy("visual", self._layout.visual_tokens)
-
-    @property
-    def after(self) -> Tensor:
-        return self._copy("after", self._layout.after_tokens)
-
-    @property
-    def after_valid(self) -> Tensor:
-        return self._layout.after_tokens.valid.clone()
-
-    def _copy(self, name: str, tokens: Gathered) -> Tensor:
-        # inference tensors have no version counter, by which an edit in place is found without comparing values
-        with torch.inference_mode(False):
-            copy = take(self._hidden(), tokens.columns) * tokens.valid[:, :, None]
-        self._handed.append((name, copy, copy._version))
-        return copy
-
-    def edited(self) -> tuple[str, Tensor, Tensor] | None:
-        """(name, what it is now, what it was) of a tensor that the method changed in place."""
-        for name, copy, version in self._handed:
-            if copy._version != version:
-                return name, copy, getattr(_Stream(self._layout, self._hidden), name)
-        return None
 
 
 @dataclass
@@ -104,25 +83,33 @@ class EngineRun:
     """An attached engine; `harness.method.Run` to the method, and `trace` to everyone else.
 
     Set `samples` (one key per row) before each batch where the method is random: its draws depend on (seed, sample key) only.
-    Without keys a row's number in the batch stands in.
+    Without keys a row's number in the batch stands in. Set `questions` (one text per row) where the method reads them.
     """
 
-    def __init__(self, adapter: LlavaAdapter, method: Method, seed: int, positions: str) -> None:
+    def __init__(self, adapter: Adapter, method: Method, seed: int, positions: str, text_encoder: Callable[[], TextEncoder] | None) -> None:
         self._adapter, self._method, self._seed, self._positions = adapter, method, seed, positions
+        self._text_encoder = text_encoder
         self._shape = adapter.shape
         self._depth = len(adapter.layers)
         self.samples: Sequence[str] | None = None
+        self.questions: Sequence[str] | None = None
         self.memo: MutableMapping[str, Any] = {}
         self._input_ids: Tensor | None = None
         self._attention_mask: Tensor | None = None
+        self._facts: dict[str, Any] = {}
+        #: (b or 1, n, axes), where the model put the tokens of the prefill that is coming; None: counted
+        self._given_positions: Tensor | None = None
+        #: per early layer, what the model adds behind it to each visual token of the batch
+        self._deepstack: Sequence[Tensor] = ()
         self._layout: TokenLayout | None = None
+        self._prompts: Sequence[PromptShape] | None = None
+        self._prompt_places: Tensor | None = None
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._per_layer: list[TokenLayout] = []
         self._silenced: list[list[Tensor]] = []
         self._notes: dict[str, list[float]] = {}
         self._trace: Trace | None = None
         self._decode_positions: DecodePositions = "original"
-        self._prompt_lengths: Tensor | None = None
         self._hidden_in_decode: list[Tensor | None] = []
         self._prefilling = False
         self._steps = 0
@@ -156,6 +143,32 @@ class EngineRun:
     def n_prompt_visual(self) -> Tensor:
         return self._per_layer_prompt.visual.sum(1)
 
+    @property
+    def prompts(self) -> Sequence[PromptShape]:
+        if self._prompts is None:
+            layout = self._per_layer_prompt
+            images = self._adapter.images(layout.visual_counts, self._facts)
+            texts = [n - v for n, v in zip(layout.counts, layout.visual_counts, strict=True)]
+            self._prompts = [PromptShape(self._shape, of, n_text) for of, n_text in zip(images, texts, strict=True)]
+        return self._prompts
+
+    @property
+    def places(self) -> Places:
+        layout = self.layout
+        if self._prompt_places is None:
+            rows = [torch.tensor(_places(prompt), dtype=torch.long).view(-1, 4) for prompt in self.prompts]
+            # one more slot, for tokens that are no token of the prompt
+            padded = nn.utils.rnn.pad_sequence([torch.cat([row, -torch.ones_like(row[:1])]) for row in rows], batch_first=True, padding_value=-1)
+            self._prompt_places = padded.to(layout.valid.device)
+        tokens = layout.visual_tokens
+        origin = torch.where(tokens.valid, layout.origin.gather(1, tokens.columns), -1)
+        index = torch.where(origin >= 0, origin, self.n_prompt_visual[:, None])
+        return Places(*take(self._prompt_places, index).unbind(2))
+
+    def quota(self, keep: int | Share) -> Tensor:
+        counts = self._per_layer_prompt.visual_counts
+        return torch.tensor([quota(keep, n) for n in counts], device=self._per_layer_prompt.valid.device)
+
     def generator(self, row: int) -> torch.Generator:
         key = self.samples[row] if self.samples is not None else str(row)
         digest = hashlib.sha256(f"{self._seed}\0{key}".encode()).digest()
@@ -177,6 +190,26 @@ class EngineRun:
             per_row = [2 * n * inner for n in real]
         self._count_scoring(2 * out.numel() * inner, per_row)
         return out
+
+    def project(self, features: Tensor, valid: Tensor) -> Tensor:
+        vision = self.prompts[0].images[0].vision
+        per_token, (b, m) = flops.projector(self._shape, vision, tokens=1), features.shape[:2]
+        self._count_scoring(b * m * per_token, [int(n) * per_token for n in valid.sum(1).tolist()])
+        projected: Tensor = self._adapter.project(features)
+        return projected
+
+    def question(self) -> Question:
+        if self._text_encoder is None or self.questions is None:
+            raise PrunebenchError(
+                f"{self._method.name} reads the question through a text encoder, and this run has none: name one in the model's config "
+                "(text_encoder: a CLIP checkpoint), or give attach() text_encoder= and set run.questions"
+            )
+        encoded = [self._text_encoder().encode(text) for text in self.questions]
+        self._count_scoring(sum(e.flops for e in encoded), [e.flops for e in encoded])
+        device = self.layout.valid.device
+        valid = [torch.ones(len(e.pieces), dtype=torch.bool, device=device) for e in encoded]
+        pad = nn.utils.rnn.pad_sequence
+        return Question(pad([e.pieces.to(device) for e in encoded], batch_first=True), pad(valid, batch_first=True))
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
         listed = values.tolist() if isinstance(values, Tensor) else list(values)
@@ -220,12 +253,12 @@ class EngineRun:
 
     # --------------------------------------------------------------------------------------------------------------- images
 
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Sequence[Seen]]:
-        """Projected features (images, n_visual, hidden) of `pixels (images, 3, h, w)`, and what was seen of the tower, per image.
+    def encode(self, **inputs: Any) -> tuple[list[Features], Sequence[Seen]]:
+        """Features of what the processor made of images, and what was seen of the tower, per image.
 
-        For features that are used again: give the model the features as `mm_encoder_outputs`, and `see` the rest.
+        For features that are used again: give the model `adapter.outputs(features)` as `mm_encoder_outputs`, and `see` the rest.
         """
-        features = self._adapter.encode(pixels)
+        features = self._adapter.encode(**inputs)
         seen, self._seen = self._seen, None
         return features, seen if seen is not None else [{} for _ in features]
 
@@ -238,18 +271,18 @@ class EngineRun:
         looks = self._method.looks(self._shape)
         if not looks:
             return
-        name, counts = self._method.name, self._per_layer_prompt.visual_counts
+        name = self._method.name
         if seen is None or any(look not in one for look in looks for one in seen):
             raise PrunebenchError(
                 f"{name} looks at the vision tower, but this prefill came with features made elsewhere: pass pixel_values, "
                 "or make the features with encode() of this attach() and announce what it saw with see()"
             )
-        images = [n // self._shape.n_visual for n in counts]
-        if sum(images) != len(seen) or any(n % self._shape.n_visual for n in counts):
+        images = [len(prompt.images) for prompt in self.prompts]
+        if sum(images) != len(seen):
             raise PrunebenchError(f"{name}: expected one vision-tower output for each of the prompts' {sum(images)} images, found {len(seen)}")
-        rows = sum(look.what == "cls_row" for look in looks)
-        per_image = rows * flops.cls_row(self._shape.vision)
-        self._count_scoring(per_image * len(seen), [per_image * n for n in images])
+        costs = {"cls_row": flops.cls_row, "column_sums": flops.column_sums}
+        per_row = [sum(costs[look.what](i.vision) for look in looks if look.what in costs for i in prompt.images) for prompt in self.prompts]
+        self._count_scoring(sum(per_row), per_row)
         with self._naming("on_image"):
             self._method.on_image(self, batched(seen, images, looks))
 
@@ -280,7 +313,7 @@ class EngineRun:
         assert self._input_ids is not None
         if self._per_layer_prompt.padded:
             raise PrunebenchError("expected prefixes of one length in a batch, found padding: capture images of one size together")
-        found = []
+        found, counts = [], self._per_layer_prompt.visual_counts
         for row in range(self._input_ids.shape[0]):
             layers, reduced = [], {}
             for layer, c in enumerate(self._captured):
@@ -294,7 +327,10 @@ class EngineRun:
                     places = torch.where(source < before.n, source - was, -1)
                     reduced[layer] = ReducedPrefix(stream[row, was:], places, c.layout.positions[row, pad:])
             hidden, keys, values, edits, silenced = zip(*layers, strict=True)
-            found.append(Prefix(self._input_ids[row], hidden, keys, values, edits, silenced, reduced))
+            mine = slice(sum(counts[:row]), sum(counts[: row + 1]))
+            deepstack = [features[mine] for features in self._deepstack]
+            positions = self._per_layer_prompt.positions[row]
+            found.append(Prefix(self._input_ids[row], positions, deepstack, hidden, keys, values, edits, silenced, reduced))
         return found
 
     @contextmanager
@@ -302,7 +338,7 @@ class EngineRun:
         """Keep what `prefixes` needs of the prefill inside, of prompts of these samples; the method does there what `on_prefix` says."""
         method, others = self._method, self.samples
         self._captured = []
-        self._method, self.samples = on_prefix(method, self._shape), samples
+        self._method, self.samples = on_prefix(method, self._adapter.usual), samples
         try:
             yield
         finally:
@@ -313,6 +349,18 @@ class EngineRun:
     def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._attention_mask = kwargs.get("attention_mask")
+        self._facts = {name: kwargs.get(name) for name in self._adapter.image_facts}
+        return args, kwargs
+
+    def _on_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
+        cache = kwargs.get("past_key_values")
+        if cache is None or cache.get_seq_length(0) == 0:
+            self._given_positions = self._adapter.positions(kwargs)
+            self._deepstack = self._adapter.take_deepstack(kwargs)
+            if len(self._deepstack) >= self._depth:
+                raise PrunebenchError(
+                    f"expected more decoder layers than the {len(self._deepstack)} behind which visual features are added, found {self._depth}"
+                )
         return args, kwargs
 
     def _on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
@@ -345,18 +393,18 @@ class EngineRun:
             with self._naming(f"layer {layer}"):
                 self._edits = self._method.edit_attention(self, layer)
             if self._edits:
-                self._check_edits(layer, self._edits)
+                check_edits(f"{self._method.name} at layer {layer}", self._edits, layout, self._sample)
             if self._shared is not None and not self._shared.knows(layer, visual_edit(self._edits)):
                 hidden, self._shared = self._shared.whole(layer, hidden), None
             if self._rotary is None:
                 self._rotary = self._adapter.rotary(hidden, layout.positions)
             self._per_layer.append(layout)
             if self._shared is None:
-                kwargs["attention_mask"], kwargs["position_ids"] = layout.mask, layout.positions
+                kwargs["attention_mask"], kwargs["position_ids"] = layout.mask, layout.positions[:, :, 0]
                 kwargs["position_embeddings"] = self._rotary
             else:
                 w = self._shared.window
-                kwargs["attention_mask"], kwargs["position_ids"] = self._shared.mask, layout.positions[:, -w:]
+                kwargs["attention_mask"], kwargs["position_ids"] = self._shared.mask, layout.positions[:, -w:, 0]
                 kwargs["position_embeddings"] = (self._rotary[0][:, -w:], self._rotary[1][:, -w:])
                 self._put_prefix_into_cache(layer, kwargs["past_key_values"], hidden)
                 assert self._trace is not None
@@ -401,11 +449,17 @@ class EngineRun:
         self._prefilling = True
         mask = self._attention_mask
         mask = mask if mask is not None and mask.ndim == 2 else None
-        self._layout = TokenLayout.of_prompt(ids, mask, self._adapter.image_token_id)
+        given = self._given_positions
+        if self._shared is not None:
+            given = self._shared.positions
+            self._deepstack = [torch.cat(features) for features in zip(*(p.deepstack for p in self._shared.prefixes), strict=True)]
+        elif given is not None:
+            given = given.expand(ids.shape[0], -1, -1)
+        self._layout = TokenLayout.of_prompt(ids, mask, self._adapter.image_token_ids, given)
+        self._prompts, self._prompt_places = None, None
         if self.samples is not None and len(self.samples) != ids.shape[0]:
             raise PrunebenchError(f"expected one sample key per row, found {len(self.samples)} keys for {ids.shape[0]} rows")
         self._per_layer_prompt = self._layout
-        self._prompt_lengths = self._layout.valid.sum(1)
         self._trace = Trace(
             batch=ids.shape[0], layers=[], n_prompt_visual=self._layout.visual_counts, scoring=[0] * ids.shape[0]
         )
@@ -416,6 +470,8 @@ class EngineRun:
         layout, shared = self.layout, self._shared
         if shared is not None:
             hidden = shared.corrected(layer, hidden)
+        elif 0 < layer <= len(self._deepstack):
+            hidden = self._with_deepstack(hidden, self._deepstack[layer - 1])
         self._unreduced = None
         whole: list[Tensor] = [] if shared is not None else [hidden]
 
@@ -425,26 +481,25 @@ class EngineRun:
                 whole.append(shared.whole(layer, hidden))
             return whole[0]
 
-        stream = _Stream(layout, everything)
+        stream = BoundaryStream(self._adapter, layer, layout, everything, self._count_scoring, self._rotate)
         with self._naming(f"boundary {layer}"):
             reduction = self._method.at_boundary(self, layer, stream)
         edited = stream.edited()
         if edited is not None:
             raise self._edited_in_place(layer, *edited)
         if reduction is not None:
-            self._check_reduction(layer, reduction, layout, hidden)
+            check_reduction(f"{self._method.name} at boundary {layer}", reduction, layout, hidden, self._sample)
             keep = reduction.keep & layout.visual_tokens.valid
             positions, self._decode_positions = reduction.positions, reduction.decode_positions
             if self._positions == "original":
                 positions, self._decode_positions = "original", "original"
             elif self._positions == "compact":
                 positions, self._decode_positions = "compact", "per_layer"
-            if reduction.added is not None or bool((keep != layout.visual_tokens.valid).any()):
-                added, added_valid = reduction.added, None
-                if added is not None:
-                    full = torch.ones(added.shape[:2], dtype=torch.bool, device=hidden.device)
-                    added_valid = full if reduction.added_valid is None else reduction.added_valid
-                reduced = layout.reduce(keep, added_valid, positions == "compact")
+            more = [tokens for tokens in (reduction.added, reduction.front) if tokens is not None]
+            if more or reduction.order is not None or bool((keep != layout.visual_tokens.valid).any()):
+                added = torch.cat(more, 1) if more else None
+                valid = _valid(reduction.added, reduction.added_valid), _valid(reduction.front, reduction.front_valid)
+                reduced = layout.reduce(keep, valid[0], positions == "compact", reduction.order, valid[1])
                 self._shared = None if shared is None else shared.reduced(layer, reduced, added)
                 if self._shared is not None:
                     hidden = self._shared.corrected(layer, hidden)
@@ -487,69 +542,24 @@ class EngineRun:
             "with `added` tokens"
         )
 
-    def _check_mask(self, where: str, what: str, mask: object, shape: torch.Size, device: torch.device) -> None:
-        if isinstance(mask, Tensor) and mask.shape == shape and mask.dtype == torch.bool and mask.device == device:
-            return
-        found = f"{mask.dtype} {tuple(mask.shape)} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise PrunebenchError(
-            f"{self._method.name} at {where}: expected {what} as bool {tuple(shape)} on {device} "
-            f"({'batch, visual tokens present now' if what != 'added_valid' else 'as added'}); found {found}"
-        )
-
-    def _check_reduction(self, layer: int, reduction: Reduction, layout: TokenLayout, hidden: Tensor) -> None:
-        name, where, expected = self._method.name, f"boundary {layer}", layout.visual_tokens.valid
-        if not isinstance(reduction, Reduction):
-            raise PrunebenchError(f"{name} at {where}: expected a Reduction or None, found {type(reduction).__name__}")
-        self._check_mask(where, "keep", reduction.keep, expected.shape, expected.device)
-        for knob, word, known in (
-            ("positions", reduction.positions, get_args(Positions)),
-            ("decode_positions", reduction.decode_positions, get_args(DecodePositions)),
-        ):
-            if word not in known:
-                raise PrunebenchError(f"{name} at {where}: expected {knob} to be one of {', '.join(known)}; found {word!r}")
-        added = reduction.added
-        if added is None:
-            return
-        (b, _, d), fits = hidden.shape, added.ndim == 3 and added.device == hidden.device
-        if not fits or (added.shape[0], added.shape[2]) != (b, d):
-            raise PrunebenchError(
-                f"{name} at {where}: expected added tokens ({b}, m, {d}) on {hidden.device}, "
-                f"found {tuple(added.shape)} on {added.device}"
-            )
-        if reduction.added_valid is not None:
-            self._check_mask(where, "added_valid", reduction.added_valid, added.shape[:2], hidden.device)
-        finite = torch.isfinite(added).flatten(1).all(1)
-        if not bool(finite.all()):
-            row = int((~finite).nonzero()[0])
-            raise PrunebenchError(f"{name} at {where}, {self._sample(row)}: added tokens hold nan or inf")
-
-    def _check_edits(self, layer: int, edits: Sequence[AttentionEdit]) -> None:
-        expected = self.layout.visual_tokens.valid
-        for edit in edits:
-            if edit.cols is not None:
-                self._check_mask(f"layer {layer}", "the cols of an AttentionEdit", edit.cols, expected.shape, expected.device)
-            if edit.how != "redirect":
-                continue
-            counts = self.layout.visual_counts
-            sinks = edit.sink.tolist() if isinstance(edit.sink, Tensor) else [edit.sink] * len(counts)
-            for row, (sink, count) in enumerate(zip(sinks, counts, strict=True)):
-                if not 0 <= sink < count:
-                    raise PrunebenchError(
-                        f"{self._method.name} at layer {layer}, {self._sample(row)}: expected a sink from 0 to {count - 1} "
-                        f"(visual tokens present now), found {sink}"
-                    )
+    def _with_deepstack(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """The stream with `features (visual tokens of the batch's prompts, d)` added to those that are still here; merged tokens get nothing."""
+        layout, counts = self.layout, self._per_layer_prompt.visual.sum(1)
+        here = layout.visual & (layout.origin >= 0)
+        index = (counts.cumsum(0) - counts)[:, None] + layout.origin.clamp(min=0)
+        return torch.where(here[:, :, None], hidden + features.to(hidden)[index], hidden)
 
     def _decode_inputs(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         layout = self._per_layer[layer]
-        assert self._prompt_lengths is not None
         if self._decode_positions == "original":
-            base = self._prompt_lengths
+            last = self._per_layer_prompt
         elif self._decode_positions == "compact":
-            base = self._per_layer[-1].valid.sum(1)
+            last = self._per_layer[-1].compact
         else:
-            base = layout.valid.sum(1)
-        positions = (base + self._steps - 1)[:, None]
-        kwargs["position_ids"] = positions
+            last = layout.compact
+        # a prompt ends in text, which counts by one on every axis
+        positions = last.positions[:, -1:] + self._steps
+        kwargs["position_ids"] = positions[:, :, 0]
         kwargs["position_embeddings"] = self._adapter.rotary(hidden, positions)
         seen, hidden_tokens = layout.valid, self._hidden_in_decode[layer]
         if hidden_tokens is not None:
@@ -583,13 +593,13 @@ class EngineRun:
                 seen = self._captured[layer]
                 seen.keys, seen.values = k, v
                 seen.silenced = torch.stack(self._silenced[layer]).sum(0).tolist() if self._silenced[layer] else [0] * k.shape[0]
-            view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotate_ones)
+            view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotated)
             with self._naming(f"layer {layer}"):
                 self._method.on_attention(self, layer, view)
                 hide = self._method.hide_in_decode(self, layer)
             if hide is not None:
                 expected = layout.visual_tokens.valid
-                self._check_mask(f"layer {layer}", "hide_in_decode", hide, expected.shape, expected.device)
+                check_mask(f"{self._method.name} at layer {layer}", "hide_in_decode", hide, expected.shape, expected.device)
             self._hidden_in_decode.append(hide)
             if layer == self._depth - 1:
                 self._prefilling = False
@@ -597,13 +607,15 @@ class EngineRun:
             out = out[:, :, -wanted:]
         return out.transpose(1, 2)
 
-    def _rotate_ones(self, positions: Tensor) -> Tensor:
-        like = torch.ones(1, 1, dtype=torch.float32, device=positions.device)
-        cos, sin = self._adapter.rotary(like, positions)
-        half = cos.shape[-1] // 2
-        # rotate_half of all ones is (-1, ..., -1, 1, ..., 1)
-        sign = torch.cat([-torch.ones(half, device=cos.device), torch.ones(half, device=cos.device)])
-        return cos + sin * sign
+    def _rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        """`vectors (b, heads, n, head_dim)` under RoPE at `positions (b, n, axes)`, in their own dtype, as the model rotates."""
+        cos, sin = self._adapter.rotary(vectors, positions)
+        return self._adapter.rotate(vectors, cos[:, None], sin[:, None])
+
+    def _rotated(self, vector: Tensor, positions: Tensor) -> Tensor:
+        """(b, n, head_dim) float32: `vector (head_dim,)` under RoPE at `positions (b, n, axes)`."""
+        cos, sin = self._adapter.rotary(vector.float()[None, None], positions)
+        return self._adapter.rotate(vector.float().expand_as(cos), cos, sin)
 
     def _count_scoring(self, executed: int, per_row: Sequence[int]) -> None:
         assert self._trace is not None
@@ -611,15 +623,21 @@ class EngineRun:
         self._trace.scoring = [a + b for a, b in zip(self._trace.scoring, per_row, strict=True)]
 
 
-def changed_pixels(method: Method, pixels: Tensor) -> Tensor | None:
-    """What the method makes of the pixels before the vision tower, checked; None for no change."""
-    changed = method.on_pixels(pixels)
-    if changed is not None and (changed.shape != pixels.shape or changed.dtype != pixels.dtype):
-        raise PrunebenchError(
-            f"{method.name}: expected pixels {pixels.dtype} {tuple(pixels.shape)} from on_pixels, "
-            f"found {changed.dtype} {tuple(changed.shape)}"
-        )
-    return changed
+def _valid(tokens: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    """(b, m) bool: which of some added tokens are real; None where there are none."""
+    if tokens is None or valid is not None:
+        return valid
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
+def _places(prompt: PromptShape) -> list[tuple[int, int, int, int]]:
+    """(image, view, row, col) of every visual token of a prompt, in order; row and col -1 for a newline."""
+    found = []
+    for i, image in enumerate(prompt.images):
+        for j, view in enumerate(image.views):
+            for row in range(view.rows):
+                found += [(i, j, row, col) for col in range(view.cols)] + [(i, j, -1, -1)] * view.newline
+    return found
 
 
 POSITION_POLICIES = ("method", "original", "compact")
@@ -627,15 +645,20 @@ POSITION_POLICIES = ("method", "original", "compact")
 
 @contextmanager
 def attach(
-    model: nn.Module, method: Method, seed: int = 0, positions: str = "method", looks: Iterable[TowerLook] = ()
+    model: nn.Module,
+    method: Method,
+    seed: int = 0,
+    positions: str = "method",
+    looks: Iterable[TowerLook] = (),
+    text_encoder: Callable[[], TextEncoder] | None = None,
 ) -> Iterator[EngineRun]:
     """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an exception.
 
     `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after every
     reduction (each layer then decodes at its own cache length), "method" leaves it to the method. `looks`: more of the vision tower than
-    the method sees, for `EngineRun.encode`. Works with `forward` and with `generate` (KV cache of different length per layer, left-padded
-    batches). Raises PrunebenchError for unsupported models and
-    for a second attach.
+    the method sees, for `EngineRun.encode`. `text_encoder` gives what `Run.question` encodes with, when it is first asked.
+    Works with `forward` and with `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError for
+    unsupported models and for a second attach.
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", positions, POSITION_POLICIES)
@@ -644,7 +667,7 @@ def attach(
     attentions = [layer.self_attn for layer in adapter.layers]
     if any(id(a) in _ACTIVE for a in attentions):
         raise PrunebenchError("a method is already attached to this model: leave its attach() block before entering another")
-    run = EngineRun(adapter, method, seed, positions)
+    run = EngineRun(adapter, method, seed, positions, text_encoder)
     text_config = adapter.text.config
     before = text_config._attn_implementation
     eye = TowerEye(adapter, {*method.looks(adapter.shape), *looks}, run.see)
@@ -663,6 +686,7 @@ def attach(
         # only the text config: the vision tower keeps its own kernel
         text_config._attn_implementation = KERNEL
         handles.append(adapter.core.register_forward_pre_hook(run._on_core, with_kwargs=True))
+        handles.append(adapter.text.register_forward_pre_hook(run._on_text, with_kwargs=True))
         handles.append(adapter.tower.register_forward_pre_hook(run._on_tower, with_kwargs=True))
         handles += [module.register_forward_pre_hook(pre_hook(i), with_kwargs=True) for i, module in enumerate(adapter.layers)]
         yield run

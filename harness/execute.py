@@ -25,7 +25,7 @@ from harness.errors import PrunebenchError
 from harness.method import Method, source_of
 from harness.models import LoadedModel
 from harness.prefix import PrefixCache, prefix_kind
-from harness.shape import ModelShape
+from harness.shape import PromptShape
 from harness.store import CellBusy, CellSealed, CellWriter, Record, SampleScore, SealedCell, Store
 
 if TYPE_CHECKING:
@@ -248,9 +248,9 @@ def run_pass(
         name = canonical_json([arm.method.name, source_of(type(arm.method)), arm.method.knobs(), arm.seed, arm.positions])
         first.setdefault(name, arm)
         by_arm.setdefault(name, []).append(identity)
-    shape = loaded.adapter.shape
+    usual = loaded.usual
     # arms of one kind of prefix follow each other, so that one kind is in memory at a time
-    kinds = {name: (prefix_kind(arm.method.for_model(shape), shape, arm.positions), pixels_key(arm.method)) for name, arm in first.items()}
+    kinds = {name: (prefix_kind(arm.method.for_model(usual.decoder), usual, arm.positions), pixels_key(arm.method)) for name, arm in first.items()}
     arms = sorted(by_arm, key=lambda name: kinds[name])
     prefixes = PrefixCache(pace.prefix_bytes) if pace.share else None
     answerers: dict[str, Answerer] = {}
@@ -264,7 +264,7 @@ def run_pass(
             if len(arms) == 1:
                 raise
             failed[name] = error
-    for chunk in chunks(opened, shape, pace):
+    for chunk in chunks(opened, usual, pace):
         previous = None
         for name in arms:
             if name in failed:
@@ -304,14 +304,15 @@ def _prompt(s: Sample, task: LoadedTask) -> Prompt:
     return Prompt(s.key, s.prompt, s.load_image, s.image_key, task.max_new_tokens, tuple(task.until))
 
 
-def chunks(opened: Mapping[str, Open], shape: ModelShape, pace: Pace) -> Iterator[set[str]]:
+def chunks(opened: Mapping[str, Open], usual: PromptShape, pace: Pace) -> Iterator[set[str]]:
     """Image keys with unanswered questions, in sets whose prefixes fit in memory; those of this shard."""
     shard, n_shards = pace.shard
     # shards are of images, not of chunks, whose size depends on the memory that each process finds
     images = sorted({s.image_key for one in opened.values() for s in one.left})[shard::n_shards]
+    shape = usual.decoder
     per_layer = shape.hidden + 2 * shape.kv_heads * shape.head_dim
     # the system prompt is small beside the image
-    one_prefix = shape.depth * per_layer * shape.bytes_per_value * (shape.n_visual + 64)
+    one_prefix = shape.depth * per_layer * shape.bytes_per_value * (usual.n_visual + 64)
     size = max(1, min(CHUNK, pace.prefix_bytes // one_prefix if pace.share else CHUNK))
     for start in range(0, len(images), size):
         yield set(images[start : start + size])
@@ -326,10 +327,11 @@ def missed(jobs: Iterable[Job], cells: Mapping[str, SealedCell]) -> list[str]:
             continue
         costs = sealed.costs
         share = costs["prefill_dense_flops"] / costs["prefill_unpruned_flops"]
-        if budget.unit == "kept" and abs(costs["kept"] - (budget.tokens or 0)) > 0.5:
-            said.append(f"{job.label} kept {costs['kept']:.1f} visual tokens on average, {budget.tokens} were asked")
-        elif budget.unit == "avg" and abs(costs["mean_visual"] - (budget.tokens or 0)) > 1:
-            said.append(f"{job.label} has {costs['mean_visual']:.1f} visual tokens per layer on average, {budget.tokens} were asked")
+        tokens = budget.asked(round(costs["n_visual"])) if "n_visual" in costs else budget.asked(0)
+        if budget.unit == "kept" and abs(costs["kept"] - tokens) > 0.5:
+            said.append(f"{job.label} kept {costs['kept']:.1f} visual tokens on average, {tokens:g} were asked")
+        elif budget.unit == "avg" and abs(costs["mean_visual"] - tokens) > 1:
+            said.append(f"{job.label} has {costs['mean_visual']:.1f} visual tokens per layer on average, {tokens:g} were asked")
         elif budget.unit == "flops" and abs(share - (budget.ratio or 0)) > 0.02:
             said.append(f"{job.label} costs {share:.3f} of the unpruned FLOPs, {budget.ratio} were asked")
     return said

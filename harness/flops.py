@@ -110,10 +110,15 @@ def cls_row(vision: VisionShape) -> int:
     return 2 * vision.hidden * vision.tokens
 
 
-def projector(shape: ModelShape) -> int:
-    """FLOPs of LLaVA-1.5's two-layer projector for one image."""
-    v = shape.vision
-    return 2 * (v.tokens - 1) * (v.hidden * v.projector_hidden + v.projector_hidden * shape.hidden)
+def projector(shape: ModelShape, vision: VisionShape, tokens: int | None = None) -> int:
+    """FLOPs of LLaVA-1.5's two-layer projector for one image, or for `tokens` features of its tower."""
+    n = vision.tokens - 1 if tokens is None else tokens
+    return 2 * n * (vision.hidden * vision.projector_hidden + vision.projector_hidden * shape.hidden)
+
+
+def column_sums(vision: VisionShape) -> int:
+    """FLOPs of the softmax rows of all tokens in one tower layer for one image: QK^T, all heads."""
+    return vision.tokens * cls_row(vision)
 
 
 def kv_bytes(shape: ModelShape, trace: Trace, row: int) -> int:

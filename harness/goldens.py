@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import AutoModelForImageTextToText, DynamicCache
 
 from harness import method as registry
+from harness.adapters import Features, LlavaAdapter
+from harness.adapters.llava import load_text
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import Method, Run
+from harness.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
 
 LOGIT_TOLERANCE = 1e-4
 NORM_TOLERANCE = 1e-3
@@ -62,20 +64,32 @@ def load_index(folder: Path) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=4)
-def _model(folder: Path, name: str) -> LlavaForConditionalGeneration:
+def _model(folder: Path, name: str) -> LlavaAdapter:
+    """A LLaVA whose decoder and head hold the recorded weights; its tower is never run."""
     spec = json.loads((folder / "models" / "models.json").read_text())[name]
-    config = dict(spec["config"])
-    theta = config.pop("rope_theta")
-    config.pop("pretraining_tp", None)
-    text = LlamaConfig(**config, rope_parameters={"rope_type": "default", "rope_theta": theta})
-    vision = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=336, patch_size=14)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN, image_seq_length=576, tie_word_embeddings=False)
+    known = dict(spec["config"])
+    decoder = ModelShape(
+        depth=known["num_hidden_layers"],
+        hidden=known["hidden_size"],
+        heads=known["num_attention_heads"],
+        kv_heads=known["num_key_value_heads"],
+        head_dim=known["hidden_size"] // known["num_attention_heads"],
+        mlp=known["intermediate_size"],
+        vocab=known["vocab_size"],
+        bytes_per_value=4,
     )
-    weights = {k: v.float() for k, v in load_file(folder / spec["weights"]).items()}
-    model.lm_head.weight.data.copy_(weights.pop("lm_head.weight"))
-    model.model.language_model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
-    return model.eval()
+    tower = VisionShape(layers_used=2, hidden=8, mlp=8, tokens=24 * 24 + 1, patch_inputs=3 * 14**2, projector_hidden=decoder.hidden)
+    config = LlavaAdapter.config_of(
+        PromptShape(decoder, (ImageShape((Grid(24, 24),), tower),)),
+        tower_heads=1,
+        image_token_id=IMAGE_TOKEN,
+        rope_parameters={"rope_type": "default", "rope_theta": known["rope_theta"]},
+        rms_norm_eps=known["rms_norm_eps"],
+        max_position_embeddings=known["max_position_embeddings"],
+    )
+    adapter = LlavaAdapter(AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval())
+    load_text(adapter, {k: v.float() for k, v in load_file(folder / spec["weights"]).items()})
+    return adapter
 
 
 def _with_noise(method: Method, case: dict[str, Any]) -> Method:
@@ -100,7 +114,8 @@ def method_of(case: dict[str, Any]) -> Method:
         k = case["K"] if "K" in case else (case.get("fastv_config") or {}).get("fast_v_agg_layer")
         return cls() if k is None else cls(keep=case["n_kept"], boundary=k)  # type: ignore[call-arg]
     if name == "sparsevlm":
-        return _with_noise(cls(retain=case["retain"], plus=case["version"] == "2_0"), case)  # type: ignore[call-arg]
+        # the official layers as they are, whatever the depth
+        return _with_noise(cls(retain=case["retain"], plus=case["version"] == "2_0", stages=(2, 6, 15)), case)  # type: ignore[call-arg]
     config = case["pruning_config"]
     if name != "visipruner":
         raise PrunebenchError(f"case {case['id']}: no rule says how the method {name!r} maps to knobs")
@@ -114,27 +129,28 @@ def method_of(case: dict[str, Any]) -> Method:
 
 def replay(folder: Path, case: dict[str, Any], method: Method) -> Replayed:
     """Run a case's prompt and its recorded decode tokens with `method`."""
-    model = _model(folder, case["model"])
+    adapter = _model(folder, case["model"])
+    model = adapter.model
     inputs = load_file(folder / "inputs" / f"{case['input']}.safetensors")
     embeds, pre, post = inputs["inputs_embeds"], inputs["pre_ids"].long(), inputs["post_ids"].long()
     n_visual = embeds.shape[1] - pre.numel() - post.numel()
     ids = torch.cat([pre, torch.full((n_visual,), IMAGE_TOKEN), post])[None]
-    features = BaseModelOutputWithPooling(pooler_output=[embeds[0, pre.numel() : pre.numel() + n_visual]])
+    features = adapter.outputs([Features(embeds[0, pre.numel() : pre.numel() + n_visual])])
     norms: list[float] = []
     positions: list[list[int]] = []
     with attach(model, method) as run, torch.inference_mode():
         handles = [
             layer.register_forward_hook(lambda _m, _a, out: norms.append(float((out[0] if isinstance(out, tuple) else out).norm())))
-            for layer in model.model.language_model.layers
+            for layer in adapter.layers
         ]
         handles += [
             layer.register_forward_pre_hook(lambda _m, _a, kw: positions[-1].append(int(kw["position_ids"][0, -1])), with_kwargs=True)
-            for layer in model.model.language_model.layers
+            for layer in adapter.layers
         ]
         cache = DynamicCache(config=model.config.text_config)
         positions.append([])
         try:
-            out = model(input_ids=ids, mm_encoder_outputs={"image": features}, past_key_values=cache)
+            out = model(input_ids=ids, mm_encoder_outputs=features, past_key_values=cache)
             prefill_norms, layouts = list(norms), run.layouts
             logits = [out.logits[0, -1]]
             for token in case["tokens"][: len(case["logits"]) - 1]:

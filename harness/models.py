@@ -21,11 +21,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from harness import yamlfile
-from harness.adapters import ADAPTERS, LlavaAdapter, adapter_for
+from harness.adapters import ADAPTERS, Adapter, adapter_class, adapter_for
 from harness.budget import Budget
 from harness.errors import PrunebenchError, unknown
 from harness.method import Method, build, method_class
-from harness.shape import ModelShape
+from harness.shape import ModelShape, PromptShape
+from harness.text_encoder import ClipTextEncoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL_CONFIGS = REPOSITORY / "configs" / "models"
@@ -50,6 +51,8 @@ class ModelConfig(BaseModel):
     image: Literal["plain", "pad"] = "pad"
     knobs: dict[str, dict[str, Any]] = {}
     default_limit: int | None = None
+    #: hub id or folder of the CLIP checkpoint whose text tower belongs to the vision tower
+    text_encoder: str | None = None
 
 
 class Calibration(BaseModel):
@@ -120,7 +123,7 @@ def pick_device(device: str) -> torch.device:
 class Front:
     """What of a model needs no weights: its processor, prompts, and the names under which results are kept.
 
-    `fingerprint` names the weights: the hub commit, or a hash of the local weight files.
+    `fingerprint` names the weights: the hub commit, or a hash of the local weight files. `usual`: a prompt of one image as the model is asked them.
     """
 
     config: ModelConfig
@@ -129,7 +132,7 @@ class Front:
     dtype: str
     fingerprint: str
     revision: str | None
-    n_visual: int
+    usual: PromptShape
     image_token_id: int
     _prompts: dict[str, array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -168,7 +171,7 @@ class Front:
         return known.tolist()
 
     def _tokenised(self, text: str) -> list[int]:
-        n = self.n_visual
+        n = self.usual.n_visual
         full = self.template.replace("{text}", text)
         expanded = full.replace("<image>", "<image>" * n, 1)
         ids: list[int] = self.processor.tokenizer(expanded)["input_ids"]
@@ -185,10 +188,24 @@ class LoadedModel(Front):
     """A model ready to be asked."""
 
     model: Any
-    adapter: LlavaAdapter = field(init=False)
+    adapter: Adapter = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapter", adapter_for(self.model))
+
+    def text_encoder(self) -> ClipTextEncoder:
+        """The text encoder of the model's vision tower, loaded when it is first asked for. Raises PrunebenchError where the config names none."""
+        return self._text_encoder
+
+    @cached_property
+    def _text_encoder(self) -> ClipTextEncoder:
+        source = self.config.text_encoder
+        if source is None:
+            raise PrunebenchError(
+                f"model {self.config.name}: expected text_encoder in its config (the CLIP checkpoint of its vision tower), for the method reads the "
+                f"question through it; found none: add it to configs/models/{self.config.name}.yaml"
+            )
+        return ClipTextEncoder.load(source, self.device, DTYPES[self.dtype])
 
 
 def pad_to_square(image: Image.Image, mean: list[float]) -> Image.Image:
@@ -220,22 +237,34 @@ class Located:
     dtype: str
 
     @cached_property
-    def shape(self) -> ModelShape:
+    def usual(self) -> PromptShape:
+        """A prompt of one image as the model is usually asked, without text, from its config alone."""
         from transformers import AutoConfig
 
-        raw = json.loads((self.folder / "config.json").read_text())
-        adapter = ADAPTERS[raw["architectures"][0]]
-        return adapter.shape_of(AutoConfig.from_pretrained(self.folder), DTYPES[self.dtype].itemsize)
+        config = AutoConfig.from_pretrained(self.folder)
+        adapter = adapter_class(config)
+        return PromptShape(adapter.shape_of(config, DTYPES[self.dtype].itemsize), (adapter.image_of(config),))
+
+    @property
+    def shape(self) -> ModelShape:
+        """The decoder's sizes."""
+        return self.usual.decoder
 
     def method(self, name: str, budget: Budget, knobs: Mapping[str, Any] | None = None, n_text: int | None = None) -> Method:
         """The method at a budget, with this model's own knob defaults below the given ones; checked against its sizes.
 
-        `n_text` as in `harness.method.build`. `calibrated` takes the knobs of configs/<method>/<model>.yaml below the given ones.
+        `n_text`: the text length, in tokens, at which a FLOPs budget is solved; such a budget without one raises PrunebenchError.
+        `calibrated` takes the knobs of configs/<method>/<model>.yaml below the given ones.
         """
         own = dict(self.config.knobs.get(name, {}))
-        if budget.unit == "calibrated" and method_class(name).traits.adaptive:
+        if budget.unit == "calibrated" and method_class(name).traits.calibrated:
             own |= calibrated_knobs(name, self.config.name)
-        return build(name, budget, {**own, **(knobs or {})}, self.shape, n_text)
+        if budget.unit == "flops" and n_text is None:
+            raise PrunebenchError(
+                f"BUDGET={budget} is solved at a task's mean text length, and no task is known here: "
+                "use `prunebench eval`, or give a number of tokens (BUDGET=64 or BUDGET=64avg)"
+            )
+        return build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
 
     @cached_property
     def front(self) -> Front:
@@ -245,7 +274,7 @@ class Located:
         token = AutoConfig.from_pretrained(self.folder).image_token_id
         return Front(
             config=self.config, processor=_processor(self.config, self.folder), device=self.device, dtype=self.dtype,
-            fingerprint=self.revision or weight_hash(self.folder), revision=self.revision, n_visual=self.shape.n_visual, image_token_id=int(token),
+            fingerprint=self.revision or weight_hash(self.folder), revision=self.revision, usual=self.usual, image_token_id=int(token),
         )  # fmt: skip
 
     def load(self) -> LoadedModel:
@@ -363,10 +392,10 @@ def _processor(config: ModelConfig, folder: Path) -> Any:
 
 
 def _load(config: ModelConfig, folder: Path, dtype: str) -> nn.Module:
-    from transformers import LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     with _loading(config, folder):
-        model, info = LlavaForConditionalGeneration.from_pretrained(
+        model, info = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa", output_loading_info=True
         )
     mend = _mend(config)

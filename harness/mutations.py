@@ -97,13 +97,14 @@ class Unannounced(Knockout):
 
 _SHARED = "harness.prefix:Shared."
 _ENGINE, _LAYOUT, _ATTENTION = "harness.engine:EngineRun.", "harness.layout:TokenLayout.", "harness.attention:"
+_RANKING = "harness.method.ranking:"
 _FASTV, _SPARSEVLM, _VISIPRUNER = "methods.fastv:FastV.", "methods.sparsevlm:SparseVLM.", "methods.visipruner:VisiPruner."
 
 FAULTS = (
     # selection
     Fault(
         "top-k ascending: the least important tokens stay",
-        "methods._select:keep_top",
+        _RANKING + "keep_top",
         "descending=True",
         "descending=False",
         "fastv",
@@ -116,18 +117,25 @@ FAULTS = (
         ".mean(1)[:1, 0].expand(run.visual_valid.shape)",
         "fastv",
     ),
-    Fault("kept count one short", _FASTV + "at_boundary", "self.keep, run", "self.keep - 1, run", "fastv", FASTV),
+    Fault(
+        "kept count one short",
+        _RANKING + "Ranking.at_boundary",
+        "run.quota(self.keep)",
+        "run.quota(self.keep) - 1",
+        "fastv",
+        FASTV,
+    ),
     # the engine
     Fault(
         "kept tokens in reverse order",
         _LAYOUT + "reduce",
-        "order_key = torch.where(stays, 2 * (column + 1), 0)",
-        "order_key = torch.where(stays, 2 * (torch.where(kept_visual, (first + last)[:, None] - column, column) + 1), 0)",
+        "order_key = torch.where(stays, 4 * (column + 1), 0)",
+        "order_key = torch.where(stays, 4 * (torch.where(kept_visual, (first + last)[:, None] - column, column) + 1), 0)",
         "fastv",
         FASTV,
     ),
-    Fault("positions renumbered where they stay", _LAYOUT + "reduce", "if compact:", "if True:", "fastv", FASTV),
-    Fault("positions stay where they are renumbered", _LAYOUT + "reduce", "if compact:", "if False:", "sparsevlm", SPARSEVLM),
+    Fault("positions renumbered where they stay", _LAYOUT + "reduce", "if compact else", "if True else", "fastv", FASTV),
+    Fault("positions stay where they are renumbered", _LAYOUT + "reduce", "if compact else", "if False else", "sparsevlm", SPARSEVLM),
     Fault(
         "a text token lost in a reduction",
         _LAYOUT + "reduce",
@@ -139,12 +147,12 @@ FAULTS = (
     Fault(
         "merged tokens at the position of the last kept one",
         _LAYOUT + "reduce",
-        "[:, 0] + 1, 0)",
-        "[:, 0], 0)",
+        "take(positions, last.clamp(min=0)[:, None]) + 1, place)",
+        "take(positions, last.clamp(min=0)[:, None]), place)",
         "sparsevlm",
         SPARSEVLM,
     ),
-    Fault("decode positions off by one", _ENGINE + "_decode_inputs", "self._steps - 1", "self._steps", "fastv", FASTV),
+    Fault("decode positions off by one", _ENGINE + "_decode_inputs", "+ self._steps", "+ self._steps + 1", "fastv", FASTV),
     Fault(
         "decode attends padding", _ENGINE + "_decode_inputs", "layout.padded or hidden_tokens", "hidden_tokens", "fastv", FASTV
     ),
@@ -165,7 +173,7 @@ FAULTS = (
     ),
     Fault(
         "scores include padding",
-        _ATTENTION + "LayerAttention.row_probs",
+        _ATTENTION + "softmax_rows",
         "(key_index <= asked.columns[:, :, None]) & layout.valid[:, None, :]",
         "(key_index <= asked.columns[:, :, None]).expand(-1, -1, layout.n)",
         "fastv",
@@ -229,9 +237,9 @@ FAULTS = (
     Fault("FastV scores one layer early", _FASTV + "on_attention", "self.boundary - 1", "self.boundary - 2", "fastv", FASTV),
     Fault(
         "FastV prunes one layer late",
-        _FASTV + "at_boundary",
+        _RANKING + "Ranking.at_boundary",
         "layer != self.boundary",
-        "layer != self.boundary + 1",
+        "layer != (self.boundary or 0) + 1",
         "fastv",
         FASTV,
     ),
@@ -560,7 +568,7 @@ def failing_sharing(method: str, knobs: Mapping[str, Any]) -> tuple[str, ...]:
 
     loaded, prompts = _asked()
     asks = budget.parse("48") if method_class(method).budget_knobs else budget.NONE
-    built: Method = build(method, asks, knobs, loaded.adapter.shape, 0)
+    built: Method = build(method, asks, knobs, loaded.usual)
     found = []
     for prefixes in (None, PrefixCache()):
         first: dict[str, Any] = {}

@@ -25,13 +25,13 @@ from transformers import Cache, DynamicLayer
 
 from harness.layout import Reduced, take
 from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, TowerLook, source_of
-from harness.shape import ModelShape
+from harness.shape import ModelShape, PromptShape
 
 
 @dataclass(frozen=True)
 class ReducedPrefix:
     """A reduction of a prefix: the `stream (p, d)` before it, and of the tokens it left the `source (p',)`, their place in that stream or -1
-    for added ones, and the RoPE `positions (p',)`.
+    for added ones, and the RoPE `positions (p', axes)`.
     """
 
     stream: Tensor
@@ -43,11 +43,14 @@ class ReducedPrefix:
 class Prefix:
     """The first `p` tokens of a prompt, its image's last token included, at each decoder layer; fewer from a reduction on.
 
-    `ids (p,)`; per layer `hidden (p, d)` that it runs on, `keys` and `values (kv_heads, p, head_dim)` after RoPE, the `edits` of its visual
+    `ids (p,)` and their RoPE `positions (p, axes)`; per early layer what the model adds behind it to the visual tokens, `deepstack` of (v, d); per
+    layer `hidden (p, d)` that it runs on, `keys` and `values (kv_heads, p, head_dim)` after RoPE, the `edits` of its visual
     rows and the causal pairs they `silenced`. Of layers with a reduction, `reduced` says what it did.
     """
 
     ids: Tensor
+    positions: Tensor
+    deepstack: Sequence[Tensor]
     hidden: Sequence[Tensor]
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
@@ -94,18 +97,18 @@ class OnImage(OnVisualRows):
         return self.inner.at_boundary(run, layer, stream)
 
 
-def on_prefix(method: Method, shape: ModelShape) -> Method:
-    """What is attached while a prefix of `method` (as `for_model` made it) is captured."""
+def on_prefix(method: Method, usual: PromptShape) -> Method:
+    """What is attached while a prefix of `method` (as `for_model` made it) is captured; `usual`: a prompt as the model is asked them."""
     if method.traits.image_only:
-        plan = method.plan(shape, 1)
-        if plan is None or plan[0] < shape.n_visual:
+        plan = method.plan(usual.with_text(1))
+        if plan is None or plan[0] < usual.n_visual:
             return OnImage(method)
     return OnVisualRows(method) if method.prefix_key() else Method()
 
 
-def prefix_kind(method: Method, shape: ModelShape, positions: str) -> str:
+def prefix_kind(method: Method, usual: PromptShape, positions: str) -> str:
     """Names the prefixes that questions to this method (as `for_model` made it) start from; methods of one kind share them."""
-    if not isinstance(on_prefix(method, shape), OnImage):
+    if not isinstance(on_prefix(method, usual), OnImage):
         return method.prefix_key()
     return f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())} {positions}"
 
@@ -251,6 +254,17 @@ class Shared:
     def goes_on(self, layer: int) -> bool:
         """Were no prefixes reduced at `layer`, or was this left by it?"""
         return layer == self.since or all(layer not in p.reduced for p in self.prefixes)
+
+    @property
+    def positions(self) -> Tensor:
+        """(b, n, axes): a prefix stands where it was captured; text behind an image counts on by one, on every axis."""
+        rows = []
+        for prefix, pad in zip(self.prefixes, self.pads, strict=True):
+            known = prefix.positions
+            more = known.amax() + 1 + torch.arange(self.n - pad - len(known), device=known.device)[:, None]
+            row = torch.cat([known, more.expand(-1, known.shape[1])])
+            rows.append(torch.cat([row.new_zeros(pad, row.shape[1]), row]))
+        return torch.stack(rows)
 
     @property
     def mask(self) -> Tensor:

@@ -87,10 +87,10 @@ def visual_attention(visual: Sequence[float], n_text: float, n_visual: int) -> f
     return sum(pairs(v) for v in visual) / (len(visual) * pairs(n_visual))
 
 
-def reports(shape: ModelShape, visual: Sequence[float], n_text: float, n_system: int = N_SYSTEM) -> list[Reported]:
-    """The run with `visual[l]` visual tokens in layer l and `n_text` text tokens (`n_system` before the image), as each paper
+def reports(shape: ModelShape, visual: Sequence[float], n_text: float, n_visual: int, n_system: int = N_SYSTEM) -> list[Reported]:
+    """The run with `visual[l]` of `n_visual` visual tokens in layer l and `n_text` text tokens (`n_system` before the image), as each paper
     would have reported it, and last as it is."""
-    unpruned = [float(shape.n_visual)] * len(visual)
+    unpruned = [float(n_visual)] * len(visual)
     n_question = n_text - n_system
 
     def of(who: str, count: Callable[[Sequence[float]], float], formula: str, source: str, per: str = "prefill") -> Reported:

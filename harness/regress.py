@@ -146,10 +146,10 @@ def _fixed(model: str, method: str, knobs: str) -> tuple[bool, bool]:
     from harness.method import method_class, typed_knobs
     from harness.models import locate_model
 
-    cls, shape = method_class(method), locate_model(model, "cpu").shape
-    built = cls(**dict(typed_knobs(cls, json.loads(knobs)))).for_model(shape)
-    plan = built.plan(shape, 1)
-    return plan is not None, plan is not None and built.plan_scoring(shape, 1, plan) is not None
+    cls, prompt = method_class(method), locate_model(model, "cpu").usual.with_text(1)
+    built = cls(**dict(typed_knobs(cls, json.loads(knobs)))).for_model(prompt.decoder)
+    plan = built.plan(prompt)
+    return plan is not None, plan is not None and built.plan_scoring(prompt, plan) is not None
 
 
 def measure(

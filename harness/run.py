@@ -175,7 +175,7 @@ def write_tables(store: Store, say: Callable[[str], None]) -> tuple[Path, Path]:
 
 def calibration_exists(request: Request) -> None:
     """Raise PrunebenchError where BUDGET=calibrated has no knobs for the model: before its files are looked for."""
-    if budgets.parse(request.budget).unit == "calibrated" and method_class(request.method).traits.adaptive:
+    if budgets.parse(request.budget).unit == "calibrated" and method_class(request.method).traits.calibrated:
         calibrated_knobs(request.method, model_config(request.model).name)
 
 
@@ -208,7 +208,7 @@ def prepare(request: Request, session: Session, located: Located) -> list[Job]:
 
 def mean_text(front: Front, task: Any) -> int:
     """Mean text length of a task's prompts in tokens, to the nearest whole one."""
-    lengths = [len(front.prompt_ids(s.prompt)) - front.n_visual for s in task.samples]
+    lengths = [len(front.prompt_ids(s.prompt)) - front.usual.n_visual for s in task.samples]
     return round(sum(lengths) / len(lengths))
 
 

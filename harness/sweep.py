@@ -30,7 +30,7 @@ from harness.execute import execute, missed
 from harness.method import Method, build, check_budget, method_class
 from harness.models import Located, locate_model, model_config
 from harness.run import Finished, Request, Session, calibration_exists, mean_text, parse_limit, prepare, write_tables
-from harness.shape import SHAPES, ModelShape
+from harness.shape import SHAPES, PromptShape
 from harness.store import SealedCell, Store
 
 #: text tokens of a prompt where data are not at hand
@@ -151,18 +151,18 @@ def check(asked: Sequence[Asked]) -> None:
             raise PrunebenchError(f"{label}: {error}") from None
 
 
-def _static(request: Request) -> tuple[Method, ModelShape]:
-    """The method of a request, from sizes alone."""
+def _static(request: Request) -> tuple[Method, PromptShape]:
+    """The method of a request and a prompt as its model is asked them, from sizes alone."""
     budget = budgets.parse(request.budget)
     check_budget(method_class(request.method), budget, request.knobs)
     calibration_exists(request)
     if request.model in SHAPES:  # known without its files
         own = model_config(request.model).knobs.get(request.method, {})
-        shape = SHAPES[request.model]
+        usual = SHAPES[request.model]
         if budget.unit != "calibrated":
-            return build(request.method, budget, {**own, **request.knobs}, shape, 0), shape
+            return build(request.method, budget, {**own, **request.knobs}, usual), usual
     located = locate_model(request.model, "cpu", request.dtype)
-    return located.method(request.method, budget, request.knobs, n_text=0), located.shape
+    return located.method(request.method, budget, request.knobs, n_text=0), located.usual
 
 
 def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, workers: int = 1) -> Finished:
@@ -262,8 +262,8 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
         jobs = prepare(request, session, found[request.model]) if request.model in found else []
         fresh = [j for j in jobs if j.cell.identity() not in seen]
         seen |= {j.cell.identity() for j in fresh}
-        method, shape = _static(request)
-        each, upper = _flops(method, shape, TEXT)
+        method, usual = _static(request)
+        each, upper = _flops(method, usual.with_text(TEXT))
         if request.model in missing:
             tasks = len(request.tasks)
             lines.append(Line(label, tasks, None, None, each, upper))
@@ -272,7 +272,7 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
         open_jobs = [j for j in fresh if done[j.cell.identity()] is None]
         n = sum(j.cell.n_samples for j in open_jobs)
         front = found[request.model].front
-        total = sum(j.cell.n_samples * _flops(j.arm.method, shape, mean_text(front, j.task))[0] for j in open_jobs)
+        total = sum(j.cell.n_samples * _flops(j.arm.method, usual.with_text(mean_text(front, j.task)))[0] for j in open_jobs)
         lines.append(Line(label, len(fresh), n, len(fresh) - len(open_jobs), total, upper))
     rows = [
         [line.label, line.cells, "?" if line.sealed is None else line.sealed, "?" if line.n is None else line.n,
@@ -298,9 +298,7 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
     return text + "\n\n" + "\n".join(tail)
 
 
-def _flops(method: Method, shape: ModelShape, n_text: int) -> tuple[float, bool]:
+def _flops(method: Method, prompt: PromptShape) -> tuple[float, bool]:
     """Dense prefill FLOPs of one prompt without scoring, and whether that is an upper bound (adaptive methods: as if nothing were dropped)."""
-    plan = method.plan(shape, n_text)
-    return float(sum(flops.layer(shape, n + n_text) for n in plan or [shape.n_visual] * shape.depth)), plan is None
-
-
+    plan = method.plan(prompt)
+    return float(sum(flops.layer(prompt.decoder, n + prompt.n_text) for n in plan or [prompt.n_visual] * prompt.depth)), plan is None

@@ -9,12 +9,11 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # 
 from harness.budget import Budget, cost_of, parse
 from harness.errors import PrunebenchError
 from harness.method import build
-from harness.shape import ModelShape
+from harness.shape import PromptShape
 
 
 def units_table(
-    shape: ModelShape,
-    n_text: int,
+    prompt: PromptShape,
     tokens: int = 64,
     methods: Sequence[str] = ("uniform", "fastv", "sparsevlm", "downsample"),
 ) -> str:
@@ -22,18 +21,18 @@ def units_table(
 
     The FLOPs budget is what `tokens` before the language model cost, so all three lines of a method mean "64" to somebody.
     """
-    before_llm = cost_of(build(methods[0], parse(tokens), {}, shape), shape, n_text)
+    before_llm = cost_of(build(methods[0], parse(tokens), {}, prompt), prompt)
     assert before_llm is not None
     budgets = [Budget("kept", tokens), Budget("avg", tokens), Budget("flops", ratio=round(before_llm.ratio, 3))]
     lines = []
     for budget in budgets:
         for name in methods:
             try:
-                method = build(name, budget, {}, shape, n_text)
+                method = build(name, budget, {}, prompt)
             except PrunebenchError:
                 lines.append([f"`{budget}`", name, "not reachable", "", "", ""])
                 continue
-            found = cost_of(method, shape, n_text)
+            found = cost_of(method, prompt)
             assert found is not None
             lines.append(
                 [

@@ -9,47 +9,53 @@ any `keep`, not whole factors only (the shrunk side is rounded to whole pixels).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
+from typing import Any, Self
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from harness.budget import Budget
 from harness.errors import PrunebenchError
-from harness.method import Method, Traits, register
-from harness.shape import ModelShape
+from harness.method import Method, PromptShape, Share, Traits, check_keep, register
 
 
 @register
 @dataclass(frozen=True)
 class Downsample(Method):
-    """Shows the model an image with the detail of `keep` patches; `side`, the pixels it is shrunk to, follows from `keep`."""
+    """Shows the model an image with the detail of `keep` patches; `side`, the pixels it is shrunk to, follows from `keep` and the image."""
 
     name = "downsample"
     paper = "https://arxiv.org/abs/2510.07143"
     traits = Traits(query_aware=False)
 
-    keep: int
+    keep: int | Share
     side: int | None = None
 
-    def for_model(self, shape: ModelShape) -> Downsample:
-        if self.keep < 1:
-            raise PrunebenchError(f"downsample: expected keep >= 1, found {self.keep}")
-        patch = isqrt(shape.vision.patch_inputs // 3)
-        side = min(round(patch * self.keep**0.5), patch * isqrt(shape.n_visual))
-        if self.side not in (None, side):
-            raise PrunebenchError(f"downsample: keep={self.keep} makes side={side}, found side={self.side}: leave side out")
-        return replace(self, side=side)
+    @classmethod
+    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
+        method = super().at_budget(budget, knobs, prompt)
+        check_keep("downsample", method.keep)
+        views = [view for image in prompt.images for view in image.views]
+        if len(views) != 1 or views[0].newline or views[0].rows != views[0].cols:
+            raise PrunebenchError(f"downsample: expected one square grid of visual tokens, found {len(views)} of other shapes: leave this method out")
+        patch = isqrt(prompt.images[0].vision.patch_inputs // 3)
+        side = min(round(patch * prompt.quota(method.keep) ** 0.5), patch * views[0].rows)
+        if method.side not in (None, side):
+            raise PrunebenchError(f"downsample: keep={method.keep} makes side={side}, found side={method.side}: leave side out")
+        return replace(method, side=side)
 
-    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
-        return [shape.n_visual] * shape.depth
+    def plan(self, prompt: PromptShape) -> list[int]:
+        return [prompt.n_visual] * prompt.depth
 
-    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int:
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
         return 0
 
     def on_pixels(self, pixels: Tensor) -> Tensor | None:
-        assert self.side is not None
+        if self.side is None:
+            raise PrunebenchError("downsample: expected a side in pixels, found none: make it with build() or at_budget(), which know the image")
         height, width = pixels.shape[-2:]
         if self.side >= min(height, width):
             return None

@@ -13,48 +13,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from torch import Tensor
+
 from harness.budget import Budget
-from harness.errors import PrunebenchError
-from harness.method import Attention, Method, Reduction, Run, Stream, Traits, check_layer, register
-from harness.shape import ModelShape
-from methods._select import keep_top
+from harness.method import Attention, PromptShape, Ranking, Run, Stream, Traits, register
 
 
 @register
 @dataclass(frozen=True)
-class FastV(Method):
-    """Keeps `keep` visual tokens from decoder layer `boundary` (the paper's K) on; positions stay."""
+class FastV(Ranking):
+    """Keeps `keep` visual tokens from decoder layer `boundary` (the paper's K, 2 of 32) on; positions stay."""
 
     name = "fastv"
     paper = "https://arxiv.org/abs/2403.06764"
     traits = Traits(query_aware=True, keeps_most_attended=True)
-
-    keep: int
-    boundary: int = 2
+    official, least = 2, 1
 
     @classmethod
-    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
+    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
         if budget.unit == "native":  # the paper's K = 2, R = 50 %
-            return cls(**{"keep": shape.n_visual // 2, **knobs})
-        return super().at_budget(budget, knobs, shape)
+            return cls(**{"keep": prompt.n_visual // 2, **knobs})
+        return super().at_budget(budget, knobs, prompt)
 
-    def for_model(self, shape: ModelShape) -> FastV:
-        if self.keep < 1:
-            raise PrunebenchError(f"fastv: expected keep >= 1, found {self.keep}")
-        check_layer("fastv", "boundary", self.boundary, 1, shape.depth)
-        return self
-
-    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
-        return [shape.n_visual] * self.boundary + [min(self.keep, shape.n_visual)] * (shape.depth - self.boundary)
-
-    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int:
-        return 2 * shape.heads * shape.head_dim * (visual[self.boundary - 1] + n_text)  # one row of QK^T
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
+        seen = visual[(self.boundary or 0) - 1]
+        return 2 * prompt.decoder.heads * prompt.decoder.head_dim * (seen + prompt.n_text)  # one row of QK^T
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
-        if layer == self.boundary - 1:
+        if self.boundary is not None and layer == self.boundary - 1:
             run.memo["scores"] = attn.visual_probs("last").values.mean(1)[:, 0]
 
-    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
-        if layer != self.boundary:
-            return None
-        return Reduction(keep_top(run.memo["scores"], self.keep, run.visual_valid))
+    def score(self, run: Run, stream: Stream) -> Tensor:
+        scores: Tensor = run.memo["scores"]
+        return scores

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import PrunebenchError
-from harness.method import AttentionEdit, Method, Reduction, Run, Stream, Traits, check_layer, register
+from harness.method import AttentionEdit, Method, PromptShape, Reduction, Run, Stream, Traits, check_layer, register
 from harness.shape import ModelShape
 
 How = Literal["mask", "zero", "redirect"]
@@ -64,8 +64,6 @@ class Knockout(Method):
             )
         if self.drop_from is not None:
             check_layer("knockout", "drop_from", self.drop_from, 0, shape.depth)
-        if not 0 <= self.sink < shape.n_visual:
-            raise PrunebenchError(f"knockout: expected sink from 0 to {shape.n_visual - 1}, found {self.sink}")
         return self
 
     def prefix_key(self) -> str:
@@ -73,11 +71,13 @@ class Knockout(Method):
             return ""
         return f"knockout {self.start} {self.stop} {self.how} {self.first_how}"
 
-    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
-        gone = shape.depth if self.drop_from is None else self.drop_from
-        return [shape.n_visual] * gone + [0] * (shape.depth - gone)
+    def plan(self, prompt: PromptShape) -> list[int]:
+        if not 0 <= self.sink < prompt.n_visual:
+            raise PrunebenchError(f"knockout: expected sink from 0 to {prompt.n_visual - 1}, found {self.sink}")
+        gone = prompt.depth if self.drop_from is None else self.drop_from
+        return [prompt.n_visual] * gone + [0] * (prompt.depth - gone)
 
-    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int:
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
         return 0
 
     def edit_attention(self, run: Run, layer: int) -> Sequence[AttentionEdit]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.method import Method, Traits, register
-from harness.shape import ModelShape
+from harness.method import Method, PromptShape, Traits, register
 
 
 @register
@@ -20,5 +19,5 @@ class Unpruned(Method):
     traits = Traits(query_aware=False)
     budget_knobs = ()
 
-    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
-        return [shape.n_visual] * shape.depth
+    def plan(self, prompt: PromptShape) -> list[int]:
+        return [prompt.n_visual] * prompt.depth

@@ -5,6 +5,7 @@ for a model of one resolution (VTC-Bench, arXiv 2510.07143). Pre-LLM: cell means
 Cells: rows x columns = `keep` with the pair nearest to square, if its cells are at most twice as long as wide (64 = 8 x 8,
 32 = 4 x 8). No such pair (7, 575): round(sqrt(keep)) bands of rows, each cut into the same number of cells or one more. A cell
 edge falls on whole tokens, so cells may differ by a token per side; each token is in one cell.
+Prompts of several images or views: cells are shared out in proportion to the patches of each, and stand in order; newline tokens are dropped.
 Differs: no canonical repository.
 """
 
@@ -16,10 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.errors import PrunebenchError
-from harness.method import Method, Reduction, Run, Stream, Traits, register
+from harness.method import Method, PromptShape, Reduction, Run, Share, Stream, Traits, check_keep, register
 from harness.shape import ModelShape
-from methods._select import even_split, grid_of
+from methods._select import even_split, grids, shared_out
 
 
 @register
@@ -30,30 +30,38 @@ class Pooling(Method):
     name = "pooling"
     traits = Traits(query_aware=False, merges=True, image_only=True)
 
-    keep: int
+    keep: int | Share
 
     def for_model(self, shape: ModelShape) -> Pooling:
-        if self.keep < 1:
-            raise PrunebenchError(f"pooling: expected keep >= 1, found {self.keep}")
-        grid_of("pooling", shape.n_visual, shape)
+        check_keep("pooling", self.keep)
         return self
 
-    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
-        return [min(self.keep, shape.n_visual)] * shape.depth
+    def plan(self, prompt: PromptShape) -> list[int]:
+        return [sum(self._cells(prompt))] * prompt.depth
 
-    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int:
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
         return 0
+
+    def _cells(self, prompt: PromptShape) -> list[int]:
+        """Cells of each of the prompt's grids."""
+        return shared_out(prompt.quota(self.keep), [view for _, view in grids(prompt)])
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != 0:
             return None
         visual, valid = stream.visual, run.visual_valid
-        counts = [min(self.keep, n) for n in valid.sum(1).tolist()]
-        means = visual.new_zeros(visual.shape[0], max(counts), visual.shape[2])
-        for row, n in enumerate(valid.sum(1).tolist()):
-            cell = torch.tensor(cells(counts[row], *grid_of("pooling", n, run.shape)), device=visual.device)
-            means[row, : counts[row]] = cell_means(visual[row, :n], cell, counts[row])
-        means_valid = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]
+        counts = [self._cells(prompt) for prompt in run.prompts]
+        width = max(map(sum, counts))
+        means = visual.new_zeros(visual.shape[0], width, visual.shape[2])
+        for row, prompt in enumerate(run.prompts):
+            done = 0
+            for (start, view), n in zip(grids(prompt), counts[row], strict=True):
+                if n:
+                    patches = visual[row, start : start + view.tokens].view(view.rows, -1, visual.shape[2])[:, : view.cols]
+                    cell = torch.tensor(cells(n, view.rows, view.cols), device=visual.device)
+                    means[row, done : done + n] = cell_means(patches.flatten(0, 1), cell, n)
+                done += n
+        means_valid = torch.arange(width)[None] < torch.tensor([sum(n) for n in counts])[:, None]
         none = torch.zeros_like(valid)
         return Reduction(none, means, means_valid.to(valid.device), positions="compact", decode_positions="compact")
 

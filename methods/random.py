@@ -8,49 +8,28 @@ Differs: the draw depends on (seed, sample) only, not on batch, order or device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from harness.errors import PrunebenchError
-from harness.method import Method, Reduction, Run, Stream, Traits, check_layer, register
-from harness.shape import ModelShape
-from methods._select import keep_top
+from harness.method import Ranking, Run, Stream, Traits, register
 
 
 @register
 @dataclass(frozen=True)
-class Random(Method):
+class Random(Ranking):
     """Keeps `keep` random visual tokens from decoder layer `boundary` on."""
 
     name = "random"
     traits = Traits(query_aware=False, random=True)
 
-    keep: int
-    boundary: int = 0
+    boundary: int | None = 0
 
-    def for_model(self, shape: ModelShape) -> Random:
-        if self.keep < 1:
-            raise PrunebenchError(f"random: expected keep >= 1, found {self.keep}")
-        check_layer("random", "boundary", self.boundary, 0, shape.depth)
-        return self
-
-    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
-        return [shape.n_visual] * self.boundary + [min(self.keep, shape.n_visual)] * (shape.depth - self.boundary)
-
-    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int:
-        return 0
-
-    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
-        if layer != self.boundary:
-            return None
+    def score(self, run: Run, stream: Stream) -> Tensor:
         valid = run.visual_valid
         # drawn per row at that row's own count, so that padding to a batch's width changes nothing
         draws = torch.zeros(valid.shape)
-        for row, n in enumerate(valid.sum(1).tolist()):
-            draws[row, :n] = torch.rand(n, generator=run.generator(row))
-        keep = keep_top(draws.to(valid.device), self.keep, valid)
-        if self.boundary == 0:
-            return Reduction(keep, positions="compact", decode_positions="compact")
-        return Reduction(keep)
+        for row, prompt in enumerate(run.prompts):
+            draws[row, : prompt.n_visual] = torch.rand(prompt.n_visual, generator=run.generator(row))
+        return draws.to(valid.device)

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from harness.budget import Budget
 from harness.errors import PrunebenchError
-from harness.method import Attention, Method, Reduction, Run, Stream, Traits, register
+from harness.method import Attention, Method, PromptShape, Reduction, Run, Share, Stream, Traits, check_keep, keep_top, register
 from harness.shape import ModelShape
-from methods._select import keep_top
 
 #: official top-k per stage, by RETAIN_TOKN; recycled tokens come on top
 OFFICIAL = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
@@ -43,8 +42,9 @@ def n_clusters(pruned: int) -> int:
 class SparseVLM(Method):
     """`retain` = 192, 128, 96 or 64 is the official stage table (`BUDGET=native` is retain=64); `keep` is any other budget.
 
-    `stages` are the decoder layers whose output is pruned; they stay the official ones at any depth (stages beyond the last layer
-    do not happen, as in the official code) unless `scale_stages` moves them to the same relative depth. `plus` is SparseVLM+.
+    `stages` are the decoder layers whose output is pruned: None moves the official ones to the same relative depth of this model, layers given by
+    hand are literal, and those beyond the last layer but one do not happen, as in the official code. `scale_stages` reads layers given by hand
+    as layers of a 32-layer model. `plus` is SparseVLM+.
     """
 
     name = "sparsevlm"
@@ -52,19 +52,19 @@ class SparseVLM(Method):
     traits = Traits(query_aware=True, merges=True, keeps_most_attended=True)
     budget_knobs = ("keep", "retain")
 
-    keep: int | None = None
+    keep: int | Share | None = None
     retain: int | None = None
-    stages: tuple[int, ...] = STAGES
+    stages: tuple[int, ...] | None = None
     scale_stages: bool = False
     plus: bool = False
     max_heads: int = 14
     tie_noise: float = 1e-6
 
     @classmethod
-    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
+    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
         if budget.unit == "native":
             return cls(**{"retain": 64, **knobs})
-        return super().at_budget(budget, knobs, shape)
+        return super().at_budget(budget, knobs, prompt)
 
     def for_model(self, shape: ModelShape) -> SparseVLM:
         if (self.keep is None) == (self.retain is None):
@@ -74,39 +74,43 @@ class SparseVLM(Method):
                 f"sparsevlm: retain={self.retain} has no official stage table: expected one of {', '.join(map(str, OFFICIAL))}, "
                 f"or keep={self.retain} for our schedule"
             )
-        if list(self.stages) != sorted(set(self.stages)) or not 1 <= len(self.stages) <= 3 or min(self.stages) < 0:
-            raise PrunebenchError(f"sparsevlm: expected one to three ascending layers in stages, found {self.stages}")
-        if self.scale_stages:
-            scaled = tuple(shape.scaled_layer(s) for s in self.stages)
-            return replace(self, stages=scaled, scale_stages=False).for_model(shape)
-        usable = [s for s in self.stages if s < shape.depth - 1]
-        if not usable or (self.stages != STAGES and len(usable) < len(self.stages)):
+        if self.keep is not None:
+            check_keep("sparsevlm", self.keep)
+        stages = STAGES if self.stages is None else self.stages
+        if list(stages) != sorted(set(stages)) or not 1 <= len(stages) <= 3 or min(stages) < 0:
+            raise PrunebenchError(f"sparsevlm: expected one to three ascending layers in stages, found {stages}")
+        if self.scale_stages or self.stages is None:
+            # on few layers stages can fall together; one layer is one stage
+            stages = tuple(dict.fromkeys(shape.scaled_layer(s) for s in stages))
+        if not [s for s in stages if s < shape.depth - 1]:
             raise PrunebenchError(
-                f"sparsevlm: stages={self.stages} do not fit this model: expected layers 0 to {shape.depth - 2} "
-                f"(it has {shape.depth} decoder layers); scale_stages=true scales the official ones"
+                f"sparsevlm: stages={stages} do not fit this model: expected layers 0 to {shape.depth - 2} "
+                f"(it has {shape.depth} decoder layers); leave stages out, which scales the official ones"
             )
-        return self
+        return replace(self, stages=stages, scale_stages=False)
 
     @property
     def uses_seed(self) -> bool:
         return not self.plus  # the noise that breaks ties between densities
 
-    def stage_counts(self, shape: ModelShape) -> list[int]:
+    def stage_counts(self, prompt: PromptShape) -> list[int]:
         """Visual tokens after each stage that happens, recycled ones included where `keep` is set, top-k only for `retain`.
 
         For `keep` the last stage keeps exactly that many, earlier ones the proportions of the official 192 schedule with
         its recycled tokens (309 : 204 : 113); a stage that would not shrink is skipped.
         """
-        happening = [i for i, s in enumerate(self.stages) if s < shape.depth - 1]
+        assert self.stages is not None
+        happening = [i for i, s in enumerate(self.stages) if s < prompt.depth - 1]
         if self.retain is not None:
             return [(OFFICIAL_PLUS if self.plus else OFFICIAL)[self.retain][i] for i in happening]
         assert self.keep is not None
         proportions = ((300, 200, 118) if self.plus else (309, 204, 113))[-len(happening) :]
-        return [round(self.keep * p / proportions[-1]) for p in proportions]
+        return [round(prompt.quota(self.keep) * p / proportions[-1]) for p in proportions]
 
-    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
-        counts, targets = [shape.n_visual], self.stage_counts(shape)
-        for layer in range(shape.depth - 1):
+    def plan(self, prompt: PromptShape) -> list[int]:
+        assert self.stages is not None
+        counts, targets = [prompt.n_visual], self.stage_counts(prompt)
+        for layer in range(prompt.depth - 1):
             present = counts[-1]
             counts.append(self._after_stage(present, targets[self.stages.index(layer)]) if layer in self.stages else present)
         return counts
@@ -117,32 +121,41 @@ class SparseVLM(Method):
         scores = run.memo.pop("scores", None)
         if scores is None:
             return None
+        assert self.stages is not None
         stage = self.stages.index(layer - 1)
-        target = self.stage_counts(run.shape)[stage]
         valid = run.visual_valid
-        present = valid.sum(1)
-        shrinks = present > self._shrinks_above(target)
-        if not bool(shrinks.any()):
+        present: list[int] = valid.sum(1).tolist()
+        targets = [self.stage_counts(prompt)[stage] for prompt in run.prompts]
+        shrinks = [v > self._shrinks_above(target) for v, target in zip(present, targets, strict=True)]
+        if not any(shrinks):
             return None
-        top = torch.tensor([self._top_k(int(v), target) for v in present.tolist()], device=valid.device)
-        keep = keep_top(scores, torch.where(shrinks, top, present), valid)
+        top = [self._top_k(v, target) if less else v for v, target, less in zip(present, targets, shrinks, strict=True)]
+        keep = keep_top(scores, torch.tensor(top, device=valid.device), valid)
         if self.plus:
             return Reduction(keep)
         added, added_valid = self._recycle(run, stage, stream.visual, scores, keep, valid)
         return Reduction(keep, added, added_valid, positions="compact", decode_positions="per_layer")
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
-        if layer not in self.stages or layer >= run.shape.depth - 1:
+        if layer not in (self.stages or ()) or layer >= run.shape.depth - 1:
             return
         raters: Tensor = run.memo["raters"]
         probs, rows = attn.visual_probs(raters)
         if self.plus:
-            bias = attn.ones_rotated(raters)[:, None]
+            bias = self._rope_bias(run, attn, raters, rows)[:, None]
             probs = torch.where(rows[:, None, :, None] & run.visual_valid[:, None, None, :], probs / bias, 0)
             mass = probs.sum((2, 3))
             best = mass.topk(min(self.max_heads, mass.shape[1]), dim=1).indices
             probs = probs.gather(1, best[:, :, None, None].expand(-1, -1, *probs.shape[2:]))
         run.memo["scores"] = probs.mean(1).sum(1) / rows.sum(1)[:, None]
+
+    def _rope_bias(self, run: Run, attn: Attention, raters: Tensor, rows: Tensor) -> Tensor:
+        """(b, r, v) float32: the dot product of rotated all-ones query and key over sqrt(head_dim)."""
+        ones = torch.ones(run.shape.head_dim, device=raters.device)
+        queries, keys = attn.rotated(ones, raters), attn.rotated(ones, "visual")
+        real = (rows.sum(1) * run.visual_valid.sum(1)).tolist()
+        bias: Tensor = run.matmul(queries, keys.transpose(-1, -2), entries=real) / run.shape.head_dim**0.5
+        return bias
 
     def _raters(self, run: Run, stream: Stream) -> Tensor:
         """(b, t) bool: question tokens that the visual tokens match more than average, on the input embeddings."""

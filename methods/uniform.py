@@ -4,52 +4,40 @@ No canonical repository; pre-LLM as in `random`: positions renumbered, as LLaVA 
 The tokens stand in rows that are as far apart as the tokens within a row; rows hold the same number, or one more, and rows with
 an odd number lean left and right in turn. The number of rows is even wherever that fits, because a middle row belongs to one half
 of the image. So 64 of 24 x 24 is every third token of every third row, and quadrants are covered alike at any count.
+Prompts of several images or views: tokens are shared out in proportion to the patches of each; newline tokens are never kept before a patch.
 Differs: nothing known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from harness.errors import PrunebenchError
-from harness.method import Method, Reduction, Run, Stream, Traits, register
-from harness.shape import ModelShape
-from methods._select import centres, even_split, grid_of
+from harness.method import Ranking, Run, Stream, Traits, register
+from methods._select import centres, even_split, grids, shared_out
 
 
 @register
 @dataclass(frozen=True)
-class Uniform(Method):
+class Uniform(Ranking):
     """Keeps `keep` visual tokens, spread evenly over the image."""
 
     name = "uniform"
     traits = Traits(query_aware=False, image_only=True)
+    boundary: ClassVar[int] = 0  # type: ignore[misc]  # no knob
 
-    keep: int
-
-    def for_model(self, shape: ModelShape) -> Uniform:
-        if self.keep < 1:
-            raise PrunebenchError(f"uniform: expected keep >= 1, found {self.keep}")
-        grid_of("uniform", shape.n_visual, shape)
-        return self
-
-    def plan(self, shape: ModelShape, n_text: int) -> list[int]:
-        return [min(self.keep, shape.n_visual)] * shape.depth
-
-    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int:
-        return 0
-
-    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
-        if layer != 0:
-            return None
+    def score(self, run: Run, stream: Stream) -> Tensor:
         valid = run.visual_valid
-        keep = torch.zeros_like(valid)
-        for row, n in enumerate(valid.sum(1).tolist()):
-            keep[row, spread(min(self.keep, n), *grid_of("uniform", n, run.shape))] = True
-        return Reduction(keep, positions="compact", decode_positions="compact")
+        marked = torch.zeros(valid.shape)
+        for row, prompt in enumerate(run.prompts):
+            found = grids(prompt)
+            for (start, view), n in zip(found, shared_out(prompt.quota(self.keep), [view for _, view in found]), strict=True):
+                for place in spread(n, view.rows, view.cols) if n else ():
+                    marked[row, start + place + (place // view.cols if view.newline else 0)] = 1.0
+        return marked.to(valid.device)
 
 
 def spread(n: int, height: int, width: int) -> list[int]:

@@ -40,9 +40,22 @@ from torch.nn.functional import cosine_similarity
 
 from harness.budget import Budget
 from harness.errors import PrunebenchError
-from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, Traits, check_layer, register
+from harness.method import (
+    Attention,
+    AttentionEdit,
+    Method,
+    PromptShape,
+    Reduction,
+    Run,
+    Share,
+    Stream,
+    Traits,
+    check_keep,
+    check_layer,
+    keep_top,
+    register,
+)
 from harness.shape import ModelShape
-from methods._select import keep_top
 
 #: as in notes: a prompt whose visual tokens stay to the end
 NEVER = -1
@@ -55,9 +68,9 @@ class VisiPruner(Method):
 
     name = "visipruner"
     paper = "https://arxiv.org/abs/2510.17205"
-    traits = Traits(query_aware=True, adaptive=True, edits_attention=True, keeps_most_attended=True)
+    traits = Traits(query_aware=True, adaptive=True, edits_attention=True, keeps_most_attended=True, calibrated=True)
 
-    keep: int | None = None
+    keep: int | Share | None = None
     shallow: bool = True
     middle: bool = True
     deep: bool = True
@@ -77,20 +90,20 @@ class VisiPruner(Method):
     force_exit_layer: int | None = None
 
     @classmethod
-    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], shape: ModelShape) -> Self:
-        if budget.unit in ("native", "calibrated"):
-            return cls(**knobs)
+    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
         if budget.unit == "kept" and knobs.get("middle") is False:
             raise PrunebenchError("visipruner: a budget is met by its middle stage; found middle=false: use BUDGET=native")
-        return super().at_budget(budget, knobs, shape)
+        method = cls(**knobs) if budget.unit == "native" else super().at_budget(budget, knobs, prompt)
+        if isinstance(method.sink, int) and not 0 <= method.sink < prompt.n_visual:
+            raise PrunebenchError(f"visipruner: expected sink as first, random or 0 to {prompt.n_visual - 1}, found {method.sink}")
+        return method
 
     def for_model(self, shape: ModelShape) -> VisiPruner:
         s = shape.scaled_layer(6) if self.shallow_mid_layer is None else self.shallow_mid_layer
         check_layer("visipruner", "shallow_mid_layer", s, 0, shape.depth)
         last = max(shape.depth // 2, s + 1) if self.last_fusion_layer is None else self.last_fusion_layer
         if self.keep is not None:
-            if self.keep < 1:
-                raise PrunebenchError(f"visipruner: expected keep >= 1, found {self.keep}")
+            check_keep("visipruner", self.keep)
             check_layer("visipruner", "last_fusion_layer", last, s + 1, shape.depth - 1)
         for name in ("layer_threshold", "exit_threshold"):
             if not -1 <= getattr(self, name) <= 1:
@@ -102,8 +115,6 @@ class VisiPruner(Method):
                 raise PrunebenchError(f"visipruner: layer0=half takes no sink; found sink={sink}: leave it out")
         elif sink is None:
             sink = "first" if code else "random"
-        elif isinstance(sink, int) and not 0 <= sink < shape.n_visual:
-            raise PrunebenchError(f"visipruner: expected sink as first, random or 0 to {shape.n_visual - 1}, found {sink}")
         filled = replace(
             self,
             shallow_mid_layer=s,
@@ -114,7 +125,7 @@ class VisiPruner(Method):
             decode_shallow_visual=code if self.decode_shallow_visual is None else self.decode_shallow_visual,
         )
         if self.force_fusion_layer is not None:
-            filled._check_choice(shape, self.force_fusion_layer, filled._forced_exit, "force_")
+            filled._check_choice(shape.depth, self.force_fusion_layer, filled._forced_exit)
         elif self.force_exit_layer is not None:
             raise PrunebenchError(
                 f"visipruner: force_exit_layer={self.force_exit_layer} needs force_fusion_layer: which layers can be left at depends on it"
@@ -132,57 +143,61 @@ class VisiPruner(Method):
 
     @property
     def _forced_exit(self) -> int | None:
-        """The forced exit as `plan_with` takes it: None for never."""
+        """The first layer without visual tokens; None for never."""
         return None if self.force_exit_layer == NEVER else self.force_exit_layer
 
-    def plan(self, shape: ModelShape, n_text: int) -> list[int] | None:
+    def choices(self, shape: ModelShape) -> Mapping[str, Any]:
+        # of 32 layers: the paper reports a mean exit layer of 23.9 on LLaVA-1.5-7B
+        fusion, exit_layer = shape.scaled_layer(14), shape.scaled_layer(24)
+        if not self.deep or not fusion + 1 + max(self.exit_votes, 1) <= exit_layer < shape.depth:
+            exit_layer = NEVER  # too few layers are left for the votes
+        return {"force_fusion_layer": fusion, "force_exit_layer": exit_layer}
+
+    def plan(self, prompt: PromptShape) -> list[int] | None:
+        n, depth = prompt.n_visual, prompt.depth
         if not self.middle:
-            return [shape.n_visual] * shape.depth
+            return [n] * depth
         exit_known = self.force_exit_layer is not None or not self.deep
         if self.keep is None or self.force_fusion_layer is None or not exit_known:
             return None
-        return self.plan_with(shape, n_text, self.force_fusion_layer, self._forced_exit)
-
-    def plan_with(self, shape: ModelShape, n_text: int, fusion_layer: int, exit_layer: int | None) -> list[int]:
-        """The schedule with the layer that fires and the first layer without visual tokens given, as results note them."""
-        if self.keep is None:
+        fusion, kept = self.force_fusion_layer, prompt.quota(self.keep)
+        if self._forced_exit is not None and kept == n:
             raise PrunebenchError(
-                "visipruner: its thresholds decide how many tokens stay; give a number: BUDGET=10 (the paper's mean is 10.3)"
+                f"visipruner: force_exit_layer={self._forced_exit}: expected fewer than {n} kept, for with all of them it never exits; "
+                f"found {kept}: use force_exit_layer={NEVER} or a smaller budget"
             )
-        self._check_choice(shape, fusion_layer, exit_layer)
-        kept, depth = min(self.keep, shape.n_visual), shape.depth
-        if exit_layer is None:
-            exit_layer = depth
-        return [shape.n_visual] * (fusion_layer + 1) + [kept] * (exit_layer - fusion_layer - 1) + [0] * (depth - exit_layer)
+        exit_layer = depth if self._forced_exit is None else self._forced_exit
+        return [n] * (fusion + 1) + [kept] * (exit_layer - fusion - 1) + [0] * (depth - exit_layer)
 
-    def _check_choice(self, shape: ModelShape, fusion_layer: int, exit_layer: int | None, prefix: str = "") -> None:
+    def _check_choice(self, depth: int, fusion_layer: int, exit_layer: int | None) -> None:
         """Raise PrunebenchError for layers that no prompt can lead to, and for the last one, where nothing is left to prune."""
-        first, last = self._fusion_range(shape)
-        last, depth = min(last, shape.depth - 2), shape.depth
+        first, last = self._fusion_range(depth)
+        last = min(last, depth - 2)
         if not self.middle or not first <= fusion_layer <= last:
-            raise PrunebenchError(f"visipruner: {prefix}fusion_layer={fusion_layer}: expected {first} to {last} and middle=true")
+            raise PrunebenchError(f"visipruner: force_fusion_layer={fusion_layer}: expected {first} to {last} and middle=true")
         if exit_layer is None:
             return
-        keeps_all = self.keep is not None and self.keep >= shape.n_visual
-        if not self.deep or keeps_all or not fusion_layer + 1 + max(self.exit_votes, 1) <= exit_layer < depth:
+        least = fusion_layer + 1 + max(self.exit_votes, 1)
+        if not self.deep or not least <= exit_layer < depth:
             raise PrunebenchError(
-                f"visipruner: {prefix}exit_layer={exit_layer}: expected {fusion_layer + 1 + max(self.exit_votes, 1)} to {depth - 1} "
-                f"after {prefix}fusion_layer={fusion_layer} and {self.exit_votes} votes, deep=true and fewer than {shape.n_visual} kept"
+                f"visipruner: force_exit_layer={exit_layer}: expected {least} to {depth - 1} "
+                f"after force_fusion_layer={fusion_layer} and {self.exit_votes} votes, and deep=true"
             )
 
-    def plan_scoring(self, shape: ModelShape, n_text: int, visual: Sequence[int]) -> int | None:
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int | None:
         if not self.middle:
             return 0
-        if not self.deep and visual[-1] == shape.n_visual:
+        if not self.deep and visual[-1] == prompt.n_visual:
             return None  # without votes the search ends where a layer fires, which this plan does not tell
-        looking = [v for v in visual[self._fusion_range(shape)[0] :] if v and (self.deep or v == shape.n_visual)]
-        return sum(2 * shape.heads * shape.head_dim * (v + n_text) for v in looking)  # one row of QK^T in each
+        looking = [v for v in visual[self._fusion_range(prompt.depth)[0] :] if v and (self.deep or v == prompt.n_visual)]
+        row = 2 * prompt.decoder.heads * prompt.decoder.head_dim  # of QK^T, per key
+        return sum(row * (v + prompt.n_text) for v in looking)
 
-    def _fusion_range(self, shape: ModelShape) -> tuple[int, int]:
+    def _fusion_range(self, depth: int) -> tuple[int, int]:
         """First and last layer that can fire."""
         assert self.shallow_mid_layer is not None
         assert self.last_fusion_layer is not None
-        return self.shallow_mid_layer + 1, shape.depth - 1 if self.keep is None else self.last_fusion_layer
+        return self.shallow_mid_layer + 1, depth - 1 if self.keep is None else self.last_fusion_layer
 
     def edit_attention(self, run: Run, layer: int) -> Sequence[AttentionEdit]:
         assert self.shallow_mid_layer is not None
@@ -231,7 +246,7 @@ class VisiPruner(Method):
         elif self.keep is not None and layer == self.last_fusion_layer:
             memo["forced"] += searching & ~fires
             fires = searching
-        chosen = norm > self.tokens_threshold if self.keep is None else keep_top(norm, self.keep, valid)
+        chosen = norm > self.tokens_threshold if self.keep is None else keep_top(norm, run.quota(self.keep), valid)
         memo["keep"] = torch.where(fires[:, None], chosen & valid, valid)
         memo["fusion"] = torch.where(fires, layer, memo["fusion"])
         memo["kept"] = torch.where(fires, memo["keep"].sum(1), memo["kept"])

@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from harness import check
 from harness.cli import app
 from harness.errors import PrunebenchError
-from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, Traits, registered
-from methods._select import keep_top
+from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, Traits, keep_top, registered
 from methods.fastv import FastV
 from methods.random import Random
 

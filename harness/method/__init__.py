@@ -1,0 +1,63 @@
+"""Everything that the author of a method imports; `interface` documents the hooks, `ranking` the narrow base of methods that rank."""
+
+from harness.method.build import build, check_budget, typed_knobs
+from harness.method.interface import (
+    Attention,
+    AttentionEdit,
+    DecodePositions,
+    Heads,
+    Method,
+    Places,
+    Positions,
+    Probabilities,
+    Question,
+    Reduction,
+    Rows,
+    Run,
+    ScoresError,
+    Stream,
+    TowerLook,
+    Traits,
+    What,
+    check_keep,
+    check_layer,
+)
+from harness.method.ranking import Ranking, keep_top
+from harness.method.registry import method_class, raised, register, registered
+from harness.method.source import record_shipped, source_of
+from harness.shape import PromptShape, Share
+
+__all__ = [
+    "Attention",
+    "AttentionEdit",
+    "DecodePositions",
+    "Heads",
+    "Method",
+    "Places",
+    "Positions",
+    "Probabilities",
+    "PromptShape",
+    "Question",
+    "Ranking",
+    "Reduction",
+    "Rows",
+    "Run",
+    "ScoresError",
+    "Share",
+    "Stream",
+    "TowerLook",
+    "Traits",
+    "What",
+    "build",
+    "check_budget",
+    "check_keep",
+    "check_layer",
+    "keep_top",
+    "method_class",
+    "raised",
+    "record_shipped",
+    "register",
+    "registered",
+    "source_of",
+    "typed_knobs",
+]
