@@ -170,6 +170,8 @@ def methods_command(
         about = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
         print(f"{name:<12} {(about.strip().splitlines() or [''])[0]}")
         print(f"{'':<12} knobs: {knobs or 'none'}")
+        said = [trait.replace("_", " ") for trait, holds in dataclasses.asdict(cls.traits).items() if holds]
+        print(f"{'':<12} traits: {', '.join(said) or 'none'}" + (f"; paper: {cls.paper}" if cls.paper else ""))
 
 
 @app.command("doctor")

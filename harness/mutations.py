@@ -30,6 +30,8 @@ from methods.pooling import Pooling
 from methods.random import Random
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
+#: small methods, one for each question that a method may ask
+ASKING = str(GOLDENS.parent / "examples" / "asking.py")
 
 FASTV = ("fv_kvcache_k2_r64_mha8_p24", "fv_kvcache_k3_r144_mha8_p24", "fv_kvcache_k2_r144_gqa_p24")
 SPARSEVLM = ("sv_v1_r64_mha8_p24", "sv_v1_r128_mha16_p24", "sv_v1_r64_mha8_p24_noise")
@@ -377,6 +379,71 @@ FAULTS = (
         "sparsevlm",
         SPARSEVLM_PLUS,
         {"plus": True},
+    ),
+    # what a method may ask, and what it may return
+    Fault(
+        "the coming layer's scores are those of the layer before",
+        "harness.stream:BoundaryStream.coming_probs",
+        "adapter.keys(layer, hidden)",
+        "adapter.keys(layer - 1, hidden)",
+        f"{ASKING}:Coming",
+    ),
+    Fault(
+        "the coming layer's keys are not rotated",
+        "harness.stream:BoundaryStream.coming_probs",
+        "self._rotate(adapter.keys(layer, hidden), layout.positions)",
+        "adapter.keys(layer, hidden)",
+        f"{ASKING}:Coming",
+    ),
+    Fault(
+        "states under the final norm are the bare ones",
+        "harness.stream:BoundaryStream._gathered",
+        "if self._under_norm:",
+        "if False:",
+        f"{ASKING}:Pivots",
+    ),
+    Fault(
+        "values for keys",
+        _ATTENTION + "LayerAttention.visual_keys",
+        "self._k",
+        "self._v",
+        f"{ASKING}:Pivots",
+    ),
+    Fault(
+        "the mean head for the largest",
+        _ATTENTION + "visual_probs",
+        "values.amax(1, keepdim=True)",
+        "values.mean(1, keepdim=True)",
+        f"{ASKING}:Masses",
+    ),
+    Fault(
+        "column sums of the first queries only",
+        "harness.tower:_summed_rows",
+        "else total + rows",
+        "else total",
+        f"{ASKING}:Sums",
+    ),
+    Fault("an order is not followed", _LAYOUT + "reduce", "if order is not None:", "if False:", f"{ASKING}:Ordered"),
+    Fault(
+        "front tokens stand behind the kept ones",
+        _LAYOUT + "reduce",
+        "4 * (head + 1) - 1",
+        "4 * (last + 1) + 1",
+        f"{ASKING}:Fronted",
+    ),
+    Fault(
+        "the projection of a method's features costs nothing",
+        _ENGINE + "project",
+        "b * m * per_token",
+        "0 * b * m * per_token",
+        f"{ASKING}:Fronted",
+    ),
+    Fault(
+        "a quota of the first prompt's tokens for every prompt",
+        _ENGINE + "quota",
+        "for n in counts",
+        "for n in [counts[0]] * len(counts)",
+        "fastv",
     ),
     # shared prefixes
     Fault(

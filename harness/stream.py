@@ -65,7 +65,7 @@ class BoundaryStream:
 
     def _copy(self, name: str, tokens: Gathered) -> Tensor:
         # inference tensors have no version counter, by which an edit in place is found without comparing values
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             copy = self._gathered(tokens)
         self._handed.append((name, copy, copy._version))
         return copy
