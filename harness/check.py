@@ -479,7 +479,12 @@ class Subject:
     def excused(self) -> str:
         """Why the method may differ from the unpruned model at full budget; "" where it may not."""
         traits = self.cls.traits
-        reasons = {"edits attention": traits.edits_attention, "works on the image": self.edits_pixels, "merges": traits.merges, "reorders": traits.reorders}
+        reasons = {
+            "edits attention": traits.edits_attention,
+            "merges": traits.merges,
+            "reorders": traits.reorders,
+            "works on the image": self.edits_pixels,
+        }
         return " and ".join(reason for reason, holds in reasons.items() if holds)
 
     def at(self, budget: Budget | int, shape: ModelShape | None = None) -> Method:

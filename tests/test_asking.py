@@ -131,11 +131,10 @@ def test_a_share_is_a_share_of_each_prompt_in_one_batch() -> None:
 
 
 def test_a_question_without_an_encoder_says_what_to_do() -> None:
+    from harness.check import ask_in
     from harness.engine import attach
 
     with attach(tiny_model(), method("Asking", keep=4)) as run, pytest.raises(PrunebenchError, match="text_encoder"):
-        from harness.check import ask_in
-
         ask_in(run, tiny_model(), PROMPTS[:1])
 
 

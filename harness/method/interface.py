@@ -220,10 +220,11 @@ class ScoresError(PrunebenchError):
 class Traits:
     """What a table says about a method; declared by the method, checked by the conformance tests.
 
-    `merges`: it adds tokens that were none of the image's. `reorders`: kept tokens do not stand in the order of the image. `keeps_most_attended`: at a
-    budget, a visual token that all text attends to most, in every head and layer, stays. `image_only`: what it keeps
-    and merges depends on the image alone, not on text or a draw, so that questions about an image share the prefill behind
-    its reductions if the first is before layer 0 (harness/prefix.py). `calibrated`: BUDGET=calibrated gives it knobs derived for one model.
+    `merges`: it adds tokens that were none of the image's. `reorders`: kept tokens do not stand in the order of the image.
+    `keeps_most_attended`: at a budget, a visual token that all text attends to most, in every head and layer, stays.
+    `image_only`: what it keeps and merges depends on the image alone, not on text or a draw, so that questions about an image share the
+    prefill behind its reductions if the first is before layer 0 (harness/prefix.py).
+    `calibrated`: BUDGET=calibrated gives it knobs derived for one model.
     """
 
     query_aware: bool
