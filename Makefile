@@ -1,7 +1,7 @@
 SHELL := /bin/bash -o pipefail
 
 # Variables count only if the command line names them; the environment's do not. make evaluates no value: $(value) reads the text as typed.
-# Without `unexport` and MAKEOVERRIDES, make would expand every value for the environment of every command. Blanks and newlines before a value are lost.
+# Without `unexport` and MAKEOVERRIDES, make would expand every value for each command's environment. Blanks and newlines before a value are lost.
 override given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v))
 unexport $(given)
 MAKEOVERRIDES :=

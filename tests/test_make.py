@@ -37,15 +37,18 @@ TAKES = {
     "leaderboard": {"RESULTS": "--results"},
     "report": {"SAMPLES": "--samples", "DATA": "--data", "OUT": "--out", "RESULTS": "--results"},
     "show": {
-        "SAMPLE": "--sample", "METHOD": "--method", "BUDGET": "--budget", "MODEL": "--model", "DATA": "--data", "OUT": "--out", "RESULTS": "--results",
+        "SAMPLE": "--sample", "METHOD": "--method", "BUDGET": "--budget", "MODEL": "--model", "DATA": "--data", "OUT": "--out",
+        "RESULTS": "--results",
     },
 }  # fmt: skip
 SWITCHES = {"eval": {"FRESH": "--fresh"}, "sweep": {"FRESH": "--fresh", "DRY_RUN": "--dry-run"}}
 HOSTILE = (
     "a'b", 'a"b', "''", '"', "'\"'\"'", "$HOME", "$$", "$", "${HOME}", "$x", "$(METHOD)", "$(shell touch pwned)", "$(touch pwned)", "`touch pwned`",
     '";touch pwned;"', "';touch pwned;'", "x;touch pwned", "x|touch pwned", "x&touch pwned&", ">pwned", "x>pwned", "$(file >pwned,x)", "$(error x)",
-    "#x", "a#b", r"a\#b", "a b", "a  b\tc ", "a\nb", "a\n", "a\n\ttouch pwned\n", "a\\\nb", "a\\", "\\", "\\\\'", "a\rb", "a\x0bb\x0c", "*", "~", "!x", "{a,b}",
-    "=", "a=b", ":=x", "a,b", "64,128", "a=1 b=2", "-x", "--help", "--", "@x", "+x", "%", "a%b", "(", ")", "$(", "${", "$(call quote,x)", "$(value SET",
+    "#x", "a#b", r"a\#b", "a b", "a  b\tc ", "a\nb", "a\n", "a\n\ttouch pwned\n", "a\\\nb", "a\\", "\\", "\\\\'", "a\rb", "a\x0bb\x0c",
+    "*", "~", "!x", "{a,b}",
+    "=", "a=b", ":=x", "a,b", "64,128", "a=1 b=2", "-x", "--help", "--", "@x", "+x", "%", "a%b", "(", ")", "$(", "${",
+    "$(call quote,x)", "$(value SET",
     "é ü", "日本語", "\x01\x7f", "x" * 5000,
 )  # fmt: skip
 COMPOUND = "a'\"$x`touch pwned`$(shell touch pwned);#\\\n b"
@@ -122,7 +125,7 @@ VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.fixed_dictionaries({variable: VALUES for variable in TAKES["eval"]}))
+@given(st.fixed_dictionaries(dict.fromkeys(TAKES["eval"], VALUES)))
 def test_any_text_arrives_as_typed_but_for_white_space_before_it(bench: Bench, values: dict[str, str]) -> None:
     name, *rest = bench.argv("eval", *typed(values))
     kept = {variable: value.lstrip(" \t\n\r\v\f") for variable, value in values.items()}
@@ -180,7 +183,7 @@ def test_analyze_writes_the_config_of_a_model_that_has_calibration_data(bench: B
 
 def test_the_environment_does_not_count(bench: Bench) -> None:
     everything = {variable for takes in (*TAKES.values(), *SWITCHES.values()) for variable in takes} | {"BENCH", "PYTHON"}
-    env = {variable: "$(shell touch pwned)`touch pwned`" for variable in everything} | {"BASH_FUNC_x%%": "() { :\n}"}
+    env = dict.fromkeys(everything, "$(shell touch pwned)`touch pwned`") | {"BASH_FUNC_x%%": "() { :\n}"}
     for command in TAKES:
         for flags in ((), ("-e",)):
             assert bench.argv(command, *flags, env=env) == bench.argv(command)
