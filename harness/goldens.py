@@ -99,7 +99,7 @@ def _with_noise(method: Method, case: dict[str, Any]) -> Method:
 
 def method_of(case: dict[str, Any]) -> Method:
     """The method and knobs that a case recorded. Raises NotReplayableError if there is no such method here, or no rule for its knobs."""
-    name = case["method"]
+    name = case.get("method")
     if name == "vanilla":
         return registry.method_class("none")()
     if name not in registry.registered():
@@ -222,7 +222,7 @@ def run_folder(folder: Path) -> Iterator[Outcome]:
         try:
             outcome = compare(case, replay(folder, case, method_of(case)))
         except NotReplayableError as error:
-            outcome = Outcome(case["id"], float("nan"), f"not replayable: {error}")
+            outcome = Outcome(str(case.get("id", entry["file"])), float("nan"), f"not replayable: {error}")
         yield outcome
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.cli import app
 from harness.errors import PrunebenchError
-from harness.golden_files import load_index, read_case
+from harness.golden_files import load_index, read_bytes, read_case
 from harness.goldens import compare, method_of, replay, run_folder
 from harness.method import method_class
 
@@ -77,6 +77,7 @@ def test_a_folder_outside_the_repository_runs_and_a_changed_recording_fails(tmp_
         ({"method": "tests/examples/centre.py:Centre"}, "not replayable: no registered method is called 'tests/examples/centre.py:Centre'"),
         ({"method": "uniform"}, "not replayable: no rule says how a recording of 'uniform' maps to knobs"),
         ({"model": "other"}, "not replayable: models/models.json has no Llama `config` for the model 'other'"),
+        ({"method": None, "id": None}, "not replayable: no registered method is called None"),
         ({"logits": None}, "not replayable: the case records no logits"),
     ],
 )
@@ -95,3 +96,12 @@ def test_a_case_of_another_kind_is_named_and_the_rest_is_replayed(
     out = capsys.readouterr().out
     assert says in out.splitlines()[0]
     assert "1 of 2 cases reproduce" in out
+
+
+def test_a_cut_plain_input_is_named(tmp_path: Path) -> None:
+    case = read(CASES[0])
+    (tmp_path / "models").symlink_to(FOLDER / "models")
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / f"{case['input']}.safetensors").write_bytes(read_bytes(FOLDER / "inputs" / f"{case['input']}.safetensors")[:1000])
+    with pytest.raises(PrunebenchError, match=rf"inputs/{case['input']}.safetensors: expected safetensors, found a damaged or cut file .*git"):
+        replay(tmp_path, case, method_of(case))
