@@ -1,73 +1,90 @@
 SHELL := /bin/bash -o pipefail
-PYTHON ?= python3
+
+# Variables count only if the command line names them; the environment's do not. make evaluates no value: $(value) reads the text as typed.
+# Without `unexport` and MAKEOVERRIDES, make would expand every value for each command's environment. Blanks and newlines before a value are lost.
+override given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v))
+unexport $(given)
+MAKEOVERRIDES :=
+
+# The variables of each command: --option=VARIABLE or --option=VARIABLE=default; --=VARIABLE is given by position and stands last.
+eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --seed=SEED --device=DEVICE \
+  --dtype=DTYPE --data=DATA --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH
+sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=DEVICE --results=RESULTS --fresh=FRESH --dry-run=DRY_RUN \
+  --=CONFIG=configs/mini.yaml
+ablate.takes := --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --results=RESULTS --=FILE
+analyze.takes := --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --data=DATA --calibration-data=CALIBRATION_DATA --out=OUT --=MODEL=mini
+goldens.takes := --=DIR
+bench.takes := --model=MODEL --device=DEVICE --dtype=DTYPE --=BENCH
+regress.takes := --baseline=BASELINE --workers=WORKERS --=GATE
+baseline.takes := $(regress.takes)
+leaderboard.takes := --results=RESULTS
+report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
+show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
+# FRESH and DRY_RUN are on unless 0 or empty; BENCH holds any number of arguments
+kind.FRESH := switch
+kind.DRY_RUN := switch
+kind.BENCH := several
+
+commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show
+targets := $(commands) help venv mini-data mini test lint check clean clean-venv
+.PHONY: $(targets)
+
+# Wrong names are refused before anything runs.
+goals := $(or $(MAKECMDGOALS),help)
+takes := PYTHON $(foreach t,$(foreach g,$(goals),$($g.takes)),$(word 2,$(subst =, ,$t)))
+strange := $(filter-out $(targets) .venv/.installed,$(goals))
+surplus := $(filter-out $(takes),$(given))
+$(if $(strange),$(error no target $(strange): `make help` lists them; a value with blanks needs quotes, as in MODEL='my folder'))
+$(if $(surplus),$(error `make $(goals)` does not take $(surplus), it takes $(sort $(takes))))
+$(if $(filter mini,$(goals)),$(if $(filter-out mini,$(goals)),$(error `make mini` overwrites the shipped weights: call it alone)))
+
 VENV := .venv
 RUN := $(VENV)/bin/prunebench
 STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-METHOD ?= visipruner
-MODEL ?= mini
-DIR ?= tests/goldens
-RESULTS ?= results/local
-CONFIG ?= configs/mini.yaml
+define newline
 
-.PHONY: help venv eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show mini mini-data test check lint clean clean-venv
+
+endef
+# the text of a variable as typed; empty if the command line does not name it
+typed = $(if $(filter command,$(origin $1)),$(value $1))
+# one word for the shell; newlines are spelt \n, since make ends the command at a newline
+quote = '$(subst $(newline),'$$'\n'',$(subst ','\'',$1))'
+# one entry of `takes`: $1 option, $2 variable, $3 default
+option = $(if $(call typed,$2),$1 $(call quote,$(value $2)),$(if $3,$1 $3))
+switch = $(if $(filter-out 0,$(call typed,$2)),$1)
+several = $(foreach w,$(call typed,$2),$(call quote,$w))
+entry = $(call $(or $(kind.$(word 2,$1)),option),$(word 1,$1),$(word 2,$1),$(word 3,$1))
+arguments = $(foreach t,$($@.takes),$(call entry,$(subst =, ,$t)))
+
+# only the mini model has calibration data of its own
+analyze.also = $(if $(call typed,CALIBRATION_DATA)$(findstring /$(or $(call typed,MODEL),mini)/,/mini/),--write-config)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+$(commands): $(STAMP)
+	@$(RUN) $@ $($@.also) $(arguments)
+
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) harness/bootstrap.py $(VENV)
+	@$(if $(call typed,PYTHON),$(call quote,$(value PYTHON)),python3) harness/bootstrap.py $(VENV)
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt
 
-eval: $(STAMP)  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= POSITIONS= SET='knob=value' FRESH=1]
-	@$(RUN) eval --method "$(METHOD)" --model "$(MODEL)" --results "$(RESULTS)" \
-	  $(if $(BUDGET),--budget "$(BUDGET)") $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
-	  $(if $(SEED),--seed "$(SEED)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(DATA),--data "$(DATA)") \
-	  $(if $(POSITIONS),--positions "$(POSITIONS)") $(if $(SET),--set "$(SET)") $(if $(filter-out 0,$(FRESH)),--fresh)
-
-sweep: $(STAMP)  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1]
-	@$(RUN) sweep "$(CONFIG)" --results "$(RESULTS)" $(if $(SET),--set "$(SET)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
-	  $(if $(WORKERS),--workers "$(WORKERS)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(filter-out 0,$(FRESH)),--fresh) \
-	  $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
-
-ablate: $(STAMP)  ## FILE=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
-	@$(RUN) ablate "$(FILE)" --results "$(RESULTS)" --model "$(MODEL)" $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") \
-	  $(if $(BATCH),--batch "$(BATCH)") $(if $(DEVICE),--device "$(DEVICE)")
-
-analyze: $(STAMP)  ## where MODEL uses vision, and a VisiPruner config for it [TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
-	@$(RUN) analyze "$(MODEL)" $(if $(TASKS),--tasks "$(TASKS)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(BATCH),--batch "$(BATCH)") \
-	  $(if $(DEVICE),--device "$(DEVICE)") $(if $(DATA),--data "$(DATA)") $(if $(CALIBRATION_DATA),--calibration-data "$(CALIBRATION_DATA)") \
-	  $(if $(OUT),--out "$(OUT)") $(if $(filter mini,$(MODEL))$(CALIBRATION_DATA),--write-config)
-
-methods: $(STAMP)  ## the registered methods
-	@$(RUN) methods
-
-doctor: $(STAMP)  ## versions, device, and what mends a broken installation
-	@$(RUN) doctor
-
-goldens: $(STAMP)  ## replay recorded official outputs; DIR=folder (default tests/goldens)
-	@$(RUN) goldens "$(DIR)"
-
-bench: $(STAMP)  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
-	@$(RUN) bench --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") $(if $(DTYPE),--dtype "$(DTYPE)") $(BENCH)
-
-regress: $(STAMP)  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [GATE= BASELINE= WORKERS=]
-	@$(RUN) regress $(if $(GATE),"$(GATE)") $(if $(BASELINE),--baseline "$(BASELINE)") $(if $(WORKERS),--workers "$(WORKERS)")
-
-baseline: $(STAMP)  ## renew that baseline, and show what changes; needs a clean checkout
-	@$(RUN) baseline $(if $(GATE),"$(GATE)") $(if $(BASELINE),--baseline "$(BASELINE)") $(if $(WORKERS),--workers "$(WORKERS)")
-
-leaderboard: $(STAMP)  ## tables, comparisons and figures from the sealed cells in RESULTS
-	@$(RUN) leaderboard --results "$(RESULTS)"
-
-report: $(STAMP)  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
-	@$(RUN) report --results "$(RESULTS)" $(if $(SAMPLES),--samples "$(SAMPLES)") $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
-
-show: $(STAMP)  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]
-	@$(RUN) show --results "$(RESULTS)" --sample "$(SAMPLE)" --method "$(METHOD)" $(if $(BUDGET),--budget "$(BUDGET)") \
-	  $(if $(filter-out mini,$(MODEL)),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
+eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= POSITIONS= SET='knob=value' FRESH=1]
+sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1]
+ablate:  ## FILE=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
+analyze:  ## where MODEL uses vision, and a VisiPruner config for it [TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
+methods:  ## the registered methods
+doctor:  ## versions, device, and what mends a broken installation
+goldens:  ## replay recorded official outputs; DIR=folder (default tests/goldens)
+bench:  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
+regress:  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [GATE= BASELINE= WORKERS=]
+baseline:  ## renew that baseline, and show what changes; needs a clean checkout
+leaderboard:  ## tables, comparisons and figures from the sealed cells in RESULTS
+report:  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
+show:  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]
 
 mini-data: $(STAMP)  ## rebuild the mini data sets, bit-identical
 	@$(RUN) mini data

@@ -1,13 +1,13 @@
 """Replay recorded outputs of official implementations through the engine: `prunebench goldens DIR`.
 
 A folder holds index.json, models/ (Llama weights), inputs/ (prompt embeddings) and cases/ (one JSON per case, as described in its
-README). Every case runs through the same engine and hooks as an evaluation: a `LlavaForConditionalGeneration` whose text model holds
-the recorded weights, with the recorded visual rows passed as encoder outputs.
+README), plain or packed (harness/golden_files.py). Every case runs through the same engine and hooks as an evaluation: a
+`LlavaForConditionalGeneration` whose text model holds the recorded weights, with the recorded visual rows passed as encoder outputs.
 """
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, DynamicCache
 
@@ -24,6 +25,7 @@ from harness.adapters import Features, LlavaAdapter
 from harness.adapters.llava import load_text
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
+from harness.golden_files import MEND, load_index, main, read_bytes, read_case, read_json
 from harness.method import Method, Run
 from harness.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
 
@@ -54,19 +56,24 @@ class Replayed:
     origins: list[list[int]]
 
 
-def load_index(folder: Path) -> list[dict[str, Any]]:
-    """The cases of a golden folder. Raises PrunebenchError where something is missing."""
-    index = folder / "index.json"
-    if not index.is_file():
-        raise PrunebenchError(f"expected a folder of recorded cases with an index.json; found none at {index}")
-    cases: list[dict[str, Any]] = json.loads(index.read_text())
-    return cases
+class NotReplayableError(PrunebenchError):
+    """A case that this replay has no method, model or rule for; says which."""
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load(read_bytes(path))
+    except SafetensorError as error:
+        raise PrunebenchError(f"{path}: expected safetensors, found a damaged or cut file ({error}): {MEND}") from None
+    return tensors
 
 
 @lru_cache(maxsize=4)
 def _model(folder: Path, name: str) -> LlavaAdapter:
     """A LLaVA whose decoder and head hold the recorded weights; its tower is never run."""
-    spec = json.loads((folder / "models" / "models.json").read_text())[name]
+    spec = read_json(folder / "models" / "models.json").get(name, {})
+    if "config" not in spec:
+        raise NotReplayableError(f"models/models.json has no Llama `config` for the model {name!r}")
     known = dict(spec["config"])
     decoder = ModelShape(
         depth=known["num_hidden_layers"],
@@ -88,7 +95,7 @@ def _model(folder: Path, name: str) -> LlavaAdapter:
         max_position_embeddings=known["max_position_embeddings"],
     )
     adapter = LlavaAdapter(AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval())
-    load_text(adapter, {k: v.float() for k, v in load_file(folder / spec["weights"]).items()})
+    load_text(adapter, {k: v.float() for k, v in _tensors(folder / spec["weights"]).items()})
     return adapter
 
 
@@ -105,20 +112,22 @@ def _with_noise(method: Method, case: dict[str, Any]) -> Method:
 
 
 def method_of(case: dict[str, Any]) -> Method:
-    """The method and knobs that a case recorded."""
-    name = case["method"]
-    cls = registry.method_class("none" if name == "vanilla" else name)
+    """The method and knobs that a case recorded. Raises NotReplayableError if there is no such method here, or no rule for its knobs."""
+    name = case.get("method")
     if name == "vanilla":
-        return cls()
+        return registry.method_class("none")()
+    if name not in registry.registered():
+        raise NotReplayableError(f"no registered method is called {name!r} (`prunebench methods` lists them)")
+    cls = registry.method_class(name)
     if name == "fastv":
         k = case["K"] if "K" in case else (case.get("fastv_config") or {}).get("fast_v_agg_layer")
         return cls() if k is None else cls(keep=case["n_kept"], boundary=k)  # type: ignore[call-arg]
     if name == "sparsevlm":
         # the official layers as they are, whatever the depth
         return _with_noise(cls(retain=case["retain"], plus=case["version"] == "2_0", stages=(2, 6, 15)), case)  # type: ignore[call-arg]
-    config = case["pruning_config"]
     if name != "visipruner":
-        raise PrunebenchError(f"case {case['id']}: no rule says how the method {name!r} maps to knobs")
+        raise NotReplayableError(f"no rule says how a recording of {name!r} maps to knobs")
+    config = case["pruning_config"]
     if config is None:
         return registry.method_class("none")()
     mode = config["mode"]
@@ -128,10 +137,15 @@ def method_of(case: dict[str, Any]) -> Method:
 
 
 def replay(folder: Path, case: dict[str, Any], method: Method) -> Replayed:
-    """Run a case's prompt and its recorded decode tokens with `method`."""
+    """Run a case's prompt and its recorded decode tokens with `method`. Raises NotReplayableError if the case is of another kind."""
+    lacks = [field for field in ("model", "input", "tokens", "logits") if field not in case]
+    if lacks:
+        raise NotReplayableError(f"the case records no {', '.join(lacks)}")
     adapter = _model(folder, case["model"])
     model = adapter.model
-    inputs = load_file(folder / "inputs" / f"{case['input']}.safetensors")
+    inputs = _tensors(folder / "inputs" / f"{case['input']}.safetensors")
+    if "inputs_embeds" not in inputs:
+        raise NotReplayableError(f"the input {case['input']!r} holds {', '.join(sorted(inputs))} and no inputs_embeds")
     embeds, pre, post = inputs["inputs_embeds"], inputs["pre_ids"].long(), inputs["post_ids"].long()
     n_visual = embeds.shape[1] - pre.numel() - post.numel()
     ids = torch.cat([pre, torch.full((n_visual,), IMAGE_TOKEN), post])[None]
@@ -218,7 +232,15 @@ def _sets(got: list[int], recorded: list[int]) -> str:
 
 
 def run_folder(folder: Path) -> Iterator[Outcome]:
-    """Replay every case of a folder, in index order."""
+    """Replay every case of a folder, in index order; a case that cannot be replayed counts as a mismatch and says why."""
     for entry in load_index(folder):
-        case = json.loads((folder / entry["file"]).read_text())
-        yield compare(case, replay(folder, case, method_of(case)))
+        case = read_case(folder, entry["file"])
+        try:
+            outcome = compare(case, replay(folder, case, method_of(case)))
+        except NotReplayableError as error:
+            outcome = Outcome(str(case.get("id", entry["file"])), float("nan"), f"not replayable: {error}")
+        yield outcome
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

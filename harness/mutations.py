@@ -8,7 +8,6 @@ what questions about one image share are looked for where they can be seen: in a
 from __future__ import annotations
 
 import inspect
-import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ import torch
 
 from harness.check import check, one_thread, tiny_model
 from harness.errors import PrunebenchError
-from harness.goldens import LOGIT_TOLERANCE, compare, load_index, method_of, replay
+from harness.golden_files import load_index, read_case
+from harness.goldens import LOGIT_TOLERANCE, compare, method_of, replay
 from harness.method import Method, Reduction, Run, Stream, Traits, method_class
 from methods.knockout import Knockout
 from methods.pooling import Pooling
@@ -595,7 +595,7 @@ def failing_cases(cases: Sequence[str]) -> tuple[str, ...]:
     files = {entry["id"]: entry["file"] for entry in load_index(GOLDENS)}
     failing = []
     for name in cases:
-        case = json.loads((GOLDENS / files[name]).read_text())
+        case = read_case(GOLDENS, files[name])
         try:
             reproduced = compare(case, replay(GOLDENS, case, method_of(case))).mismatch is None
         except Exception:  # a fault may raise anything

@@ -2,14 +2,14 @@
 pruned one) fails it."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from harness.cli import app
 from harness.errors import PrunebenchError
-from harness.goldens import compare, load_index, method_of, replay, run_folder
+from harness.golden_files import load_index, read_bytes, read_case
+from harness.goldens import compare, method_of, replay, run_folder
 from harness.method import method_class
 
 FOLDER = Path(__file__).parent / "goldens"
@@ -17,7 +17,7 @@ CASES = [entry["file"] for entry in load_index(FOLDER)]
 
 
 def read(file: str) -> dict:
-    return json.loads((FOLDER / file).read_text())
+    return read_case(FOLDER, file)
 
 
 @pytest.mark.parametrize("file", CASES, ids=[Path(f).stem for f in CASES])
@@ -66,6 +66,42 @@ def test_a_folder_outside_the_repository_runs_and_a_changed_recording_fails(tmp_
         app(["goldens", str(tmp_path)])
     assert stop.value.code == 1
     assert "logits differ by 1.00e-02" in capsys.readouterr().out
-    shutil.rmtree(tmp_path / "nothing", ignore_errors=True)
     with pytest.raises(PrunebenchError, match=r"index\.json"):
         list(run_folder(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"method": "fastw"}, "not replayable: no registered method is called 'fastw'"),
+        ({"method": "tests/examples/centre.py:Centre"}, "not replayable: no registered method is called 'tests/examples/centre.py:Centre'"),
+        ({"method": "uniform"}, "not replayable: no rule says how a recording of 'uniform' maps to knobs"),
+        ({"model": "other"}, "not replayable: models/models.json has no Llama `config` for the model 'other'"),
+        ({"method": None, "id": None}, "not replayable: no registered method is called None"),
+        ({"logits": None}, "not replayable: the case records no logits"),
+    ],
+)
+def test_a_case_of_another_kind_is_named_and_the_rest_is_replayed(
+    tmp_path: Path, changes: dict, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = read(CASES[0])
+    for part in ("models", "inputs"):
+        (tmp_path / part).symlink_to(FOLDER / part)
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    (tmp_path / "other.json").write_text(json.dumps({k: v for k, v in {**case, "id": "other", **changes}.items() if v is not None}))
+    (tmp_path / "index.json").write_text(json.dumps([{"file": "other.json"}, {"file": "case.json"}]))
+    with pytest.raises(SystemExit) as stop:
+        app(["goldens", str(tmp_path)])
+    assert stop.value.code == 1
+    out = capsys.readouterr().out
+    assert says in out.splitlines()[0]
+    assert "1 of 2 cases reproduce" in out
+
+
+def test_a_cut_plain_input_is_named(tmp_path: Path) -> None:
+    case = read(CASES[0])
+    (tmp_path / "models").symlink_to(FOLDER / "models")
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / f"{case['input']}.safetensors").write_bytes(read_bytes(FOLDER / "inputs" / f"{case['input']}.safetensors")[:1000])
+    with pytest.raises(PrunebenchError, match=rf"inputs/{case['input']}.safetensors: expected safetensors, found a damaged or cut file .*git"):
+        replay(tmp_path, case, method_of(case))

@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: modules that work without torch, transformers and lmms-eval
 TORCH_FREE = (
-    "blocks", "budget", "cell", "compare", "errors", "figures", "flops", "leaderboard", "lease", "published", "published_results", "regress",
-    "report", "results", "shape", "show", "stats", "stages", "store", "trace", "views",
+    "blocks", "budget", "cell", "compare", "errors", "figures", "flops", "golden_files", "leaderboard", "lease", "published", "published_results",
+    "regress", "report", "results", "shape", "show", "stats", "stages", "store", "trace", "views",
 )  # fmt: skip
 
 
