@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
-from harness import leaderboard, yamlfile
+from harness import leaderboard, runner, yamlfile
 from harness.errors import PrunebenchError
 from harness.method import method_class
-from harness.models import locate_model
-from harness.run import Request, Session, evaluate, prepare
+from harness.request import Request, resolve_each
+from harness.runner import Options, Say
+from harness.session import Session
 from harness.store import SealedCell
+from harness.workers import executor
 
 
 class Variant(BaseModel):
@@ -51,6 +53,11 @@ class Ablation(BaseModel):
         return self
 
 
+    def changed(self, **fields: Any) -> Ablation:
+        """With these fields in place of the file's, wherever they say something."""
+        return self.model_copy(update={name: value for name, value in fields.items() if value})
+
+
 @dataclass(frozen=True)
 class Measured:
     """A variant and its sealed cells, one per task, each after the unpruned cell it is compared with."""
@@ -69,25 +76,29 @@ def load(file: Path) -> Ablation:
         raise PrunebenchError(f"{file}: {yamlfile.said(error, {'variants': Variant, '': Ablation})}") from None
 
 
-def run(ablation: Ablation, shared: Request, say: Callable[[str], None] = print) -> list[Measured]:
-    """Evaluate every variant with what `shared` says of model, tasks, limit and the like; sealed cells are reused.
+def requests(ablation: Ablation, *, device: str = "auto", dtype: str = "auto", seed: str = "0", data: str | None = None) -> list[Request]:
+    """One request per variant."""
+    return [
+        Request(
+            (v.method,), ablation.model, () if v.budget is None else (str(v.budget),), ablation.tasks, ablation.limit, seed, device, dtype, data,
+            knobs=v.knobs,
+        )
+        for v in ablation.variants
+    ]  # fmt: skip
 
-    Every variant is checked against the model before the first one runs. Raises PrunebenchError as `harness.run.evaluate`.
+
+def run(ablation: Ablation, asked: Sequence[Request], options: Options, say: Say = print) -> list[Measured]:
+    """Evaluate every variant, as `requests` gives them, in one pass; sealed cells are reused.
+
+    Every variant is checked against the model before the first one runs. Raises PrunebenchError as `harness.runner.run`, and where
+    another runner holds a cell, for the table needs all of them.
     """
-    located, session = locate_model(shared.model, shared.device, shared.dtype), Session()
-    asked = []
-    for variant in ablation.variants:
-        budget = None if variant.budget is None else str(variant.budget)
-        asked.append(replace(shared, method=variant.method, budget=budget, knobs=variant.knobs))
-        try:
-            prepare(asked[-1], session, located)
-        except PrunebenchError as error:
-            raise PrunebenchError(f"variant {variant.name!r}: {error}") from None
-    measured = []
-    for i, (variant, request) in enumerate(zip(ablation.variants, asked, strict=True), 1):
-        say(f"[{i} of {len(ablation.variants)}] {variant.name}")
-        measured.append(Measured(variant, evaluate(request, say=lambda _: None, session=session).cells))
-    return measured
+    session = Session()
+    settings = resolve_each([(f"variant {variant.name!r}", one) for variant, one in zip(ablation.variants, asked, strict=True)], session)
+    say(f"{len(settings)} variants x {len(ablation.tasks)} tasks on {ablation.model}: {', '.join(v.name for v in ablation.variants)}")
+    finished = runner.run([s for each in settings for s in each], session, executor(1, session), options, say)
+    finished.check_whole()
+    return [Measured(variant, finished.of(mine)) for variant, mine in zip(ablation.variants, settings, strict=True)]
 
 
 def table(ablation: Ablation, measured: list[Measured]) -> str:

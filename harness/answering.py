@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import Cache
 
-from harness import budget as budgets
 from harness import flops, keeps
 from harness.adapters import Features
+from harness.budget import NONE, Budget
 from harness.engine import EngineRun, attach
-from harness.errors import PrunebenchError
+from harness.errors import PrunebenchError, check_batch
 from harness.method import Method, TowerLook, raised, source_of
 from harness.models import LoadedModel, locate_model
 from harness.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
@@ -121,8 +121,7 @@ class Answerer:
         prefixes: PrefixCache | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise PrunebenchError(f"BATCH={batch_size}: expected at least 1 prompt a batch")
+        check_batch(batch_size)
         self.loaded, self.method, self.batch_size, self.seed, self.positions = loaded, method, batch_size, seed, positions
         self.features = FeatureCache() if features is None else features
         self.prefixes, self.clock = prefixes, clock or Clock()
@@ -144,7 +143,7 @@ class Answerer:
         model: str,
         *,
         method: str = "none",
-        budget: str | None = None,
+        budget: Budget = NONE,
         knobs: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -154,7 +153,7 @@ class Answerer:
     ) -> Answerer:
         """Load `model` and build `method` at `budget`; raises PrunebenchError as `locate_model` and `Located.method` do."""
         located = locate_model(model, device, dtype)
-        built = located.method(method, budgets.parse(budget), knobs)
+        built = located.method(method, budget, knobs)
         return cls(located.load(), built, batch_size=batch_size, seed=seed, positions=positions)
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:

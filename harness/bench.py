@@ -15,7 +15,6 @@ from __future__ import annotations
 import gc
 import json
 import platform
-import shlex
 import statistics
 import sys
 import time
@@ -36,8 +35,9 @@ from transformers.initialization import no_init_weights
 from harness import budget as budgets
 from harness import flops, published
 from harness.adapters import LlavaAdapter, adapter_class, adapter_for
+from harness.command import rendered
 from harness.engine import attach
-from harness.errors import PrunebenchError, unknown
+from harness.errors import PrunebenchError, check_batch, unknown
 from harness.method import Method, build, method_class
 from harness.models import DTYPES, REPOSITORY, locate_model, model_config, pick_device
 from harness.provenance import device_name, git_state, versions
@@ -78,8 +78,7 @@ class Settings:
         for option, listed in (("methods", self.methods), ("budgets", self.budgets), ("batch", self.batches)):
             if not listed or len(set(listed)) < len(listed):
                 raise PrunebenchError(f"--{option}: expected one or several different ones, found {', '.join(map(str, listed)) or 'none'}")
-        if min(self.batches) < 1:
-            raise PrunebenchError(f"--batch {min(self.batches)}: expected at least 1 prompt a batch")
+        check_batch(min(self.batches))
         if self.layers is not None and not self.random_weights:
             raise PrunebenchError(f"--layers {self.layers} needs --random-weights: the slice of a trained model is no model")
         for name in self.knobs:
@@ -97,7 +96,7 @@ class Settings:
                 words += [option] if value else []
             elif value != f.default:
                 words += [option, ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)]
-        return shlex.join(words)
+        return rendered(words)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from harness.cell import Cell, canonical_json
 from harness.store import SealedCell
 
 NAN = float("nan")
-_SIZES = ("keep", "retain", "side")  # knobs that a budget sets
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,11 @@ class Line:
         """"5", or "1 to 5" where tasks have unequally many."""
         numbers = sorted({len(seeds) for seeds in self.cells.values()})
         return " to ".join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))
+
+    @property
+    def budget_knobs(self) -> frozenset[str]:
+        """The knobs that a budget sets."""
+        return frozenset(name for seeds in self.cells.values() for sealed in seeds for name in sealed.method_info["budget_knobs"])
 
     def mean(self, value: Callable[[SealedCell], float]) -> float:
         """Over seeds, then over tasks."""
@@ -119,7 +123,7 @@ class Section:
     def series(self) -> list[Series]:
         """The lines strung together over budgets: same method, positions and knobs wherever a block had to name them.
 
-        Knobs that are a budget's own number (`keep`) differ from budget to budget and string nothing apart.
+        Knobs that are a budget's own number (`keep`) differ from budget to budget and string nothing apart: each cell says which they are.
         """
         members = [line for block in self.blocks() for line in block.lines]
         named: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
@@ -127,7 +131,8 @@ class Section:
             named[line.method, line.positions].update(line.split)
         strung: defaultdict[tuple[str, str, str], list[Line]] = defaultdict(list)
         for line in members:
-            words = [f"{name}={_setting(line, name)}" for name in sorted(named[line.method, line.positions]) if name not in _SIZES]
+            names = sorted(named[line.method, line.positions] - line.budget_knobs)
+            words = [f"{name}={_setting(line, name)}" for name in names]
             strung[line.method, "" if line.positions == "method" else f"positions={line.positions}", " ".join(words)].append(line)
         found: list[Series] = []
         for (method, positions, knobs), same in sorted(strung.items()):
@@ -185,10 +190,9 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
     protocols: defaultdict[tuple[str, ...], list[SealedCell]] = defaultdict(list)
     for sealed in known.values():
         c = sealed.cell
-        limit = sealed.provenance.get("limit")
         facts = [c.model, c.dtype, c.device_type, c.kernel, f"images by {c.image_backend}", f"prompt {c.prompt_template}"]
         facts += [f"weights {c.model_fingerprint}", f"numerics {c.numerics_version}"]
-        facts += [] if limit is None else [f"LIMIT={limit}"]
+        facts += [f"LIMIT={sealed.asked.limit or 'default'}"]
         protocols[tuple(facts)].append(sealed)
     found: list[Section] = []
     # within a model, sections that compare something before those of the unpruned model alone

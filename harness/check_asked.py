@@ -163,7 +163,7 @@ def answers(subject: Subject) -> str:
         decided = Decisions()
         log = _listened(method, (asked,), decided)
         inside: dict[int, tuple[list[Token], Tensor, Inside]] = {}
-        reference(model, asked, method, decided, "method", lambda layer, *seen, into=inside: into.update({layer: seen}))  # type: ignore[misc]
+        reference(model, asked, method, decided, "method", lambda layer, *seen, into=inside: into.update({layer: seen}))
         for (hook, layer, name, _), answer in log.items():
             if hook == "tower":
                 continue

@@ -29,13 +29,13 @@ def _pairs(items: list[str]) -> dict[str, str]:
 
 @app.command("eval")
 def eval_command(
-    method: Annotated[str, typer.Option(help="a name from `prunebench methods`, or path/to/file.py:Class")],
-    budget: Annotated[str, typer.Option(help="64 (tokens kept), 64avg (mean per layer), 0.35flops, native or calibrated")] = "",
+    method: Annotated[str, typer.Option(help="a name from `prunebench methods`, or path/to/file.py:Class; several with commas")],
+    budget: Annotated[str, typer.Option(help="64 (tokens kept), 64avg (mean per layer), 0.35flops, native or calibrated; several with commas")] = "",
     model: Annotated[str, typer.Option(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
     tasks: Annotated[str, typer.Option(help="of gqa, mme, pope, textvqa, textvqa_ocr; comma-separated")] = "gqa,mme,pope,textvqa",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
     batch: Annotated[int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")] = 16,
-    seed: Annotated[int, typer.Option(help="of the method's randomness")] = 0,
+    seed: Annotated[str, typer.Option(help="of the method's randomness; several with commas")] = "0",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
     data: Annotated[str, typer.Option(help="mini, hub or a folder; default: mini for the mini model, else hub")] = "",
@@ -45,29 +45,33 @@ def eval_command(
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
     share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")] = True,
 ) -> None:
-    """Evaluate one method at one budget beside the unpruned model."""
+    """Evaluate methods at budgets beside the unpruned model; exit code 2 where another runner holds a cell."""
     from harness.doctor import torchvision_problem
 
     mismatch = torchvision_problem()
     if mismatch:
         raise PrunebenchError(mismatch)
     from harness import leaderboard
-    from harness.run import Request, evaluate
+    from harness.evaluate import evaluate
+    from harness.pace import Pace
+    from harness.request import Request
+    from harness.runner import Options
 
-    names = tuple(t.strip() for t in tasks.split(",") if t.strip())
-    request = Request(
-        method, model, budget or None, names, limit or None, batch, seed, device, dtype, data or None, positions,
-        _pairs(set_ or []), results, fresh, share,
+    asked = Request(
+        method, model, budget, tasks, limit=limit, seeds=seed, device=device, dtype=dtype, data=data, positions=positions, knobs=_pairs(set_ or [])
     )
-    finished = evaluate(request)
+    finished = evaluate(asked, Options(results, Pace(batch, share), fresh))
+    cells = list(finished.cells.values())
     print()
-    print(leaderboard.table(leaderboard.rows(finished.cells)))
-    print()
+    if cells:
+        print(leaderboard.table(leaderboard.rows(cells)))
+        print()
     if finished.reused:
-        print(f"{finished.reused} of {len(finished.cells)} cells were sealed before and reused; FRESH=1 measures again")
-    for cell in finished.cells:
+        print(f"{finished.reused} of {len(cells)} cells were sealed before and reused; FRESH=1 measures again")
+    for cell in cells:
         print(f"sealed  {cell.folder}")
     print(f"tables  {finished.csv}  {finished.markdown}")
+    finished.check_whole()
 
 
 @app.command("cost")
@@ -99,8 +103,8 @@ def ablate_command(
     model: Annotated[str, typer.Option(help="in place of the file's")] = "",
     tasks: Annotated[str, typer.Option(help="in place of the file's; comma-separated")] = "",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
-    batch: Annotated[int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")] = 8,
-    seed: Annotated[int, typer.Option(help="of the methods' randomness")] = 0,
+    batch: Annotated[int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")] = 16,
+    seed: Annotated[str, typer.Option(help="of the methods' randomness")] = "0",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
     data: Annotated[str, typer.Option(help="mini, hub or a folder; default: mini for the mini model, else hub")] = "",
@@ -108,15 +112,13 @@ def ablate_command(
 ) -> None:
     """Run the variants of an ablation and print them as one table."""
     from harness import ablations
-    from harness.run import Request
+    from harness.pace import Pace
+    from harness.runner import Options
 
-    plan = ablations.load(file)
     names = tuple(t.strip() for t in tasks.split(",") if t.strip())
-    shared = Request(
-        "none", model or plan.model, None, names or plan.tasks, limit or plan.limit, batch, seed, device, dtype, data or None,
-        results=results,
-    )
-    print(ablations.table(plan, ablations.run(plan, shared)))
+    plan = ablations.load(file).changed(model=model, tasks=names, limit=limit)
+    asked = ablations.requests(plan, device=device, dtype=dtype, seed=seed, data=data or None)
+    print(ablations.table(plan, ablations.run(plan, asked, Options(results, Pace(batch)))))
 
 
 @app.command("analyze")
@@ -268,14 +270,14 @@ def sweep_command(
 ) -> None:
     """Evaluate models x methods x budgets x seeds in one pass; sealed cells are reused, so the same command continues."""
     from harness import sweep
-    from harness.run import Request
+    from harness.pace import Pace
+    from harness.runner import Options
 
-    plan = sweep.load(file, set_ or [])
-    shared = Request("none", limit=limit or None, batch=batch, device=device, results=results, fresh=fresh, share=share)
+    plan, options = sweep.load(file, set_ or []), Options(results, Pace(batch, share), fresh)
     if dry_run:
-        print(sweep.dry_run(plan, shared))
+        print(sweep.dry_run(plan, options, device=device, limit=limit))
         return
-    finished = sweep.run(plan, shared, workers=workers)
+    finished = sweep.run(plan, options, workers=workers, device=device, limit=limit)
     print(f"tables  {finished.csv}  {finished.markdown}")
 
 
@@ -447,6 +449,21 @@ def results_list_command(results: Annotated[Path, typer.Option(help="folder with
     from harness.results import overview
 
     print("\n".join(overview(results)))
+
+
+dev_app = typer.Typer(no_args_is_help=True, help="For maintainers of results.")
+app.add_typer(dev_app, name="dev")
+
+
+@dev_app.command("migrate")
+def dev_migrate_command(results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local")) -> None:
+    """Seal cells of the schema before anew, in today's; identities, samples and numbers stay. Can be interrupted and run again."""
+    from harness.migrate import migrate
+
+    lines, fine = migrate(results)
+    print("\n".join(lines))
+    if not fine:
+        raise typer.Exit(1)
 
 
 @app.command("readme")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PrunebenchError(ValueError):
@@ -19,3 +20,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> PrunebenchError:
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return PrunebenchError(f"unknown {kind} {name!r}{hint} (known: {', '.join(options)})")
+
+
+def check_batch(batch: int) -> None:
+    """Raise PrunebenchError unless a batch holds a prompt."""
+    if batch < 1:
+        raise PrunebenchError(f"batch {batch}: expected at least 1 prompt a batch")
+
+
+@contextmanager
+def naming(label: str) -> Iterator[None]:
+    """Put `label` in front of what goes wrong inside; an empty one says nothing."""
+    try:
+        yield
+    except PrunebenchError as error:
+        raise (PrunebenchError(f"{label}: {error}") if label else error) from None

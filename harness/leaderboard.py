@@ -9,10 +9,9 @@ and device, or none at all.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are 
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
 from harness import stats
+from harness.asked import Asked
 from harness.blocks import (
     NAN,
     Block,
@@ -34,6 +34,7 @@ from harness.blocks import (
     sections,
 )
 from harness.cell import canonical_json
+from harness.command import evaluation
 from harness.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, Comparison, Findings, Hard, Power, study
 from harness.errors import PrunebenchError
 from harness.store import SealedCell, write_atomic
@@ -289,7 +290,7 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
         "device": sealed.provenance.get("device", cell.device_type),
         "seed": cell.seed,
         "identity": sealed.identity,
-        "command": sealed.provenance.get("command"),
+        "command": evaluation(sealed.asked, fresh=True, source=sealed.cell.method_source),
     }
 
 
@@ -458,15 +459,15 @@ def _flag(line: Line, name: str) -> str:
 def _commands(block: Block) -> str:
     """The commands that made the block, folded away; those that differ in their task only are one."""
     tasks: dict[str, list[str]] = {}
+    made: dict[str, tuple[Asked, str]] = {}
     for line in block.lines:
         for seeds in line.cells.values():
             for sealed in seeds:
-                command = str(sealed.provenance.get("command") or f"(no command is recorded in {sealed.identity})")
-                asked = re.search(r" TASKS=(\S+)", command)
-                tasks.setdefault(re.sub(r" TASKS=\S+", " TASKS=", command), []).extend(asked[1].split(",") if asked else [])
-    shown = [
-        command.replace(" TASKS=", " TASKS=" + ",".join(dict.fromkeys(names)) if names else "") for command, names in tasks.items()
-    ]
+                source = sealed.cell.method_source
+                same = canonical_json([replace(sealed.asked, task="").to_dict(), source])
+                made[same] = sealed.asked, source
+                tasks.setdefault(same, []).append(sealed.cell.task)
+    shown = [evaluation(asked, tasks=list(dict.fromkeys(tasks[same])), fresh=True, source=source) for same, (asked, source) in made.items()]
     return "\n".join(["<details><summary>commands</summary>", "", "```sh", *shown, "```", "", "</details>"])
 
 

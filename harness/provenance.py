@@ -6,12 +6,15 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.models import REPOSITORY
+
+PACKAGES = ("prunebench", "torch", "torchvision", "transformers", "lmms-eval", "datasets", "pillow")
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -48,3 +51,15 @@ def device_name(device: torch.device) -> str:
     except OSError:
         model = platform.processor() or platform.machine()
     return f"{model}, {torch.get_num_threads()} threads"
+
+
+@cache
+def versions_now() -> dict[str, str]:
+    """The versions of `PACKAGES`, asked once per process."""
+    return versions(PACKAGES)
+
+
+@cache
+def git_now() -> dict[str, Any]:
+    """`git_state`, asked once per process: the code that runs is the code that was imported."""
+    return git_state()

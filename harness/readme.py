@@ -26,7 +26,7 @@ FILES = ("README.md", "tasks/mini/MODEL_CARD.md")
 
 def _at_defaults(results: Path) -> list[SealedCell]:
     """The cells of a run without LIMIT and POSITIONS: what the README shows."""
-    return [c for c in Store(results).cells() if c.provenance.get("limit") == "default" and c.cell.positions == "method"]
+    return [c for c in Store(results).cells() if c.asked.limit is None and c.cell.positions == "method"]
 
 
 def main_table(results: Path) -> str:
@@ -96,7 +96,7 @@ def _scores(frame: Any) -> list[str]:
 
 def card_table(results: Path) -> str:
     """The unpruned model on every question. Raises PrunebenchError where a cell is missing."""
-    cells = [c for c in Store(results).cells() if c.cell.method == "none" and c.provenance.get("limit") == "all"]
+    cells = [c for c in Store(results).cells() if c.cell.method == "none" and c.asked.limit == "all"]
     if not set(TASKS) <= {c.cell.task for c in cells}:
         raise PrunebenchError(f"{results}: expected the unpruned model on all questions: run `make eval METHOD=none LIMIT=all RESULTS={results}`")
     return leaderboard.table(_ordered(leaderboard.rows(cells)))

@@ -22,7 +22,6 @@ import hashlib
 import itertools
 import json
 import math
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple
 
 from harness import stats
 from harness.cell import Cell, canonical_json
+from harness.command import rendered
 from harness.errors import PrunebenchError
 from harness.store import SealedCell, write_atomic
 
@@ -102,11 +102,8 @@ class Snapshot:
 # ---------------------------------------------------------------------------------------------------------------- measuring
 
 
-def snapshot(cells: Iterable[SealedCell], specs: Mapping[str, str] | None = None) -> Snapshot:
-    """What the gate compares of some sealed cells. Raises PrunebenchError where one lacks its kept tokens.
-
-    `specs`: how methods that are not registered were asked for ("mine.py:Mine"), by name.
-    """
+def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
+    """What the gate compares of some sealed cells. Raises PrunebenchError where one lacks its kept tokens."""
     import torch
 
     from harness.provenance import device_name, git_state, versions
@@ -127,8 +124,7 @@ def snapshot(cells: Iterable[SealedCell], specs: Mapping[str, str] | None = None
             key: Row(answer, float(score), hashlib.sha256(keeps.encode()).hexdigest()[:8], tuple(float(x) for x in cost))
             for key, answer, score, keeps, cost in zip(frame["key"], frame["answer"], frame["score"], frame["keeps"], costs, strict=True)
         }
-        spec = (specs or {}).get(sealed.cell.method, sealed.cell.method)
-        counts_fixed, flops_fixed = _fixed(sealed.cell.model, spec, canonical_json(sealed.cell.knobs))
+        counts_fixed, flops_fixed = _fixed(sealed.cell.model, sealed.asked.method, canonical_json(sealed.cell.knobs))
         named = tuple(getattr(sealed.cell, name) for name in _NAMED)
         measured.append(Measured(named, sealed.cell.knobs, counts_fixed, flops_fixed, rows, float(sealed.provenance["wall_s"])))
     made_with = {
@@ -158,18 +154,20 @@ def measure(
     """Run a sweep on the CPU into `folder`, which must hold no cells yet."""
     from harness import sweep
     from harness.method import method_class
-    from harness.run import Request
+    from harness.pace import Pace
+    from harness.runner import Options
 
     if (folder / "cells").exists():
         raise PrunebenchError(f"expected a results folder without cells for a fresh run, found some in {folder}")
-    request = Request("none", batch=batch, device="cpu", results=folder, fresh=True)
     plan = sweep.load(config, overrides)
     specs: dict[str, str] = {}
     for entry in plan.methods:
         name = method_class(entry.method).name
         if specs.setdefault(name, entry.method) != entry.method:
             raise PrunebenchError(f"{config}: {specs[name]} and {entry.method} are both called {name!r}, and a baseline goes by names: rename one")
-    return snapshot(sweep.run(plan, request, say=say, workers=workers).cells, specs)
+    finished = sweep.run(plan, Options(folder, Pace(batch), fresh=True), say, workers=workers, device="cpu")
+    finished.check_whole()
+    return snapshot(finished.cells.values())
 
 
 # ----------------------------------------------------------------------------------------------------------------- baseline
@@ -492,16 +490,15 @@ def flip_lines(flips: Sequence[Flip], pictures: Mapping[str, Path]) -> list[str]
 def write_pictures(flips: Sequence[Flip], config: Path, overrides: Sequence[str], folder: Path) -> dict[str, Path]:
     """The images of samples whose answer changed, one file each; -> path by sample key. Samples that the data lack are left out."""
     from harness import sweep
-    from harness.run import SUBSET_SEED, parse_limit
-    from tasks import lmms
-    from tasks.sources import DataSource
+    from harness.request import parse_limit, source_of_data
+    from harness.session import Session
 
-    plan = sweep.load(config, overrides)
-    source = DataSource.parse(plan.data or "mini")
+    plan, session = sweep.load(config, overrides), Session()
+    source, limit = source_of_data(plan.data, "mini"), parse_limit(plan.limit, None)
     written: dict[str, Path] = {}
     for name in sorted({flip.key.split("/")[0] for flip in flips}):
         wanted = {flip.key for flip in flips}
-        for sample in lmms.load_task(name, source, parse_limit(plan.limit, None), SUBSET_SEED).samples:
+        for sample in session.task(name, source, limit).samples:
             if sample.key in wanted:
                 path = folder / f"{sample.key}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -573,7 +570,7 @@ def regress(
 def _command(target: str, config: Path, baseline: Path) -> str:
     """How a person calls a target of the gate on these files."""
     asked = [("GATE", config, CONFIG), ("BASELINE", baseline, BASELINE)]
-    return " ".join([f"make {target}", *(f"{name}={shlex.quote(str(path))}" for name, path, default in asked if path != default)])
+    return rendered(["make", target], {name: str(path) for name, path, default in asked if path != default})
 
 
 def renew(

@@ -15,13 +15,16 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import leaderboard, views
 from harness.blocks import budget_order
+from harness.command import evaluation, rendered
 from harness.errors import PrunebenchError
+from harness.request import data_of
 from harness.store import SealedCell, Store, write_atomic
 
 if TYPE_CHECKING:
@@ -105,7 +108,7 @@ class _Builder:
     def __init__(self, cells: Sequence[SealedCell], results: Path, data: str) -> None:
         self.protocols = views.protocols(cells)
         self.results = results
-        self.pictures = views.Pictures(data)
+        self.pictures = views.Pictures(partial(data_of, data))
         self.rows = {row["identity"]: row for row in leaderboard.rows(cells).to_dict("records")}
         self.analyses = read_analyses(results)
         self._frames: dict[str, pd.DataFrame] = {}
@@ -173,10 +176,11 @@ class _Builder:
 
     def _analysis(self, protocol: views.Protocol) -> dict[str, Any]:
         """The analysis of the model with these very weights, and the command that makes it where there is none."""
-        out = "" if self.results == Path("results/local") else f" OUT={self.results / 'analysis' / protocol.model.replace('/', '--')}"
+        out = None if self.results == Path("results/local") else str(self.results / "analysis" / protocol.model.replace("/", "--"))
         found = self.analyses.get(protocol.model)
         other = found["fingerprint"] if found and found["fingerprint"] not in (None, protocol.facts["weights"]) else None
-        return {"analysis": None if other else found, "analysis_of": other, "make_analysis": f"make analyze MODEL={protocol.model}{out}"}
+        make = rendered(["make", "analyze"], {"MODEL": protocol.model, "OUT": out})
+        return {"analysis": None if other else found, "analysis_of": other, "make_analysis": make}
 
     def _frame(self, sealed: SealedCell) -> pd.DataFrame:
         if sealed.identity not in self._frames:
@@ -203,7 +207,7 @@ class _Builder:
             "kv_mib": _finite(row["kv_mib"]),
             "n": sealed.counts["answered"],
             "knobs": ", ".join(f"{k}={json.dumps(v)}" for k, v in sorted(cell.settings.items())),
-            "command": str(sealed.provenance.get("command", "")),
+            "command": evaluation(sealed.asked, fresh=True, source=cell.method_source),
             **flips,
         }
 
@@ -251,7 +255,7 @@ class _Builder:
 
     def _picture(self, sealed: SealedCell, key: str, image: str, images: dict[str, int]) -> int:
         """The number of the sample's image in the page; encoded once, however many samples and pages show it."""
-        where = f"{self.pictures.source(sealed)} {sealed.cell.task}"
+        where = f"{sealed.asked.data} {sealed.cell.task}"
         if where in self._lost:
             raise PrunebenchError(self._lost[where])
         if image not in self._jpegs:

@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from harness import keeps, views
 from harness.blocks import budget_order
 from harness.errors import PrunebenchError, unknown
+from harness.request import data_of
 from harness.store import SealedCell, Store
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ def find(
         )
 
     row = rows(picked[0]).loc[key].to_dict()
-    image = views.Pictures(data).square(picked[0], key, str(row["image"]), SIDE)
+    image = views.Pictures(partial(data_of, data)).square(picked[0], key, str(row["image"]), SIDE)
     return Sample(
         key, str(row["question"]), str(row["target"]), image.resize((SIDE, SIDE)), int(row["n_visual"]), shown(base) if base else None,
         tuple(shown(sealed) for sealed in picked),

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import stats
+from harness.asked import Asked
 from harness.cell import KEY_VERSION, Cell, canonical_json
 from harness.errors import PrunebenchError
 from harness.lease import CellBusy as CellBusy
@@ -34,7 +36,7 @@ from harness.lease import Lease, Timing, leased, tidy
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 JOURNAL, SAMPLES, SEAL = "journal.jsonl", "samples.parquet", "cell.json"
 COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps")
 _RECORD = {"key": str, "image": str, "answer": str, "n_new_tokens": int, "cost": dict, "wall_s": float, "kept": str}
@@ -120,6 +122,11 @@ class SealedCell:
     @property
     def identity(self) -> str:
         return self.cell.identity()
+
+    @property
+    def asked(self) -> Asked:
+        """The words of the request that made it."""
+        return Asked.from_dict(self.provenance.get("request"))
 
     @property
     def score(self) -> float:
@@ -224,7 +231,7 @@ class CellWriter:
 
         The headline's interval is computed here from `scores`, and the headline must equal what `scores` add up to: a score
         that its own samples do not support is refused. `provenance` must hold everything needed to say where the numbers
-        come from (command, versions, git, device, started, ...); of it tables read `command`, `device`, `limit`, `started`.
+        come from (request, versions, git, device, started, ...); of it tables read `request`, `device`, `started`.
         Raises PrunebenchError unless every expected sample was answered and scored, and if the cell was lost to another runner.
         """
         if not self._open:
@@ -245,6 +252,10 @@ class CellWriter:
             if not 0.0 <= scored.score <= 1.0:
                 raise PrunebenchError(f"cannot seal {self.folder}: score of {record.key!r} is {scored.score}, expected 0..1")
 
+        try:
+            _check_origin(provenance, method_info)
+        except PrunebenchError as error:
+            raise PrunebenchError(f"cannot seal {self.folder}: {error}") from None
         units = stats.cluster(
             headline,
             [scored.score for _, scored in rows],
@@ -286,10 +297,9 @@ class CellWriter:
             body = json.loads(json.dumps(body, allow_nan=False, default=_number))
         except (TypeError, ValueError) as error:
             raise PrunebenchError(f"cannot seal {self.folder}: provenance and method_info must be plain JSON ({error})") from None
-        body["checksum"] = _checksum(body)
         with _saying("seal", self.folder), self._lease.guard():
             write_atomic(self.folder / SAMPLES, table)
-            write_atomic(self.folder / SEAL, (json.dumps(body, indent=1) + "\n").encode("ascii"))
+            write_atomic(self.folder / SEAL, _sealed(body))
             self._open = False
             _remove(self.folder, JOURNAL, ".*.tmp")
         return load(self.folder)
@@ -403,6 +413,19 @@ class Store:
             with suppress(OSError):
                 folder.rmdir()  # stays if somebody put a file there
 
+    def reseal(self, cell: Cell, folder: Path, body: Mapping[str, Any]) -> None:
+        """Replace the cell.json in `folder` by another that states the same samples, whole or not at all.
+
+        Raises CellBusy if another runner has the cell, PrunebenchError unless `folder` is the cell's and its samples are those stated.
+        """
+        with self._locked(cell) as lease, _saying("seal", folder), lease.guard():
+            found = hashlib.sha256((folder / SAMPLES).read_bytes()).hexdigest()
+            if found != body["samples_sha256"]:
+                raise _damaged(folder / SAMPLES, f"expected sha256 {body['samples_sha256']}, found {found}")
+            if not body["identity"] == cell.identity() == folder.name[-16:]:
+                raise _damaged(folder / SEAL, f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}")
+            write_atomic(folder / SEAL, _sealed(body))
+
     @contextmanager
     def _locked(self, cell: Cell) -> Iterator[Lease]:
         """Hold the cell's lease, or say who does."""
@@ -468,6 +491,9 @@ def load(folder: Path) -> SealedCell:
         versions = body["schema_version"], body["key_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"not a cell file ({type(error).__name__}: {error})") from None
+    if versions == (3, KEY_VERSION):
+        root = shlex.quote(str(folder.parent.parent.parent))
+        raise PrunebenchError(f"{path}: expected schema {SCHEMA_VERSION}, found 3: run `prunebench dev migrate --results {root}`")
     if versions != (SCHEMA_VERSION, KEY_VERSION):
         raise PrunebenchError(
             f"{path}: expected schema and key version {SCHEMA_VERSION} and {KEY_VERSION}, found {versions[0]} and {versions[1]};"
@@ -475,8 +501,8 @@ def load(folder: Path) -> SealedCell:
         )
     try:
         stated = body.pop("checksum")
-        if stated != _checksum(body):
-            raise _damaged(path, f"its content has checksum {_checksum(body)}, expected {stated}: it was edited")
+        if stated != checksum(body):
+            raise _damaged(path, f"its content has checksum {checksum(body)}, expected {stated}: it was edited")
         cell = Cell.from_dict(body["cell"])
         if not body["identity"] == cell.identity() == folder.name[-16:]:
             raise _damaged(path, f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}")
@@ -484,6 +510,10 @@ def load(folder: Path) -> SealedCell:
             raise _damaged(folder / SAMPLES, "it is missing beside cell.json")
         if body["metrics"].get(body["headline"]) is None:
             raise _damaged(path, f"its headline metric {body['headline']!r} has no value")
+        try:
+            _check_origin(body["provenance"], body["method_info"])
+        except PrunebenchError as error:
+            raise _damaged(path, str(error)) from None
         return SealedCell(
             cell=cell,
             headline=body["headline"],
@@ -501,6 +531,14 @@ def load(folder: Path) -> SealedCell:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _damaged(path, f"not a cell file ({type(error).__name__}: {error})") from None
+
+
+def _check_origin(provenance: Mapping[str, Any], method_info: Mapping[str, Any]) -> None:
+    """Raise PrunebenchError unless a cell says what was asked and which knobs a budget sets: tables and commands are made from both."""
+    Asked.from_dict(provenance.get("request"))
+    knobs = method_info.get("budget_knobs")
+    if not isinstance(knobs, list) or not all(isinstance(name, str) for name in knobs):
+        raise PrunebenchError(f"method_info: expected budget_knobs, the names of the knobs that a budget sets, found {knobs!r}")
 
 
 def _parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequence[float]]) -> bytes:
@@ -585,7 +623,12 @@ def _damaged(path: Path, why: str) -> PrunebenchError:
     )
 
 
-def _checksum(body: Mapping[str, Any]) -> str:
+def _sealed(body: Mapping[str, Any]) -> bytes:
+    """A cell file's content as it is written, with its checksum."""
+    return (json.dumps({**body, "checksum": checksum(body)}, indent=1) + "\n").encode("ascii")
+
+
+def checksum(body: Mapping[str, Any]) -> str:
     """Hash of a cell file's content, `checksum` itself aside."""
     return hashlib.sha256(canonical_json(body).encode("ascii")).hexdigest()
 

@@ -15,23 +15,25 @@ reused, so the same command continues an interrupted sweep and a longer list of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness import budget as budgets
-from harness import flops, yamlfile
+from harness import flops, runner, yamlfile
 from harness.answering import Clock
-from harness.errors import PrunebenchError, unknown
-from harness.execute import execute, missed
-from harness.method import Method, build, check_budget, method_class
-from harness.models import Located, locate_model, model_config
-from harness.run import Finished, Request, Session, calibration_exists, mean_text, parse_limit, prepare, write_tables
-from harness.shape import SHAPES, PromptShape
-from harness.store import SealedCell, Store
+from harness.errors import PrunebenchError, naming, unknown
+from harness.jobs import prepare
+from harness.method import Method, method_class
+from harness.request import TASKS, Request, mean_text, resolve, resolve_each
+from harness.request import check as check_request
+from harness.runner import Finished, Options, Say
+from harness.session import Session
+from harness.shape import PromptShape
+from harness.store import Store
+from harness.workers import executor
 
 #: text tokens of a prompt where data are not at hand
 TEXT = 74
@@ -55,7 +57,7 @@ class Sweep(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: tuple[str, ...] = Field(("mini",), min_length=1)
-    tasks: tuple[str, ...] = Field(("gqa", "mme", "pope", "textvqa"), min_length=1)
+    tasks: tuple[str, ...] = Field(TASKS, min_length=1)
     limit: str | int | None = None
     budgets: tuple[str | int, ...] = ()
     methods: tuple[Entry, ...] = Field(min_length=1)
@@ -67,13 +69,6 @@ class Sweep(BaseModel):
     def _names(cls, entries: Any) -> Any:
         """`fastv` is short for `{method: fastv}`."""
         return [{"method": e} if isinstance(e, str) else e for e in entries] if isinstance(entries, list) else entries
-
-
-class Asked(NamedTuple):
-    """One request of a sweep and how a person calls it."""
-
-    request: Request
-    label: str
 
 
 def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -112,108 +107,54 @@ def _picked(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
     return [e for e in entries if named(e) in names]
 
 
-def requests(sweep: Sweep, shared: Request) -> Iterator[Asked]:
-    """One request per model, method, budget and seed, in file order. Where a seed changes nothing, several share their cells."""
+def requests(sweep: Sweep, device: str = "auto", limit: str = "") -> list[Request]:
+    """One request per model, method, budget and seed, in file order; `limit` in place of the file's.
+
+    Where a seed changes nothing, several share their cells. Raises PrunebenchError where a method has no budget.
+    """
+    found: list[Request] = []
     for model in sweep.models:
         for entry in sweep.methods:
             cls = method_class(entry.method)
-            wanted: Sequence[str | int | None] = entry.budgets if entry.budgets is not None else sweep.budgets
+            budgets: Sequence[str | int] = entry.budgets if entry.budgets is not None else sweep.budgets
             without = entry.budgets is None and (not cls.budget_knobs or any(k in entry.knobs for k in cls.budget_knobs))
-            if not without and not wanted:
+            if not without and not budgets:
                 raise PrunebenchError(f"{entry.method} needs budgets: give the sweep or this entry some, as in budgets: [64]")
-            for budget in (None,) if without else wanted:
-                for seed in entry.seeds:
-                    text = None if budget is None else str(budget)
-                    request = replace(
-                        shared, model=model, method=entry.method, knobs=entry.knobs, budget=text, seed=seed, tasks=sweep.tasks,
-                        positions=entry.positions, dtype=sweep.dtype if shared.dtype == "auto" else shared.dtype, data=shared.data or sweep.data,
-                        limit=sweep.limit if shared.limit is None else shared.limit,
-                    )  # fmt: skip
-                    knobs = "".join(f" {k}={v}" for k, v in entry.knobs.items())
-                    yield Asked(request, f"{entry.method}{'@' + text if text else ''}{knobs}{f' seed {seed}' if seed else ''} on {model}")
+            found += Request(
+                (entry.method,), model, () if without else tuple(map(str, budgets)), sweep.tasks, limit or sweep.limit, tuple(map(str, entry.seeds)),
+                device, sweep.dtype, sweep.data, entry.positions, entry.knobs,
+            ).each()  # fmt: skip
+    return found
 
 
-def check(asked: Sequence[Asked]) -> None:
-    """Check every request against its model's sizes, without weights or data. Raises PrunebenchError naming the first that does not fit."""
-    from tasks.sources import task_spec
-
+def check(asked: Sequence[Request]) -> None:
+    """Check every request without weights or data. Raises PrunebenchError naming the first that does not fit."""
     if not asked:
         raise PrunebenchError("the sweep holds no cell: give methods and budgets")
-    if asked[0].request.batch < 1:
-        raise PrunebenchError(f"BATCH={asked[0].request.batch}: expected at least 1 prompt a batch")
-    parse_limit(asked[0].request.limit, None)
-    for request, label in asked:
-        try:
-            for task in request.tasks:
-                task_spec(task)
-            _static(request)
-        except PrunebenchError as error:
-            raise PrunebenchError(f"{label}: {error}") from None
+    for one in asked:
+        with naming(one.label):
+            check_request(one)
 
 
-def _static(request: Request) -> tuple[Method, PromptShape]:
-    """The method of a request and a prompt as its model is asked them, from sizes alone."""
-    budget = budgets.parse(request.budget)
-    check_budget(method_class(request.method), budget, request.knobs)
-    calibration_exists(request)
-    if request.model in SHAPES:  # known without its files
-        own = model_config(request.model).knobs.get(request.method, {})
-        usual = SHAPES[request.model]
-        if budget.unit != "calibrated":
-            return build(request.method, budget, {**own, **request.knobs}, usual), usual
-    located = locate_model(request.model, "cpu", request.dtype)
-    return located.method(request.method, budget, request.knobs, n_text=0), located.usual
-
-
-def run(sweep: Sweep, shared: Request, say: Callable[[str], None] = print, workers: int = 1) -> Finished:
+def run(sweep: Sweep, options: Options, say: Say = print, *, workers: int = 1, device: str = "auto", limit: str = "") -> Finished:
     """Run what is not sealed, one pass per model; `workers` > 1 spreads the images over processes, one per GPU or CPU share.
 
     Cells that another process is running are left to it and named. Raises PrunebenchError naming the method and budget that does not fit.
     """
-    from harness import workers as processes
-
     began = time.perf_counter()
-    asked = list(requests(sweep, shared))
+    session = Session()
+    asked = requests(sweep, device, limit)
     check(asked)
-    store, session = Store(shared.results), Session()
-    cells: list[SealedCell] = []
-    reused = busy = 0
-    found = {model: locate_model(model, shared.device, asked[0].request.dtype) for model in sweep.models}
-    failed: list[str] = []
-    for model, located in found.items():
-        mine = [a.request for a in asked if a.request.model == model]
-        say(f"{model} ({located.device} in {located.dtype}): {len(mine)} settings x {len(sweep.tasks)} tasks")
-        jobs = [job for request in mine for job in prepare(request, session, located)]
-        answers = processes.spread(sweep, shared, model, workers) if workers > 1 else None
-        try:
-            executed = execute(
-                store, session.model(located) if answers is None else None, jobs, session.features, mine[0].pace(located),
-                fresh=shared.fresh, clock=session.clock, answers=answers,
-            )  # fmt: skip
-        except PrunebenchError as stopped:
-            failed.append(f"{model}: {stopped}" if len(found) > 1 else str(stopped))
-            continue
-        finally:
-            session.release()
-        cells += executed.cells.values()
-        reused += executed.reused
-        busy += len(executed.busy)
-        for job, error in executed.busy:
-            say(f"left to another runner: {job.label}: {error}")
-        for note in missed(jobs, executed.cells):
-            say(f"note: {note}")
-    try:
-        with session.clock("tables"):
-            csv, markdown = write_tables(store, say)
-    except PrunebenchError as unwritten:
-        if failed:  # what came first is what is to be mended
-            raise PrunebenchError("; ".join(failed)) from unwritten
-        raise
-    if failed:
-        raise PrunebenchError("; ".join(failed))
-    say(f"{len(cells) - reused} cells run, {reused} sealed before" + (f", {busy} left to another runner" if busy else ""))
+    found = [setting for mine in resolve_each([(one.label, one) for one in asked], session) for setting in mine]
+    for model in sweep.models:
+        located = next(s.located for s in found if s.asked.model == model)
+        n = sum(one.model == model for one in asked)
+        say(f"{model} ({located.device} in {located.dtype}): {n} settings x {len(sweep.tasks)} tasks")
+    finished = runner.run(found, session, executor(workers, session), options, say)
+    ran, busy = len(finished.cells) - finished.reused, len(finished.busy)
+    say(f"{ran} cells run, {finished.reused} sealed before" + (f", {busy} left to another runner" if busy else ""))
     say(spent(session.clock, time.perf_counter() - began))
-    return Finished(cells, reused, csv, markdown)
+    return finished
 
 
 def spent(clock: Clock, total: float) -> str:
@@ -238,7 +179,7 @@ class Line:
     upper: bool
 
 
-def dry_run(sweep: Sweep, shared: Request) -> str:
+def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str = "") -> str:
     """The cells of a sweep, which of them are sealed, and an estimate of time, FLOPs and disk; nothing is run.
 
     Sizes are checked from the model's shape alone. Where a model's files or a task's data cannot be reached, the plan says so and leaves out
@@ -246,34 +187,28 @@ def dry_run(sweep: Sweep, shared: Request) -> str:
     """
     from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
-    asked = list(requests(sweep, shared))
+    asked = requests(sweep, device, limit)
     check(asked)
-    store, session = Store(shared.results), Session()
-    lines: list[Line] = []
-    found: dict[str, Located] = {}
+    store, session = Store(options.results), Session()
     missing: dict[str, str] = {}
     for model in sweep.models:
         try:
-            found[model] = locate_model(model, shared.device, asked[0].request.dtype)
+            session.locate(model, device, sweep.dtype)
         except PrunebenchError as error:
             missing[model] = str(error)
+    lines: list[Line] = []
     seen: set[str] = set()
-    for request, label in asked:
-        jobs = prepare(request, session, found[request.model]) if request.model in found else []
-        fresh = [j for j in jobs if j.cell.identity() not in seen]
-        seen |= {j.cell.identity() for j in fresh}
-        method, usual = _static(request)
-        each, upper = _flops(method, usual.with_text(TEXT))
-        if request.model in missing:
-            tasks = len(request.tasks)
-            lines.append(Line(label, tasks, None, None, each, upper))
+    for one in asked:
+        checked = check_request(one)
+        each, upper = _flops(checked.method, checked.usual.with_text(TEXT))
+        if one.model in missing:
+            lines.append(Line(one.label, len(one.tasks), None, None, each, upper))
             continue
-        done = {j.cell.identity(): None if shared.fresh else store.sealed(j.cell) for j in fresh}
-        open_jobs = [j for j in fresh if done[j.cell.identity()] is None]
-        n = sum(j.cell.n_samples for j in open_jobs)
-        front = found[request.model].front
-        total = sum(j.cell.n_samples * _flops(j.arm.method, usual.with_text(mean_text(front, j.task)))[0] for j in open_jobs)
-        lines.append(Line(label, len(fresh), n, len(fresh) - len(open_jobs), total, upper))
+        jobs = {job.identity: job for job in prepare(resolve(one, session), session) if job.identity not in seen}
+        seen |= set(jobs)
+        left = [job for job in jobs.values() if options.fresh or store.sealed(job.cell) is None]
+        total = sum(j.cell.n_samples * _flops(j.setting.method, checked.usual.with_text(mean_text(j.setting.located, j.task)))[0] for j in left)
+        lines.append(Line(one.label, len(jobs), sum(j.cell.n_samples for j in left), len(jobs) - len(left), total, upper))
     rows = [
         [line.label, line.cells, "?" if line.sealed is None else line.sealed, "?" if line.n is None else line.n,
          ("<= " if line.upper else "") + f"{line.flops / 1e12:.3g}" + (f" a question of {TEXT} text tokens" if line.n is None else "")]

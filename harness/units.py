@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
-from harness.budget import Budget, cost_of, parse
+from harness.budget import Budget, cost_of
 from harness.errors import PrunebenchError
 from harness.method import build
 from harness.shape import PromptShape
@@ -21,7 +21,7 @@ def units_table(
 
     The FLOPs budget is what `tokens` before the language model cost, so all three lines of a method mean "64" to somebody.
     """
-    before_llm = cost_of(build(methods[0], parse(tokens), {}, prompt), prompt)
+    before_llm = cost_of(build(methods[0], Budget("kept", tokens), {}, prompt), prompt)
     assert before_llm is not None
     budgets = [Budget("kept", tokens), Budget("avg", tokens), Budget("flops", ratio=round(before_llm.ratio, 3))]
     lines = []

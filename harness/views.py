@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
-import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
 from harness.blocks import Section
+from harness.command import evaluation
 from harness.errors import PrunebenchError
 from harness.store import SealedCell
+
+if TYPE_CHECKING:
+    from tasks.sources import DataSource
 
 RIGHT = 0.5
 """A sample counts as answered right from this score on; only TextVQA has scores between 0 and 1."""
@@ -116,26 +118,12 @@ def lines(protocol: Protocol) -> dict[str, str]:
 
 def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = (), method: str = "", budget: str = "") -> str:
     """The command that makes a cell like this one: the unpruned one of the same questions, or the same with other tasks, method or budget."""
-    cell = sealed.cell
-    try:
-        parts = shlex.split(str(sealed.provenance.get("command", "")), comments=True)
-    except ValueError:
-        parts = []
-    if parts[:2] != ["make", "eval"]:
-        parts = ["make", "eval", f"METHOD={cell.method}", f"BUDGET={cell.budget}", f"MODEL={cell.model}"]
-    asked = dict(part.partition("=")[::2] for part in parts[2:])
-    asked.pop("FRESH", None)
-    asked["TASKS"] = ",".join(tasks) or cell.task
+    asked = sealed.asked.unpruned() if unpruned else sealed.asked
     if method:
-        asked["METHOD"] = method
-        asked.pop("SET", None)
+        asked = replace(asked, method=method, knobs={})
     if budget:
-        asked["BUDGET"] = budget
-    if unpruned:
-        asked = {"METHOD": "none", **{k: v for k, v in asked.items() if k not in ("METHOD", "BUDGET", "SET", "SEED", "POSITIONS")}}
-    elif asked.get("BUDGET") == "none":
-        del asked["BUDGET"]
-    return " ".join(["make eval", *(f"{name}={shlex.quote(value)}" for name, value in asked.items())])
+        asked = replace(asked, budget=budget)
+    return evaluation(asked, tasks=tasks)
 
 
 def depth(protocol: Protocol) -> int | None:
@@ -144,26 +132,24 @@ def depth(protocol: Protocol) -> int | None:
 
 
 class Pictures:
-    """The images of samples, from the data that their cells were measured on. Tables are read once."""
+    """The images of samples, from the data that their cells were measured on. Tables are read once.
 
-    def __init__(self, data: str = "") -> None:
-        self._data = data
+    `source` says where the data of a cell are.
+    """
+
+    def __init__(self, source: Callable[[SealedCell], DataSource]) -> None:
+        self._source = source
         self._rows: dict[tuple[str, str], Any] = {}
-
-    def source(self, sealed: SealedCell) -> str:
-        """Where the cell's data are: as asked, as its command says, or as an evaluation of its model would choose."""
-        named = re.search(r"(?:^|\s)DATA=(\S+)", str(sealed.provenance.get("command", "")))
-        return self._data or (named[1].strip("'\"") if named else "mini" if sealed.cell.model == "mini" else "hub")
 
     def encoded(self, sealed: SealedCell, key: str, image: str) -> bytes:
         """The image's file of sample `key`. Raises PrunebenchError where it is not the one with the image key `image`."""
         from tasks import sources
 
-        name = self.source(sealed)
-        if (name, sealed.cell.task) not in self._rows:
-            spec = sources.task_spec(sealed.cell.task)
-            self._rows[name, spec.name] = sources.read(spec, sources.DataSource.parse(name))
-        rows = self._rows[name, sealed.cell.task]
+        source = self._source(sealed)
+        name, spec = source.name if source.name != "local" else str(source.root), sources.task_spec(sealed.cell.task)
+        if (name, spec.name) not in self._rows:
+            self._rows[name, spec.name] = sources.read(spec, source)
+        rows = self._rows[name, spec.name]
         row = key.rpartition("/")[2]
         found = rows.encoded(int(row)) if row.isdecimal() and int(row) < len(rows.docs) else None
         data = (found or {}).get("bytes")

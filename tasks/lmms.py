@@ -458,13 +458,14 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
         with _fatal():
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise PrunebenchError("expected one process, found WORLD_SIZE > 1; give each GPU its own runs, without torchrun")
+            from harness import budget as budgets
             from harness.answering import Answerer
 
             self._max_new_tokens = _whole("max_new_tokens", max_new_tokens)
             self._answerer: Answerer = Answerer.open(
                 pretrained,
                 method=method,
-                budget=None if budget is None else str(budget),  # lmms-eval has parsed 64 to an int
+                budget=budgets.parse(None if budget is None else str(budget)),  # lmms-eval has parsed 64 to an int
                 knobs=knobs,
                 device=device,
                 dtype=dtype,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers import make_cell
+from helpers import asked, make_cell
 
 from harness import stats
 from harness.cell import Cell
@@ -48,8 +48,8 @@ def answered(
         "interval": stats.interval(headline, units, n=50),
         "costs": {"kept": size, "mean_visual": size, "prefill_dense_flops": size * 1e7 + 1e9, "kv_bytes": size * 1e4},
         "counts": {"expected": n, "answered": n, "headline": sum(stats.in_headline(headline, category))},
-        "method_info": {"query_aware": method == "fastv", "needs_vision_attention": False},
-        "provenance": {"command": f"make eval METHOD={method} BUDGET={budget} TASKS={task}", "device": "CPU", "started": "2026-01-01"},
+        "method_info": {"query_aware": method == "fastv", "needs_vision_attention": False, "budget_knobs": ["keep"]},
+        "provenance": {"request": asked(method=method, budget=budget, task=task), "device": "CPU", "started": "2026-01-01"},
     }
     fields = {f.name for f in dataclasses.fields(Cell)}
     of_cell = {name: value for name, value in changes.items() if name in fields}

@@ -22,6 +22,12 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *ar
     return code, out.out, out.err
 
 
+def asked(**changes: object) -> dict[str, object]:
+    """The words of a request as a cell holds them, with changes."""
+    values = {"method": "fastv", "budget": "64", "model": "mini", "task": "pope", "limit": None, "knobs": {}, "seed": 0, "positions": "method"}
+    return values | {"data": None, "device": "cpu", "dtype": None} | changes
+
+
 def make_cell(n: int = 4, **changes: object) -> Cell:
     """A cell of `n` samples, with changes."""
     values = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers import asked
 
 from harness import keeps, stats
 from harness.cell import Cell
@@ -55,9 +56,9 @@ def schedule(method: str, keep: int, rng: np.random.Generator) -> list[Stage]:
 
 def seal(
     root: Path, method: str, budget: str, task: str, n: int, *, hostile: bool = False, recorded: bool = True, image: str = "", seed: int = 0,
-    command: str | None = None, knobs: Mapping[str, Any] | None = None, keys: Sequence[int] | None = None, **changes: Any,
+    request: Mapping[str, Any] | None = None, knobs: Mapping[str, Any] | None = None, keys: Sequence[int] | None = None, **changes: Any,
 ) -> SealedCell:
-    """One sealed cell on the first `n` rows of a task; `changes` are fields of the cell, `image` replaces every image key."""
+    """One sealed cell on the first `n` rows of a task; `changes` are the cell's, `request` what was asked, `image` replaces every image key."""
     keep = int(budget) if budget.isdecimal() else N_VISUAL
     chosen = [rows(task)[i] for i in (keys or range(n))]
     fields: dict[str, Any] = {
@@ -90,13 +91,11 @@ def seal(
     ordered = [scores[r.key] for r in records]
     categories, question_ids = [s.category for s in ordered], [s.question_id for s in ordered]
     point = stats.cluster(headline, [s.score for s in ordered], [r.image for r in records], categories, question_ids).point
-    if command is None:
-        at = "" if budget == "none" else f"BUDGET={budget} "
-        command = f"make eval METHOD={method} {at}MODEL={cell.model} TASKS={task} LIMIT={n} FRESH=1"
     with Store(root).open(cell, [r.key for r in records]) as writer:
         writer.append(*records)
-        origin = {"command": command, "started": "2026-01-01", "limit": str(n), "device": "cpu", "decoder_layers": DEPTH}
-        traits = {"query_aware": False, "needs_vision_attention": False}
+        words = {"method": method, "budget": None if budget == "none" else budget, "model": cell.model, "task": task, "limit": str(n)}
+        origin = {"request": asked(**words | dict(request or {})), "started": "2026-01-01", "device": "cpu", "decoder_layers": DEPTH}
+        traits = {"query_aware": False, "needs_vision_attention": False, "budget_knobs": ["keep"]}
         return writer.seal({headline: point}, scores, origin, headline=headline, method_info=traits)
 
 

@@ -456,7 +456,7 @@ def test_bad_input_is_refused_before_weights_are_read(model_folder: Path, tmp_pa
         analyse(request(model_folder, tmp_path, tasks=("gqq",)))
     with refused("no task"):
         analyse(request(model_folder, tmp_path, tasks=()))
-    with refused("BATCH=0"):
+    with refused("batch 0"):
         analyse(request(model_folder, tmp_path, batch=0))
     with refused("carry a name of the test data"):
         analyse(request(model_folder, tmp_path, tasks=("pope",), calibration_data=str(mini_data.FOLDER)))

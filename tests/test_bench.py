@@ -360,7 +360,7 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         (["--methods", ""], "--methods: expected one or several different ones, found none"),
         (["--budgets", "600"], "bench of fastv at 600 on 12 layers: budget 600: expected 1 to 576"),
         (["--budgets", "2"], "bench of sparsevlm at 2 on 12 layers: .*leave sparsevlm out of --methods"),
-        (["--batch", "0"], "--batch 0: expected at least 1 prompt"),
+        (["--batch", "0"], "batch 0: expected at least 1 prompt"),
         (["--batch", "a"], "--batch 'a': expected a number of prompts"),
         (["--repeats", "0"], "--repeats 0: expected at least 1"),
         (["--warmup", "-1"], "--warmup -1: expected at least 0"),
@@ -448,7 +448,7 @@ def test_neither_lmms_eval_nor_data_sets_are_needed(tmp_path: Path) -> None:
         "import sys\n"
         "from harness.cli import app\n"
         "app(sys.argv[1:], standalone_mode=False)\n"
-        "bad = [m for m in ('lmms_eval', 'datasets', 'tasks', 'harness.answering', 'harness.run') if m in sys.modules]\n"
+        "bad = [m for m in ('lmms_eval', 'datasets', 'tasks', 'harness.answering', 'harness.runner', 'harness.request') if m in sys.modules]\n"
         "sys.exit(str(bad) if bad else 0)"
     )
     arguments = ["bench", "--random-weights", "--methods", "none", "--batch", "1", "--repeats", "1", "--warmup", "0", "--new-tokens", "2", "--out"]

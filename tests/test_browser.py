@@ -402,7 +402,7 @@ def test_analysis_shows_the_three_stages(page):
 def test_hostile_texts_are_shown_and_not_run(chromium, tmp_path):
     method = "evil/<img src=x onerror=window.hacked=1>.py:</script>"
     seal(tmp_path, "none", "none", "pope", 12, hostile=True)
-    seal(tmp_path, method, "64", "pope", 12, hostile=True, command=HOSTILE, knobs={HOSTILE: HOSTILE})
+    seal(tmp_path, method, "64", "pope", 12, hostile=True, request={"method": HOSTILE, "data": HOSTILE}, knobs={HOSTILE: HOSTILE})
     report.write(tmp_path, say=lambda _: None)
     chromium.open(tmp_path / "report" / "index.html")
     # through every place that shows a text: detail, list, matrix, tooltip, legend
@@ -419,7 +419,7 @@ def test_hostile_texts_are_shown_and_not_run(chromium, tmp_path):
 
 def test_models_are_chosen_and_never_mixed(chromium, tmp_path):
     gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 6)
-    gauntlet(tmp_path, ("uniform",), (32,), ("pope",), 6, model="other", model_fingerprint="w2", command="make eval DATA=mini MODEL=other")
+    gauntlet(tmp_path, ("uniform",), (32,), ("pope",), 6, model="other", model_fingerprint="w2", request={"data": "mini"})
     report.write(tmp_path, say=lambda _: None)
     chromium.open(tmp_path / "report" / "index.html")
     assert set(chromium.texts("#lb tbody th")) == {"none", "fastv"}

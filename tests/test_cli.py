@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import run
 
+from harness.command import evaluation
 from harness.errors import PrunebenchError
 from harness.models import REPOSITORY, locate_model, model_config
 from harness.store import Store
@@ -52,8 +54,8 @@ def test_main_job_reuses_sealed_cells_and_measures_again_when_asked(tmp_path, ca
     assert code == 0
     assert again.keys() == first.keys()
     assert all(again[k] != first[k] for k in first)
-    command = next(c for c in Store(tmp_path).cells() if c.cell.method == "fastv" and c.cell.task == "pope").provenance["command"]
-    assert command == "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope LIMIT=10 DEVICE=cpu FRESH=1"
+    command = next(c for c in Store(tmp_path).cells() if c.cell.method == "fastv" and c.cell.task == "pope").asked
+    assert evaluation(command, fresh=True) == "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope LIMIT=10 DEVICE=cpu FRESH=1"
 
 
 @pytest.mark.parametrize("method", ["random", "visipruner", "sparsevlm"])
@@ -113,7 +115,8 @@ BAD = {
     "knob type": (("--method", "fastv", "--budget", "64", "--set", "boundary=two"), "boundary='two' is not valid"),
     "knob syntax": (("--method", "fastv", "--budget", "64", "--set", "boundary"), "expected knob=value"),
     "limit": (("--method", "fastv", "--budget", "64", "--limit", "0"), "LIMIT='0'"),
-    "batch": (("--method", "fastv", "--budget", "64", "--batch", "0"), "BATCH=0"),
+    "batch": (("--method", "fastv", "--budget", "64", "--batch", "0"), "batch 0: expected at least 1"),
+    "seed": (("--method", "random", "--budget", "64", "--seed", "1,x"), "SEED='x'"),
     "device": (("--method", "fastv", "--budget", "64", "--device", "cuda:63"), "DEVICE=cuda:63: expected a CUDA device"),
     "device name": (("--method", "fastv", "--budget", "64", "--device", "gpu"), "DEVICE='gpu'"),
     "dtype": (("--method", "fastv", "--budget", "64", "--dtype", "float23"), "did you mean 'float32'?"),
@@ -203,6 +206,24 @@ def test_broken_data_is_named_and_nothing_is_lost(tmp_path, capsys, monkeypatch)
     code, _, err = run(capsys, monkeypatch, *ask)
     assert code == 2
     assert parquet.name in err
+
+
+def test_a_folder_with_a_blank_is_found_again_and_its_command_runs(tmp_path, capsys, monkeypatch) -> None:
+    data = tmp_path / "my $data; it's"
+    data.symlink_to(DATA)
+    ask = ("--method", "first", "--budget", "64", "--tasks", "pope", "--limit", "6", "--data", str(data))
+    code, _, err = run(capsys, monkeypatch, *ev(tmp_path / "r", *ask))
+    assert code == 0, err
+    sealed = next(c for c in Store(tmp_path / "r").cells() if c.cell.method == "first")
+    key = sealed.samples()["key"][0]
+    code, out, err = run(capsys, monkeypatch, "show", "--results", str(tmp_path / "r"), "--sample", key, "--method", "first")
+    assert code == 0, err
+    assert "picture  " in out
+    words = dict(part.split("=", 1) for part in shlex.split(evaluation(sealed.asked))[2:])
+    again = [part for name, value in words.items() for part in (f"--{name.lower()}", value)]
+    code, out, err = run(capsys, monkeypatch, *ev(tmp_path / "r", *again))
+    assert code == 0, err
+    assert "2 of 2 cells were sealed before" in out
 
 
 def test_results_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch) -> None:

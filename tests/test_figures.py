@@ -38,7 +38,7 @@ def section_of(cells: list[SealedCell]) -> tuple[blocks.Section, compare.Finding
 
 def test_files_are_whole_small_and_shown_in_the_leaderboard(tmp_path: Path) -> None:
     markdown = leaderboard.write(board(tmp_path / "cells"), tmp_path, figures=True)[1].read_text()
-    names = {f"mini-float32-cpu-{kind}-{axis}" for kind in ("average", "tasks") for axis in ("flops", "visual")}
+    names = {f"mini-float32-cpu-limit-default-{kind}-{axis}" for kind in ("average", "tasks") for axis in ("flops", "visual")}
     drawn = sorted((tmp_path / "figures").iterdir())
     assert {p.stem for p in drawn} == names
     assert {p.suffix for p in drawn} == {".svg", ".png"}

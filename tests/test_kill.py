@@ -248,7 +248,7 @@ def test_one_more_budget_runs_only_its_cells(zygote, undisturbed, tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_stops_a_sweep_that_continues_when_there_is_room(zygote, undisturbed, tmp_path):
     """No file may grow beyond 9,000 bytes: some journal does not fit. A real process, started as a user does."""
-    start = f"from harness import cli, execute; execute.FLUSH = {FEW}; cli.main()"
+    start = f"from harness import cli, running; running.FLUSH = {FEW}; cli.main()"
     command = [sys.executable, "-c", start, *sweep(tmp_path)]
 
     def small_disk() -> None:

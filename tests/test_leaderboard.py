@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from answered import answered
+from helpers import asked
 
 from harness import blocks, cli, leaderboard
 from harness.cell import Cell
@@ -55,8 +56,8 @@ def sealed(method: str, budget: str, task: str = "pope", score: float = 0.8, **c
             "kv_bytes": 3 * 2**20,
         },
         "counts": {"expected": 100, "answered": 100, "headline": 100},
-        "method_info": {"query_aware": pruned, "needs_vision_attention": False},
-        "provenance": {"command": f"make eval METHOD={method}", "device": "CPU", "started": "2026-01-01"},
+        "method_info": {"query_aware": pruned, "needs_vision_attention": False, "budget_knobs": ["keep"]},
+        "provenance": {"request": asked(method=method, budget=budget if pruned else None, task=task), "device": "CPU", "started": "2026-01-01"},
         "samples_sha256": "0",
         "folder": Path("nowhere"),
     }
@@ -125,7 +126,7 @@ def test_rows_hold_what_was_measured():
     assert row.pct_of_unpruned_flops == pytest.approx(25)
     assert (row.prefill_dense_gflops, row.kv_mib, row.kept, row.mean_visual, row.vision_flops) == (1.25, 3, 64, 80.5, 3e9)
     assert (row.answered, row.expected, row.seed, row["dtype"], row.device) == (100, 100, 0, "float32", "CPU")
-    assert (row.knobs, row.command) == ('{"keep":64}', "make eval METHOD=fastv")
+    assert (row.knobs, row.command) == ('{"keep":64}', "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope DEVICE=cpu FRESH=1")
     assert bool(row.query_aware)
     assert not row.needs_vision_attention
     assert row.identity == sealed("fastv", "64", score=0.81).identity
@@ -432,7 +433,7 @@ def test_commands_of_a_block_are_folded_away(tmp_path):
     assert markdown.count("<details><summary>commands</summary>") == markdown.count("</details>") == 2
     cells = halves(tmp_path, ("none", "none", 1.0), ("fastv", "64", 0.9))
     markdown = leaderboard.write(cells, tmp_path)[1].read_text()
-    assert "make eval METHOD=fastv BUDGET=64 TASKS=gqa,pope\n" in markdown
+    assert "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=gqa,pope DEVICE=cpu FRESH=1\n" in markdown
 
 
 def test_the_footer_explains_what_is_shown(tmp_path):
@@ -444,7 +445,7 @@ def test_the_footer_explains_what_is_shown(tmp_path):
 
 
 def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
-    smoke = {"n_samples": 10, "data_fingerprint": "few", "provenance": {"started": "2025-12-31"}}
+    smoke = {"n_samples": 10, "data_fingerprint": "few", "provenance": {"request": asked(), "started": "2025-12-31"}}
     smoke["counts"] = {"expected": 10, "answered": 10, "headline": 8}
     cells = [*board(), sealed("fastv", "64", score=0.99, dtype="bfloat16"), sealed("fastv", "64", score=0.98, **smoke)]
     _, markdown = written(cells, tmp_path)
@@ -456,11 +457,11 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     assert points(lines(main, "fastv")[0][1:4]) == ["<u>60.0</u>", "**1200.0**", "<u>81.0</u>"]
     assert points(lines(few, "fastv")[0])[1] == "98.0"
     assert "n=8)" in few, "the questions that the metric is computed from"
-    limited = sealed("fastv", "64", score=0.98, **(smoke | {"provenance": {"started": "2027", "limit": 10}}))
+    limited = sealed("fastv", "64", score=0.98, **(smoke | {"provenance": {"request": asked(limit="10"), "started": "2027"}}))
     _, markdown = written([*board(), limited], tmp_path)
     assert [("LIMIT=10" in part, lines(part, "fastv")[0][-1] == "-") for part in markdown.split("\n## ")[1:-1]] == [
-        (False, False),
         (True, True),
+        (False, False),
     ]
 
 
@@ -513,3 +514,24 @@ def test_the_command_writes_tables_and_on_request_no_figures(tmp_path, monkeypat
         assert (tmp_path / "figures").exists() is drawn
         assert ("![" in (tmp_path / "LEADERBOARD.md").read_text()) is drawn
     assert f"{tmp_path}/leaderboard.csv" in capsys.readouterr().out
+
+
+def test_a_budget_of_a_third_partys_own_knob_is_one_row_at_a_glance(tmp_path):
+    """Two boundaries at two budgets: two rows, whatever the knob is called that the budget sets."""
+
+    def cells(knob, listed):
+        info = {"query_aware": False, "needs_vision_attention": False, "budget_knobs": listed}
+        return [
+            sealed("mine", f"{budget}avg", knobs={"boundary": boundary, knob: 2 * budget + boundary}, method_info=info)
+            for boundary in (0, 3)
+            for budget in (200, 300)
+        ]
+
+    def rows(found):
+        _, markdown = written([*board(), *found], tmp_path)
+        glance = markdown[markdown.index("at a glance") :].split("\n\n")[1]
+        return [line.split(" | ")[0].strip("| ") for line in glance.splitlines() if line.startswith("| mine")]
+
+    assert rows(cells("tokens", ["tokens"])) == ["mine boundary=0", "mine boundary=3"]
+    assert rows(cells("keep", ["keep"])) == ["mine boundary=0", "mine boundary=3"]
+    assert len(rows(cells("tokens", []))) == 4, "a knob that no budget sets tells settings apart"

@@ -15,9 +15,12 @@ from helpers import run as prunebench
 
 from harness import blocks, regress, sweep, views
 from harness.cell import SHIPPED, Cell
+from harness.command import evaluation
 from harness.errors import PrunebenchError
+from harness.evaluate import evaluate
 from harness.method import method_class, registered, source_of
-from harness.run import Request, evaluate
+from harness.request import Request
+from harness.runner import Options
 from harness.store import SealedCell, Store
 
 CENTRE = (Path(__file__).parent / "examples" / "centre.py").read_text()
@@ -26,7 +29,7 @@ EDGE = CENTRE.replace("keep_top(-away", "keep_top(away")
 
 def measure(file: Path, results: Path, **asked: object) -> list[SealedCell]:
     """The pruned cells of a folder after one more evaluation."""
-    evaluate(Request(f"{file}:Centre", results=results, tasks=("pope",), limit="18", budget="32", **asked), say=lambda _: None)
+    evaluate(Request(f"{file}:Centre", budgets="32", tasks="pope", limit="18", **asked), Options(results), lambda _: None)
     return [c for c in Store(results).cells() if c.cell.method == "centre"]
 
 
@@ -39,11 +42,12 @@ def test_an_edited_file_is_measured_anew_and_named_as_another_line(tmp_path: Pat
     both = measure(file, tmp_path / "results", knobs={"boundary": "1"})
     assert len(both) == 2
     assert not both[0].samples()["keeps"].equals(both[1].samples()["keeps"])
-    assert first.provenance["command"].startswith(f"make eval METHOD={file}:Centre BUDGET=32 ")
-    assert "SET='boundary=1'" in first.provenance["command"]
-    codes = [c.provenance["command"].rpartition("  # code ")[2] for c in both]
+    commands = [evaluation(c.asked, source=c.cell.method_source) for c in both]
+    assert commands[0].startswith(f"make eval METHOD={file}:Centre BUDGET=32 ")
+    assert "SET='boundary=1'" in commands[0]
+    codes = [command.rpartition("  # code ")[2] for command in commands]
     assert codes == [c.cell.method_source for c in both], "the file has changed under its name since"
-    assert "METHOD=none" in next(c for c in Store(tmp_path / "results").cells() if c.cell.method == "none").provenance["command"]
+    assert next(c for c in Store(tmp_path / "results").cells() if c.cell.method == "none").asked.method == "none"
     (section,) = blocks.sections(blocks.distinct(Store(tmp_path / "results").cells()))
     names = {line.name for block in section.blocks() for line in block.lines} - {"none"}
     assert names == {f"centre method_source={c.cell.method_source}" for c in both}, "they are not two seeds of one method"
@@ -61,7 +65,7 @@ def test_two_files_that_call_their_method_alike_are_asked_apart(tmp_path: Path) 
     kept = []
     for workers in (1, 2):
         results = tmp_path / f"results{workers}"
-        sweep.run(sweep.load(tmp_path / "sweep.yaml"), Request("none", results=results), say=lambda _: None, workers=workers)
+        sweep.run(sweep.load(tmp_path / "sweep.yaml"), Options(results), lambda _: None, workers=workers)
         found = {c.cell.method_source: c.samples().set_index("key")["keeps"] for c in Store(results).cells() if c.cell.method == "centre"}
         assert len(found) == 2
         kept.append(found)

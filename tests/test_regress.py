@@ -20,6 +20,7 @@ from harness.method import registered, source_of
 from harness.models import REPOSITORY
 from harness.mutations import FAULTS, seeded
 from harness.regress import BASELINE, CONFIG, Measured, Row, Snapshot, compare, dump, load, report
+from harness.store import Store
 
 N = 24
 RIGHT = Row("yes", 1.0, "0a0b0c0d", (64.0, 149.25, 7168000.0, 7.5e9, 7.4e9))
@@ -206,8 +207,8 @@ def test_the_committed_baseline_is_small_and_of_the_committed_sweep() -> None:
     ours = {name for name, cls in registered().items() if source_of(cls) == SHIPPED}
     assert {e.method for e in plan.methods} >= ours, "every method that we ship is in the gate"
     cells = load(file).cells
-    asked = [a.request for a in sweep.requests(plan, sweep.Request("none"))]
-    assert {(c.method, c.named[3]) for c in cells} == {(a.method, a.budget or "none") for a in asked}
+    asked = sweep.requests(plan)
+    assert {(c.method, c.named[3]) for c in cells} == {(*a.methods, *(a.budgets or ("none",))) for a in asked}
     assert len(cells) == len(asked) * len(plan.tasks)
 
 
@@ -300,7 +301,7 @@ def test_baseline_then_gate_then_a_fault(tmp_path: Path, monkeypatch, capsys) ->
     code, text = command(monkeypatch, capsys, "baseline", *where)
     assert code == 0
     assert f"{key}  'said' -> {real!r}" in text
-    assert compare(load(file), regress.snapshot(sweep.Store(out / "run").cells())).passed
+    assert compare(load(file), regress.snapshot(Store(out / "run").cells())).passed
 
 
 def test_a_run_into_a_folder_with_cells_is_refused(tmp_path: Path) -> None:

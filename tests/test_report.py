@@ -55,7 +55,7 @@ def test_embedded_json_says_the_same_without_a_character_of_markup(text):
 def test_hostile_texts_do_not_reach_the_page_as_markup(tmp_path):
     method = "evil/<img src=x onerror=window.hacked=1>.py:</script>"
     seal(tmp_path, "none", "none", "pope", 6, hostile=True)
-    seal(tmp_path, method, "64", "pope", 6, hostile=True, command=f"make eval METHOD='{HOSTILE}'")
+    seal(tmp_path, method, "64", "pope", 6, hostile=True, request={"method": HOSTILE})
     page = build(tmp_path)
     assert "<img" not in page.html
     assert "hacked=1</script>" not in page.html
@@ -182,9 +182,9 @@ def test_negative_samples_are_refused(small):
 
 
 def test_no_unpruned_cell_is_said_with_the_command_that_makes_it(tmp_path):
-    seal(tmp_path, "fastv", "64", "pope", 6, command="make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope LIMIT=6 SET='boundary=3' SEED=4 FRESH=1")
+    seal(tmp_path, "fastv", "64", "pope", 6, request={"knobs": {"boundary": "3"}, "seed": 4})
     page = build(tmp_path)
-    assert meta(page)["models"][0]["sets"][0]["make_baseline"] == "make eval METHOD=none MODEL=mini TASKS=pope LIMIT=6"
+    assert meta(page)["models"][0]["sets"][0]["make_baseline"] == "make eval METHOD=none MODEL=mini TASKS=pope LIMIT=6 DEVICE=cpu"
     assert any("no unpruned cell" in note for note in page.notes)
     assert meta(page)["models"][0]["cells"][0]["pct"] is None
     assert "lost" not in meta(page)["models"][0]["cells"][0]
@@ -193,17 +193,17 @@ def test_no_unpruned_cell_is_said_with_the_command_that_makes_it(tmp_path):
 def test_rows_with_missing_tasks_are_said_with_the_command(tmp_path):
     for task in ("mme", "pope"):
         seal(tmp_path, "none", "none", task, 6)
-    seal(tmp_path, "fastv", "64", "pope", 6, command="make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope LIMIT=6 SET='boundary=3 keep=4' FRESH=1")
+    seal(tmp_path, "fastv", "64", "pope", 6, request={"knobs": {"boundary": "3", "keep": "4"}})
     page = build(tmp_path)
     (missing,) = meta(page)["models"][0]["missing"]
     assert missing["what"] == "fastv at 64 on mme"
-    assert missing["command"] == "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=mme LIMIT=6 SET='boundary=3 keep=4'"
+    assert missing["command"] == "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=mme LIMIT=6 SET='boundary=3 keep=4' DEVICE=cpu"
     assert any("fastv at 64 on mme missing" in note for note in page.notes)
 
 
 def test_several_models_are_kept_apart(tmp_path):
     gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 6)
-    gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 6, model="other", model_fingerprint="w2", command="make eval DATA=mini MODEL=other")
+    gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 6, model="other", model_fingerprint="w2", request={"data": "mini"})
     gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 6, dtype="bfloat16")
     models = meta(build(tmp_path))["models"]
     assert [m["label"] for m in models] == ["mini, dtype bfloat16", "mini, dtype float32", "other"]
@@ -242,7 +242,7 @@ def test_images_are_squared_as_the_model_saw_them(tmp_path, monkeypatch, backend
     sealed = seal(tmp_path, "none", "none", "pope", 6, image_backend=backend)
     buffer = io.BytesIO()
     Image.new("RGB", (400, 200), (200, 0, 0)).save(buffer, "PNG")
-    pictures = views.Pictures()
+    pictures = views.Pictures(lambda _: pytest.fail("no data is read"))
     monkeypatch.setattr(pictures, "encoded", lambda *_: buffer.getvalue())
     square = pictures.square(sealed, "pope/000000", "x", 336)
     assert square.width == square.height <= 336
@@ -335,8 +335,8 @@ def test_show_default_name_and_budget(small):
         ("pope/000099", ["fastv"], "", r"no sample 'pope/000099' was measured; near it: pope/000017, pope/000018, pope/000019 \(20 samples"),
         ("pope/fastv", ["fastv"], "", r"near it: pope/0000"),
         ("gqa/000001", ["fastv"], "", r"no cell of task 'gqa' is sealed \(tasks: mme, pope\)"),
-        ("pope/000003", ["fastw"], "", r"did you mean 'fastv'.*`make eval METHOD=fastw BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20` measures it"),
-        ("pope/000003", ["fastv"], "16", r"at 64, 32, not at 16: .*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20`"),
+        ("pope/000003", ["fastw"], "", r"did you mean 'fastv'.*`make eval METHOD=fastw BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20 .*` measures it"),
+        ("pope/000003", ["fastv"], "16", r"at 64, 32, not at 16: .*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu`"),
         ("pope/000003", [], "", "no method was named"),
     ],
 )

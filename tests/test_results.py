@@ -10,6 +10,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import asked
 from test_store import keys, make_cell, make_record, seal
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from harness.results import overview, verify
 from harness.store import Store
 
 PROVENANCE = {
-    **{"command": "make eval", "started": "2026-01-01", "wall_s": 1.0, "device": "cpu", "git": "abc", "dirty": False, "revision": None},
+    **{"request": asked(), "started": "2026-01-01", "wall_s": 1.0, "device": "cpu", "git": "abc", "dirty": False, "revision": None},
     "decoder_layers": 12,
     "versions": {"prunebench": "0", "torch": "0", "transformers": "0", "lmms-eval": "0"},
 }
@@ -51,7 +52,7 @@ def resign(folder, change):
     body = json.loads(path.read_text())
     body.pop("checksum")
     change(body)
-    path.write_text(json.dumps({**body, "checksum": store_module._checksum(body)}))
+    path.write_text(json.dumps({**body, "checksum": store_module.checksum(body)}))
 
 
 def rewrite(folder, change):
@@ -89,7 +90,7 @@ def flip(path, at=-20):
 DAMAGE = {
     "a changed digit": (lambda f: (f / "cell.json").write_text((f / "cell.json").read_text().replace('"answered": 4', '"answered": 5')), "edited"),
     "half a cell file": (lambda f: (f / "cell.json").write_bytes((f / "cell.json").read_bytes()[:99]), "not a cell file"),
-    "a version 1 cell": (lambda f: resign(f, lambda b: b.update(schema_version=1)), "expected schema and key version 3 and 1, found 1 and 1"),
+    "a version 1 cell": (lambda f: resign(f, lambda b: b.update(schema_version=1)), "expected schema and key version 4 and 1, found 1 and 1"),
     "a flipped bit": (lambda f: flip(f / "samples.parquet"), "expected sha256"),
     "no samples": (lambda f: (f / "samples.parquet").unlink(), "missing beside cell.json"),
     "no cell file": (lambda f: (f / "cell.json").unlink(), "samples.parquet without cell.json"),

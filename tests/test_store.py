@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import make_cell
+from helpers import asked, make_cell
 
 from harness import store as store_module
 from harness.cell import Cell
@@ -49,9 +49,9 @@ def seal(writer, n: int = 4, **changes):
     values = {
         "metrics": {"pope_accuracy": sum(s.score for s in make_scores(n).values()) / n, "pope_f1_score": float("nan")},
         "scores": make_scores(n),
-        "provenance": {"command": "make eval", "started": "2026-01-01"},
+        "provenance": {"request": asked(), "started": "2026-01-01"},
         "headline": "pope_accuracy",
-        "method_info": {"query_aware": True},
+        "method_info": {"query_aware": True, "budget_knobs": ["keep"]},
     }
     return writer.seal(**(values | changes))
 
@@ -254,7 +254,10 @@ def test_seal_refuses_what_is_not_whole(tmp_path):
             ({"metrics": {"pope_accuracy": 0.6}}, r"is 0\.6, but the 4 sample scores add up to 0\.5"),
             ({"headline": "pope_f1_score"}, "nan"),
             ({"headline": "f1"}, "is None"),
-            ({"provenance": {"versions": object()}}, "plain JSON"),
+            ({"provenance": {"request": asked(), "versions": object()}}, "plain JSON"),
+            ({"provenance": {"command": "make eval METHOD=fastv"}}, r"cannot seal .*: a request as sealed holds method, budget, .*; found None"),
+            ({"provenance": {"request": asked(seed="1")}}, "seed is '1', expected int"),
+            ({"method_info": {"query_aware": True}}, "expected budget_knobs"),
         ]:
             with pytest.raises(PrunebenchError, match=message):
                 seal(writer, **changes)
@@ -303,7 +306,7 @@ def test_an_edited_cell_is_an_error_that_names_the_file(tmp_path):
     good = path.read_bytes()
 
     def resign(body):
-        body["checksum"] = store_module._checksum({k: v for k, v in body.items() if k != "checksum"})
+        body["checksum"] = store_module.checksum({k: v for k, v in body.items() if k != "checksum"})
 
     def other_cell(body):
         body["cell"]["seed"] = 5
@@ -317,8 +320,8 @@ def test_an_edited_cell_is_an_error_that_names_the_file(tmp_path):
         (lambda body: body["metrics"].update(pope_accuracy=0.99), "it was edited"),
         (other_cell, "but its cell has"),
         (no_costs, "not a cell file"),
-        (lambda body: body.update(schema_version=1), "expected schema and key version 3 and 1, found 1 and 1"),
-        (lambda body: body.update(key_version=0), "found 3 and 0"),
+        (lambda body: body.update(schema_version=1), "expected schema and key version 4 and 1, found 1 and 1"),
+        (lambda body: body.update(key_version=0), "found 4 and 0"),
         (lambda body: body.pop("schema_version"), "not a cell file"),
         (lambda body: body.update(maximum=float("nan")), "not a cell file"),
     ]:

@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 from harness import sweep
 from harness.cli import app
 from harness.errors import PrunebenchError
-from harness.run import Request, evaluate
+from harness.evaluate import evaluate
+from harness.pace import Pace
+from harness.request import Request
+from harness.runner import Options
 from harness.store import Store
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,15 +49,15 @@ def one_pass(tmp_path_factory):
     root = tmp_path_factory.mktemp("one_pass")
     said: list[str] = []
     plan = sweep.load(write(root, SMALL))
-    finished = sweep.run(plan, Request("none", results=root), say=said.append)
+    finished = sweep.run(plan, Options(root), say=said.append)
     return plan, root, finished, said
 
 
 def test_one_pass_equals_cell_by_cell_runs(one_pass, tmp_path):
     """Separate evaluations at batch 1, without shared prefixes or features, give the same answers, costs and kept tokens."""
     plan, root, _, _ = one_pass
-    for asked in sweep.requests(plan, Request("none", results=tmp_path, batch=1, share=False)):
-        evaluate(asked.request, say=lambda _: None)
+    for asked in sweep.requests(plan):
+        evaluate(asked, Options(tmp_path, Pace(1, share=False)), say=lambda _: None)
     alone, shared = frames(tmp_path), frames(root)
     assert alone.keys() == shared.keys()
     assert len(alone) == 2 * 9
@@ -78,8 +81,8 @@ def test_every_image_is_encoded_once(one_pass, tmp_path, monkeypatch):
     monkeypatch.setattr(FeatureCache, "get", lambda self, key, encode, looks: get(self, key, lambda: seen.append(key) or encode(), looks))
     looking = Path(__file__).parent / "examples" / "cls_top.py"
     plan = sweep.load(write(tmp_path, f"{SMALL}  - {{method: {looking}:ClsTop}}\n"), [f"methods=none,random,fastv,{looking}:ClsTop"])
-    finished = sweep.run(plan, Request("none", results=tmp_path), say=lambda _: None)
-    images = {i for cell in finished.cells for i in cell.samples()["image"]}
+    finished = sweep.run(plan, Options(tmp_path), say=lambda _: None)
+    images = {i for cell in finished.cells.values() for i in cell.samples()["image"]}
     assert sorted(key.split("/")[0] for key in seen) == sorted(images)
 
 
@@ -87,22 +90,22 @@ def test_a_sweep_that_ran_is_reused_and_a_longer_one_runs_the_rest(one_pass):
     _, root, finished, said = one_pass
     assert finished.reused == 0
     assert "18 cells run, 0 sealed before" in said[-2]
-    before = {c.identity: c.provenance["started"] for c in finished.cells}
+    before = {c.identity: c.provenance["started"] for c in finished.cells.values()}
     longer = sweep.load(root / "sweep.yaml", ["budgets=32,16", "methods=none,random"])
-    again = sweep.run(longer, Request("none", results=root), say=lambda _: None)
+    again = sweep.run(longer, Options(root), say=lambda _: None)
     assert again.reused == 2 * 3
     assert len(again.cells) == 2 * 5
-    assert all(c.provenance["started"] == before[c.identity] for c in again.cells if c.identity in before)
+    assert all(c.provenance["started"] == before[c.identity] for c in again.cells.values() if c.identity in before)
 
 
 def test_dry_run_says_what_is_there_and_runs_nothing(one_pass, tmp_path):
     plan, root, _, _ = one_pass
-    text = sweep.dry_run(plan, Request("none", results=root))
+    text = sweep.dry_run(plan, Options(root))
     assert "to run: 0 cells, 0 questions" in text
-    fresh = sweep.dry_run(plan, Request("none", results=tmp_path))
+    fresh = sweep.dry_run(plan, Options(tmp_path))
     assert "to run: 18 cells, 135 questions" in fresh
     assert not list(tmp_path.iterdir())
-    bigger = sweep.dry_run(sweep.load(root / "sweep.yaml", ["limit=40"]), Request("none", results=root))
+    bigger = sweep.dry_run(sweep.load(root / "sweep.yaml", ["limit=40"]), Options(root))
     assert "time: about" in bigger, "sealed cells tell how fast this machine is"
 
 
@@ -117,7 +120,7 @@ def test_shipped_sweeps_fit_their_models(name):
 def test_a_sweep_too_large_for_the_model_is_refused_before_it_runs(tmp_path):
     plan = sweep.load(write(tmp_path, "models: [llava-1.5-7b]\nbudgets: [577]\nmethods: [{method: fastv}]"))
     with pytest.raises(PrunebenchError, match=r"fastv@577 on llava-1\.5-7b: budget 577"):
-        sweep.run(plan, Request("none", results=tmp_path))
+        sweep.run(plan, Options(tmp_path))
     assert not (tmp_path / "cells").exists()
 
 
@@ -141,7 +144,7 @@ def test_a_sweep_too_large_for_the_model_is_refused_before_it_runs(tmp_path):
 )
 def test_what_does_not_fit_is_named(tmp_path, text, message):
     with pytest.raises(PrunebenchError, match=message):
-        sweep.check(list(sweep.requests(sweep.load(write(tmp_path, text)), Request("none"))))
+        sweep.check(sweep.requests(sweep.load(write(tmp_path, text))))
 
 
 @pytest.mark.parametrize(
@@ -165,12 +168,13 @@ def test_overrides_replace_what_the_file_says(tmp_path):
 
 def test_cells_of_another_runner_are_left_to_it(tmp_path):
     """Two runners on one folder: what one holds, the other leaves and names."""
-    from harness.models import locate_model
-    from harness.run import Session, prepare
+    from harness.jobs import prepare
+    from harness.request import resolve
+    from harness.session import Session
 
     plan = sweep.load(write(tmp_path, SMALL), ["methods=none,random", "tasks=gqa"])
     session = Session()
-    job = prepare(Request("none", results=tmp_path, tasks=("gqa",), limit=6), session, locate_model("mini"))[0]
+    job = prepare(resolve(Request("none", tasks="gqa", limit=6), session), session)[0]
     said: list[str] = []
     script = f"""
 import sys, time
@@ -187,9 +191,9 @@ with Store(Path({str(tmp_path)!r})).open(cell, {[s.key for s in job.task.samples
 
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        finished = sweep.run(plan, Request("none", results=tmp_path), say=said.append)
+        finished = sweep.run(plan, Options(tmp_path), say=said.append)
         other.stdin.close()
-    assert {c.cell.method for c in finished.cells} == {"random"}
+    assert {c.cell.method for c in finished.cells.values()} == {"random"}
     assert any(line.startswith("left to another runner: gqa none") for line in said)
 
 
@@ -197,33 +201,29 @@ def test_two_budgets_that_mean_the_same_are_both_measured(tmp_path):
     """`64` and `64avg` of a method that prunes before the first layer: one method, two cells."""
     plan = sweep.load(write(tmp_path, SMALL), ["methods=none,random", "tasks=gqa", "budgets=64,64avg"])
     said: list[str] = []
-    finished = sweep.run(plan, Request("none", results=tmp_path), say=said.append)
-    assert sorted(c.cell.budget for c in finished.cells if c.cell.method == "random") == ["64", "64", "64avg", "64avg"]
-    by_seed = {(c.cell.seed, c.cell.budget): c.samples()["answer"].tolist() for c in finished.cells}
+    finished = sweep.run(plan, Options(tmp_path), say=said.append)
+    assert sorted(c.cell.budget for c in finished.cells.values() if c.cell.method == "random") == ["64", "64", "64avg", "64avg"]
+    by_seed = {(c.cell.seed, c.cell.budget): c.samples()["answer"].tolist() for c in finished.cells.values()}
     assert by_seed[1, "64"] == by_seed[1, "64avg"]
 
 
 def test_every_image_belongs_to_one_shard():
     """Also where processes find different amounts of free memory."""
-    from harness.execute import Pace, chunks
+    from harness.execute import chunks
     from harness.shape import SHAPES
 
-    class Left:
-        def __init__(self, n):
-            self.left = [type("S", (), {"image_key": f"{i:04}"}) for i in range(n)]
-
-    opened = {"a": Left(200), "b": Left(150)}
-    paces = [Pace(prefix_bytes=(8 + 5 * i) << 30, shard=(i, 3)) for i in range(3)]
-    asked = [image for pace in paces for chunk in chunks(opened, SHAPES["llava-1.5-7b"], pace) for image in chunk]
-    assert sorted(asked) == [f"{i:04}" for i in range(200)]
+    images = {f"{i:04}" for i in range(200)}
+    shards = [chunks(images, SHAPES["llava-1.5-7b"], Pace(shard=(i, 3)), (8 + 5 * i) << 30) for i in range(3)]
+    asked = [image for shard in shards for chunk in shard for image in chunk]
+    assert sorted(asked) == sorted(images)
 
 
 @pytest.mark.slow
 def test_two_workers_measure_the_same(one_pass, tmp_path):
     plan, root, finished, _ = one_pass
-    sweep.run(plan, Request("none", results=tmp_path), say=lambda _: None, workers=2)
+    sweep.run(plan, Options(tmp_path), say=lambda _: None, workers=2)
     alone, spread = frames(root), frames(tmp_path)
-    assert spread.keys() == {c.identity for c in finished.cells}
+    assert spread.keys() == finished.cells.keys()
     for identity, frame in spread.items():
         pd.testing.assert_frame_equal(frame, alone[identity], check_exact=True)
 
@@ -236,7 +236,7 @@ def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
 
     monkeypatch.setattr(workers, "device_of", lambda worker, device: "cuda:7")
     with pytest.raises(PrunebenchError, match=r"worker \d of 2: DEVICE=cuda:7"):
-        sweep.run(plan, Request("none", results=tmp_path), say=lambda _: None, workers=2)
+        sweep.run(plan, Options(tmp_path), say=lambda _: None, workers=2)
 
 
 def method_file(folder: Path, name: str, change: tuple[str, str]) -> str:
@@ -261,7 +261,7 @@ def test_looks_that_do_not_fit_are_their_own_methods_failure(tmp_path, look, mes
     (tmp_path / "looks.py").write_text(text.replace("return (ROW,)", f"return ({look},)"))
     file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{tmp_path}/looks.py:ClsTop', first]")
     with pytest.raises(PrunebenchError, match=r"1 of 3 settings failed.*cls_top in looks\(\): .*" + message):
-        sweep.run(sweep.load(file), Request("none", results=tmp_path), say=lambda _: None)
+        sweep.run(sweep.load(file), Options(tmp_path), say=lambda _: None)
     assert {c.cell.method for c in Store(tmp_path).cells()} == {"none", "first"}
     assert (tmp_path / "LEADERBOARD.md").is_file(), "tables of what is there"
 
@@ -272,7 +272,7 @@ def test_a_method_that_fails_does_not_take_the_others_with_it(tmp_path, workers)
     nan = method_file(tmp_path, "nan", ("-away.expand", "(away * float('nan')).expand"))
     file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{raises}', '{nan}', fastv]")
     with pytest.raises(PrunebenchError) as error:
-        sweep.run(sweep.load(file), Request("none", results=tmp_path), say=lambda _: None, workers=workers)
+        sweep.run(sweep.load(file), Options(tmp_path), say=lambda _: None, workers=workers)
     assert "2 of 4 settings failed, the answers of the others are kept" in str(error.value)
     assert "raises at boundary 0, a batch of" in str(error.value)
     assert "IndexError: list index out of range (raises.py, line " in str(error.value)
@@ -284,24 +284,25 @@ def test_a_method_that_misses_its_budget_is_named(tmp_path):
     more = method_file(tmp_path, "more", ("expand(valid.shape), self.keep, valid", "expand(valid.shape), self.keep + 5, valid"))
     file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{more}', downsample, fastv]")
     said: list[str] = []
-    sweep.run(sweep.load(file), Request("none", results=tmp_path), say=said.append)
+    sweep.run(sweep.load(file), Options(tmp_path), say=said.append)
     assert [line for line in said if line.startswith("note")] == ["note: pope more@32 kept 37.0 visual tokens on average, 32 were asked"]
 
 
 def test_a_damaged_cell_of_another_run_costs_no_result(tmp_path, capsys):
-    sealed = sweep.run(sweep.load(write(tmp_path, SMALL), ["methods=none", "tasks=gqa"]), Request("none", results=tmp_path), say=lambda _: None)
-    file = sealed.cells[0].folder / "cell.json"
+    sealed = sweep.run(sweep.load(write(tmp_path, SMALL), ["methods=none", "tasks=gqa"]), Options(tmp_path), say=lambda _: None)
+    file = next(iter(sealed.cells.values())).folder / "cell.json"
     file.write_text(file.read_text().replace('"answered": ', '"answered": 1'))
     said: list[str] = []
-    done = evaluate(Request("none", results=tmp_path, tasks=("pope",), limit="6"), say=said.append)
-    assert [c.cell.task for c in done.cells] == ["pope"]
+    done = evaluate(Request("none", tasks="pope", limit="6"), Options(tmp_path), said.append)
+    (one,) = done.cells.values()
+    assert one.cell.task == "pope"
     assert any("1 cells, damaged or of another version, are left out of the tables; first: " in line and "edited" in line for line in said)
     with pytest.raises(PrunebenchError, match=r"it was edited.* `prunebench results verify --results .*` lists all that is wrong"):
         Store(tmp_path).cells()
-    samples = done.cells[0].folder / "samples.parquet"
+    samples = one.folder / "samples.parquet"
     samples.write_bytes(samples.read_bytes()[:-9] + b"x" + samples.read_bytes()[-8:])
     said.clear()
-    evaluate(Request("none", results=tmp_path, tasks=("textvqa",), limit="6"), say=said.append)
+    evaluate(Request("none", tasks="textvqa", limit="6"), Options(tmp_path), said.append)
     assert any("2 cells, damaged" in line for line in said), "also one whose samples are others"
 
 

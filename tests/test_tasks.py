@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from harness.budget import Budget
 from harness.errors import PrunebenchError
 from tasks import lmms, sources
 from tasks.mini import data
@@ -444,7 +445,7 @@ def test_model_arguments_reach_the_engine(answerer: type[FakeAnswerer]) -> None:
     assert answerer.opened == {
         "model": "mini",
         "method": "fastv",
-        "budget": "64",
+        "budget": Budget("kept", 64),
         "knobs": {"boundary": 3},
         "device": "cpu",
         "dtype": "auto",

@@ -18,6 +18,7 @@ from harness.budget import parse
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import Method, build
+from harness.runner import Options
 from harness.shape import SHAPES
 from methods import visipruner
 from methods.visipruner import VisiPruner
@@ -373,16 +374,8 @@ def test_a_file_that_is_no_ablation_is_refused(tmp_path: Path, text: str, says: 
 
 
 def test_every_variant_is_checked_before_the_first_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def method(name: str, budget: object, knobs: dict[str, Any], n_text: int) -> Method:
-        return build(name, budget, knobs, S7, n_text)  # type: ignore[arg-type]
-
-    def prepare(request: ablations.Request, _session: object, _located: object) -> None:
-        method(request.method, parse(request.budget), dict(request.knobs), 0)
-
-    monkeypatch.setattr(ablations, "locate_model", lambda *_: None)
-    monkeypatch.setattr(ablations, "prepare", prepare)
-    monkeypatch.setattr(ablations, "evaluate", lambda *_, **__: pytest.fail("a variant ran"))
+    monkeypatch.setattr(ablations.runner, "run", lambda *_: pytest.fail("a variant ran"))
     variants = ({"name": "good", "method": "none"}, {"name": "bad", "method": "knockout", "knobs": {"stop": 99}})
     plan = ablations.Ablation(title="t", source="s", variants=variants)  # type: ignore[arg-type]
     with pytest.raises(PrunebenchError, match="variant 'bad': knockout: expected 0 <= start"):
-        ablations.run(plan, ablations.Request("none"), say=lambda _: None)
+        ablations.run(plan, ablations.requests(plan), Options())

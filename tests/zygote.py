@@ -20,10 +20,10 @@ def child(arguments: list[str], log: str, answers: str, flush: int | None) -> in
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    from harness import cli, execute, store
+    from harness import cli, running, store
 
     if flush:
-        execute.FLUSH = flush
+        running.FLUSH = flush
     book = os.open(answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     append = store.CellWriter.append
 

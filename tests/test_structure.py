@@ -1,0 +1,120 @@
+"""How a request flows: its words are read at one door, and one evaluation takes few stops from the command to the table."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from helpers import run
+
+from harness.execute import Work
+from harness.jobs import Job
+from harness.request import Checked, Request
+from harness.setting import Setting
+
+ROOT = Path(__file__).resolve().parent.parent
+#: the door, and the commands in front of it, which have words of a user in hand; every other module is behind it
+ABOVE = {"request", "cli", "evaluate", "sweep", "ablations", "regress", "regress_faults", "analysis", "bench", "report", "show", "mutations"}
+#: what reads a user's words: modules and classes, with their functions
+READERS = {("budget", "parse"), ("DataSource", "parse"), ("request", "parse_limit"), ("request", "source_of_data"), ("request", "listed")}
+MOST_STOPS = 25
+
+
+def readers(source: str) -> list[str]:
+    """What a module's source does that only the door may do: name `Request`, or call what reads a budget, a limit or a data source."""
+    found = []
+    tree = ast.parse(source)
+    alias: dict[str, str] = {}  # name here -> module of ours, or "module.name" of what comes from one
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("harness", "tasks"):
+            alias |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Import):
+            alias |= {a.asname or a.name: a.name for a in node.names}
+    for node in ast.walk(tree):
+        if (isinstance(node, ast.Name) and node.id == "Request") or (isinstance(node, ast.Attribute) and node.attr == "Request"):
+            found.append(f"line {node.lineno} names Request")
+        if isinstance(node, ast.ImportFrom) and any(a.name == "Request" for a in node.names):
+            found.append(f"line {node.lineno} imports Request")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.strip() == "Request":
+            found.append(f"line {node.lineno} names Request")
+        if isinstance(node, ast.Attribute | ast.Name):
+            written = ast.unparse(node)
+            first, _, rest = written.partition(".")
+            whole = ".".join(filter(None, [alias.get(first, first), rest])).split(".")
+            if tuple(whole[-2:]) in READERS:
+                found.append(f"line {node.lineno} reads a user's words: {written}")
+    return found
+
+
+def below() -> list[str]:
+    return sorted(p.stem for p in (ROOT / "harness").glob("*.py") if p.stem not in ABOVE | {"__init__"})
+
+
+@pytest.mark.parametrize("module", below())
+def test_nothing_behind_the_door_reads_a_users_words(module: str) -> None:
+    importlib.import_module(f"harness.{module}")
+    assert readers((ROOT / "harness" / f"{module}.py").read_text()) == []
+
+
+def test_the_walls_are_where_they_are_said_to_be() -> None:
+    assert {p.stem for p in (ROOT / "harness").glob("*.py")} >= ABOVE, "a module that is gone is on no side"
+    assert {"runner", "execute", "workers", "running", "jobs", "session", "setting", "store", "answering", "views"} <= set(below())
+    assert readers((ROOT / "harness" / "request.py").read_text()), "the door reads them"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from harness import budget as budgets\nbudgets.parse('64')",
+        "from harness.budget import parse\nparse('64')",
+        "import harness.budget\nharness.budget.parse('64')",
+        "from harness.budget import parse as read\nread('64')",
+        "from tasks.sources import DataSource\nDataSource.parse('mini')",
+        "from tasks import sources\nsources.DataSource.parse('mini')",
+        "from harness.request import parse_limit\nparse_limit('3', None)",
+        "from harness import request\nrequest.parse_limit('3', None)",
+        "def f(request: 'Request') -> None: ...",
+        "from harness.request import Request as R",
+        "from harness import request\nrequest.Request('none')",
+    ],
+)
+def test_a_reader_is_found(source: str) -> None:
+    assert readers(source)
+    assert readers("from harness.budget import Budget\nimport ast\nast.parse('64')\nparser.parse(x)\nasked = setting.asked") == []
+
+
+def stops(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The functions of harness/ that are handed the request, a setting, several settings or what holds one while the command runs."""
+    found: set[str] = set()
+    folder = str(ROOT / "harness")
+
+    def carries(value: object) -> bool:
+        if isinstance(value, list | tuple) and value:
+            value = value[0]
+        return isinstance(value, Request | Checked | Setting | Job | Work)
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(folder):
+            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            if any(carries(frame.f_locals.get(name)) for name in names):
+                found.add(f"{Path(code.co_filename).stem}.{code.co_qualname}")
+
+    sys.setprofile(watch)
+    try:
+        code, _, err = run(capsys, monkeypatch, *arguments)
+    finally:
+        sys.setprofile(None)
+    assert code == 0, err
+    return found
+
+
+def test_one_evaluation_takes_few_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ("eval", "--method", "first", "--budget", "64", "--tasks", "pope", "--limit", "9", "--results", str(tmp_path))
+    found = stops(ask, capsys, monkeypatch)
+    assert {"evaluate.evaluate", "request.resolve", "runner.run", "jobs.prepare"} <= found, "the walk was watched"
+    assert len(found) <= MOST_STOPS, sorted(found)
