@@ -80,11 +80,19 @@ def requests(ablation: Ablation, *, device: str = "auto", dtype: str = "auto", s
     """One request per variant."""
     return [
         Request(
-            (v.method,), ablation.model, () if v.budget is None else (str(v.budget),), ablation.tasks, ablation.limit, seed, device, dtype, data,
+            methods=(v.method,),
+            model=ablation.model,
+            budgets=() if v.budget is None else (str(v.budget),),
+            tasks=ablation.tasks,
+            limit=ablation.limit,
+            seeds=seed,
+            device=device,
+            dtype=dtype,
+            data=data,
             knobs=v.knobs,
         )
         for v in ablation.variants
-    ]  # fmt: skip
+    ]
 
 
 def run(ablation: Ablation, asked: Sequence[Request], options: Options, say: Say = print) -> list[Measured]:

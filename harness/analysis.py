@@ -52,11 +52,11 @@ from harness.answering import Answer
 from harness.attention import LayerAttention
 from harness.command import rendered
 from harness.engine import EngineRun
-from harness.errors import PrunebenchError, check_batch
+from harness.errors import PrunebenchError
 from harness.execute import Arm, InProcess, prompts_of
 from harness.method import Attention, Method, Reduction, Run, Stream
 from harness.models import MODEL_CONFIGS, LoadedModel, Located, locate_model
-from harness.pace import Pace
+from harness.pace import Pace, check_batch
 from harness.request import TASKS, parse_limit, source_of_data
 from harness.session import SUBSET_SEED, Session
 from harness.stages import TEXT, VISION, Calibrated, Cut, Outcome, Probe, Stages, Trial, Tried

@@ -18,9 +18,10 @@ from harness import flops, keeps
 from harness.adapters import Features
 from harness.budget import NONE, Budget
 from harness.engine import EngineRun, attach
-from harness.errors import PrunebenchError, check_batch
+from harness.errors import PrunebenchError
 from harness.method import Method, TowerLook, raised, source_of
 from harness.models import LoadedModel, locate_model
+from harness.pace import check_batch
 from harness.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
 from harness.shape import PromptShape
 from harness.tower import Seen, check_looks

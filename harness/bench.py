@@ -37,9 +37,10 @@ from harness import flops, published
 from harness.adapters import LlavaAdapter, adapter_class, adapter_for
 from harness.command import rendered
 from harness.engine import attach
-from harness.errors import PrunebenchError, check_batch, unknown
+from harness.errors import PrunebenchError, unknown
 from harness.method import Method, build, method_class
 from harness.models import DTYPES, REPOSITORY, locate_model, model_config, pick_device
+from harness.pace import check_batch
 from harness.provenance import device_name, git_state, versions
 from harness.shape import SHAPES, PromptShape
 from harness.trace import Trace

@@ -58,8 +58,9 @@ def eval_command(
     from harness.runner import Options
 
     asked = Request(
-        method, model, budget, tasks, limit=limit, seeds=seed, device=device, dtype=dtype, data=data, positions=positions, knobs=_pairs(set_ or [])
-    )
+        methods=method, model=model, budgets=budget, tasks=tasks, limit=limit, seeds=seed, device=device, dtype=dtype, data=data,
+        positions=positions, knobs=_pairs(set_ or []),
+    )  # fmt: skip
     finished = evaluate(asked, Options(results, Pace(batch, share), fresh))
     cells = list(finished.cells.values())
     print()

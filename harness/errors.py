@@ -1,4 +1,4 @@
-"""Errors a user can mend, and the suggestion of the nearest known name."""
+"""Errors a user can mend, the suggestion of the nearest known name, and whose error it is."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> PrunebenchError:
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return PrunebenchError(f"unknown {kind} {name!r}{hint} (known: {', '.join(options)})")
-
-
-def check_batch(batch: int) -> None:
-    """Raise PrunebenchError unless a batch holds a prompt."""
-    if batch < 1:
-        raise PrunebenchError(f"batch {batch}: expected at least 1 prompt a batch")
 
 
 @contextmanager

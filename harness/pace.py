@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.errors import check_batch
+from harness.errors import PrunebenchError
 
 #: images of one chunk, if their prefixes fit
 CHUNK = 48
@@ -25,6 +25,12 @@ class Pace:
 
     def __post_init__(self) -> None:
         check_batch(self.batch)
+
+
+def check_batch(batch: int) -> None:
+    """Raise PrunebenchError unless a batch holds a prompt."""
+    if batch < 1:
+        raise PrunebenchError(f"batch {batch}: expected at least 1 prompt a batch")
 
 
 def prefix_budget(device: torch.device) -> int:

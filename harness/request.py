@@ -97,7 +97,7 @@ def resolve_each(labelled: Sequence[tuple[str, Request]], session: Session) -> l
     found: list[list[Setting]] = []
     for label, several in checked:
         with naming(label):
-            found.append([setting for one in several for setting in _settings(one, session)])
+            found.append([setting for one in several for setting in settings_of(one, session)])
     return found
 
 
@@ -146,8 +146,8 @@ def check(request: Request) -> Checked:
     return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.name), method, usual)
 
 
-def _settings(checked: Checked, session: Session) -> list[Setting]:
-    """Per task the unpruned model and the method."""
+def settings_of(checked: Checked, session: Session) -> list[Setting]:
+    """Per task the unpruned model and the method. Raises PrunebenchError where the model, the device or the data are not there."""
     from harness.method import method_class
     from harness.setting import Setting
 

@@ -79,8 +79,8 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
     failed: list[str] = []
     reused = 0
     groups = _by_model(settings)
-    for model, mine in groups.items():
-        jobs = prepare(mine, session)
+    for mine in groups:
+        model, jobs = mine[0].asked.model, prepare(mine, session)
         identities |= {job.setting: job.identity for job in jobs}
         unique = list({job.identity: job for job in jobs}.values())
         try:
@@ -109,13 +109,13 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
     return Finished(done, reused, busy, csv, markdown, identities)
 
 
-def _by_model(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
-    """By what has to be loaded, named for people."""
-    groups: dict[str, list[Setting]] = {}
+def _by_model(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """The settings of each model that has to be loaded: two folders of one name are two models."""
+    groups: dict[tuple[str, str, str], list[Setting]] = {}
     for setting in settings:
         located = setting.located
-        groups.setdefault(f"{located.config.name} ({located.device} in {located.dtype})", []).append(setting)
-    return groups
+        groups.setdefault((str(located.folder), str(located.device), located.dtype), []).append(setting)
+    return list(groups.values())
 
 
 class _Passed(NamedTuple):

@@ -27,7 +27,7 @@ from harness.answering import Clock
 from harness.errors import PrunebenchError, naming, unknown
 from harness.jobs import prepare
 from harness.method import Method, method_class
-from harness.request import TASKS, Request, mean_text, resolve, resolve_each
+from harness.request import TASKS, Checked, Request, mean_text, resolve_each, settings_of
 from harness.request import check as check_request
 from harness.runner import Finished, Options, Say
 from harness.session import Session
@@ -110,7 +110,7 @@ def _picked(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
 def requests(sweep: Sweep, device: str = "auto", limit: str = "") -> list[Request]:
     """One request per model, method, budget and seed, in file order; `limit` in place of the file's.
 
-    Where a seed changes nothing, several share their cells. Raises PrunebenchError where a method has no budget.
+    Where a seed changes nothing, several share their cells. Raises PrunebenchError where a method has no budget, and where there is no cell.
     """
     found: list[Request] = []
     for model in sweep.models:
@@ -120,20 +120,32 @@ def requests(sweep: Sweep, device: str = "auto", limit: str = "") -> list[Reques
             without = entry.budgets is None and (not cls.budget_knobs or any(k in entry.knobs for k in cls.budget_knobs))
             if not without and not budgets:
                 raise PrunebenchError(f"{entry.method} needs budgets: give the sweep or this entry some, as in budgets: [64]")
-            found += Request(
-                (entry.method,), model, () if without else tuple(map(str, budgets)), sweep.tasks, limit or sweep.limit, tuple(map(str, entry.seeds)),
-                device, sweep.dtype, sweep.data, entry.positions, entry.knobs,
-            ).each()  # fmt: skip
+            request = Request(
+                methods=(entry.method,),
+                model=model,
+                budgets=() if without else tuple(map(str, budgets)),
+                tasks=sweep.tasks,
+                limit=limit or sweep.limit,
+                seeds=tuple(map(str, entry.seeds)),
+                device=device,
+                dtype=sweep.dtype,
+                data=sweep.data,
+                positions=entry.positions,
+                knobs=entry.knobs,
+            )
+            found += request.each()
+    if not found:
+        raise PrunebenchError("the sweep holds no cell: give methods and budgets")
     return found
 
 
-def check(asked: Sequence[Request]) -> None:
-    """Check every request without weights or data. Raises PrunebenchError naming the first that does not fit."""
-    if not asked:
-        raise PrunebenchError("the sweep holds no cell: give methods and budgets")
+def check(asked: Sequence[Request]) -> list[Checked]:
+    """Every request, checked without weights or data. Raises PrunebenchError naming the first that does not fit."""
+    found = []
     for one in asked:
         with naming(one.label):
-            check_request(one)
+            found.append(check_request(one))
+    return found
 
 
 def run(sweep: Sweep, options: Options, say: Say = print, *, workers: int = 1, device: str = "auto", limit: str = "") -> Finished:
@@ -144,7 +156,6 @@ def run(sweep: Sweep, options: Options, say: Say = print, *, workers: int = 1, d
     began = time.perf_counter()
     session = Session()
     asked = requests(sweep, device, limit)
-    check(asked)
     found = [setting for mine in resolve_each([(one.label, one) for one in asked], session) for setting in mine]
     for model in sweep.models:
         located = next(s.located for s in found if s.asked.model == model)
@@ -188,7 +199,7 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
     from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
     asked = requests(sweep, device, limit)
-    check(asked)
+    checked = check(asked)
     store, session = Store(options.results), Session()
     missing: dict[str, str] = {}
     for model in sweep.models:
@@ -198,17 +209,17 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
             missing[model] = str(error)
     lines: list[Line] = []
     seen: set[str] = set()
-    for one in asked:
-        checked = check_request(one)
-        each, upper = _flops(checked.method, checked.usual.with_text(TEXT))
-        if one.model in missing:
-            lines.append(Line(one.label, len(one.tasks), None, None, each, upper))
+    for one in checked:
+        label, usual = one.request.label, one.usual
+        each, upper = _flops(one.method, usual.with_text(TEXT))
+        if one.request.model in missing:
+            lines.append(Line(label, len(one.request.tasks), None, None, each, upper))
             continue
-        jobs = {job.identity: job for job in prepare(resolve(one, session), session) if job.identity not in seen}
+        jobs = {job.identity: job for job in prepare(settings_of(one, session), session) if job.identity not in seen}
         seen |= set(jobs)
         left = [job for job in jobs.values() if options.fresh or store.sealed(job.cell) is None]
-        total = sum(j.cell.n_samples * _flops(j.setting.method, checked.usual.with_text(mean_text(j.setting.located, j.task)))[0] for j in left)
-        lines.append(Line(one.label, len(jobs), sum(j.cell.n_samples for j in left), len(jobs) - len(left), total, upper))
+        total = sum(j.cell.n_samples * _flops(j.setting.method, usual.with_text(mean_text(j.setting.located, j.task)))[0] for j in left)
+        lines.append(Line(label, len(jobs), sum(j.cell.n_samples for j in left), len(jobs) - len(left), total, upper))
     rows = [
         [line.label, line.cells, "?" if line.sealed is None else line.sealed, "?" if line.n is None else line.n,
          ("<= " if line.upper else "") + f"{line.flops / 1e12:.3g}" + (f" a question of {TEXT} text tokens" if line.n is None else "")]

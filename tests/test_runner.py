@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from helpers import run
+from safetensors.torch import load_file, save_file
 
 from harness import runner
 from harness.errors import PrunebenchError
 from harness.execute import Batches, InProcess, Work
 from harness.jobs import Job, prepare
+from harness.models import REPOSITORY
 from harness.pace import Pace
 from harness.request import Request, resolve
 from harness.runner import Options
@@ -75,6 +78,23 @@ def test_an_ablation_needs_all_of_its_cells(tmp_path, capsys, monkeypatch) -> No
     code, out, _ = run(capsys, monkeypatch, *words)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines() if line.startswith("b")] == ["b0", "b2"]
+
+
+def test_two_models_of_one_name_are_each_asked_themselves(tmp_path: Path) -> None:
+    """A folder's name is the model's; the second one has other weights."""
+    for folder in ("a/model", "b/model"):
+        shutil.copytree(REPOSITORY / "tasks" / "mini" / "weights", tmp_path / folder)
+    weights = tmp_path / "b" / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    head = next(name for name in tensors if "lm_head" in name or "embed_tokens" in name)
+    save_file(tensors | {head: tensors[head].flip(0).contiguous()}, weights, {"format": "pt"})
+    session = Session()
+    asked = [Request("none", str(tmp_path / folder / "model"), tasks="pope", limit=6, data="mini") for folder in "ab"]
+    settings = [setting for one in asked for setting in resolve(one, session)]
+    finished = runner.run(settings, session, InProcess(session), Options(tmp_path / "r"), lambda _: None)
+    first, second = finished.cells.values()
+    assert first.cell.model == second.cell.model == "model"
+    assert first.samples()["answer"].tolist() != second.samples()["answer"].tolist()
 
 
 def test_one_evaluation_takes_lists(tmp_path, capsys, monkeypatch) -> None:
