@@ -77,4 +77,5 @@ def provenance(setting: Setting, pace: Pace) -> dict[str, Any]:
         "model_source": front.config.hub or front.config.name,
         "revision": front.revision,
         "decoder_layers": setting.located.shape.depth,
+        "grids": [list(view) for view in setting.located.usual.images[0].views],
     }

@@ -1,12 +1,14 @@
 """Seals cells of schema 3 anew in schema 4: the one place that reads the schema before.
 
-Schema 3 kept a request as the command that renders it and as a text of its LIMIT, and did not say which knobs a budget sets. Identity,
+Schema 3 kept a request as the command that renders it and as a text of its LIMIT, and said neither which knobs a budget sets nor which grid an
+image's tokens form. Identity,
 numbers and samples.parquet stay. Each cell.json is replaced whole or not at all, so an interrupted migration is run again.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -66,11 +68,13 @@ def _migrated(root: Path, file: Path) -> list[str] | None:
 
 def _resealed(body: Mapping[str, Any], asked: Asked, knobs: tuple[str, ...]) -> dict[str, Any]:
     origin = {name: value for name, value in body["provenance"].items() if name not in ("command", "limit")}
+    # every model of schema 3 had one square grid of tokens an image, and every prompt one image
+    side = math.isqrt(round(body["costs"]["n_visual"]))
     return {
         **body,
         "schema_version": NEW,
         "method_info": {**body["method_info"], "budget_knobs": list(knobs)},
-        "provenance": {"request": asked.to_dict(), **origin},
+        "provenance": {"request": asked.to_dict(), **origin, "grids": [[side, side, False]]},
     }
 
 

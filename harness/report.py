@@ -34,7 +34,7 @@ MAX_BYTES = 25_000_000
 SIDE = 336  # pixels of an embedded image
 QUALITY = 75  # JPEG
 SAMPLES = 100
-_PER_SAMPLE = ("kept", "mean_visual", "fusion_layer", "exit_layer", "forced")
+_PER_SAMPLE = ("kept", "mean_visual", "forced")
 _PNG, _SVG = "image/png", "image/svg+xml"
 
 
@@ -232,7 +232,8 @@ class _Builder:
                     "category": row["category"] or "",
                     "question": row["question"],
                     "target": row["target"],
-                    "n_visual": int(row["n_visual"]) if "n_visual" in row else 0,
+                    "n_visual": (n_visual := int(row["n_visual"]) if "n_visual" in row else 0),
+                    "grid": views.grid_of(questions.cells[0], n_visual),
                 }
             )
         base = (self._frame(questions.baseline).set_index("key")["score"] >= views.RIGHT) if questions.baseline else None
@@ -248,7 +249,8 @@ class _Builder:
                     "answer": [str(a) for a in part["answer"]],
                     "score": [float(s) for s in part["score"]],
                     "keeps": [k or "" for k in part["keeps"]] if "keeps" in part else [],
-                    **{name: [_finite(v) for v in part[name]] for name in _PER_SAMPLE if name in part},
+                    # what a method notes of layers, as a layer that it chose
+                    **{name: [_finite(v) for v in part[name]] for name in part.columns if name in _PER_SAMPLE or name.endswith("_layer")},
                 }
             )
         return {"samples": shown, "cells": cells}, flips, lost

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: what a cell must say of where its numbers come from
-PROVENANCE = ("request", "started", "wall_s", "device", "versions", "git", "dirty", "revision", "decoder_layers")
+PROVENANCE = ("request", "started", "wall_s", "device", "versions", "git", "dirty", "revision", "decoder_layers", "grids")
 VERSIONS = ("prunebench", "torch", "transformers", "lmms-eval")
 
 

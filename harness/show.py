@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from harness import keeps, views
 from harness.blocks import budget_order
 from harness.errors import PrunebenchError, unknown
 from harness.request import data_of
+from harness.shape import Grid
 from harness.store import SealedCell, Store
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Sample:
     target: str
     image: Image.Image
     n_visual: int
+    grid: Grid | None
+    """That of the image's tokens; None where they form several, or the prompt has several images."""
     unpruned: Shown | None
     methods: tuple[Shown, ...]
 
@@ -119,7 +121,13 @@ def find(
     row = rows(picked[0]).loc[key].to_dict()
     image = views.Pictures(partial(data_of, data)).square(picked[0], key, str(row["image"]), SIDE)
     return Sample(
-        key, str(row["question"]), str(row["target"]), image.resize((SIDE, SIDE)), int(row["n_visual"]), shown(base) if base else None,
+        key,
+        str(row["question"]),
+        str(row["target"]),
+        image.resize((SIDE, SIDE)),
+        int(row["n_visual"]),
+        views.grid_of(picked[0], int(row["n_visual"])),
+        shown(base) if base else None,
         tuple(shown(sealed) for sealed in picked),
     )
 
@@ -164,11 +172,9 @@ def _changes(stages: Sequence[keeps.Stage]) -> tuple[keeps.Stage, ...]:
 
 
 def _notes(row: Any) -> str:
-    said = []
-    for name, words, never in (("fusion_layer", "fusion at layer", "no fusion layer"), ("exit_layer", "vision leaves at layer", "vision stays")):
-        if name in row:
-            said.append(f"{words} {int(row[name])}" if row[name] >= 0 else never)
-    return ", ".join(said)
+    """The layers that a method noted: "fusion layer 3, no exit layer"."""
+    noted = {name: name.replace("_", " ") for name in row if name.endswith("_layer")}
+    return ", ".join(f"{words} {int(row[name])}" if row[name] >= 0 else f"no {words}" for name, words in noted.items())
 
 
 def lines(sample: Sample) -> list[str]:
@@ -221,19 +227,18 @@ def picture(sample: Sample) -> Image.Image:
             draw.text((_MARGIN, top + 8 + _LINE), "kept tokens were not recorded for this cell; measure it again with FRESH=1", _MUTED, small)
         for i, stage in enumerate(shown.stages):
             x, y = _MARGIN + i * (SIDE + _GAP), top + 8 + _LINE + 6
-            sheet.paste(shaded(sample.image, stage), (x, y))
+            sheet.paste(shaded(sample.image, stage, sample.grid), (x, y))
             merged = f" + {stage.added} merged" if stage.added else ""
             draw.text((x, y + SIDE + 5), f"from layer {stage.layer}: {int(stage.keep.sum())}{merged} of {sample.n_visual} tokens", _INK, small)
         top += height
     return sheet
 
 
-def shaded(image: Image.Image, stage: keeps.Stage) -> Image.Image:
-    """The image with the patches that were dropped faded. Raises PrunebenchError for a number of tokens that is no square."""
-    side = isqrt(len(stage.keep))
-    if side * side != len(stage.keep):
-        raise PrunebenchError(f"expected visual tokens on a square grid, found {len(stage.keep)} of them; a picture of them cannot be drawn")
-    mask = Image.new("L", (side, side))
+def shaded(image: Image.Image, stage: keeps.Stage, grid: Grid | None) -> Image.Image:
+    """The image with the patches that were dropped faded. Raises PrunebenchError where the tokens do not form one grid."""
+    if grid is None or grid.tokens != len(stage.keep):
+        raise PrunebenchError(f"expected one grid of visual tokens, found {len(stage.keep)} tokens on other grids; a picture of them cannot be drawn")
+    mask = Image.new("L", (grid.cols, grid.rows))
     mask.putdata([0 if kept else 220 for kept in stage.keep])
     return Image.composite(Image.new("RGB", image.size, _PAPER), image, mask.resize(image.size, Image.Resampling.NEAREST))
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from harness.blocks import Section
 from harness.command import evaluation
 from harness.errors import PrunebenchError
+from harness.shape import Grid
 from harness.store import SealedCell
 
 if TYPE_CHECKING:
@@ -124,6 +125,12 @@ def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] 
     if budget:
         asked = replace(asked, budget=budget)
     return evaluation(asked, tasks=tasks)
+
+
+def grid_of(sealed: SealedCell, n_visual: int) -> Grid | None:
+    """The grid that the `n_visual` tokens of a sample form; None where they form several, or none that the cell names."""
+    grids = [Grid(*view) for view in sealed.provenance.get("grids", ())]
+    return grids[0] if len(grids) == 1 and grids[0].tokens == n_visual and not grids[0].newline else None
 
 
 def depth(protocol: Protocol) -> int | None:

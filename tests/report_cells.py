@@ -95,6 +95,7 @@ def seal(
         writer.append(*records)
         words = {"method": method, "budget": None if budget == "none" else budget, "model": cell.model, "task": task, "limit": str(n)}
         origin = {"request": asked(**words | dict(request or {})), "started": "2026-01-01", "device": "cpu", "decoder_layers": DEPTH}
+        origin |= {"grids": [[24, 24, False]]}
         traits = {"query_aware": False, "needs_vision_attention": False, "budget_knobs": ["keep"]}
         return writer.seal({headline: point}, scores, origin, headline=headline, method_info=traits)
 

@@ -272,7 +272,7 @@ def test_explorer_shows_the_tokens_that_were_kept(page, big):
             page.wait(f"return document.getElementById('ex-canvas-{letter}').dataset.dimmed === '{dropped}'")
         if name == "visipruner":
             assert f"“{row['answer']}”" in page.texts(".panel .answer")[0]
-            assert "Fusion at layer 3" in page.texts(".panel .kept-line")[0]
+            assert "fusion layer 3" in page.texts(".panel .kept-line")[0]
     # the very patches: a dimmed one is nearly the paper's colour, a kept one is not
     page.layer(4)
     stage = keeps.decode(cells(big, "pope")["visipruner", "32"].samples().set_index("key").loc["pope/000007"]["keeps"], N_VISUAL)[1]

@@ -8,8 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: modules that work without torch, transformers and lmms-eval
 TORCH_FREE = (
-    "asked", "blocks", "budget", "cell", "command", "compare", "errors", "figures", "flops", "golden_files", "leaderboard", "lease", "migrate", "published",
-    "published_results", "regress", "report", "request", "results", "shape", "show", "stats", "stages", "store", "trace", "views",
+    "asked", "blocks", "budget", "cell", "command", "compare", "errors", "figures", "flops", "golden_files", "leaderboard", "lease",
+    "migrate", "published", "published_results", "regress", "report", "request", "results", "shape", "show", "stats", "stages", "store",
+    "trace", "views",
 )  # fmt: skip
 
 

@@ -303,7 +303,7 @@ def test_show_writes_a_picture_and_says_what_is_in_it(small, tmp_path, capsys, m
     assert code == 0, err
     assert said.splitlines()[-1] == f"picture  {out}"
     assert rows("pope")[3][4] in said
-    assert "kept 576 from layer 0, 64 from layer 4, 0 from layer 8; fusion at layer 3, vision leaves at layer 8" in said
+    assert "kept 576 from layer 0, 64 from layer 4, 0 from layer 8; fusion layer 3, exit layer 8" in said
     assert "fastv at 64" in said
     image = Image.open(out)
     assert image.format == "PNG"
@@ -316,7 +316,7 @@ def test_show_fades_exactly_the_dropped_patches(small):
     (shown,) = sample.methods
     stage = shown.stages[-1]
     assert int(stage.keep.sum()) == 32
-    drawn = show.shaded(sample.image, stage)
+    drawn = show.shaded(sample.image, stage, sample.grid)
     patch = show.SIDE // 24
     for token in range(N_VISUAL):
         at = (token % 24 * patch + 3, token // 24 * patch + 3)

@@ -23,6 +23,7 @@ from harness.store import Store
 PROVENANCE = {
     **{"request": asked(), "started": "2026-01-01", "wall_s": 1.0, "device": "cpu", "git": "abc", "dirty": False, "revision": None},
     "decoder_layers": 12,
+    "grids": [[24, 24, False]],
     "versions": {"prunebench": "0", "torch": "0", "transformers": "0", "lmms-eval": "0"},
 }
 

@@ -284,7 +284,10 @@ def test_a_method_that_misses_its_budget_is_named(tmp_path):
     more = method_file(
         tmp_path,
         "more",
-        ("    def score(", "    @classmethod\n    def at_budget(cls, budget, knobs, prompt):\n        return cls(budget.tokens + 5)\n\n    def score("),
+        (
+            "    def score(",
+            "    @classmethod\n    def at_budget(cls, budget, knobs, prompt):\n        return cls(budget.tokens + 5)\n\n    def score(",
+        ),
     )
     file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{more}', downsample, fastv]")
     said: list[str] = []

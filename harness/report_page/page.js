@@ -619,9 +619,9 @@
     ];
     if (seeds.length > 1) controls.push(pick(`ex-seed-${letter}`, "seed", seeds.map((v) => [v, v]), cell.seed, (seed) => { p.seed = seed; }));
     const mine = own(cell), flipped = flip(cell, i), score = mine.score[i];
-    const notes = [["Fusion at layer", "No fusion layer", mine.fusion_layer], ["vision leaves at layer", "vision stays", mine.exit_layer]]
-      .filter(([, , v]) => v && v[i] !== null)
-      .map(([name, never, v], n) => (v[i] < 0 ? never : `${name} ${v[i]}`) + (n === 0 && mine.forced?.[i] ? " (forced by the budget)" : ""));
+    const notes = layerNotes(mine).filter((name) => mine[name][i] !== null)
+      .map((name, n) => [name.replaceAll("_", " "), mine[name][i], n === 0 && mine.forced?.[i] ? " (forced by the budget)" : ""])
+      .map(([name, layer, forced]) => (layer < 0 ? `no ${name}` : `${name} ${layer}`) + forced);
     const set = model.sets[state.ex.set];
     const seen = data.samples[i].image >= 0;
     return make("section", { class: "panel", "aria-label": `Panel ${letter}: ${model.lines[cell.line]} at ${model.budgets[cell.budget]}` },
@@ -634,6 +634,9 @@
       make("p", { class: "kept-line muted" }, make("span", { id: `ex-kept-${letter}`, "aria-live": "polite" }), notes.length ? `. ${notes.join(", ")}.` : ""),
       track(which, cell));
   }
+
+  // layers that a method noted for each sample
+  const layerNotes = (of) => Object.keys(of).filter((name) => name.endsWith("_layer"));
 
   function track(which, cell) {
     const i = state.ex.sample, n = data.samples[i].n_visual, depth = depthOf();
@@ -649,9 +652,9 @@
       svg.append(draw("rect", { class: "hit", x: layer * w, y: 0, width: w, height: 66, onclick: () => setLayer(layer) },
         draw("title", {}, `layer ${layer}: ${count} visual tokens`)));
     }
-    for (const name of ["fusion_layer", "exit_layer"]) {
-      const layer = own(cell)[name]?.[i];
-      if (layer === undefined || layer === null || layer < 0) continue;
+    for (const name of layerNotes(own(cell))) {
+      const layer = own(cell)[name][i];
+      if (layer === null || layer < 0) continue;
       svg.append(draw("line", { class: "mark", x1: layer * w, x2: layer * w, y1: 2, y2: 57 }));
     }
     for (let layer = 0; model.analysis && layer < depth; layer += 1) {
@@ -680,23 +683,24 @@
       if (!canvas) continue;
       canvas.setAttribute("aria-label", `${model.lines[cell.line]} at ${model.budgets[cell.budget]}: ${said}`);
       picture(s.image).then((image) => {
-        if (state.ex.sample === i && state.ex.layer === layer) shade(canvas, image, state.ex.whole ? null : at, s.n_visual);
+        if (state.ex.sample === i && state.ex.layer === layer) shade(canvas, image, state.ex.whole ? null : at, s);
       }, (error) => { $(`ex-kept-${letter}`).textContent = `${said}; ${error.message}`; });
     }
   }
-  function shade(canvas, image, at, n) {
-    const context = canvas.getContext("2d"), size = canvas.width, side = Math.round(Math.sqrt(n));
+  function shade(canvas, image, at, sample) {
+    const context = canvas.getContext("2d"), size = canvas.width, n = sample.n_visual;
     context.drawImage(image, 0, 0, size, size);
     canvas.dataset.dimmed = "0";
-    if (!at || side * side !== n || at.count === n) return;
+    if (!at || !sample.grid || at.count === n) return;
+    const [rows, cols] = sample.grid;
     const dim = getComputedStyle(document.documentElement).getPropertyValue("--dim").trim();
-    const edge = (k) => Math.round((k * size) / side);
+    const edge = (k, of) => Math.round((k * size) / of);
     let dimmed = 0;
     for (let k = 0; k < n; k += 1) {
       if (at.bits[k]) continue;
-      const x = edge(k % side), y = edge(Math.floor(k / side));
+      const x = edge(k % cols, cols), y = edge(Math.floor(k / cols), rows);
       context.fillStyle = `rgba(${dim}, 0.86)`;
-      context.fillRect(x, y, edge((k % side) + 1) - x, edge(Math.floor(k / side) + 1) - y);
+      context.fillRect(x, y, edge((k % cols) + 1, cols) - x, edge(Math.floor(k / cols) + 1, rows) - y);
       dimmed += 1;
     }
     canvas.dataset.dimmed = String(dimmed);
