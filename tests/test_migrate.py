@@ -25,7 +25,7 @@ def old(root: Path, command: str = COMMAND, limit: str = "40", **changes: Any) -
     """A folder with a cell as schema 3 wrote it."""
     cell = make_cell(**changes)
     with Store(root).open(cell, keys(4)) as writer:
-        writer.append(*(make_record(i) for i in range(4)))
+        writer.append(*(make_record(i, cost={"kept": 64, "n_visual": 576}) for i in range(4)))
         folder = seal(writer).folder
     body = json.loads((folder / "cell.json").read_text())
     del body["method_info"]["budget_knobs"], body["checksum"]
@@ -55,6 +55,7 @@ def test_everything_but_the_two_changes_stays(tmp_path: Path, capsys: pytest.Cap
     assert after.pop("schema_version") == 4
     assert after["method_info"].pop("budget_knobs") == ["keep"]
     assert after["provenance"].pop("request") == WORDS
+    assert after["provenance"].pop("grids") == [[24, 24, False]]
     for body in (before, after):
         del body["checksum"]
     del before["schema_version"], before["provenance"]["command"], before["provenance"]["limit"]
