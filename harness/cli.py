@@ -157,16 +157,12 @@ def analyze_command(
 
 
 @app.command("methods")
-def methods_command(
-    shipped: Annotated[bool, typer.Option("--shipped", help="first record the files in methods/: their change moved no number")] = False,
-) -> None:
+def methods_command() -> None:
     """List the registered methods."""
     import dataclasses
 
-    from harness.method import record_shipped, registered
+    from harness.method import registered
 
-    if shipped:
-        print(f"wrote {record_shipped()}")
     for name, cls in registered().items():
         fields = dataclasses.fields(cls)
         knobs = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields)
@@ -452,8 +448,16 @@ def results_list_command(results: Annotated[Path, typer.Option(help="folder with
     print("\n".join(overview(results)))
 
 
-dev_app = typer.Typer(no_args_is_help=True, help="For maintainers of results.")
+dev_app = typer.Typer(no_args_is_help=True, help="For maintainers of results and of methods/.")
 app.add_typer(dev_app, name="dev")
+
+
+@dev_app.command("shipped")
+def dev_shipped_command() -> None:
+    """Declare the present files in methods/ as the released ones: for a change that moves no result. One that does bumps NUMERICS_VERSION."""
+    from harness.method import record_shipped
+
+    print(f"wrote {record_shipped()}")
 
 
 @dev_app.command("migrate")

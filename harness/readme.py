@@ -112,7 +112,7 @@ def filled(text: str, results: Path) -> str:
         "main": lambda: f"```\n{main_table(results)}\n```",
         "glance": lambda: glance(results),
         "stages": lambda: stages(results),
-        "units": lambda: units_table(SHAPES["llava-1.5-7b"], TEXT_TOKENS),
+        "units": lambda: units_table(SHAPES["llava-1.5-7b"].with_text(TEXT_TOKENS)),
         "card": lambda: f"```\n{card_table(results)}\n```",
     }
     marked = re.findall(r"<!-- table:(\w+) -->", text)
