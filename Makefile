@@ -11,7 +11,7 @@ DIR ?= tests/goldens
 RESULTS ?= results/local
 CONFIG ?= configs/mini.yaml
 
-.PHONY: help venv eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show mini mini-data test check lint clean clean-venv
+.PHONY: help venv gpu-check eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show mini mini-data test check lint clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,3 +92,7 @@ clean:  ## remove caches; results stay
 
 clean-venv:  ## remove the virtual environment
 	@rm -rf $(VENV)
+
+gpu-check:  ## OUT=folder: what only a GPU can settle, in nine minutes, without .venv [DEVICE=cpu rehearses; WHEELS=1 lists what it needs]
+	@python="$$(for p in "$(PYTHON)" $(VENV)/bin/python; do "$$p" -c 'import importlib.util as u; exit(not u.find_spec("torch"))' 2> /dev/null && echo "$$p" && break; done)"; \
+	  "$${python:-$(PYTHON)}" -m harness.gpu_check $(if $(filter-out 0,$(WHEELS)),--wheels) $(if $(OUT),--out "$(OUT)") $(if $(DEVICE),--device "$(DEVICE)")

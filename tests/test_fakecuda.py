@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +26,24 @@ from harness.answering import Answerer, Prompt
 from harness.engine import attach
 from harness.errors import PrunebenchError
 from harness.layout import TokenLayout
-from harness.method import method_class, registered
+from harness.method import Method, Reduction, method_class, registered
 from harness.models import LoadedModel, locate_model
 from harness.prefix import PrefixCache
 from methods import _select
+
+
+@dataclass(frozen=True)
+class Mean(Method):
+    """One mean in place of all visual tokens of a layer, without saying which of the added tokens are valid."""
+
+    name = "mean"
+    budget_knobs = ()
+
+    def at_boundary(self, run: Any, layer: int, stream: Any) -> Reduction | None:
+        if layer != 3:
+            return None
+        return Reduction(torch.zeros_like(run.visual_valid), stream.visual.mean(1, keepdim=True))
+
 
 CLS_TOP = f"{Path(__file__).parent / 'examples' / 'cls_top.py'}:ClsTop"
 #: beside every registered method at a budget and at its published defaults: knobs that take other ways through engine and method
@@ -54,7 +69,7 @@ def cases() -> dict[str, tuple[type, Any]]:
             found[f"{name} {variant}"] = method
     for label, (name, knobs) in MORE.items():
         found[label] = check.Subject(method_class(name), knobs).any()
-    return found
+    return {**found, "mean": Mean()}
 
 
 CASES = cases()
@@ -214,6 +229,7 @@ WAITS = {
     "knockout zero": (12, 2),
     "knockout redirect, drop": (26, 4),
     "knockout mask": (10, 2),
+    "mean": (10, 4),
 }
 
 
