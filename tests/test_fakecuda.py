@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import textwrap
 from collections import Counter
@@ -20,11 +21,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from harness import bench, check, goldens
 from harness import budget as budgets
-from harness import check
 from harness.answering import Answerer, Prompt
 from harness.engine import attach
 from harness.errors import PrunebenchError
+from harness.gpu_check import fixture, house, plan
 from harness.layout import TokenLayout
 from harness.method import Method, Reduction, method_class, registered
 from harness.models import LoadedModel, locate_model
@@ -346,3 +348,35 @@ def test_a_decode_step_waits_twice(questions: list[Prompt], on_cuda: tuple[fakec
         list(Answerer(loaded, method_class("none")()).answer(asked))
         waits.append(len([w for w in gpu.waits if w.ours]) - before)
     assert 0 < waits[1] - waits[0] <= 3 * STEP_WAITS, gpu.table()
+
+
+# ------------------------------------------------------------------------------------- what `make gpu-check` runs on a real one
+
+
+@pytest.mark.parametrize("case", ["fv_kvcache_k2_r144_mha8_p24", "sv_v1_r192_mha8_p24", "vp_SMD_7b_t1_mha8_p24", "fv_vanilla_gqa_p24"])
+def test_a_recorded_case_replays_on_the_device(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    made = goldens._model
+    recorded = json.loads(next(house.GOLDENS.glob(f"cases/*/{case}.json")).read_text())
+    with fakecuda.device() as gpu:
+        monkeypatch.setattr(goldens, "_model", lambda folder, name, device: gpu.moved(made(folder, name, goldens.CPU)))
+        outcome = goldens.compare(recorded, goldens.replay(house.GOLDENS, recorded, goldens.method_of(recorded), fakecuda.CUDA))
+    assert outcome.mismatch is None
+
+
+def test_none_and_the_bare_model_are_compared_on_the_device(on_cuda: tuple[fakecuda.Device, LoadedModel]) -> None:
+    asked = house.Asked("cpu", "float32")
+    asked._loaded = on_cuda[1]
+    questions = house.questions_of(fixture.read(), 2)
+    bare, none = (asked.logits(questions, arm) for arm in (None, plan.NONE))
+    assert bare.device.type == none.device.type == "cpu"
+    assert (bare - none).abs().max() < check.SAME
+
+
+def test_a_request_of_the_bench_runs_on_the_device(on_cuda: tuple[fakecuda.Device, LoadedModel]) -> None:
+    model = on_cuda[1].model
+    given = bench.random_input(model, 2, 8, 0)
+    assert given.ids.device == given.pixels.device == fakecuda.CUDA
+    contender = bench.Contender("fastv", "64", method_class("fastv")(keep=64))
+    ran = bench.run_once(model, contender, given, bench.Device(fakecuda.CUDA), 3, 0)
+    assert ran.trace is not None
+    assert ran.trace.kept(0) == 64
