@@ -273,13 +273,16 @@ def test_answers_that_differ_from_the_committed_ones_fail(monkeypatch: pytest.Mo
 
 
 def test_a_share_below_the_floors_fails_in_16_bit() -> None:
-    rows = [{"arm": name, "of": 10, "committed": n, "batched": 0, "shared": 0} for name, n in (("a", 1), ("b", 3), ("c", None))]
-    sums = {"committed": 4, "batched": 0, "shared": 0}
-    assert stages._too_many("float16", rows, sums) == [
+    of = {"committed": 10, "batched": 4, "shared": 10}
+    rows = [{"arm": name, "of": of, "committed": n, "batched": 0, "shared": 0} for name, n in (("a", 1), ("b", 3))]
+    rows.append({"arm": "c", "of": {**of, "committed": 0}, "committed": 0, "batched": 1, "shared": 0})
+    sums, of = {"committed": 4, "batched": 1, "shared": 0}, {"committed": 20, "batched": 12, "shared": 30}
+    assert stages._too_many("float16", rows, sums, of) == [
         "float16: b: 0.70 of the answers equal (committed), floor 0.75",
-        "float16: 0.80 of all answers equal (committed), floor 0.9",
+        "float16: 0.80 of all answers equal (committed), floor 0.95",
+        "float16: 0.92 of all answers equal (batched), floor 0.95",
     ]
-    assert stages._too_many("float32", rows, sums) == []
+    assert stages._too_many("float32", rows, sums, of) == []
 
 
 def test_a_recorded_case_that_does_not_replay_fails(monkeypatch: pytest.MonkeyPatch) -> None:

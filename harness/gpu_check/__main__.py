@@ -53,6 +53,7 @@ def _run(asked: argparse.Namespace, names: list[str], versions: dict[str, str], 
 
     size = asked.size or ("full" if asked.device == "cuda" else "small")
     command = ["python", "-m", "harness.gpu_check", "--device", asked.device, "--size", size, "--out", str(asked.out), "--stages", ",".join(names)]
+    command += [] if asked.limit == plan.LIMIT_S else ["--limit", f"{asked.limit:g}"]
     about = run.described(command, versions, doubtful, asked.device, size)
     print(f"{'REHEARSAL, no result: ' if about['rehearsal'] else ''}{size} size on {about['device']}, at most {asked.limit:.0f} s", flush=True)
     well = run.run({name: stages.STAGES[name] for name in names}, plan.SIZES[size], asked.device, asked.out, about, asked.limit)

@@ -43,6 +43,11 @@ def name_of(device: str) -> str:
     return device_name(pick_device(device))
 
 
+def tf32() -> dict[str, bool]:
+    """May float32 on a GPU be TF32, as torch stands?"""
+    return {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """float32 means float32: no TF32 in matrix products or convolutions."""

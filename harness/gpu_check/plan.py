@@ -41,8 +41,8 @@ LIMIT_S, RESERVE_S = 540, 15
 
 #: answers in float32 that may differ from the committed ones, of all arms together: near ties between two words or two tokens
 NEAR_TIES = 4
-#: shares of answers that must be equal in 16 bit, where rounding turns near ties: per arm, and over all arms
-ARM_FLOOR, FLOOR = 0.75, 0.9
+#: shares of answers that must be equal in 16 bit, where rounding turns near ties: per arm, and over all arms (on a CPU 0.96 and 0.99)
+ARM_FLOOR, FLOOR = 0.75, 0.95
 #: largest difference between the logits of `none` and of the bare model, as a share of the largest logit
 LOGITS_SHARE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 #: largest difference from recorded logits on a GPU in float32 without TF32; on a CPU it is the replay's own tolerance
@@ -72,7 +72,7 @@ SIZES = {
         {"model": "llava-1.5-7b", "random_weights": True, "dtype": "bfloat16", "budgets": ("192", "128", "64"), "batches": (1, 8)}, 10, 3,
     ),
     "small": Size(
-        ("float32", "bfloat16"), ARMS, 6, 2, 8, SWEEP,
+        ("float32", "bfloat16"), tuple(arm for arm in ARMS if arm.budget != "64"), 2, 1, 8, SWEEP,
         {"model": "mini", "random_weights": True, "budgets": ("64",), "batches": (1, 2), "new_tokens": 3, "text_tokens": 20}, 2, 1,
     ),
     "smallest": Size(

@@ -38,6 +38,8 @@ def freed() -> None:
 
 # ------------------------------------------------------------------------------------------------------------------- equal
 
+COMPARED = ("committed", "batched", "shared")
+
 
 def differing(got: Mapping[str, str], want: Mapping[str, str]) -> list[str]:
     """The questions of `got` whose answers are others in `want`."""
@@ -48,7 +50,8 @@ def equal(report: Report) -> None:
     """`none` equals the bare model, batches equal singles, shared prefixes equal none, and answers equal the committed ones."""
     held = fixture.read()
     questions = house.questions_of(held, report.size.questions)
-    report.result |= {"questions": len(questions), "near_ties_allowed": plan.NEAR_TIES, "floors": [plan.ARM_FLOOR, plan.FLOOR], "dtypes": {}}
+    report.result |= {"questions": len(questions), "near_ties_allowed": plan.NEAR_TIES, "floors": [plan.ARM_FLOOR, plan.FLOOR]}
+    report.result |= {"tf32": house.tf32(), "dtypes": {}}
     for dtype in report.size.dtypes:
         asked = house.Asked(report.device, dtype)
         rows: list[dict[str, Any]] = []
@@ -56,35 +59,36 @@ def equal(report: Report) -> None:
         gap = float((bare - none).abs().max() / bare.abs().max())
         if not gap <= plan.LOGITS_SHARE[dtype]:
             report.failed.append(f"{dtype}: `none` and the bare model differ by {gap:.1e} of the largest logit, allowed {plan.LOGITS_SHARE[dtype]}")
-        found = report.result["dtypes"][dtype] = {"none_from_bare": gap, "arms": rows}
+        found: dict[str, Any] = {"none_from_bare": gap, "arms": rows}
+        report.result["dtypes"][dtype] = found
         for arm in report.size.arms:
             rows.append(_compared(asked, arm, questions, held["answers"], report.size.singles))
             report.save()
-        sums = {name: sum(row[name] or 0 for row in rows) for name in ("committed", "batched", "shared")}
-        found |= {"differing": sums, "answers": len(rows) * len(questions)}
-        report.failed += _too_many(dtype, rows, sums)
+        found |= {"differing": {what: sum(row[what] for row in rows) for what in COMPARED}}
+        found |= {"of": {what: sum(row["of"][what] for row in rows) for what in COMPARED}}
+        report.failed += _too_many(dtype, rows, found["differing"], found["of"])
         del asked
         freed()
 
 
 def _compared(asked: house.Asked, arm: Arm, questions: Sequence[Any], answers: Mapping[str, Mapping[str, str]], singles: int) -> dict[str, Any]:
-    """Numbers of answers that differ: from the committed ones, of a batch from singles, with shared prefixes from without."""
+    """How many answers differ, and of how many (`of`): from the committed ones, of a batch from singles, with shared prefixes from without."""
     got = asked.answers(arm, questions)
     alone = asked.answers(arm, questions[:singles], batch=1)
     shared = asked.answers(arm, questions, share=True)
     named = arm.label if arm.answers is None else arm.answers
-    wrong = differing(got, answers[named]) if named else None
+    wrong = differing(got, answers[named]) if named else []
     return {
         "arm": arm.label,
-        "of": len(questions),
-        "committed": None if wrong is None else len(wrong),
+        "of": {"committed": len(questions) if named else 0, "batched": len(alone), "shared": len(questions)},
+        "committed": len(wrong),
         "batched": len(differing(alone, got)),
         "shared": len(differing(shared, got)),
-        "examples": [{"question": key, "found": got[key], "committed": answers[named][key]} for key in (wrong or [])[:3]],
+        "examples": [{"question": key, "found": got[key], "committed": answers[named][key]} for key in wrong[:3]],
     }
 
 
-def _too_many(dtype: str, rows: Sequence[Mapping[str, Any]], sums: Mapping[str, int]) -> list[str]:
+def _too_many(dtype: str, rows: Sequence[Mapping[str, Any]], sums: Mapping[str, int], of: Mapping[str, int]) -> list[str]:
     if dtype == "float32":
         return [
             f"float32: {n} answers differ ({what}), allowed {plan.NEAR_TIES} near ties; first {next(r['arm'] for r in rows if r[what])}"
@@ -93,12 +97,12 @@ def _too_many(dtype: str, rows: Sequence[Mapping[str, Any]], sums: Mapping[str, 
         ]
     said = []
     for what in sums:
-        compared = [(row["arm"], 1 - row[what] / row["of"]) for row in rows if row[what] is not None]
-        low = [(arm, share) for arm, share in compared if share < plan.ARM_FLOOR]
+        shares = [(row["arm"], 1 - row[what] / row["of"][what]) for row in rows if row["of"][what]]
+        low = [(arm, share) for arm, share in shares if share < plan.ARM_FLOOR]
         said += [f"{dtype}: {arm}: {share:.2f} of the answers equal ({what}), floor {plan.ARM_FLOOR}" for arm, share in low]
-        mean = sum(share for _, share in compared) / len(compared)
-        if mean < plan.FLOOR:
-            said.append(f"{dtype}: {mean:.2f} of all answers equal ({what}), floor {plan.FLOOR}")
+        whole = 1 - sums[what] / of[what]
+        if whole < plan.FLOOR:
+            said.append(f"{dtype}: {whole:.2f} of all answers equal ({what}), floor {plan.FLOOR}")
     return said
 
 
