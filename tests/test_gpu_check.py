@@ -113,7 +113,8 @@ def test_what_a_machine_lacks_is_pinned_as_the_constraints_pin_it(capsys: pytest
         ({"torch": "2.13.0+cpu"}, r"torch 2\.13\.0\+cpu: .*CPU-only"),
         ({"torch": "2.10.1"}, "expected torch 2.11 or later"),
         ({"python": "3.10.9"}, "expected Python 3.11 to 3.13"),
-        ({"pydantic": None}, "not installed: pydantic; `make gpu-check WHEELS=1`"),
+        ({"pydantic": None, "tabulate": None}, "not installed: pydantic, tabulate; `make gpu-check WHEELS=1`"),
+        ({"httpx2": None}, "not installed: httpx2;"),
     ],
 )
 def test_versions_that_are_no_good_are_named_before_anything_else(
@@ -131,6 +132,8 @@ def test_versions_in_doubt_are_named_and_the_check_goes_on() -> None:
     assert not refused
     assert doubtful == ["torch 2.14.1+cu130: nothing was measured with torch 2.13 or later yet"]
     assert requirements.problems(requirements.installed()) == ([], [])
+    with_hub_1 = {k: v for k, v in requirements.installed().items() if k not in requirements.OF_HUB_2} | {"huggingface_hub": "1.33.0"}
+    assert requirements.problems(with_hub_1) == ([], [])
 
 
 # ---------------------------------------------------------------------------------------------------------------- the runner

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal with a small shape")
     parser.add_argument("--size", choices=tuple(plan.SIZES), help="default: full on cuda, small on a CPU")
     parser.add_argument("--stages", help=f"some of {','.join(plan.STAGES)}; default: all")
-    parser.add_argument("--limit", type=float, default=plan.LIMIT_S, help="seconds for all stages together")
+    parser.add_argument("--limit", type=float, help=f"seconds for all stages together; default: {plan.LIMIT_S} on cuda, {plan.REHEARSAL_S} on a CPU")
     parser.add_argument("--wheels", action="store_true", help="print the packages that are needed, and nothing else")
     parser.add_argument("--write-answers", action="store_true", help="make the file of committed answers again from results/reference")
     asked = parser.parse_args(arguments)
@@ -53,10 +53,11 @@ def _run(asked: argparse.Namespace, names: list[str], versions: dict[str, str], 
 
     size = asked.size or ("full" if asked.device == "cuda" else "small")
     command = ["python", "-m", "harness.gpu_check", "--device", asked.device, "--size", size, "--out", str(asked.out), "--stages", ",".join(names)]
-    command += [] if asked.limit == plan.LIMIT_S else ["--limit", f"{asked.limit:g}"]
+    command += ["--limit", f"{asked.limit:g}"] if asked.limit else []
+    limit = asked.limit or (plan.LIMIT_S if asked.device == "cuda" else plan.REHEARSAL_S)
     about = run.described(command, versions, doubtful, asked.device, size)
-    print(f"{'REHEARSAL, no result: ' if about['rehearsal'] else ''}{size} size on {about['device']}, at most {asked.limit:.0f} s", flush=True)
-    well = run.run({name: stages.STAGES[name] for name in names}, plan.SIZES[size], asked.device, asked.out, about, asked.limit)
+    print(f"{'REHEARSAL, no result: ' if about['rehearsal'] else ''}{size} size on {about['device']}, at most {limit:.0f} s", flush=True)
+    well = run.run({name: stages.STAGES[name] for name in names}, plan.SIZES[size], asked.device, asked.out, about, limit)
     print(f"written  {asked.out}/*.json")
     return 0 if well else 1
 

@@ -138,9 +138,11 @@ def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
     for batch in asked.batches:
         given = bench.random_input(model, batch, asked.text_tokens, asked.seed)
         for contender in bench.contenders(asked, adapter.shape, knobs):
-            with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine, torch.inference_mode():
-                features, seen = (adapter.encode(given.pixels), None) if engine is None else engine.encode(given.pixels)
+            with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine:
+                with torch.inference_mode():
+                    features, seen = (adapter.encode(given.pixels), None) if engine is None else engine.encode(given.pixels)
 
+                @torch.inference_mode()
                 def once(engine: Any = engine, features: Tensor = features, seen: Any = seen, given: Any = given) -> None:
                     if engine is not None:
                         engine.samples = [str(row) for row in range(given.batch)]

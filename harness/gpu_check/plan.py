@@ -36,8 +36,8 @@ ARMS = (
 )
 #: order and shares of the time; the longest stage comes last, so that a run cut off has the others
 STAGES = {"goldens": 1, "equal": 3, "sweep": 1, "bench": 4}
-#: seconds for all of them together, and what is kept back for writing and leaving
-LIMIT_S, RESERVE_S = 540, 15
+#: seconds for all of them together, in a rehearsal on a CPU, and what is kept back for writing and leaving
+LIMIT_S, REHEARSAL_S, RESERVE_S = 540, 1800, 15
 
 #: answers in float32 that may differ from the committed ones, of all arms together: near ties between two words or two tokens
 NEAR_TIES = 4

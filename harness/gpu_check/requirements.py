@@ -34,6 +34,8 @@ OFTEN_THERE = {
     "tabulate": ">=0.9",
 }
 WHEELS = LACKING | OFTEN_THERE
+#: what only huggingface_hub 2 imports; version 1 has httpx in their place
+OF_HUB_2 = {"httpx2", "httpcore2", "h11", "anyio", "idna", "truststore"}
 #: what is recorded with every result
 RECORDED = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pillow", "pydantic", "triton")
 
@@ -83,7 +85,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def problems(found: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """(why nothing can run, what puts the numbers in doubt), one line each."""
-    lacking = [name for name in ("torch", "numpy", *LACKING) if name not in found]
+    hub = numbers(found.get("huggingface_hub", "2"))
+    needed = [name for name in ("torch", "numpy", *WHEELS) if hub >= (2,) or name not in OF_HUB_2]
+    lacking = [name for name in needed if name not in found]
     refused = [f"not installed: {', '.join(lacking)}; `make gpu-check WHEELS=1` lists what is needed"] if lacking else []
     doubtful: list[str] = []
     for known in KNOWN:

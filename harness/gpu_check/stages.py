@@ -145,7 +145,7 @@ def _shares(seen: timing.Busy) -> dict[str, Any]:
 
 
 def _mean_share(rows: Sequence[Mapping[str, Any]]) -> float:
-    return float(sum(row["busy_ms"] for row in rows) / sum(row["wall_ms"] for row in rows))
+    return float(sum(row["busy_share"] * row["wall_ms"] for row in rows) / sum(row["wall_ms"] for row in rows))
 
 
 def _unseen(label: str, seen: timing.Busy) -> list[str]:
