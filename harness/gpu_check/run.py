@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import time
 import traceback
@@ -111,8 +112,6 @@ def run(
 
 def described(command: Sequence[str], versions: Mapping[str, str], doubtful: Sequence[str], device: str, size: str) -> dict[str, Any]:
     """What every file says of the run: device, versions, command, and whether it was a rehearsal."""
-    import shlex
-
     from harness.gpu_check import house
     from harness.provenance import git_state
 
