@@ -20,13 +20,15 @@ baseline.takes := $(regress.takes)
 leaderboard.takes := --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
-# FRESH and DRY_RUN are on unless 0 or empty; BENCH holds any number of arguments
+# FRESH, DRY_RUN and WHEELS are on unless 0 or empty; BENCH holds any number of arguments
 kind.FRESH := switch
 kind.DRY_RUN := switch
 kind.BENCH := several
+gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
+kind.WHEELS := switch
 
 commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show
-targets := $(commands) help venv mini-data mini test lint check clean clean-venv
+targets := $(commands) help venv gpu-check mini-data mini test lint check clean clean-venv
 .PHONY: $(targets)
 
 # Wrong names are refused before anything runs.
@@ -56,6 +58,7 @@ option = $(if $(call typed,$2),$1 $(call quote,$(value $2)),$(if $3,$1 $3))
 switch = $(if $(filter-out 0,$(call typed,$2)),$1)
 several = $(foreach w,$(call typed,$2),$(call quote,$w))
 entry = $(call $(or $(kind.$(word 2,$1)),option),$(word 1,$1),$(word 2,$1),$(word 3,$1))
+python = $(if $(call typed,PYTHON),$(call quote,$(value PYTHON)),python3)
 arguments = $(foreach t,$($@.takes),$(call entry,$(subst =, ,$t)))
 
 # only the mini model has calibration data of its own
@@ -68,7 +71,7 @@ $(commands): $(STAMP)
 	@$(RUN) $@ $($@.also) $(arguments)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(if $(call typed,PYTHON),$(call quote,$(value PYTHON)),python3) harness/bootstrap.py $(VENV)
+	@$(python) harness/bootstrap.py $(VENV)
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt
 
@@ -109,3 +112,7 @@ clean:  ## remove caches; results stay
 
 clean-venv:  ## remove the virtual environment
 	@rm -rf $(VENV)
+
+gpu-check:  ## OUT=folder: what only a GPU can settle, in nine minutes, without .venv [DEVICE=cpu rehearses; WHEELS=1 lists what it needs]
+	@for p in $(python) $(VENV)/bin/python; do "$$p" -c 'import importlib.util as u; exit(not u.find_spec("torch"))' 2> /dev/null && break; done; \
+	  "$$p" -m harness.gpu_check $(arguments)

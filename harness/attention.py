@@ -70,8 +70,9 @@ class EditedPairs(NamedTuple):
 def sink_columns(edit: AttentionEdit, layout: TokenLayout) -> Tensor:
     """(b,) long: the column of each row's sink."""
     visual = layout.visual_tokens.columns
-    sink = torch.as_tensor(edit.sink, device=visual.device).expand(visual.shape[0])
-    return visual.gather(1, sink[:, None])[:, 0]
+    if isinstance(edit.sink, int):
+        return visual[:, edit.sink]
+    return visual.gather(1, edit.sink[:, None])[:, 0]
 
 
 def edited_pairs(edit: AttentionEdit, layout: TokenLayout) -> EditedPairs:
@@ -124,16 +125,16 @@ def apply_edits(
 
 def asked_rows(layout: TokenLayout, rows: Rows, of: Tensor | None = None) -> Gathered:
     """The columns of the asked query rows, (b, r); those of prompts outside `of (b,)` bool are no real rows. Raises PrunebenchError for others."""
-    after = layout.after_tokens
     if isinstance(rows, str):
         if rows == "last":
             last = torch.full((layout.valid.shape[0], 1), layout.n - 1, device=layout.valid.device)
             asked = Gathered(last, torch.ones_like(last, dtype=torch.bool))
         elif rows in ("after", "visual"):
-            asked = after if rows == "after" else layout.visual_tokens
+            asked = layout.after_tokens if rows == "after" else layout.visual_tokens
         else:
             raise PrunebenchError(f"expected rows last, after, visual or a bool mask over the text behind the image, found {rows!r}")
     else:
+        after = layout.after_tokens
         if rows.shape != after.columns.shape or rows.dtype != torch.bool:
             raise PrunebenchError(
                 f"expected rows as bool {tuple(after.columns.shape)} over the text behind the image, "

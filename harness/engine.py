@@ -166,8 +166,11 @@ class EngineRun:
         return Places(*take(self._prompt_places, index).unbind(2))
 
     def quota(self, keep: int | Share) -> Tensor:
-        counts = self._per_layer_prompt.visual_counts
-        return torch.tensor([quota(keep, n) for n in counts], device=self._per_layer_prompt.valid.device)
+        counts, device = self._per_layer_prompt.visual_counts, self._per_layer_prompt.valid.device
+        quotas = [quota(keep, n) for n in counts]
+        if len(set(quotas)) == 1:  # made on the device: an upload waits for it
+            return torch.full((len(quotas),), quotas[0], device=device)
+        return torch.tensor(quotas, device=device)
 
     def generator(self, row: int) -> torch.Generator:
         key = self.samples[row] if self.samples is not None else str(row)
@@ -222,8 +225,10 @@ class EngineRun:
         """What the last prefill and the decode steps since then did. Raises before the first prefill is complete."""
         if self._trace is None or self._prefilling:
             raise PrunebenchError("no complete prefill has run inside attach() yet")
+        edited = [torch.stack(silenced).sum(0) for silenced in self._silenced if silenced]
+        read = iter(torch.stack(edited).tolist() if edited else ())  # at once: each read waits for the device
         for layer, silenced in zip(self._trace.layers, self._silenced, strict=True):
-            layer.silenced = [int(s) for s in torch.stack(silenced).sum(0).tolist()] if silenced else [0] * self._trace.batch
+            layer.silenced = [int(s) for s in next(read)] if silenced else [0] * self._trace.batch
         self._trace.notes = dict(self._notes)
         self._trace.decode_steps = self._steps
         return self._trace

@@ -32,6 +32,7 @@ from harness.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
 LOGIT_TOLERANCE = 1e-4
 NORM_TOLERANCE = 1e-3
 IMAGE_TOKEN = 511
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=4)
-def _model(folder: Path, name: str) -> LlavaAdapter:
+def _model(folder: Path, name: str, device: torch.device) -> LlavaAdapter:
     """A LLaVA whose decoder and head hold the recorded weights; its tower is never run."""
     spec = read_json(folder / "models" / "models.json").get(name, {})
     if "config" not in spec:
@@ -96,6 +97,7 @@ def _model(folder: Path, name: str) -> LlavaAdapter:
     )
     adapter = LlavaAdapter(AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval())
     load_text(adapter, {k: v.float() for k, v in _tensors(folder / spec["weights"]).items()})
+    adapter.model.to(device)
     return adapter
 
 
@@ -136,20 +138,23 @@ def method_of(case: dict[str, Any]) -> Method:
     return cls(**stages, **given, layer0="merge" if case["size"] == "7b" else "half")  # type: ignore[call-arg]
 
 
-def replay(folder: Path, case: dict[str, Any], method: Method) -> Replayed:
-    """Run a case's prompt and its recorded decode tokens with `method`. Raises NotReplayableError if the case is of another kind."""
+def replay(folder: Path, case: dict[str, Any], method: Method, device: torch.device = CPU) -> Replayed:
+    """Run a case's prompt and its recorded decode tokens with `method`; the logits come back to the CPU.
+
+    Raises NotReplayableError if the case is of another kind.
+    """
     lacks = [field for field in ("model", "input", "tokens", "logits") if field not in case]
     if lacks:
         raise NotReplayableError(f"the case records no {', '.join(lacks)}")
-    adapter = _model(folder, case["model"])
+    adapter = _model(folder, case["model"], device)
     model = adapter.model
     inputs = _tensors(folder / "inputs" / f"{case['input']}.safetensors")
     if "inputs_embeds" not in inputs:
         raise NotReplayableError(f"the input {case['input']!r} holds {', '.join(sorted(inputs))} and no inputs_embeds")
     embeds, pre, post = inputs["inputs_embeds"], inputs["pre_ids"].long(), inputs["post_ids"].long()
     n_visual = embeds.shape[1] - pre.numel() - post.numel()
-    ids = torch.cat([pre, torch.full((n_visual,), IMAGE_TOKEN), post])[None]
-    features = adapter.outputs([Features(embeds[0, pre.numel() : pre.numel() + n_visual])])
+    ids = torch.cat([pre, torch.full((n_visual,), IMAGE_TOKEN), post])[None].to(device)
+    features = adapter.outputs([Features(embeds[0, pre.numel() : pre.numel() + n_visual].to(device))])
     norms: list[float] = []
     positions: list[list[int]] = []
     with attach(model, method) as run, torch.inference_mode():
@@ -166,10 +171,10 @@ def replay(folder: Path, case: dict[str, Any], method: Method) -> Replayed:
         try:
             out = model(input_ids=ids, mm_encoder_outputs=features, past_key_values=cache)
             prefill_norms, layouts = list(norms), run.layouts
-            logits = [out.logits[0, -1]]
+            logits = [out.logits[0, -1].cpu()]
             for token in case["tokens"][: len(case["logits"]) - 1]:
                 positions.append([])
-                logits.append(model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0, -1])
+                logits.append(model(input_ids=torch.tensor([[token]], device=device), past_key_values=cache).logits[0, -1].cpu())
         finally:
             for handle in handles:
                 handle.remove()
@@ -178,17 +183,17 @@ def replay(folder: Path, case: dict[str, Any], method: Method) -> Replayed:
         return Replayed(logits, origins[-1], lengths, prefill_norms, positions[1:], run, origins)
 
 
-def compare(case: dict[str, Any], got: Replayed) -> Outcome:
-    """Everything a case recorded against a run: kept sets, layers, votes, lengths, positions, norms, logits."""
+def compare(case: dict[str, Any], got: Replayed, tolerance: float = LOGIT_TOLERANCE) -> Outcome:
+    """Everything a case recorded against a run: kept sets, layers, votes, lengths, positions, norms, logits within `tolerance`."""
     wanted = case["logits"]
     # FastV's variants that rank again at every token agree at prefill only; the masking one also keeps all tokens in place
     prefill_only = case["method"] == "fastv" and case["variant"] in ("inplace", "mask")
     steps = 1 if prefill_only else len(wanted)
     largest = max(float((got.logits[t] - torch.tensor(wanted[t])).abs().max()) for t in range(steps))
-    return Outcome(case["id"], largest, _first_difference(case, got, steps, largest))
+    return Outcome(case["id"], largest, _first_difference(case, got, steps, largest, tolerance))
 
 
-def _first_difference(case: dict[str, Any], got: Replayed, steps: int, largest: float) -> str | None:
+def _first_difference(case: dict[str, Any], got: Replayed, steps: int, largest: float, tolerance: float) -> str | None:
     masked = case.get("variant") == "mask"
     first = case.get("first_pruned_layer")
     q_len = case["q_len"] if "q_len" in case else case["steps"][0]["q_len"]
@@ -221,8 +226,8 @@ def _first_difference(case: dict[str, Any], got: Replayed, steps: int, largest: 
             expected = at if isinstance(at, list) else [at] * len(got.lengths)
             if got.decode_positions[step] != expected:
                 return f"decode step {step + 1} at positions {got.decode_positions[step][:4]}..., recorded {expected[:4]}..."
-    if not largest <= LOGIT_TOLERANCE:
-        return f"logits differ by {largest:.2e}, tolerance {LOGIT_TOLERANCE:.0e}"
+    if not largest <= tolerance:
+        return f"logits differ by {largest:.2e}, tolerance {tolerance:.0e}"
     return None
 
 
@@ -231,12 +236,15 @@ def _sets(got: list[int], recorded: list[int]) -> str:
     return f"kept {len(got)} tokens, recorded {len(recorded)}; not recorded: {extra[:5]}, missing: {missing[:5]}"
 
 
-def run_folder(folder: Path) -> Iterator[Outcome]:
-    """Replay every case of a folder, in index order; a case that cannot be replayed counts as a mismatch and says why."""
-    for entry in load_index(folder):
+def run_folder(folder: Path, device: torch.device = CPU, tolerance: float = LOGIT_TOLERANCE, n: int | None = None) -> Iterator[Outcome]:
+    """Replay the first `n` cases of a folder (None: all), in index order, in float32 on a device.
+
+    A case that cannot be replayed counts as a mismatch and says why.
+    """
+    for entry in load_index(folder)[:n]:
         case = read_case(folder, entry["file"])
         try:
-            outcome = compare(case, replay(folder, case, method_of(case)))
+            outcome = compare(case, replay(folder, case, method_of(case), device), tolerance)
         except NotReplayableError as error:
             outcome = Outcome(str(case.get("id", entry["file"])), float("nan"), f"not replayable: {error}")
         yield outcome

@@ -114,7 +114,7 @@ class TokenLayout:
     @cached_property
     def after_tokens(self) -> Gathered:
         """(b, t): columns of the text tokens behind the image, in order."""
-        return gather_mask(self.after)
+        return gather_mask(self.after, max(self.after_counts))
 
     @cached_property
     def mask(self) -> Tensor | None:

@@ -282,6 +282,9 @@ class Located:
         if self.config.hub is not None:
             _fetch(self.config.model_copy(update={"revision": self.revision}), ["*.safetensors", "*.safetensors.index.json"])
         _check_memory(self.folder, self.device, self.dtype)
+        if self.device.type == "cuda" and self.dtype == "float32":
+            # torch lets cuDNN round float32 convolutions to TF32, the tower's patch embedding among them
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         front = self.front
         model = _load(self.config, self.folder, self.dtype).to(self.device).eval()
         known = {f.name: getattr(front, f.name) for f in fields(front) if f.init}

@@ -230,8 +230,8 @@ FAULTS = (
     Fault(
         "redirect to the next token",
         _ATTENTION + "sink_columns",
-        "sink[:, None])[:, 0]",
-        "sink[:, None] + 1)[:, 0]",
+        "visual[:, edit.sink]",
+        "visual[:, edit.sink + 1]",
         "visipruner",
         VISIPRUNER,
     ),

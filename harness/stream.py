@@ -78,8 +78,7 @@ class BoundaryStream:
 
     def edited(self) -> tuple[str, Tensor, Tensor] | None:
         """(name, what it is now, what it was) of a tensor that the method changed in place."""
-        tokens = {"visual": self._layout.visual_tokens, "after": self._layout.after_tokens}
         for name, copy, version in self._handed:
             if copy._version != version:
-                return name, copy, self._gathered(tokens[name])
+                return name, copy, self._gathered(self._layout.visual_tokens if name == "visual" else self._layout.after_tokens)
         return self.normed.edited() if "normed" in vars(self) else None

@@ -81,7 +81,7 @@ class Knockout(Method):
         return 0
 
     def edit_attention(self, run: Run, layer: int) -> Sequence[AttentionEdit]:
-        if not self._cuts(layer) or not bool(run.visual_valid.any()):
+        if not self._cuts(layer) or not run.visual_valid.shape[1]:  # no row has a visual token left
             return ()
         how = self._how(layer)
         edits = [AttentionEdit("after", None, how, self.sink)] if self.text_to_vision else []

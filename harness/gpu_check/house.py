@@ -1,0 +1,157 @@
+"""The only file of the check that speaks the interface of engine, models and answering: what changes there is changed here."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness import bench, goldens
+from harness import budget as budgets
+from harness.adapters import adapter_for
+from harness.answering import Answerer, Prompt
+from harness.engine import attach
+from harness.gpu_check.plan import Arm
+from harness.method import Method, registered
+from harness.models import DTYPES, LoadedModel, Located, locate_model, model_config, pick_device
+from harness.prefix import PrefixCache
+from harness.provenance import device_name
+
+GOLDENS = Path(__file__).resolve().parent.parent.parent / "tests" / "goldens"
+
+
+def shipped_methods() -> set[str]:
+    """Names of the registered methods of methods/."""
+    return {name for name, cls in registered().items() if cls.__module__.startswith("methods.")}
+
+
+def knobs_of(arm: Arm) -> dict[str, Any]:
+    """All knobs of an arm on the mini model, as results record them."""
+    return locate_model("mini", "cpu", "float32").method(arm.method, budgets.parse(arm.budget), arm.knobs).knobs()
+
+
+def name_of(device: str) -> str:
+    """The GPU's or the processor's name."""
+    return device_name(pick_device(device))
+
+
+def tf32() -> dict[str, bool]:
+    """May float32 on a GPU be TF32, as torch stands?"""
+    return {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """float32 means float32: no TF32 in matrix products or convolutions."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+class Asked:
+    """The mini model on a device in a dtype, ready to be asked."""
+
+    def __init__(self, device: str, dtype: str) -> None:
+        self._located: Located = locate_model("mini", device, dtype)
+        self._loaded: LoadedModel = self._located.load()
+
+    def _method(self, arm: Arm) -> Method:
+        return self._located.method(arm.method, budgets.parse(arm.budget), arm.knobs)
+
+    def answers(self, arm: Arm, questions: Sequence[Prompt], batch: int = 8, share: bool = False) -> dict[str, str]:
+        """The answer by question; nothing is kept between calls."""
+        answerer = Answerer(self._loaded, self._method(arm), batch_size=batch, prefixes=PrefixCache() if share else None)
+        return {answer.key: answer.text for answer in answerer.answer(questions)}
+
+    @torch.inference_mode()
+    def logits(self, questions: Sequence[Prompt], arm: Arm | None) -> Tensor:
+        """(b, vocabulary) float32 on the CPU: the last position of a padded batch, under an arm or of the bare model."""
+        rows = [self._loaded.prompt_ids(q.text) for q in questions]
+        width = max(map(len, rows))
+        given = {
+            "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self._loaded.device),
+            "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._loaded.device),
+            "pixel_values": torch.cat([self._loaded.pixels(q.image()) for q in questions]),
+        }
+        with nullcontext() if arm is None else attach(self._loaded.model, self._method(arm)):
+            out: Tensor = self._loaded.model(**given, logits_to_keep=1).logits[:, -1]
+        return out.float().cpu()
+
+
+def questions_of(held: Mapping[str, Any], n: int) -> list[Prompt]:
+    """The first `n` questions of the fixture."""
+
+    def image(key: str) -> Callable[[], Image.Image]:
+        return lambda: Image.open(io.BytesIO(held["images"][key])).convert("RGB")
+
+    return [
+        Prompt(q["key"], q["text"], image(q["image"]), q["image"], q["max_new_tokens"], tuple(q["until"])) for q in held["questions"][:n]
+    ]
+
+
+class Golden(NamedTuple):
+    """One replayed case: the largest difference of its logits, and the first thing that differs."""
+
+    case: str
+    largest: float
+    mismatch: str | None
+
+
+def replayed(device: str, n: int, tolerance: float | None) -> Iterator[Golden]:
+    """The first `n` recorded cases in float32; `tolerance` None: the replay's own."""
+    for outcome in goldens.run_folder(GOLDENS, pick_device(device), tolerance or goldens.LOGIT_TOLERANCE, n):
+        yield Golden(outcome.case, outcome.largest, outcome.mismatch)
+
+
+def measured(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """`prunebench bench` with these settings: what it writes to `out`/bench.json."""
+    return bench.run(bench.Settings(**settings), out, lambda _: None)
+
+
+class Prefill(NamedTuple):
+    """A prefill that can be run again and again: `run()` returns once the host has handed out its work."""
+
+    label: str
+    batch: int
+    run: Callable[[], Any]
+
+
+def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
+    """Every contender of `measured` at every batch size, on one model with random weights. Call `run` before taking the next."""
+    asked = bench.Settings(**settings)
+    device = pick_device(asked.device)
+    dtype = asked.dtype if asked.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    model: Any = bench.random_model(bench.random_config(asked), device, DTYPES[dtype], asked.seed)
+    adapter = adapter_for(model)
+    knobs = model_config(asked.model).knobs
+    for batch in asked.batches:
+        given = bench.random_input(model, batch, asked.text_tokens, asked.seed)
+        for contender in bench.contenders(asked, adapter.usual.with_text(asked.text_tokens), knobs):
+            with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine:
+                with torch.inference_mode():
+                    features, seen = (adapter.encode(pixel_values=given.pixels), None) if engine is None else engine.encode(pixel_values=given.pixels)
+
+                @torch.inference_mode()
+                def once(engine: Any = engine, features: Any = features, seen: Any = seen, given: Any = given) -> None:
+                    if engine is not None:
+                        engine.samples = [str(row) for row in range(given.batch)]
+                        engine.see(seen)
+                    model(
+                        input_ids=given.ids,
+                        attention_mask=torch.ones_like(given.ids),
+                        mm_encoder_outputs=adapter.outputs(features),
+                        past_key_values=DynamicCache(config=model.config.text_config),
+                        logits_to_keep=1,
+                    )
+
+                yield Prefill(contender.label, batch, once)
