@@ -83,7 +83,7 @@ def test_edits_equal_surgery_on_the_full_attention_matrix(how: str) -> None:
     n, d, h = 12, 8, 2
     ids = torch.tensor([[0, 9, 4, 4, 4, 4, 9, 9, 9, 9, 9, 9], [9, 9, 9, 4, 4, 4, 4, 9, 9, 9, 9, 9]])
     attention_mask = (ids != 0).long()
-    layout = TokenLayout.of_prompt(ids, attention_mask, 4)
+    layout = TokenLayout.of_prompt(ids, attention_mask, (4,))
     q, k, v = (torch.randn(2, h, n, d, dtype=torch.float64) for _ in range(3))
     out = attend(q, k, v, layout.mask, d**-0.5, causal=True)
     cols = torch.tensor([[True, True, False, True]] * 2)
@@ -184,11 +184,11 @@ def test_a_wrong_reduction_names_method_boundary_and_shapes() -> None:
 
 def test_added_tokens_stand_behind_the_last_kept_one_or_where_the_image_stood() -> None:
     ids = torch.tensor([[9, 9, 4, 4, 4, 9, 9]])
-    layout = TokenLayout.of_prompt(ids, None, 4)
+    layout = TokenLayout.of_prompt(ids, None, (4,))
     some = layout.reduce(torch.tensor([[True, False, False]]), torch.ones(1, 2, dtype=torch.bool), compact=False)
     assert some.source.tolist() == [[0, 1, 2, 7, 8, 5, 6]]
-    assert some.layout.positions.tolist() == [[0, 1, 2, 3, 3, 5, 6]]
+    assert some.layout.positions[:, :, 0].tolist() == [[0, 1, 2, 3, 3, 5, 6]]
     assert some.layout.origin.tolist() == [[-1, -1, 0, -2, -2, -1, -1]]
     none_kept = layout.reduce(torch.zeros(1, 3, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool), compact=True)
     assert none_kept.source.tolist() == [[0, 1, 7, 5, 6]]
-    assert none_kept.layout.positions.tolist() == [[0, 1, 2, 3, 4]]
+    assert none_kept.layout.positions[:, :, 0].tolist() == [[0, 1, 2, 3, 4]]
