@@ -242,7 +242,7 @@ def test_all_files_of_a_package_count_and_the_folder_does_not(tmp_path: Path, mo
         (("@dataclass(frozen=True)\n", ""), "decorate the class with @dataclass"),
         (("Ranking", "Method"), "a budget sets the knob 'keep', and the class has no such field: add `keep: int`"),
         (("def score(self", "def score(self,,"), r"does not load: SyntaxError: .*\(mine.py, line \d+\)"),
-        (("from harness.method", "import torcj\nfrom harness.method"), r"does not load: ModuleNotFoundError: No module named 'torcj' \(mine.py, line 5\)"),
+        (("from harness", "import torcj\nfrom harness"), r"does not load: ModuleNotFoundError: No module named 'torcj' \(mine.py, line 5\)"),
     ],
 )
 def test_a_file_that_holds_no_method_is_refused_in_words(tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -252,7 +252,7 @@ def test_layers_that_cannot_be_forced_are_refused(knobs: dict[str, Any], says: s
 def test_the_last_layer_and_a_full_budget_leave_nothing_to_force() -> None:
     with pytest.raises(PrunebenchError, match="force_fusion_layer=31: expected 7 to 30"):
         build("visipruner", parse("native"), {"force_fusion_layer": 31}, S7)
-    with pytest.raises(PrunebenchError, match=r"force_exit_layer=24: expected fewer than 576 kept"):
+    with pytest.raises(PrunebenchError, match=r"^visipruner: force_exit_layer=24: expected fewer than 576 kept"):
         build("visipruner", parse(576), {"force_fusion_layer": 14, "force_exit_layer": 24}, S7)
 
 
