@@ -77,7 +77,7 @@ def parse(text: str | int | None) -> Budget:
         raise PrunebenchError(f"budget {text!r}: {unknown('budget', word, WORDS)}; {_SPELT}")
     number, percent, unit = found.groups()
     if unit == "flops":
-        ratio = float(number) / (100 if percent else 1)
+        ratio = _ratio(number, percent)
         if not 0 < ratio <= 1:
             share = "a share of the unpruned FLOPs above 0 and at most 1, as in 0.35flops"
             raise PrunebenchError(f"budget {text!r}: expected {share}; found {number}{percent}")
@@ -87,11 +87,16 @@ def parse(text: str | int | None) -> Budget:
     return Budget("avg" if unit == "avg" else "kept", tokens(str(text), number, percent, bool(unit)))
 
 
+def _ratio(number: str, percent: str) -> float:
+    """The nearest float, so that 33.3% and 0.333 are one share: 33.3 / 100 is not."""
+    return float(f"{number}e-2" if percent else number)
+
+
 def tokens(text: str, number: str, percent: str, unit: bool) -> int | Share:
     """An amount of visual tokens in the budget or knob `text`: whole numbers count, a % or a fraction with a unit is a share."""
     whole = re.fullmatch(r"[+-]?\d+", number) is not None
     if percent or (unit and not whole):
-        ratio = float(number) / (100 if percent else 1)
+        ratio = _ratio(number, percent)
         if not 0 < ratio <= 1:
             share = "a share of a prompt's visual tokens above 0 and at most 1 (100%)"
             raise PrunebenchError(f"budget {text!r}: expected {share}; found {number}{percent}")

@@ -62,11 +62,12 @@ def tiny_model(depth: int = DEPTH, kv_heads: int = 4, dtype: torch.dtype = torch
     )
     model: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(7)
+    decoding = {id(weight) for weight in adapter_for(model).text.parameters()}
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim >= 2:
                 fan_in = 1 if "embed" in name and "patch" not in name else weight[0].numel()
-                gain = 2.0 if name.endswith(("q_proj.weight", "k_proj.weight")) and "language_model" in name else 1.0
+                gain = 2.0 if name.endswith(("q_proj.weight", "k_proj.weight")) and id(weight) in decoding else 1.0
                 weight.copy_(torch.randn(weight.shape, generator=generator) * gain / fan_in**0.5)
         if beacon:
             plant_beacon(model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ class Share:
             raise PrunebenchError(f"a share of the visual tokens: expected more than 0 and at most 1 (100%), found {self.ratio:g}")
 
     def __str__(self) -> str:
-        return f"{self.ratio!r}kept".replace(".0kept", "kept") if self.ratio < 1 else "100%"
+        # never as 1e-05, which no budget is spelt as
+        return f"{Decimal(repr(self.ratio)):f}kept" if self.ratio < 1 else "100%"
 
 
 def quota(keep: int | Share, n_visual: int) -> int:
@@ -36,7 +38,7 @@ def quota(keep: int | Share, n_visual: int) -> int:
         return min(keep, n_visual)
     tokens = math.floor(keep.ratio * n_visual + 0.5)
     if tokens < 1 <= n_visual:
-        least = f"{50 / n_visual:.2g}%"
+        least = f"{math.ceil(5000 / n_visual) / 100:g}%"
         raise PrunebenchError(f"budget {keep}: expected at least one token, found a prompt of {n_visual} visual tokens: give {least} or more")
     return tokens
 

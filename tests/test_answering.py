@@ -6,6 +6,7 @@ from PIL import Image
 
 from harness import budget as budgets
 from harness import flops
+from harness.adapters import Features
 from harness.answering import Answerer, Encoded, FeatureCache, Prompt
 from harness.errors import PrunebenchError
 from harness.method import method_class
@@ -51,7 +52,7 @@ def test_every_image_is_encoded_once_across_questions_and_methods(mini: LoadedMo
         method = method_class(name)() if name == "none" else method_class(name)(keep=32)
         assert len(list(Answerer(mini, method, features=cache).answer(ask))) == 6
     assert cache.encoded == len({p.image_key for p in ask}) < 6
-    pixels = Answerer(mini, method_class("downsample")(keep=64), features=cache)
+    pixels = Answerer(mini, locate_model("mini", "cpu").method("downsample", budgets.parse("64")), features=cache)
     list(pixels.answer(ask))
     assert cache.encoded == 2 * len({p.image_key for p in ask}), "a method that changes pixels has features of its own"
 
@@ -62,7 +63,7 @@ def test_feature_cache_drops_the_least_recently_used() -> None:
 
     def encode(name: str) -> Encoded:
         made.append(name)
-        return Encoded(torch.zeros(100), {})
+        return Encoded(Features(torch.zeros(100)), {})
 
     for name in "abacab":
         cache.get(name, lambda name=name: encode(name))
@@ -70,16 +71,16 @@ def test_feature_cache_drops_the_least_recently_used() -> None:
 
 
 def test_cost_of_a_sample_is_what_the_trace_says(mini: LoadedModel) -> None:
-    shape = mini.adapter.shape
+    shape, n_visual = mini.adapter.shape, mini.usual.n_visual
     method = locate_model("mini", "cpu").method("fastv", budgets.parse("64"))
     answer = next(iter(Answerer(mini, method).answer(prompts(1))))
-    text = answer.n_input_tokens - shape.n_visual
+    text = answer.n_input_tokens - n_visual
     scored = 2 * shape.heads * shape.head_dim * answer.n_input_tokens
-    expected = 2 * flops.layer(shape, shape.n_visual + text) + (shape.depth - 2) * flops.layer(shape, 64 + text) + scored
+    expected = 2 * flops.layer(shape, n_visual + text) + (shape.depth - 2) * flops.layer(shape, 64 + text) + scored
     assert answer.cost["prefill_dense_flops"] == expected
-    assert answer.cost["prefill_unpruned_flops"] == shape.depth * flops.layer(shape, shape.n_visual + text)
+    assert answer.cost["prefill_unpruned_flops"] == shape.depth * flops.layer(shape, n_visual + text)
     per_token = 2 * shape.kv_heads * shape.head_dim * 4
-    assert answer.cost["kv_bytes"] == per_token * (2 * (shape.n_visual + text) + (shape.depth - 2) * (64 + text))
+    assert answer.cost["kv_bytes"] == per_token * (2 * (n_visual + text) + (shape.depth - 2) * (64 + text))
 
 
 def test_budgets_of_visipruner_are_always_met_and_forced_ones_noted(mini: LoadedModel) -> None:

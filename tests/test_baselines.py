@@ -9,18 +9,22 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from harness.adapters import adapter_for
 from harness.budget import Budget, parse
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import Method, build
-from harness.shape import SHAPES, ModelShape
-from methods._select import centres, even_split, grid_of
-from methods.pooling import cells
-from methods.uniform import spread
+from harness.shape import SHAPES, Grid, PromptShape
+from methods._select import centres, even_split, grids, shared_out
+from methods.downsample import Downsample
+from methods.pooling import Pooling, cells
+from methods.uniform import Uniform, spread
 
 S7 = SHAPES["llava-1.5-7b"]
 SIDE, DEPTH, IMAGE = 24, 3, 4
-TINY = replace(S7, depth=DEPTH, vision=replace(S7.vision, patch_inputs=3 * 2 * 2))
+TINY = PromptShape(
+    replace(S7.decoder, depth=DEPTH), (replace(S7.images[0], vision=replace(S7.images[0].vision, patch_inputs=3 * 2 * 2)),), n_text=6
+)
 BUDGETS = (1, 7, 16, 32, 64, 128, 192, 575, 576)
 IDS = torch.tensor([[1, 10, 11, *[IMAGE] * SIDE**2, 20, 21, 22]])
 
@@ -56,9 +60,9 @@ def prefill(model: Any, method: Method, pixels: Tensor) -> tuple[EngineRun, Tens
     return run, seen[0][0], logits
 
 
-def at(name: str, keep: int, shape: ModelShape = S7, **knobs: Any) -> Method:
+def at(name: str, keep: int, prompt: PromptShape = S7, **knobs: Any) -> Method:
     """A method at a budget, for LLaVA-1.5-7B or the random model."""
-    return build(name, Budget("kept", keep), knobs, shape)
+    return build(name, Budget("kept", keep), knobs, prompt)
 
 
 @pytest.mark.parametrize("keep", BUDGETS)
@@ -67,10 +71,10 @@ def test_exactly_the_asked_number_enters_the_language_model(model: Any, pixels: 
     method = at(name, keep, TINY)
     run, stream, _ = prefill(model, method, pixels)
     visual = [layer.visual[0] for layer in run.trace.layers]
-    assert visual == [keep] * DEPTH == method.plan(TINY, 6)
+    assert visual == [keep] * DEPTH == method.plan(TINY)
     assert stream.shape[0] == keep + 6
     # as LLaVA numbers a shorter sequence; kept tokens in the order of the prompt
-    assert run.layouts[0].positions[0].tolist() == list(range(keep + 6))
+    assert run.layouts[0].positions[0, :, 0].tolist() == list(range(keep + 6))
     if name != "pooling":
         origins = run.layouts[0].origin[0][run.layouts[0].visual[0]].tolist()
         assert origins == sorted(set(origins))
@@ -87,7 +91,7 @@ def test_random_at_fastvs_boundary_sees_everything_before_it(model: Any, pixels:
     run, _, _ = prefill(model, at("random", 64, boundary=2), pixels)
     assert [layer.visual[0] for layer in run.trace.layers] == [576, 576, 64]
     kept = run.layouts[2]
-    assert torch.equal(kept.positions[0][kept.visual[0]], kept.origin[0][kept.visual[0]] + 3)  # original positions
+    assert torch.equal(kept.positions[0, :, 0][kept.visual[0]], kept.origin[0][kept.visual[0]] + 3)  # original positions
 
 
 # ----------------------------------------------------------------------------------------------------------- which tokens stay
@@ -209,16 +213,88 @@ def test_nothing_cannot_be_kept(name: str) -> None:
         build(name, parse(None), {"keep": 0}, S7)
 
 
-def test_a_grid_is_asked_for_only_where_there_is_one() -> None:
-    assert grid_of("pooling", 2 * 576, S7) == (48, 24)
-    with pytest.raises(PrunebenchError, match="pooling: expected whole images of 576 visual tokens, found 600"):
-        grid_of("pooling", 600, S7)
-    oblong = replace(S7, n_visual=600)
-    for name in ("pooling", "uniform"):
-        with pytest.raises(PrunebenchError, match=f"{name}: expected images as a square grid"):
-            build(name, parse("64"), {}, oblong)
+# ------------------------------------------------------------------------------------------------------------- other grids
+
+
+def prompt_of(*images: tuple[Grid, ...]) -> PromptShape:
+    """A prompt of these images, each of one or several grids."""
+    return PromptShape(S7.decoder, tuple(replace(S7.images[0], views=views) for views in images))
+
+
+class Stub:
+    """A run and a stream of `prompts`: every visual token's state is its own number."""
+
+    def __init__(self, *prompts: PromptShape) -> None:
+        self.prompts = prompts
+        counts = [prompt.n_visual for prompt in prompts]
+        self.visual_valid = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]
+        self.visual = torch.arange(max(counts)).float()[None, :, None].expand(len(counts), -1, 1)
+
+    def quota(self, keep: Any) -> Tensor:
+        return torch.tensor([prompt.quota(keep) for prompt in self.prompts])
+
+
+OBLONG = (Grid(20, 30),)
+WITH_NEWLINES = (Grid(12, 12), Grid(10, 20, newline=True))
+
+
+@pytest.mark.parametrize("keep", [1, 7, 64, 599, 600])
+def test_an_oblong_image_is_covered_by_its_own_rows_and_columns(keep: int) -> None:
+    prompt = prompt_of(OBLONG)
+    run: Any = Stub(prompt)
+    for name in ("uniform", "pooling", "first", "random"):
+        assert at(name, keep, prompt).plan(prompt) == [keep] * 32
+    kept = Uniform(keep=keep).at_boundary(run, 0, run)
+    assert kept is not None
+    assert kept.keep[0].nonzero().flatten().tolist() == spread(keep, 20, 30)
+    pooled = Pooling(keep=keep).at_boundary(run, 0, run)
+    assert pooled is not None
+    assert pooled.added is not None
+    members = torch.tensor(cells(keep, 20, 30))
+    assert pooled.added[0, :, 0].tolist() == pytest.approx([float(run.visual[0, members == c].mean()) for c in range(keep)])
+
+
+def test_uniform_spreads_over_an_oblong_image_as_evenly_in_both_directions() -> None:
+    places = spread(24, 20, 30)
+    assert len({p // 30 for p in places}) == 4, "four rows of six: as far apart as the tokens in a row"
+    assert {sum(p // 30 == row for p in places) for row in {p // 30 for p in places}} == {6}
+
+
+def test_tokens_are_shared_out_among_grids_and_newlines_are_left_out() -> None:
+    prompt = prompt_of(WITH_NEWLINES, (Grid(24, 24),))
+    assert grids(prompt) == [(0, WITH_NEWLINES[0]), (144, WITH_NEWLINES[1]), (354, Grid(24, 24))]
+    views = [view for _, view in grids(prompt)]
+    assert shared_out(92, views) == [14, 20, 58]  # 144, 200 and 576 patches of 920
+    assert shared_out(2000, views) == [144, 200, 576]
+    short = prompt_of(OBLONG)
+    run: Any = Stub(prompt, short)
+    kept = Uniform(keep=92).at_boundary(run, 0, run)
+    assert kept is not None
+    found = kept.keep[0].nonzero().flatten()
+    assert [int(((found >= start) & (found < start + view.tokens)).sum()) for start, view in grids(prompt)] == [14, 20, 58]
+    newlines = [144 + 21 * row + 20 for row in range(10)]
+    assert not kept.keep[0, newlines].any()
+    assert (found[(found >= 144) & (found < 354)] - 144).tolist() == [p + p // 20 for p in spread(20, 10, 20)]
+    assert kept.keep[1].nonzero().flatten().tolist() == spread(92, 20, 30), "a row of the batch has its own grid"
+    pooled = Pooling(keep=92).at_boundary(run, 0, run)
+    assert pooled is not None
+    assert pooled.added is not None
+    whole = run.visual[0, 144:354].view(10, 21)
+    members = torch.tensor(cells(20, 10, 20)).view(10, 20)
+    assert pooled.added[0, 14:34, 0].tolist() == pytest.approx([float(whole[:, :20][members == c].mean()) for c in range(20)])
+
+
+def test_downsample_wants_one_square_grid_and_a_model_whole_images(model: Any) -> None:
+    for prompt in (prompt_of(OBLONG), prompt_of((Grid(24, 24, newline=True),)), prompt_of((Grid(24, 24),), (Grid(24, 24),))):
+        with pytest.raises(PrunebenchError, match="downsample: expected one square grid of visual tokens"):
+            at("downsample", 64, prompt)
+    assert [len(images) for images in adapter_for(model).images([576, 2 * 576], {})] == [1, 2]
+    with pytest.raises(PrunebenchError, match="expected whole images of 576 visual tokens in every prompt, found 600"):
+        adapter_for(model).images([600], {})
     with pytest.raises(PrunebenchError, match="downsample: keep=64 makes side=112, found side=100"):
         at("downsample", 64, side=100)
+    with pytest.raises(PrunebenchError, match="downsample: expected a side in pixels, found none: make it with build"):
+        Downsample(keep=64).on_pixels(torch.zeros(1, 3, 336, 336))
 
 
 def test_even_splits_are_even() -> None:

@@ -23,7 +23,7 @@ from harness.gpu_check import timing
 from harness.method import Attention, Method, Reduction, Stream, Traits, method_class
 from harness.method import Run as MethodRun
 from harness.models import REPOSITORY
-from harness.shape import SHAPES
+from harness.shape import SHAPES, PromptShape
 
 S7 = SHAPES["llava-1.5-7b"]
 CPU = Device(torch.device("cpu"))
@@ -116,9 +116,9 @@ def test_medians_and_quartiles_are_of_the_samples() -> None:
 
 
 def test_a_row_is_what_its_samples_and_its_trace_say(model: Any) -> None:
-    shape = adapter_for(model).shape
+    prompt = adapter_for(model).usual.with_text(8)
     given = bench.random_input(model, 2, 8, 0)
-    method = method_class("fastv")(keep=4)  # type: ignore[call-arg]
+    method = method_class("fastv")(keep=4, boundary=2)  # type: ignore[call-arg]
     ran = bench.run_once(model, Contender("fastv", "4", method), given, CPU, 3, 0)
     assert ran.trace is not None
 
@@ -127,21 +127,21 @@ def test_a_row_is_what_its_samples_and_its_trace_say(model: Any) -> None:
 
     bare_run = bench.run_once(model, BARE_TURN, given, CPU, 3, 0)
     bare, none = of(BARE_TURN, 1, 8, 6, run=bare_run), of(NONE_TURN, 8, 7, 9, run=bench.run_once(model, NONE_TURN, given, CPU, 3, 0))
-    row = bench.summary(of(Contender("fastv", "4", method), 2, 4, 3, run=ran), bare, none, shape, 2, 24)
+    row = bench.summary(of(Contender("fastv", "4", method), 2, 4, 3, run=ran), bare, none, prompt, 2)
     assert row["prefill_ms"]["samples"] == [2000, 4000, 3000]
     assert (row["prefill_ms"]["median"], row["prefill_ms"]["low"], row["prefill_ms"]["high"]) == (3000, 2000, 4000)
     assert row["decode_ms_per_token"]["median"] == pytest.approx(300)
     assert (row["prefill_speedup"], row["prefill_speedup_over_none"]) == (2, pytest.approx(8 / 3))
     assert row["visual_per_layer"] == [16, 16, 4, 4, 4, 4]
-    assert row["flops_ratio"] == flops.prefill_unpruned(shape, 24) / flops.prefill_dense(shape, ran.trace, 0) > 1
+    assert row["flops_ratio"] == flops.prefill_unpruned(prompt.decoder, 24) / flops.prefill_dense(prompt.decoder, ran.trace, 0) > 1
     assert row["realised_share"] == pytest.approx(2 / row["flops_ratio"])
     assert row["peak_bytes"] == 400
     # 2 x 24 layers' tokens less 12 in four layers, times keys and values of 32 numbers of 4 bytes
     assert row["kv_bytes"] == row["kv_bytes_closed_form"] == 2 * (6 * 24 - 4 * 12) * 2 * 32 * 4
-    whole = bench.summary(bare, bare, none, shape, 2, 24)
+    whole = bench.summary(bare, bare, none, prompt, 2)
     assert whole["kv_bytes"] == whole["kv_bytes_closed_form"] == 2 * 6 * 24 * 2 * 32 * 4
     assert (whole["flops_ratio"], whole["realised_share"], whole["knobs"]) == (1, 1, None)
-    cost = bench.overhead([whole, bench.summary(none, bare, none, shape, 2, 24)])
+    cost = bench.overhead([whole, bench.summary(none, bare, none, prompt, 2)])
     assert cost["prefill_ms"] == 2000
     assert cost["prefill_share"] == pytest.approx(1 / 3)
 
@@ -150,11 +150,11 @@ def test_a_cache_that_is_not_what_the_closed_form_says_is_named(model: Any) -> N
     given = bench.random_input(model, 1, 8, 0)
     runs = [bench.run_once(model, c, given, CPU, 2, 0) for c in (BARE_TURN, NONE_TURN)]
     measured = [bench.Measured(c, [sample(1)], r.kv_bytes, r.trace) for c, r in zip((BARE_TURN, NONE_TURN), runs, strict=True)]
-    shape = adapter_for(model).shape
+    prompt = adapter_for(model).usual.with_text(8)
 
     def remark(off: int) -> str:
         changed = [measured[0], replace(measured[1], kv_bytes=measured[1].kv_bytes + off)]
-        return bench._remarks([bench.summary(m, *measured, shape, 1, 24) for m in changed])[1]
+        return bench._remarks([bench.summary(m, *measured, prompt, 1) for m in changed])[1]
 
     assert remark(0) == "KV bytes of the cache tensors equal the closed form in all 2 rows"
     assert remark(8).startswith("KV bytes differ from the closed form: none : ")
@@ -162,11 +162,11 @@ def test_a_cache_that_is_not_what_the_closed_form_says_is_named(model: Any) -> N
 
 def test_a_noisy_clock_is_called_noisy(model: Any) -> None:
     given = bench.random_input(model, 1, 8, 0)
-    run, shape = bench.run_once(model, NONE_TURN, given, CPU, 2, 0), adapter_for(model).shape
+    run, prompt = bench.run_once(model, NONE_TURN, given, CPU, 2, 0), adapter_for(model).usual.with_text(8)
 
     def remarks(*times: float) -> str:
         both = [bench.Measured(c, [sample(t) for t in times], run.kv_bytes, run.trace) for c in (BARE_TURN, NONE_TURN)]
-        return "\n".join(bench._remarks([bench.summary(m, *both, shape, 1, 24) for m in both]))
+        return "\n".join(bench._remarks([bench.summary(m, *both, prompt, 1) for m in both]))
 
     assert "NOISY" not in remarks(1.0, 1.05, 1.1, 1.05)
     assert "NOISY, quote nothing of these: quartiles more than 20 % of the median apart in bare model, none" in remarks(1, 1, 2, 3)
@@ -174,7 +174,7 @@ def test_a_noisy_clock_is_called_noisy(model: Any) -> None:
 
 def test_nothing_is_shared_between_runs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     filled, encoded, encode = [], [], LlavaAdapter.encode
-    monkeypatch.setattr(LlavaAdapter, "encode", lambda self, pixels: encoded.append(1) or encode(self, pixels))
+    monkeypatch.setattr(LlavaAdapter, "encode", lambda self, **inputs: encoded.append(1) or encode(self, **inputs))
 
     def look(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs["inputs_embeds"].shape[1] > 1:
@@ -244,11 +244,11 @@ def test_a_cpu_says_that_its_peak_is_not_measured() -> None:
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.5-13b"])
 def test_random_weights_have_the_real_sizes(name: str) -> None:
     config = bench.random_config(Settings(name, random_weights=True))
-    assert LlavaAdapter.shape_of(config, 2) == SHAPES[name]
+    assert PromptShape(LlavaAdapter.shape_of(config, 2), (LlavaAdapter.image_of(config),)) == SHAPES[name]
     assert (config.image_token_id, config.vision_config.image_size, config.vision_config.num_attention_heads) == (32000, 336, 16)
     assert config.vision_feature_layer == -2
     four = bench.random_config(Settings(name, random_weights=True, layers=4))
-    assert LlavaAdapter.shape_of(four, 2) == replace(SHAPES[name], depth=4)
+    assert LlavaAdapter.shape_of(four, 2) == replace(SHAPES[name].decoder, depth=4)
     with torch.device("meta"):
         model = bench.AutoModelForImageTextToText.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == {"llava-1.5-7b": 7_063_427_072, "llava-1.5-13b": 13_351_494_656}[name]
@@ -301,18 +301,18 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pyt
     monkeypatch.setattr(bench, "no_init_weights", lambda: pytest.fail("26 GiB were asked for"))
     monkeypatch.setattr(Path, "read_text", lambda _: "MemTotal: 9 kB\nMemAvailable:    8388608 kB\n")
     with pytest.raises(PrunebenchError, match=r"expected about 28\.9 GiB of free memory on cpu for 26\.3 GiB of float32 weights, found 8\.0"):
-        bench.random_model(bench.config_of(S7), torch.device("cpu"), torch.float32, 0)
+        bench.random_model(LlavaAdapter.config_of(S7), torch.device("cpu"), torch.float32, 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**33, 2**34))
     with pytest.raises(PrunebenchError, match=r"expected about 14\.5 GiB of free memory on cuda for 13\.2 GiB of bfloat16 weights, found 8\.0"):
-        bench.random_model(bench.config_of(S7), torch.device("cuda"), torch.bfloat16, 0)
+        bench.random_model(LlavaAdapter.config_of(S7), torch.device("cuda"), torch.bfloat16, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------------- contenders
 
 
 def schedules(settings: Settings, **changes: Any) -> dict[str, list[int] | None]:
-    shape = replace(S7, **changes)
-    return {c.label: c.method.plan(shape, 74) for c in bench.contenders(settings, shape, {}) if c.method is not None}
+    prompt = replace(S7, decoder=replace(S7.decoder, **changes)).with_text(74)
+    return {c.label: c.method.plan(prompt) for c in bench.contenders(settings, prompt, {}) if c.method is not None}
 
 
 def test_contenders_are_the_unpruned_model_twice_and_every_method_at_every_budget() -> None:
@@ -329,10 +329,16 @@ def test_adaptive_methods_are_forced_to_layers_that_the_model_has() -> None:
     assert schedules(one, depth=12)["visipruner 64"] == [n] * 6 + [64] * 3 + [0] * 3
     # four layers leave no room for two votes and an exit
     assert schedules(one, depth=4)["visipruner 64"] == [n] * 3 + [64]
-    by_hand = replace(one, fusion_layer=9, exit_layer=13)
-    assert schedules(by_hand)["visipruner 64"] == [n] * 10 + [64] * 3 + [0] * 19
+
+    def by_hand(**knobs: str) -> Settings:
+        return replace(one, knobs={"visipruner": knobs})
+
+    assert schedules(by_hand(force_fusion_layer="9"))["visipruner 64"] == [n] * 10 + [64] * 14 + [0] * 8
+    assert schedules(by_hand(force_fusion_layer="9", force_exit_layer="13"))["visipruner 64"] == [n] * 10 + [64] * 3 + [0] * 19
     with pytest.raises(PrunebenchError, match=r"bench of visipruner at 64 on 4 layers: .*force_exit_layer=3: expected 5 to 3"):
-        schedules(replace(one, exit_layer=3), depth=4)
+        schedules(by_hand(force_fusion_layer="2", force_exit_layer="3"), depth=4)
+    with pytest.raises(PrunebenchError, match=r"bench of visipruner at 64 on 32 layers: .*force_exit_layer=24 needs force_fusion_layer"):
+        schedules(by_hand(force_exit_layer="24"))
     with pytest.raises(PrunebenchError, match="depends on the prompt, which is random here"):
         schedules(replace(one, budgets=("native",)))
 
@@ -347,9 +353,9 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         def at_boundary(self, run: MethodRun, layer: int, stream: Stream) -> Reduction | None:
             return None
 
-    for module in (bench, sys.modules["harness.method"]):
+    for module in (bench, sys.modules["harness.method.build"]):
         monkeypatch.setattr(module, "method_class", lambda name: Wanderer if name == "wanderer" else method_class(name))
-    with pytest.raises(PrunebenchError, match="bench of wanderer at 64 on 32 layers: it chooses its layers by the prompt, which is random here"):
+    with pytest.raises(PrunebenchError, match=r"bench of wanderer at 64 on 32 layers: it lets the prompt decide, .* choices\(\) names no knobs"):
         bench.contenders(Settings(methods=("wanderer",), budgets=("64",)), S7, {})
 
 
@@ -372,7 +378,7 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         (["--random-weights", "--layers", "1"], "bench of fastv at 192 on 1 layers: fastv: boundary=2 does not fit"),
         (
             ["--random-weights", "--model", "llava-1.5-7b", "--layers", "2", "--methods", "sparsevlm"],
-            r"bench of sparsevlm at 192 on 2 layers: sparsevlm: stages=\(2, 6, 15\) do not fit this model: .*leave sparsevlm out",
+            r"bench of sparsevlm at 192 on 2 layers: sparsevlm: stages=\(1,\) do not fit this model: .*leave sparsevlm out",
         ),
         (["--random-weights", "--model", "owner/model"], "expected llava-1.5-7b, llava-1.5-13b, mini or a local folder .* found a hub id"),
         (["--set", "fastv=3"], "--set fastv=3: expected METHOD.knob=value"),
@@ -427,8 +433,8 @@ def test_the_recorded_command_gives_the_same_settings(monkeypatch: pytest.Monkey
     asked: list[Settings] = []
     monkeypatch.setattr(bench, "run", lambda settings, out: asked.append(settings))
     changed = Settings(
-        "llava-1.5-7b", True, 8, ("fastv", "visipruner"), ("64", "0.5flops"), (1, 4), 80, 4, 3, 1, 4, -1,
-        {"fastv": {"boundary": "3"}, "visipruner": {"sink": "random"}}, "cpu", "bfloat16", 7,
+        "llava-1.5-7b", True, 8, ("fastv", "visipruner"), ("64", "0.5flops"), (1, 4), 80, 4, 3, 1,
+        {"fastv": {"boundary": "3"}, "visipruner": {"force_fusion_layer": "4", "force_exit_layer": "-1"}}, "cpu", "bfloat16", 7,
     )  # fmt: skip
     for settings in (Settings(), changed):
         app(shlex.split(settings.command())[1:], standalone_mode=False)
@@ -440,7 +446,7 @@ def test_knobs_and_the_models_own_reach_the_methods(small: Settings, tmp_path: P
     settings = replace(small, methods=("fastv", "sparsevlm"), knobs={"fastv": {"boundary": "3"}}, repeats=1, warmup=0)
     rows = bench.run(settings, tmp_path, lambda _: None)["batches"][0]["rows"]
     assert rows[2]["visual_per_layer"] == [576] * 3 + [64] * 9
-    # configs/models/mini.yaml scales the stages
+    # the official stages at the same relative depth
     assert list(rows[3]["knobs"]["stages"]) == [1, 2, 6]
 
 

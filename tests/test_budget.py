@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,11 @@ from harness import models, run
 from harness.budget import NONE, Budget, cost_of, parse, solve
 from harness.errors import PrunebenchError
 from harness.method import Method, build, registered
-from harness.shape import SHAPES
+from harness.shape import SHAPES, PromptShape, Share
 from harness.units import units_table
 
 S7, S13 = SHAPES["llava-1.5-7b"], SHAPES["llava-1.5-13b"]
-MINI = replace(S7, depth=12, hidden=256, heads=8, kv_heads=8, head_dim=32, mlp=688)
+MINI = replace(S7, decoder=replace(S7.decoder, depth=12, hidden=256, heads=8, kv_heads=8, head_dim=32, mlp=688))
 
 
 # ------------------------------------------------------------------------------------------------------------------ reading
@@ -28,6 +29,9 @@ MINI = replace(S7, depth=12, hidden=256, heads=8, kv_heads=8, head_dim=32, mlp=6
         ("64", Budget("kept", 64)),
         (64, Budget("kept", 64)),
         (" 64AVG ", Budget("avg", 64)),
+        ("0.25kept", Budget("kept", Share(0.25))),
+        ("100%", Budget("kept", Share(1.0))),
+        ("0.25avg", Budget("avg", Share(0.25))),
         ("0.35flops", Budget("flops", ratio=0.35)),
         ("1flops", Budget("flops", ratio=1.0)),
         ("native", Budget("native")),
@@ -48,14 +52,12 @@ def test_a_budget_is_read_with_its_unit_and_written_canonically(text: str | int 
         ("64agv", "unknown unit 'agv'; did you mean 'avg'?"),
         ("64 tokens", "unknown unit ' tokens'"),
         ("0.35flop", "did you mean 'flops'?"),
-        ("35%", "unknown unit '%'"),
         ("nativ", "did you mean 'native'?"),
         ("", "unknown budget ''"),
         ("0", "keeps no visual token"),
         ("-3", "keeps no visual token"),
         ("0avg", "keeps no visual token"),
         ("64.5", "not a whole number"),
-        ("64.0avg", "not a whole number"),
         ("nan", "not a number"),
         ("inf", "not a number"),
     ],
@@ -64,7 +66,7 @@ def test_a_budget_that_cannot_be_read_names_the_known_units(text: str, says: str
     with pytest.raises(PrunebenchError) as error:
         parse(text)
     assert says in str(error.value)
-    for known in ("64avg", "0.35flops", "native", "calibrated", "none"):
+    for known in ("64avg", "25%", "0.35flops", "native", "calibrated", "none"):
         assert known in str(error.value)
 
 
@@ -83,12 +85,12 @@ def test_budgets_need_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "boundary", "table"),
+    ("prompt", "boundary", "table"),
     [(S7, 2, {192: 166, 128: 98, 64: 30}), (S7, 3, {192: 152, 128: 82, 64: 11}), (S13, 2, {192: 172, 128: 104, 64: 37, 32: 3})],
     ids=["7B K=2", "7B K=3", "13B K=2"],
 )
-def test_fastv_keeps_what_the_conversion_table_says(shape: object, boundary: int, table: dict[int, int]) -> None:
-    solved = {b: build("fastv", parse(f"{b}avg"), {"boundary": boundary}, shape).knobs()["keep"] for b in table}  # type: ignore[arg-type]
+def test_fastv_keeps_what_the_conversion_table_says(prompt: PromptShape, boundary: int, table: dict[int, int]) -> None:
+    solved = {b: build("fastv", parse(f"{b}avg"), {"boundary": boundary}, prompt).knobs()["keep"] for b in table}
     assert solved == table
 
 
@@ -107,7 +109,7 @@ def test_what_fastv_cannot_average_is_refused_with_floor_and_range(boundary: int
 def test_sparsevlms_nominal_budgets_average_more_than_they_say() -> None:
     means = {}
     for retain in (192, 128, 96, 64):
-        plan = build("sparsevlm", NONE, {"retain": retain}, S7).plan(S7, 40)
+        plan = build("sparsevlm", NONE, {"retain": retain}, S7).plan(S7.with_text(40))
         assert plan is not None
         means[retain] = round(sum(plan) / len(plan), 1)
         assert plan[:3] == [576] * 3  # layers 0, 1, 2 are full, also the one that scores
@@ -117,16 +119,16 @@ def test_sparsevlms_nominal_budgets_average_more_than_they_say() -> None:
 @pytest.mark.parametrize("name", ["uniform", "random", "fastv", "sparsevlm", "pooling"])
 @pytest.mark.parametrize("text", ["100avg", "300avg", "0.35flops", "0.8flops", "1flops"])
 def test_the_solver_finds_the_nearest_whole_token(name: str, text: str) -> None:
-    budget, n_text = parse(text), 74
-    solved = build(name, budget, {}, S7, n_text)
+    budget, prompt = parse(text), S7.with_text(74)
+    solved = build(name, budget, {}, prompt)
 
     def off(keep: int) -> float:
         try:
-            cost = cost_of(build(name, Budget("kept", keep), {}, S7), S7, n_text)
+            cost = cost_of(build(name, Budget("kept", keep), {}, prompt), prompt)
         except PrunebenchError:
             return float("inf")
         assert cost is not None
-        return abs(cost.mean_visual - budget.tokens if budget.tokens else cost.ratio - (budget.ratio or 0))
+        return abs(cost.mean_visual - budget.asked(576) if budget.tokens else cost.ratio - (budget.ratio or 0))
 
     keep = solved.knobs()["keep"]
     assert off(keep) == min(off(k) for k in range(max(keep - 5, 1), min(keep + 5, 576) + 1))
@@ -134,20 +136,20 @@ def test_the_solver_finds_the_nearest_whole_token(name: str, text: str) -> None:
 
 
 def test_a_flops_budget_keeps_fewer_tokens_beside_more_text() -> None:
-    keeps = [build("uniform", parse("0.35flops"), {}, S7, n_text).knobs()["keep"] for n_text in (0, 40, 80, 160)]
+    keeps = [build("uniform", parse("0.35flops"), {}, S7.with_text(n_text)).knobs()["keep"] for n_text in (0, 40, 80, 160)]
     assert all(a > b for a, b in pairwise(keeps))
     with pytest.raises(PrunebenchError, match="no task is known here"):
-        build("uniform", parse("0.35flops"), {}, S7)
+        models.Located(models.ModelConfig(name="mini"), Path(), None, None, "float32").method("uniform", parse("0.35flops"))
     with pytest.raises(PrunebenchError, match=r"cannot cost 0.1 of the unpruned FLOPs at 160 text tokens: its floor is 0\.2"):
-        build("uniform", parse("0.1flops"), {}, S7, 160)
+        build("uniform", parse("0.1flops"), {}, S7.with_text(160))
 
 
 @pytest.mark.parametrize("text", ["64avg", "0.35flops"])
 def test_methods_without_a_schedule_refuse_what_must_be_solved(text: str) -> None:
     with pytest.raises(PrunebenchError, match=r"visipruner does not say before it runs .* give the number of tokens to keep \(BUDGET=64\)"):
-        build("visipruner", parse(text), {}, S7, 74)
+        build("visipruner", parse(text), {}, S7.with_text(74))
     with pytest.raises(PrunebenchError, match=r"downsample cannot .* whatever it keeps it (averages 576.0|costs 1.000)"):
-        build("downsample", parse(text), {}, S7, 74)
+        build("downsample", parse(text), {}, S7.with_text(74))
 
 
 def test_the_solver_asks_only_for_a_schedule_that_falls_with_keep() -> None:
@@ -155,7 +157,7 @@ def test_the_solver_asks_only_for_a_schedule_that_falls_with_keep() -> None:
     class Steps(Method):
         keep: int = 1
 
-        def plan(self, shape: object, n_text: int) -> list[int]:
+        def plan(self, prompt: PromptShape) -> list[int]:
             if self.keep < 9:
                 raise PrunebenchError("too few")
             return [576] * 16 + [self.keep] * 16
@@ -163,9 +165,9 @@ def test_the_solver_asks_only_for_a_schedule_that_falls_with_keep() -> None:
     def at(keep: int) -> Method:
         return Steps(keep)
 
-    assert solve(parse("300avg"), at, S7, None, "steps") == 24
+    assert solve(parse("300avg"), at, S7, "steps") == 24
     with pytest.raises(PrunebenchError, match=r"keeping 9 to 576 tokens it reaches 292\.5 to 576\.0: give BUDGET=293avg to"):
-        solve(parse("290avg"), at, S7, None, "steps")
+        solve(parse("290avg"), at, S7, "steps")
 
 
 # ----------------------------------------------------------------------------------------------------- budget against knobs
@@ -193,20 +195,20 @@ def test_a_budget_and_the_knobs_it_sets_are_one_or_the_other(name: str, text: st
 
 
 def test_the_fewest_tokens_that_a_refusal_names_can_be_kept() -> None:
-    assert build("sparsevlm", parse("7"), {}, S7).plan(S7, 0)[-1] == 7  # type: ignore[index]
+    assert build("sparsevlm", parse("7"), {}, S7).plan(S7)[-1] == 7  # type: ignore[index]
 
 
 def test_a_knob_may_stand_for_the_budget_and_every_method_takes_one_or_none() -> None:
     assert build("fastv", NONE, {"keep": "5"}, S7).knobs() == {"keep": 5, "boundary": 2}
     for name, cls in registered().items():
         built = build(name, Budget("kept", 64) if cls.budget_knobs else NONE, {}, S7)
-        plan = built.plan(S7, 74)
+        plan = built.plan(S7.with_text(74))
         assert plan is None or len(plan) == S7.depth, name
 
 
 def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkeypatch) -> None:
     located = models.Located(models.ModelConfig(name="mini"), tmp_path, None, None, "float32")
-    located.__dict__["shape"] = MINI  # a cached property: no weights here
+    located.__dict__["usual"] = MINI  # a cached property: no weights here
     monkeypatch.setattr(models, "REPOSITORY", tmp_path)
     monkeypatch.setattr(models, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     calibrated = parse("calibrated")
@@ -230,13 +232,13 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
 
 
 def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:
-    front = SimpleNamespace(prompt_ids=lambda text: [0] * (576 + len(text)), n_visual=576)
+    front = SimpleNamespace(prompt_ids=lambda text: [0] * (576 + len(text)), usual=S7)
     task = SimpleNamespace(samples=[SimpleNamespace(prompt="x" * n) for n in (10, 20, 33)])
     assert run.mean_text(front, task) == 21  # type: ignore[arg-type]
 
 
 def test_the_readmes_table_says_what_64_costs_under_each_unit() -> None:
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in units_table(S7, 74).splitlines()]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in units_table(S7.with_text(74)).splitlines()]
     rows = {(line[0], line[1]): line[2:] for line in lines[2:]}
     assert rows["`64`", "fastv"][:2] == ["keep=64", "96.0"]
     assert rows["`64avg`", "fastv"][:2] == ["keep=30", "64.1"]

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from harness import check
 from harness.cli import app
 from harness.errors import PrunebenchError
-from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, Traits, keep_top, registered
+from harness.method import Attention, AttentionEdit, Method, PromptShape, Reduction, Run, Stream, Traits, keep_top, registered
 from methods.fastv import FastV
 from methods.random import Random
 
@@ -66,9 +66,10 @@ def test_fastv_is_granted_no_exception() -> None:
 
 @dataclass(frozen=True)
 class Base(FastV):
-    """FastV under another name, for the wrong ones to derive from."""
+    """FastV at layer 2 under another name, for the wrong ones to derive from."""
 
     name = "wrong"
+    boundary: int | None = 2
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ class SaysQueryAware(Random):
 
 @dataclass(frozen=True)
 class IgnoresDepth(Base):
-    boundary: int = 30
+    boundary: int | None = 30
 
     def for_model(self, shape: object) -> "IgnoresDepth":
         return self
@@ -225,12 +226,12 @@ class IgnoresDepth(Base):
 
 @dataclass(frozen=True)
 class TooDeepByDefault(Base):
-    boundary: int = 10
+    boundary: int | None = 10
 
 
 @dataclass(frozen=True)
 class WrongPlan(Base):
-    def plan(self, shape: object, n_text: int) -> list[int]:
+    def plan(self, prompt: PromptShape) -> list[int]:
         return [self.keep] * 12
 
 

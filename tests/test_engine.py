@@ -1,11 +1,14 @@
 """The engine: exactness of the unpruned path and of edits, batches, decoding, and leaving nothing behind."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from tiny import GRID, prompts, tiny_llava
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from tiny import GRID, IMAGE_TOKEN, prompts, tiny_llava
+from torch import nn
+from transformers import DynamicCache, Gemma2Config, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedConfig
 
 from harness.attention import apply_edits, attend
 from harness.engine import attach
@@ -83,7 +86,7 @@ def test_edits_equal_surgery_on_the_full_attention_matrix(how: str) -> None:
     n, d, h = 12, 8, 2
     ids = torch.tensor([[0, 9, 4, 4, 4, 4, 9, 9, 9, 9, 9, 9], [9, 9, 9, 4, 4, 4, 4, 9, 9, 9, 9, 9]])
     attention_mask = (ids != 0).long()
-    layout = TokenLayout.of_prompt(ids, attention_mask, 4)
+    layout = TokenLayout.of_prompt(ids, attention_mask, (4,))
     q, k, v = (torch.randn(2, h, n, d, dtype=torch.float64) for _ in range(3))
     out = attend(q, k, v, layout.mask, d**-0.5, causal=True)
     cols = torch.tensor([[True, True, False, True]] * 2)
@@ -184,11 +187,104 @@ def test_a_wrong_reduction_names_method_boundary_and_shapes() -> None:
 
 def test_added_tokens_stand_behind_the_last_kept_one_or_where_the_image_stood() -> None:
     ids = torch.tensor([[9, 9, 4, 4, 4, 9, 9]])
-    layout = TokenLayout.of_prompt(ids, None, 4)
+    layout = TokenLayout.of_prompt(ids, None, (4,))
     some = layout.reduce(torch.tensor([[True, False, False]]), torch.ones(1, 2, dtype=torch.bool), compact=False)
     assert some.source.tolist() == [[0, 1, 2, 7, 8, 5, 6]]
-    assert some.layout.positions.tolist() == [[0, 1, 2, 3, 3, 5, 6]]
+    assert some.layout.positions[:, :, 0].tolist() == [[0, 1, 2, 3, 3, 5, 6]]
     assert some.layout.origin.tolist() == [[-1, -1, 0, -2, -2, -1, -1]]
     none_kept = layout.reduce(torch.zeros(1, 3, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool), compact=True)
     assert none_kept.source.tolist() == [[0, 1, 7, 5, 6]]
-    assert none_kept.layout.positions.tolist() == [[0, 1, 2, 3, 4]]
+    assert none_kept.layout.positions[:, :, 0].tolist() == [[0, 1, 2, 3, 4]]
+
+
+# ------------------------------------------------------------------------------------------------------------------ the kernel
+
+DECODER = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "head_dim": 8, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def sliding(window: int | None) -> PreTrainedConfig:
+    return MistralConfig(**DECODER, sliding_window=window)
+
+
+def capped(softcap: float | None) -> PreTrainedConfig:
+    full = ["full_attention"] * 3
+    return Gemma2Config(**DECODER, attn_logit_softcapping=softcap, layer_types=full, final_logit_softcapping=None, query_pre_attn_scalar=8)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "value", "found"), [(sliding, 6, "sliding_window=6"), (capped, 0.5, r"softcap=0\.5")], ids=["sliding window", "softcap"]
+)
+def test_a_decoder_whose_attention_is_another_is_refused_in_one_line(decoder: Callable[..., Any], value: float, found: str) -> None:
+    other, plain, batch = tiny_llava(text=decoder(value)), tiny_llava(text=decoder(None)), prompts(Q1)
+    # as transformers computes a softcap
+    other.set_attn_implementation("eager")
+    with torch.inference_mode():
+        bare = other(**batch).logits[:, -1]
+        full = plain(**batch).logits[:, -1]
+        assert (bare - full).abs().max() > 0.1, "the keyword changes what is computed"
+        with attach(plain, none()):
+            assert torch.allclose(plain(**batch).logits[:, -1], full, atol=1e-4), "without it the decoder is one of ours"
+        with (
+            attach(other, none()),
+            pytest.raises(PrunebenchError, match=f"^decoder layer 0: expected plain softmax attention, found {found}, which .* use a model") as error,
+        ):
+            other(**batch)
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------------------- positions
+
+
+def seen_positions(module: nn.Module, into: list[torch.Tensor]) -> Any:
+    """Keep the position_ids that a module is called with from now on."""
+    return module.register_forward_pre_hook(lambda _m, _a, kwargs: into.append(kwargs["position_ids"].clone()), with_kwargs=True)
+
+
+@pytest.mark.parametrize("method", [none(), fastv()], ids=["none", "fastv"])
+def test_positions_are_the_models_own_and_a_generated_token_follows_the_prompts_last(method: Method) -> None:
+    model, batch, steps = tiny_llava(), prompts(Q1, Q2), 3
+    # not 0, 1, 2, ...: images may take fewer positions than tokens, and a prompt may start anywhere
+    counted = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    given = counted + 7 + 5 * (batch["input_ids"] == IMAGE_TOKEN).cumsum(1)
+    last = given[:, -1:]
+    tokens = torch.tensor([[40], [41]])
+    text, layer, decoded = [], [], []
+    with torch.inference_mode():
+        cache = DynamicCache(config=model.config.text_config)
+        bare = [model(**batch, position_ids=given, past_key_values=cache).logits[:, -1]]
+        mask = batch["attention_mask"]
+        for step in range(1, steps + 1):
+            mask = torch.cat([mask, torch.ones_like(tokens)], 1)
+            bare.append(model(input_ids=tokens, attention_mask=mask, position_ids=last + step, past_key_values=cache).logits[:, -1])
+        language_model = model.model.language_model
+        with attach(model, method) as run:
+            handles = [seen_positions(language_model, text), seen_positions(language_model.layers[-1], layer)]
+            cache = DynamicCache(config=model.config.text_config)
+            ours = [model(**batch, position_ids=given, past_key_values=cache).logits[:, -1]]
+            layouts = run.layouts
+            for step in range(1, steps + 1):
+                # wherever the caller puts a generated token: the engine knows the prompt
+                ours.append(model(input_ids=tokens, position_ids=last + 90, past_key_values=cache).logits[:, -1])
+                decoded.append(last + step)
+        for handle in handles:
+            handle.remove()
+    assert layouts[0].positions.shape == (2, given.shape[1], 1)
+    assert torch.equal(text[0], layouts[0].positions[:, :, 0])
+    assert torch.equal(layer[0], layouts[-1].positions[:, :, 0])
+    assert all(torch.equal(a, b) for a, b in zip(layer[1:], decoded, strict=True))
+    alike = [torch.allclose(a, b, atol=1e-4) for a, b in zip(bare, ours, strict=True)]
+    assert alike == [method.name == "none"] * (steps + 1)
+
+
+def test_positions_on_three_axes_are_kept_and_cannot_be_renumbered() -> None:
+    ids = torch.tensor([[9, 9, 4, 4, 4, 4, 9]])
+    axes = torch.tensor([[[0, 0, 0], [1, 1, 1], [2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3], [4, 4, 4]]])
+    layout = TokenLayout.of_prompt(ids, None, (4,), axes)
+    kept = layout.reduce(torch.tensor([[False, True, False, False]]), torch.ones(1, 1, dtype=torch.bool), compact=False).layout
+    # the added token stands one behind the last kept one, on every axis
+    assert kept.positions.tolist() == [[[0, 0, 0], [1, 1, 1], [2, 2, 3], [3, 3, 4], [4, 4, 4]]]
+    with pytest.raises(PrunebenchError, match="expected positions on one axis, found a model that rotates by three"):
+        _ = layout.compact

@@ -25,13 +25,14 @@ from harness.answering import sample_cost
 from harness.engine import attach
 from harness.errors import PrunebenchError
 from harness.method import Method, build, registered
-from harness.shape import SHAPES, ModelShape
+from harness.shape import SHAPES, ModelShape, PromptShape, VisionShape
 from harness.trace import Trace
 from methods.fastv import FastV
 from methods.knockout import Knockout
 from methods.sparsevlm import SparseVLM
 from methods.visipruner import VisiPruner
 
+B7 = SHAPES["llava-1.5-7b"]
 IMAGE_TOKEN, N_BEFORE = 99, 5
 #: text tokens behind the image, row by row: a batch of three with padding on the left
 RAGGED = (11, 4, 7)
@@ -71,6 +72,15 @@ def shape_of(llava: LlavaForConditionalGeneration) -> ModelShape:
     return adapter_for(llava).shape
 
 
+def prompt_of(llava: LlavaForConditionalGeneration, n_text: int = 0) -> PromptShape:
+    """A prompt of one image."""
+    return adapter_for(llava).usual.with_text(n_text)
+
+
+def vision_of(llava: LlavaForConditionalGeneration) -> VisionShape:
+    return prompt_of(llava).images[0].vision
+
+
 @dataclass(frozen=True)
 class Counted:
     flops: int
@@ -78,8 +88,9 @@ class Counted:
     images: int
     logit_positions: int
 
-    def closed_form(self, shape: ModelShape) -> int:
-        encoded = self.images * (flops.vision_tower(shape.vision) + flops.projector(shape))
+    def closed_form(self, llava: LlavaForConditionalGeneration) -> int:
+        shape, vision = shape_of(llava), vision_of(llava)
+        encoded = self.images * (flops.vision_tower(vision) + flops.projector(shape, vision))
         return (
             flops.prefill_executed(shape, self.trace)
             + flops.decode_executed(shape, self.trace)
@@ -123,12 +134,12 @@ def run(
     return Counted(counter.get_total_flops(), trace, batch, positions)
 
 
-def at_budget(name: str, tokens: int, shape: ModelShape) -> Method:
+def at_budget(name: str, tokens: int, prompt: PromptShape) -> Method:
     """Any registered method: at a count where it takes one, otherwise with its defaults."""
     refused = []
     for asked in (str(tokens), "none", "native"):
         try:
-            return build(name, budgets.parse(asked), {}, shape)
+            return build(name, budgets.parse(asked), {}, prompt)
         except PrunebenchError as error:
             refused.append(str(error))
     pytest.fail(f"{name} takes no budget at all: {refused}")
@@ -156,27 +167,26 @@ CASES = [pytest.param(name, tokens, id=f"{name}-{tokens}") for name in registere
 ]
 
 
-def method_of(name: str, tokens: int, shape: ModelShape) -> Method:
-    return at_budget(name, tokens, shape) if tokens else SPECIAL[name].for_model(shape)
+def method_of(name: str, tokens: int, llava: LlavaForConditionalGeneration) -> Method:
+    return at_budget(name, tokens, prompt_of(llava)) if tokens else SPECIAL[name].for_model(shape_of(llava))
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2], ids=["mha", "gqa"])
 @pytest.mark.parametrize(("name", "tokens"), CASES)
 def test_executed_is_what_the_counter_counts(name: str, tokens: int, kv_heads: int) -> None:
     llava = model(kv_heads)
-    shape = shape_of(llava)
-    counted = run(llava, method_of(name, tokens, shape), steps=2)
+    counted = run(llava, method_of(name, tokens, llava), steps=2)
     assert counted.trace.decode_steps == 2
-    assert counted.closed_form(shape) == counted.flops
+    assert counted.closed_form(llava) == counted.flops
 
 
 @pytest.mark.parametrize(("name", "tokens"), CASES)
 def test_dense_is_executed_at_batch_1_without_edits(name: str, tokens: int) -> None:
     llava = model(2)
     shape = shape_of(llava)
-    method = method_of(name, tokens, shape)
+    method = method_of(name, tokens, llava)
     counted = run(llava, method, after=(6,), all_logits=True)
-    assert counted.closed_form(shape) == counted.flops
+    assert counted.closed_form(llava) == counted.flops
     executed, dense = flops.prefill_executed(shape, counted.trace), flops.prefill_dense(shape, counted.trace, 0)
     ideal = flops.prefill_ideal(shape, counted.trace, 0)
     edited = any(t.edit_rows for t in counted.trace.layers)
@@ -192,13 +202,12 @@ def test_dense_is_executed_at_batch_1_without_edits(name: str, tokens: int) -> N
 @pytest.mark.parametrize("all_logits", [False, True])
 def test_logits_and_decode_steps(steps: int, all_logits: bool) -> None:
     llava = model(2)
-    shape = shape_of(llava)
     counted = run(llava, FastV(keep=7), steps=steps, all_logits=all_logits)
     # the last layer holds 5 + 7 + 11 columns of each row
     assert counted.logit_positions == len(RAGGED) * ((N_BEFORE + 7 + max(RAGGED) if all_logits else 1) + steps)
-    assert counted.closed_form(shape) == counted.flops
+    assert counted.closed_form(llava) == counted.flops
     alone = run(llava, FastV(keep=7), after=(6,), steps=steps)
-    assert flops.decode_executed(shape, alone.trace) == flops.decode(shape, alone.trace, 0, steps)
+    assert flops.decode_executed(shape_of(llava), alone.trace) == flops.decode(shape_of(llava), alone.trace, 0, steps)
 
 
 def test_a_sample_costs_the_same_alone_and_in_a_batch() -> None:
@@ -226,7 +235,7 @@ WRONG: dict[str, tuple[str, Callable[..., int]]] = {
     ),
     "[CLS] projected": (
         "projector",
-        lambda s: 2 * s.vision.tokens * (s.vision.hidden * s.vision.projector_hidden + s.vision.projector_hidden * s.hidden),
+        lambda s, v: 2 * v.tokens * (v.hidden * v.projector_hidden + v.projector_hidden * s.hidden),
     ),
     "dense for executed": ("prefill_executed", lambda s, t: sum(flops.prefill_dense(s, t, row) for row in range(t.batch))),
     "no scoring": ("prefill_executed", lambda s, t: _without(t, s, scoring=False)),
@@ -261,11 +270,11 @@ def telling() -> Counted:
 
 @pytest.mark.parametrize("wrong", list(WRONG))
 def test_a_wrong_formula_is_caught(wrong: str, telling: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = shape_of(model(2))
-    assert telling.closed_form(shape) == telling.flops
+    llava = model(2)
+    assert telling.closed_form(llava) == telling.flops
     name, formula = WRONG[wrong]
     monkeypatch.setattr(flops, name, formula)
-    assert telling.closed_form(shape) != telling.flops
+    assert telling.closed_form(llava) != telling.flops
 
 
 def test_uncounted_scoring_is_caught() -> None:
@@ -279,7 +288,7 @@ def test_uncounted_scoring_is_caught() -> None:
 
     llava = model(2)
     counted = run(llava, Sly(keep=7))
-    assert counted.flops > counted.closed_form(shape_of(llava))
+    assert counted.flops > counted.closed_form(llava)
 
 
 # ----------------------------------------------------------------------------------------------------------------- plans
@@ -290,19 +299,23 @@ def test_uncounted_scoring_is_caught() -> None:
 def test_a_plan_is_what_happens(name: str, tokens: int, depth: int) -> None:
     llava = model(2, depth)
     shape = shape_of(llava)
-    method, after = method_of(name, tokens, shape), 6
-    n_text = N_BEFORE + after
+    method, after = method_of(name, tokens, llava), 6
+    prompt = prompt_of(llava, N_BEFORE + after)
     trace = run(llava, method, after=(after,)).trace
-    visual = method.plan(shape, n_text)
+    visual = method.plan(prompt)
     if visual is None and trace.notes.get("fusion_layer", [-1.0])[0] >= 0 and getattr(method, "keep", None) is not None:
-        exit_layer = int(trace.notes["exit_layer"][0])
-        visual = method.plan_with(shape, n_text, int(trace.notes["fusion_layer"][0]), None if exit_layer < 0 else exit_layer)
+        # the plan of a run that is forced to where the prompt led
+        chosen = {knob: int(trace.notes[note][0]) for knob, note in (("force_fusion_layer", "fusion_layer"), ("force_exit_layer", "exit_layer"))}
+        assert chosen.keys() == method.choices(shape).keys()
+        method = replace(method, **chosen).for_model(shape)  # type: ignore[arg-type]
+        visual = method.plan(prompt)
+        assert visual is not None
     if visual is None:
         pytest.skip(f"{name} decides by the prompt and says so")
     assert visual == [t.visual[0] for t in trace.layers]
-    scoring = method.plan_scoring(shape, n_text, visual)
+    scoring = method.plan_scoring(prompt, visual)
     assert scoring in (None, trace.scoring[0])
-    planned = cost.planned_trace(method, shape, visual, n_text, N_BEFORE)
+    planned = cost.planned_trace(method, prompt, visual, N_BEFORE)
     assert planned.layers == trace.layers
     if scoring is not None:
         for column in (flops.prefill_dense, flops.prefill_ideal, flops.prefill_paper_macs):
@@ -314,24 +327,30 @@ def test_a_plan_is_what_happens(name: str, tokens: int, depth: int) -> None:
 @pytest.mark.parametrize("plus", [False, True])
 def test_official_sparsevlm_schedules(retain: int, plus: bool) -> None:
     """Averages of the true schedule, recycled tokens included."""
-    mean = sum(SparseVLM(retain=retain, plus=plus).plan(SHAPES["llava-1.5-7b"], 74)) / 32
+    mean = sum(SparseVLM(retain=retain, plus=plus).for_model(B7.decoder).plan(B7.with_text(74))) / 32
     if not plus:
         assert round(mean, 1) == {192: 206.5, 128: 145.4, 96: 114.1, 64: 82.2}[retain]
 
 
 def test_visipruner_refuses_layers_it_cannot_choose() -> None:
-    shape = SHAPES["llava-1.5-7b"]
-    method = VisiPruner(keep=10).for_model(shape)
-    assert method.plan(shape, 74) is None
-    assert method.plan_with(shape, 74, 14, 24) == [576] * 15 + [10] * 9 + [0] * 8
-    assert method.plan_with(shape, 74, 14, None) == [576] * 15 + [10] * 17
+    prompt = B7.with_text(74)
+
+    def plan(exit_: int, fusion: int = 14, keep: int | None = 10) -> list[int] | None:
+        return VisiPruner(keep=keep, force_fusion_layer=fusion, force_exit_layer=exit_).for_model(prompt.decoder).plan(prompt)
+
+    free = VisiPruner(keep=10).for_model(prompt.decoder)
+    assert free.plan(prompt) is None
+    assert plan(24) == [576] * 15 + [10] * 9 + [0] * 8
+    assert plan(-1) == [576] * 15 + [10] * 17
     for fusion, exit_ in ((6, 24), (17, 24), (14, 16), (14, 32)):
         with pytest.raises(PrunebenchError, match=r"expected [0-9]+ to [0-9]+"):
-            method.plan_with(shape, 74, fusion, exit_)
-    with pytest.raises(PrunebenchError, match="give a number"):
-        VisiPruner().for_model(shape).plan_with(shape, 74, 14, 24)
-    with pytest.raises(PrunebenchError, match="chooses no fusion"):
-        FastV(keep=10).plan_with(shape, 74, 14, 24)
+            plan(exit_, fusion)
+    assert plan(24, keep=None) is None, "thresholds decide how many stay"
+    with pytest.raises(PrunebenchError, match="visipruner lets the prompt decide: give a number of tokens"):
+        cost.schedule(VisiPruner(force_fusion_layer=14, force_exit_layer=24).for_model(prompt.decoder), prompt)
+    assert FastV(keep=10).choices(prompt.decoder) == {}
+    with pytest.raises(PrunebenchError, match="unknown knob of fastv 'force_fusion_layer'"):
+        build("fastv", budgets.parse(10), {"force_fusion_layer": 14}, prompt)
 
 
 # ----------------------------------------------------------------------------------------------------------------- shapes
@@ -351,15 +370,16 @@ def test_known_shapes_are_those_of_the_configs(name: str, sizes: tuple[int, int,
     vision = CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
     )
-    assert SHAPES[name] == LlavaAdapter.shape_of(LlavaConfig(text_config=text, vision_config=vision), 2)
+    config = LlavaConfig(text_config=text, vision_config=vision)
+    assert SHAPES[name] == PromptShape(LlavaAdapter.shape_of(config, 2), (LlavaAdapter.image_of(config),))
 
 
 def test_vision_tower_in_units_of_the_literature() -> None:
-    shape = SHAPES["llava-1.5-7b"]
+    shape, vision = B7.decoder, B7.images[0].vision
     # papers count the 23 layers before the feature and no patch embedding
-    used = replace(shape.vision, layers_used=23, patch_inputs=0)
+    used = replace(vision, layers_used=23, patch_inputs=0)
     assert flops.vision_tower(used) / 2e12 == pytest.approx(0.183, abs=5e-4)
-    assert flops.projector(shape) / 2e12 == pytest.approx(0.012, abs=5e-4)
+    assert flops.projector(shape, vision) / 2e12 == pytest.approx(0.012, abs=5e-4)
     assert flops.lm_head(shape, 1) / 2e12 == pytest.approx(0.00013, abs=5e-6)
 
 
@@ -368,12 +388,8 @@ def test_sample_cost_has_the_columns() -> None:
     shape = shape_of(llava)
     trace = run(llava, VisiPruner(keep=5), steps=2).trace
 
-    @dataclass(frozen=True)
-    class Loaded:
-        adapter: LlavaAdapter
-
     for row, after in enumerate(RAGGED):
-        found = sample_cost(Loaded(adapter_for(llava)), trace, row, 3)  # type: ignore[arg-type]
+        found = sample_cost(prompt_of(llava, N_BEFORE + after), trace, row, 3)
         assert found["prefill_ideal_flops"] == flops.prefill_ideal(shape, trace, row) < found["prefill_dense_flops"]
         assert found["prefill_paper_macs"] == flops.prefill_paper_macs(shape, trace, row)
         assert found["prefill_unpruned_flops"] == flops.prefill_unpruned(shape, N_BEFORE + 64 + after)

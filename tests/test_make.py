@@ -247,7 +247,16 @@ def test_the_help_names_variables_that_the_command_takes(bench: Bench) -> None:
     for line in listed:
         command = line.split()[1]
         named = set(re.findall(r"([A-Z_]+)=", line))
-        assert named <= TAKES.get(command, {}).keys() | SWITCHES.get(command, {}).keys() | ({"BENCH"} if command == "bench" else set()), line
+        own = {"bench": {"BENCH"}, "gpu-check": {"OUT", "DEVICE", "WHEELS"}}.get(command, set())
+        assert named <= TAKES.get(command, {}).keys() | SWITCHES.get(command, {}).keys() | own, line
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_the_gpu_check_gets_its_values_as_typed(bench: Bench, value: str) -> None:
+    """By the first Python that has torch, which the recorder says of itself twice: when it is asked, and when it runs."""
+    argv = bench.argv("gpu-check", "PYTHON=./python", f"OUT=o{value}", "DEVICE=cpu", "WHEELS=1")
+    assert argv[0] == "-c"
+    assert argv[2:] == ["-m", "harness.gpu_check", "--out", f"o{value}", "--device", "cpu", "--wheels"]
 
 
 def test_the_program_knows_every_option() -> None:

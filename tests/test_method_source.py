@@ -24,7 +24,7 @@ from harness.runner import Options
 from harness.store import SealedCell, Store
 
 CENTRE = (Path(__file__).parent / "examples" / "centre.py").read_text()
-EDGE = CENTRE.replace("keep_top(-away", "keep_top(away")
+EDGE = CENTRE.replace("return -(", "return +(")
 
 
 def measure(file: Path, results: Path, **asked: object) -> list[SealedCell]:
@@ -81,7 +81,7 @@ def test_a_helper_that_is_imported_counts_and_a_stranger_beside_it_does_not(tmp_
         folder.mkdir()
         (folder / "helper.py").write_text("SIGN = 1\n")
         (folder / f"{name}.py").write_text(text)
-        (folder / "mine.py").write_text("from helper import SIGN\n" + CENTRE.split('"""', 2)[2].replace("-away", "-SIGN * away"))
+        (folder / "mine.py").write_text("from helper import SIGN\n" + CENTRE.split('"""', 2)[2].replace("return -(", "return -SIGN * ("))
         with pytest.raises(PrunebenchError, match=rf"No module named 'helper' \(mine.py, line 1\); it lies beside the file: set PYTHONPATH={folder}"):
             method_class(f"{folder / 'mine.py'}:Centre")
         with monkeypatch.context() as patch:
@@ -96,15 +96,16 @@ def test_an_edited_or_added_file_in_methods_is_not_ours_as_released(tmp_path: Pa
     file = Path(__file__).parents[1] / "methods" / "shipped.json"
     known = json.loads(file.read_text())
     assert set(known) == {f"methods.{p.stem}" for p in file.parent.glob("*.py")} - {"methods.__init__"}
-    for change in ({"methods.fastv": "0"}, {"methods._select": "0"}):
-        (tmp_path / "shipped.json").write_text(json.dumps(known | change))
-        monkeypatch.setattr("harness.method._SHIPPED_FILES", tmp_path / "shipped.json")
-        monkeypatch.setattr("harness.method._SOURCES", {})
-        assert source_of(fastv) != SHIPPED, "its own code, and what it selects with"
+    uniform = method_class("uniform")
+    monkeypatch.setattr("harness.method.source._SHIPPED_FILES", tmp_path / "shipped.json")
+    for cls, edited in ((fastv, "methods.fastv"), (uniform, "methods.uniform"), (uniform, "methods._select")):
+        (tmp_path / "shipped.json").write_text(json.dumps(known | {edited: "0"}))
+        monkeypatch.setattr("harness.method.source._SOURCES", {})
+        assert source_of(cls) != SHIPPED, "its own code, and what it selects with"
     (tmp_path / "shipped.json").write_text(json.dumps(known | {"methods.uniform": "0"}))
-    monkeypatch.setattr("harness.method._SOURCES", {})
+    monkeypatch.setattr("harness.method.source._SOURCES", {})
     assert source_of(fastv) == SHIPPED, "whatever other methods are"
-    assert source_of(method_class("uniform")) != SHIPPED
+    assert source_of(uniform) != SHIPPED
 
 
 def test_an_ablation_of_a_method_from_a_file_has_its_rows(
@@ -168,7 +169,7 @@ def test_a_class_without_a_file_is_refused() -> None:
 
 def test_what_was_imported_counts_and_not_what_stands_in_the_file_by_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sign.py").write_text("SIGN = 1\n")
-    (tmp_path / "mine.py").write_text("from sign import SIGN\n" + CENTRE.split('"""', 2)[2].replace("-away", "-SIGN * away"))
+    (tmp_path / "mine.py").write_text("from sign import SIGN\n" + CENTRE.split('"""', 2)[2].replace("return -(", "return -SIGN * ("))
     monkeypatch.syspath_prepend(str(tmp_path))
     cls = method_class(f"{tmp_path / 'mine.py'}:Centre")
     (tmp_path / "sign.py").write_text("SIGN = -1\n")
@@ -243,9 +244,9 @@ def test_all_files_of_a_package_count_and_the_folder_does_not(tmp_path: Path, mo
         (('name = "centre"', 'name = "../up"'), "expected a `name` of lower-case letters"),
         (("@dataclass(frozen=True)", "@dataclass(frozen=False)"), r"does not load: TypeError: cannot inherit non-frozen .* \(mine.py, line"),
         (("@dataclass(frozen=True)\n", ""), "decorate the class with @dataclass"),
-        (("    keep: int\n", "    ratio: float = 0.5\n"), "a budget sets the knob 'keep', and the class has no such field: add `keep: int`"),
-        (("def plan(self", "def plan(self,,"), r"does not load: SyntaxError: .*\(mine.py, line \d+\)"),
-        (("import torch\n", "import torcj\n"), r"does not load: ModuleNotFoundError: No module named 'torcj' \(mine.py, line 5\)"),
+        (("Ranking", "Method"), "a budget sets the knob 'keep', and the class has no such field: add `keep: int`"),
+        (("def score(self", "def score(self,,"), r"does not load: SyntaxError: .*\(mine.py, line \d+\)"),
+        (("from harness", "import torcj\nfrom harness"), r"does not load: ModuleNotFoundError: No module named 'torcj' \(mine.py, line 5\)"),
     ],
 )
 def test_a_file_that_holds_no_method_is_refused_in_words(tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -37,9 +37,9 @@ def test_one_fault_quickly() -> None:
 
 
 def test_a_fault_that_no_longer_fits_is_refused_and_a_survivor_is_shown() -> None:
-    fault = Fault("harmless", "methods._select:keep_top", "no such text", "", "fastv")
+    fault = Fault("harmless", "harness.method.ranking:keep_top", "no such text", "", "fastv")
     with (
-        pytest.raises(PrunebenchError, match=r"expected 'no such text' once in methods\._select:keep_top, found it 0 times"),
+        pytest.raises(PrunebenchError, match=r"expected 'no such text' once in harness\.method\.ranking:keep_top, found it 0 times"),
         seeded(fault),
     ):
         pass

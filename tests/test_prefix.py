@@ -103,7 +103,7 @@ def test_a_question_longer_than_an_image_is_asked_beside_a_short_one(mini, promp
     both = [first, long]
     found = answers(mini, method, both, True)
     assert {k: a.text for k, a in found.items()} == {k: a.text for k, a in answers(mini, method, both, False).items()}
-    assert found["long"].n_input_tokens - found[first.key].n_input_tokens > mini.n_visual
+    assert found["long"].n_input_tokens - found[first.key].n_input_tokens > mini.usual.n_visual
 
 
 def test_features_of_two_models_are_kept_apart(mini, prompts):
@@ -129,7 +129,7 @@ def test_only_the_window_runs(mini, prompts):
         answer = answerer._batch(run, [(ids, prompts[0])])[0]
         rows = {layer.rows for layer in run.trace.layers}
         executed = flops.prefill_executed(run.shape, run.trace)
-    own = len(ids) - 1 - max(i for i, t in enumerate(ids) if t == mini.adapter.image_token_id)
+    own = len(ids) - 1 - max(i for i, t in enumerate(ids) if t == mini.image_token_id)
     assert rows == {own}
     assert executed < 0.1 * answer.cost["prefill_dense_flops"]
 

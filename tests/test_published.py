@@ -9,14 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from harness import cost, published
+from harness.budget import parse
 from harness.cli import app
 from harness.errors import PrunebenchError
+from harness.method import build
 from harness.shape import SHAPES, ModelShape
 from methods.fastv import FastV
 from methods.sparsevlm import SparseVLM
 from methods.visipruner import VisiPruner
 
-B7, B13 = SHAPES["llava-1.5-7b"], SHAPES["llava-1.5-13b"]
+PROMPT = SHAPES["llava-1.5-7b"]
+B7, B13 = PROMPT.decoder, SHAPES["llava-1.5-13b"].decoder
 T, G = 1e12, 1e9
 #: VisiPruner's means: 14.9 layers up to the filter, 9 layers with 10.3 tokens, none after; 14.9 as 9 prompts of 15 and one of 14
 VISIPRUNER = [([576.0] * full + [10.3] * 9 + [0.0] * (23 - full), weight) for full, weight in ((15, 0.9), (14, 0.1))]
@@ -57,10 +60,10 @@ def test_sparsevlm() -> None:
     n_text = 118
     assert digits(published.sparsevlm(B7, [576] * 32, n_text) / T, 2) == "4.62"
     # published 2.14 / 1.72 / 1.30 for 192 / 128 / 64; the schedule that its code runs:
-    true = [published.sparsevlm(B7, SparseVLM(retain=r).plan(B7, n_text), n_text) / T for r in (192, 128, 64)]
+    true = [published.sparsevlm(B7, SparseVLM(retain=r).for_model(B7).plan(PROMPT.with_text(n_text)), n_text) / T for r in (192, 128, 64)]
     assert [digits(t, 3) for t in true] == ["2.134", "1.731", "1.314"]
     assert true == pytest.approx([2.14, 1.72, 1.30], abs=0.015)
-    visual_only = [published.pyramiddrop(B7, SparseVLM(retain=r).plan(B7, n_text)) / T for r in (192, 128, 64)]
+    visual_only = [published.pyramiddrop(B7, SparseVLM(retain=r).for_model(B7).plan(PROMPT.with_text(n_text))) / T for r in (192, 128, 64)]
     assert [digits(t, 3) for t in visual_only] == ["1.353", "0.954", "0.541"]
     # the PyramidDrop rows of that table are no schedule but 192 / 128 / 64 tokens in every layer
     pdrop = [published.sparsevlm(B7, [n] * 32, n_text) / T for n in (192, 128, 64)]
@@ -76,8 +79,8 @@ def test_budget_rows() -> None:
         "0.814",
         "0.406",
     ]
-    assert digits(published.pyramiddrop(B7, FastV(keep=144).plan(B7, 74)) / T, 3) == "1.118"
-    assert digits(published.pyramiddrop(B7, FastV(keep=144, boundary=3).plan(B7, 74)) / T, 3) == "1.208"
+    assert digits(published.pyramiddrop(B7, FastV(keep=144).for_model(B7).plan(PROMPT)) / T, 3) == "1.118"
+    assert digits(published.pyramiddrop(B7, FastV(keep=144, boundary=3).for_model(B7).plan(PROMPT)) / T, 3) == "1.208"
     assert (
         digits(published.pyramiddrop(B7, [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8) / T, 3) == "1.777"
     )  # PyramidDrop's default
@@ -134,6 +137,11 @@ def say(*arguments: str) -> str:
     return result.output
 
 
+def forced(fusion: str, exit_: str) -> tuple[str, ...]:
+    """The knobs that force VisiPruner's layers; several values are several prompts."""
+    return "--set", f"force_fusion_layer={fusion}", "--set", f"force_exit_layer={exit_}"
+
+
 def test_cost_prints_columns_and_reports() -> None:
     text = say("fastv", "--budget", "144", "--text-tokens", "74")
     for expected in (
@@ -147,31 +155,37 @@ def test_cost_prints_columns_and_reports() -> None:
         "arXiv 2403.06764",
     ):
         assert expected in text, expected
-    assert "-46.8 %" in say("visipruner", "--budget", "10", "--fusion-layer", "14", "--exit-layer", "24")
+    assert "-46.8 %" in say("visipruner", "--budget", "10", *forced("14", "24"))
     assert "40 layers" in say("none", "--model", "llava-1.5-13b")
     assert "not known" in say("sparsevlm", "--set", "retain=64")
 
 
 def test_cost_averages_over_prompts() -> None:
-    both = say("visipruner", "--budget", "10", "--fusion-layer", "13,14", "--exit-layer", "23,24")
+    both = say("visipruner", "--budget", "10", *forced("13,14", "23,24"))
     assert "576 x 14, 10 x 9, 0 x 9" in both
     assert "576 x 15, 10 x 9, 0 x 8" in both
-    method = VisiPruner(keep=10).for_model(B7)
-    assert cost.plans(method, B7, 74, cost.choices("13,14", "24"))[1] == [576] * 15 + [10] * 9 + [0] * 8
-    assert cost.choices("13,14", "") == [(13, None), (14, None)]
-    mean = sum(sum(plan) / 32 for plan in cost.plans(method, B7, 74, cost.choices("13,14", "23,24"))) / 2
+    one_exit = cost.each_prompt(VisiPruner, {"force_fusion_layer": "13, 14", "force_exit_layer": "24", "sink": "first"})
+    assert one_exit == [{"force_fusion_layer": layer, "force_exit_layer": "24", "sink": "first"} for layer in ("13", "14")]
+    assert cost.each_prompt(VisiPruner, {"force_fusion_layer": "14"}) == [{"force_fusion_layer": "14"}]
+    assert cost.each_prompt(SparseVLM, {"stages": "2,6,15"}) == [{"stages": "2,6,15"}], "a knob that holds several values is one prompt's"
+    prompts = cost.each_prompt(VisiPruner, {"force_fusion_layer": "13,14", "force_exit_layer": "23,24"})
+    methods = [build("visipruner", parse(10), knobs, PROMPT) for knobs in prompts]
+    schedules = [cost.schedule(method, PROMPT.with_text(74)) for method in methods]
+    assert schedules[1] == [576] * 15 + [10] * 9 + [0] * 8
+    mean = sum(sum(plan) / 32 for plan in schedules) / 2
     assert f"{mean:.4g}" in both
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["visipruner", "--budget", "10"], "give --fusion-layer"),
-        (["visipruner", "--budget", "native", "--fusion-layer", "14"], "give a number"),
-        (["visipruner", "--budget", "10", "--fusion-layer", "13,14", "--exit-layer", "24,25,26"], "as many of one"),
-        (["visipruner", "--budget", "10", "--fusion-layer", "mid"], "expected a layer"),
-        (["visipruner", "--budget", "10", "--exit-layer", "24"], "needs --fusion-layer"),
-        (["fastv", "--budget", "64", "--fusion-layer", "3"], "chooses no fusion"),
+        (["visipruner", "--budget", "10"], "lets the prompt decide: .* as in --set force_fusion_layer=14 --set force_exit_layer=24"),
+        (["visipruner", "--budget", "10", "--set", "force_fusion_layer=14"], "lets the prompt decide"),
+        (["visipruner", "--budget", "native", *forced("14", "24")], "give a number"),
+        (["visipruner", "--budget", "10", *forced("13,14", "24,25,26")], "as many values .* found 2 of force_fusion_layer, 3 of force_exit_layer"),
+        (["visipruner", "--budget", "10", *forced("mid", "24")], "knob force_fusion_layer='mid' is not valid"),
+        (["visipruner", "--budget", "10", "--set", "force_exit_layer=24"], "force_exit_layer=24 needs force_fusion_layer"),
+        (["fastv", "--budget", "64", "--set", "force_fusion_layer=3"], "unknown knob of fastv 'force_fusion_layer'"),
         (["fastv", "--budget", "64", "--text-tokens", "35"], "expected some text behind the image"),
         (["fastw", "--budget", "64"], "did you mean 'fastv'"),
         (["fastv", "--budget", "64", "--model", "llava-1.5-8b"], "llava-1.5-7b"),

@@ -11,16 +11,16 @@ from tiny import GRID, IMAGE_TOKEN, prompts, tiny_llava
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness import check, flops
-from harness.adapters import adapter_for
+from harness.adapters import Features, adapter_for
 from harness.answering import Answerer, Encoded, FeatureCache, Prompt
 from harness.engine import attach
 from harness.errors import PrunebenchError
 from harness.method import Method, TowerLook, method_class
 from harness.models import locate_model
 from harness.prefix import PrefixCache
+from harness.shape import VisionShape
 
 SPEC = f"{Path(__file__).parent / 'examples' / 'cls_top.py'}:ClsTop"
 ClsTop = method_class(SPEC)
@@ -47,6 +47,10 @@ class Looking(Method):
 @pytest.fixture(scope="module")
 def llava() -> Any:
     return tiny_llava()
+
+
+def vision_of(llava: Any) -> VisionShape:
+    return adapter_for(llava).usual.images[0].vision
 
 
 @torch.inference_mode()
@@ -98,7 +102,7 @@ def test_patches_of_two_images_follow_each_other_and_missing_ones_are_zero(llava
     with attach(llava, method) as run:
         prefill(llava, {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask), "pixel_values": pixels})
         scoring = run.trace.scoring
-    per_image = 2 * flops.cls_row(adapter_for(llava).shape.vision)
+    per_image = 2 * flops.cls_row(vision_of(llava))
     assert scoring == [per_image, 2 * per_image]
     want = bare(llava, pixels)
     (saw,) = method.saw
@@ -116,8 +120,8 @@ def test_the_most_attended_patches_stay(llava: Any) -> None:
     with attach(llava, ClsTop(keep=5)) as run:
         pruned = prefill(llava, given)
         (kept,) = [layout.origin[0][layout.visual[0]].tolist() for layout in run.layouts[:1]]
-        planned = run._method.plan_scoring(run.shape, 6, [5] * run.shape.depth)
-        assert run.trace.scoring == [planned] == [flops.cls_row(run.shape.vision)]
+        planned = run._method.plan_scoring(adapter_for(llava).usual.with_text(6), [5] * run.shape.depth)
+        assert run.trace.scoring == [planned] == [flops.cls_row(vision_of(llava))]
     scores = bare(llava, given["pixel_values"])[TowerLook("cls_row", -2)].mean(1)[0]
     assert kept == sorted(scores.topk(5).indices.tolist())
     assert not torch.allclose(pruned, prefill(llava, given), atol=1e-3), "the unpruned model would pass"
@@ -127,7 +131,7 @@ def test_the_row_is_counted_as_it_ran(llava: Any) -> None:
     given, shape = prompts([11, 12], [13, 14]), adapter_for(llava).shape
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), attach(llava, ClsTop(keep=5)) as run, FlopCounterMode(display=False) as counter:
         prefill(llava, given)
-        encoded = 2 * (flops.vision_tower(shape.vision) + flops.projector(shape))
+        encoded = 2 * (flops.vision_tower(vision_of(llava)) + flops.projector(shape, vision_of(llava)))
         assert counter.get_total_flops() == encoded + flops.prefill_executed(shape, run.trace) + flops.lm_head(shape, 2)
 
 
@@ -140,18 +144,18 @@ def test_the_conformance_kit_passes() -> None:
 def test_features_made_elsewhere_are_refused_and_those_of_encode_are_not(llava: Any) -> None:
     given = prompts([11, 12, 13])
 
-    def with_features(features: torch.Tensor) -> Any:
-        made = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+    def with_features(features: list[Features]) -> Any:
+        made = adapter_for(llava).outputs(features)
         return prefill(llava, {k: v for k, v in given.items() if k != "pixel_values"} | {"mm_encoder_outputs": made})
 
     with torch.inference_mode():
-        elsewhere = adapter_for(llava).encode(given["pixel_values"])
+        elsewhere = adapter_for(llava).encode(pixel_values=given["pixel_values"])
     with attach(llava, ClsTop(keep=5)) as run, torch.inference_mode():
         want = prefill(llava, given)
         # what was seen for that prefill does not serve this one
         with pytest.raises(PrunebenchError, match="cls_top looks at the vision tower, but this prefill came with features made elsewhere"):
             with_features(elsewhere)
-        features, seen = run.encode(given["pixel_values"])
+        features, seen = run.encode(pixel_values=given["pixel_values"])
         run.see([*seen, *seen])
         with pytest.raises(PrunebenchError, match="expected one vision-tower output for each of the prompts' 1 images, found 2"):
             with_features(features)
@@ -194,8 +198,8 @@ def test_what_a_method_writes_into_a_look_does_not_reach_the_next(llava: Any) ->
 
     method = Writing(*LOOKS)
     with attach(llava, method) as run, torch.inference_mode():
-        features, seen = run.encode(given["pixel_values"])
-        made = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+        features, seen = run.encode(pixel_values=given["pixel_values"])
+        made = adapter_for(llava).outputs(features)
         for _ in range(2):
             run.see(seen)
             prefill(llava, {k: v for k, v in given.items() if k != "pixel_values"} | {"mm_encoder_outputs": made})
@@ -249,7 +253,7 @@ def test_images_are_encoded_once_also_for_methods_that_look(mini: Any, asked: li
 
 def test_looks_count_towards_the_caches_limit() -> None:
     row = torch.zeros(2, 50)
-    image = Encoded(torch.zeros(100), {LOOKS[0]: row})
+    image = Encoded(Features(torch.zeros(100)), {LOOKS[0]: row})
     cache = FeatureCache(limit=2 * image.nbytes)
     assert image.nbytes == 800
     for name in "abc":

@@ -19,7 +19,7 @@ from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import Method, build
 from harness.runner import Options
-from harness.shape import SHAPES
+from harness.shape import SHAPES, Grid, PromptShape
 from methods import visipruner
 from methods.visipruner import VisiPruner
 
@@ -55,7 +55,7 @@ def test_a_variant_sets_defaults_and_a_knob_given_by_hand_wins() -> None:
 
     def values(**knobs: Any) -> tuple[object, ...]:
         built = build("visipruner", parse("native"), knobs, S7)
-        assert built.for_model(S7) == built  # `attach` asks a second time
+        assert built.for_model(S7.decoder) == built  # `attach` asks a second time
         return tuple(built.knobs()[n] for n in names)
 
     assert values() == values(variant="code") == ("first", True, False, True)
@@ -136,9 +136,11 @@ def test_visual_self_attention_is_removed_in_all_shallow_layers(model: Any, atte
 
 def exit_layer(monkeypatch: pytest.MonkeyPatch, votes: list[bool], **knobs: Any) -> int:
     """The exit layer for a row whose fusion is at layer 2 and whose next layers vote like this; -1 = it stays."""
-    method = VisiPruner(keep=2, shallow_mid_layer=1, **knobs).for_model(_shape(12))
+    prompt = _prompt(12)
+    method = VisiPruner(keep=2, shallow_mid_layer=1, **knobs).for_model(prompt.decoder)
     valid = torch.ones(1, 4, dtype=torch.bool)
-    run = SimpleNamespace(memo={}, visual_valid=valid, n_prompt_visual=torch.tensor([4]), shape=_shape(12))
+    n_prompt, quota = torch.tensor([4]), lambda keep: torch.tensor([prompt.quota(keep)])
+    run = SimpleNamespace(memo={}, visual_valid=valid, n_prompt_visual=n_prompt, shape=prompt.decoder, quota=quota)
     for layer, vote in enumerate([False, *votes], 2):
         cosine = torch.full((1, 4), 1.0 if vote else 0.5)
         monkeypatch.setattr(visipruner, "contributions", lambda *_, c=cosine: (torch.tensor([[3.0, 1, 2, 0]]), c))
@@ -147,8 +149,10 @@ def exit_layer(monkeypatch: pytest.MonkeyPatch, votes: list[bool], **knobs: Any)
     return int(run.memo["exit"])
 
 
-def _shape(depth: int) -> Any:
-    return replace(S7, depth=depth, n_visual=4)
+def _prompt(depth: int) -> PromptShape:
+    """A prompt of four visual tokens."""
+    image = replace(S7.images[0], views=(Grid(2, 2),))
+    return PromptShape(replace(S7.decoder, depth=depth), (image,))
 
 
 @pytest.mark.parametrize(
@@ -188,20 +192,20 @@ def test_a_prompt_that_is_done_is_not_charged_for_one_that_is_not(model: Any) ->
 @pytest.mark.parametrize(("fusion", "exit_"), [(2, 5), (3, 6), (3, 7), (3, -1), (4, -1)])
 def test_a_forced_run_has_the_schedule_of_its_plan(fusion: int, exit_: int) -> None:
     model = tiny_llava(depth=8)
-    shape = adapter_for(model).shape
+    usual = adapter_for(model).usual
     knobs = {"shallow_mid_layer": 1, "last_fusion_layer": 4, "force_fusion_layer": fusion, "force_exit_layer": exit_}
-    method = build("visipruner", parse(5), knobs, shape)
+    method = build("visipruner", parse(5), knobs, usual)
     run, _ = logits(model, method, Q1, Q2)
     notes = run.trace.notes
     assert notes["fusion_layer"] == [fusion] * 2
     assert notes["exit_layer"] == [exit_] * 2
     assert notes["forced"] == [1, 1]
-    schedule = method.plan_with(shape, 8, fusion, None if exit_ == -1 else exit_)
-    assert method.plan(shape, 8) == schedule
+    left = 8 if exit_ == -1 else exit_
+    schedule = [V] * (fusion + 1) + [5] * (left - fusion - 1) + [0] * (8 - left)
+    assert method.plan(usual.with_text(8)) == schedule
     for row, question in enumerate((Q1, Q2)):
         assert [layer.visual[row] for layer in run.trace.layers] == schedule
-        n_text = 3 + len(question)
-        assert run.trace.scoring[row] == method.plan_scoring(shape, n_text, schedule)
+        assert run.trace.scoring[row] == method.plan_scoring(usual.with_text(3 + len(question)), schedule)
 
 
 def test_what_is_kept_at_a_forced_layer_is_what_the_method_would_keep_there(model: Any) -> None:
@@ -226,7 +230,7 @@ def test_thresholds_still_choose_at_a_forced_layer(model: Any) -> None:
     run, _ = logits(model, native)
     assert run.trace.notes["fusion_layer"] == [4]
     assert run.trace.notes["kept"] == [V]
-    assert native.for_model(adapter_for(model).shape).plan(adapter_for(model).shape, 8) is None
+    assert native.for_model(adapter_for(model).shape).plan(adapter_for(model).usual.with_text(8)) is None
 
 
 @pytest.mark.parametrize(
@@ -249,14 +253,14 @@ def test_layers_that_cannot_be_forced_are_refused(knobs: dict[str, Any], says: s
 def test_the_last_layer_and_a_full_budget_leave_nothing_to_force() -> None:
     with pytest.raises(PrunebenchError, match="force_fusion_layer=31: expected 7 to 30"):
         build("visipruner", parse("native"), {"force_fusion_layer": 31}, S7)
-    with pytest.raises(PrunebenchError, match=r"force_exit_layer=24: expected .* fewer than 576 kept"):
+    with pytest.raises(PrunebenchError, match=r"^visipruner: force_exit_layer=24: expected fewer than 576 kept"):
         build("visipruner", parse(576), {"force_fusion_layer": 14, "force_exit_layer": 24}, S7)
 
 
 def test_unless_forced_the_method_decides() -> None:
     built = build("visipruner", parse(64), {}, S7)
     assert (built.knobs()["force_fusion_layer"], built.knobs()["force_exit_layer"]) == (None, None)
-    assert built.plan(S7, 74) is None
+    assert built.plan(S7.with_text(74)) is None
 
 
 # -------------------------------------------------------------------------------------------------------------------- decode
@@ -283,7 +287,7 @@ def test_generated_tokens_see_shallow_vision_only_in_the_code(model: Any, attend
 
 
 def knockout(model: Any, **knobs: Any) -> Tensor:
-    return logits(model, build("knockout", parse(None), knobs, adapter_for(model).shape), Q1, Q2)[1]
+    return logits(model, build("knockout", parse(None), knobs, adapter_for(model).usual), Q1, Q2)[1]
 
 
 def test_masking_text_from_vision_everywhere_equals_dropping_vision(model: Any) -> None:
@@ -314,14 +318,14 @@ def test_generated_tokens_are_cut_off_by_a_mask_too(model: Any) -> None:
     batch, decoded = prompts(Q1), {}
     for name, knobs in {"mask": {"stop": 6, "how": "mask"}, "drop": {"drop_from": 0}}.items():
         cache = DynamicCache(config=model.config.text_config)
-        with attach(model, build("knockout", parse(None), knobs, adapter_for(model).shape)), torch.inference_mode():
+        with attach(model, build("knockout", parse(None), knobs, adapter_for(model).usual)), torch.inference_mode():
             model(**batch, past_key_values=cache)
             decoded[name] = model(input_ids=torch.tensor([[5]]), past_key_values=cache).logits[:, -1]
     assert same(decoded["mask"], decoded["drop"])
 
 
 def test_knockout_layers_scale_and_are_checked() -> None:
-    scaled = build("knockout", parse(None), {"start": 0, "stop": 7, "drop_from": 20, "scale_layers": True}, _shape(12)).knobs()
+    scaled = build("knockout", parse(None), {"start": 0, "stop": 7, "drop_from": 20, "scale_layers": True}, _prompt(12)).knobs()
     assert (scaled["start"], scaled["stop"], scaled["drop_from"]) == (0, 3, 8)
     for knobs, says in (
         ({"start": 3, "stop": 2}, "expected 0 <= start <= stop <= 12"),
@@ -331,7 +335,7 @@ def test_knockout_layers_scale_and_are_checked() -> None:
         ({"how": "remove"}, "knob how='remove' is not valid"),
     ):
         with pytest.raises(PrunebenchError, match=says):
-            build("knockout", parse(None), knobs, _shape(12))
+            build("knockout", parse(None), knobs, _prompt(12))
 
 
 # ----------------------------------------------------------------------------------------------------------------- ablations
@@ -340,14 +344,14 @@ def test_knockout_layers_scale_and_are_checked() -> None:
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)
 def test_shipped_ablations_fit_every_model(file: Path) -> None:
     plan = ablations.load(file)
-    for shape in (S7, SHAPES["llava-1.5-13b"], _shape_of_mini()):
+    for prompt in (S7, SHAPES["llava-1.5-13b"], _mini()):
         for variant in plan.variants:
-            build(variant.method, parse(variant.budget), variant.knobs, shape)
+            build(variant.method, parse(variant.budget), variant.knobs, prompt)
     assert any(v.published for v in plan.variants)
 
 
-def _shape_of_mini() -> Any:
-    return replace(S7, depth=12)
+def _mini() -> PromptShape:
+    return replace(S7, decoder=replace(S7.decoder, depth=12))
 
 
 def test_there_is_one_ablation_file_per_table() -> None:

@@ -1,15 +1,23 @@
 """A tiny random LLaVA for tests: real classes, 16 visual tokens, peaked attention."""
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig
 
 IMAGE_TOKEN = 4
 GRID = 4
 
 
-def tiny_llava(depth: int = 4, heads: int = 4, kv_heads: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> LlavaForConditionalGeneration:
+def tiny_llava(
+    depth: int = 4,
+    heads: int = 4,
+    kv_heads: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    text: PreTrainedConfig | None = None,
+) -> LlavaForConditionalGeneration:
+    """`text`: another decoder than the Llama of these sizes."""
     torch.manual_seed(seed)
-    text = LlamaConfig(
+    text = text or LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=depth, num_attention_heads=heads,
         num_key_value_heads=kv_heads, max_position_embeddings=512, bos_token_id=1, eos_token_id=None, pad_token_id=0, initializer_range=0.2,
     )  # fmt: skip

@@ -59,6 +59,8 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
         if budget.unit != "kept":
             raise
         least = lowest(at, prompt)
+        if budget.asked(prompt.n_visual) >= least:
+            raise
         raise PrunebenchError(f"{name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})") from None
     return built
 
