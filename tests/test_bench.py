@@ -468,7 +468,7 @@ def test_neither_lmms_eval_nor_data_sets_are_needed(tmp_path: Path) -> None:
 def test_a_slice_of_the_7b_model_runs(tmp_path: Path) -> None:
     settings = Settings(
         "llava-1.5-7b", random_weights=True, layers=3, methods=("fastv",), budgets=("64",), batches=(1,), new_tokens=2, repeats=1, warmup=1,
-        device="cpu",
+        knobs={"fastv": {"boundary": "2"}}, device="cpu",
     )
     result = bench.run(settings, tmp_path, lambda _: None)
     rows = result["batches"][0]["rows"]
