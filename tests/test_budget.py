@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import models, run
+from harness import models
 from harness.budget import NONE, Budget, cost_of, parse, solve
 from harness.errors import PrunebenchError
 from harness.method import Method, build, registered
+from harness.request import mean_text
 from harness.shape import SHAPES, PromptShape, Share
 from harness.units import units_table
 
@@ -234,7 +235,7 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
 def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:
     front = SimpleNamespace(prompt_ids=lambda text: [0] * (576 + len(text)), usual=S7)
     task = SimpleNamespace(samples=[SimpleNamespace(prompt="x" * n) for n in (10, 20, 33)])
-    assert run.mean_text(front, task) == 21  # type: ignore[arg-type]
+    assert mean_text(SimpleNamespace(front=front), task) == 21  # type: ignore[arg-type]
 
 
 def test_the_readmes_table_says_what_64_costs_under_each_unit() -> None:

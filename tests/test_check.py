@@ -49,7 +49,7 @@ def test_knobs_conform_too(name: str, knobs: dict[str, object]) -> None:
 
 
 def test_fastv_is_granted_no_exception() -> None:
-    assert {v.name for v in check.check(FastV) if v.status == "n/a"} == {"image alone decides"}
+    assert {v.name for v in check.check(FastV) if v.status == "n/a"} == {"image alone decides", "looks equal the tower's own"}
     assert {v.name for v in check.check(registered()["none"]) if v.status == "n/a"} == {
         "smaller budget changes logits",
         "asked budget met exactly",
@@ -58,6 +58,9 @@ def test_fastv_is_granted_no_exception() -> None:
         "image alone decides",
         "position policies differ",
         "unfit layer knob refused",
+        "answers to its questions equal a pass from scratch",
+        "answers in a padded batch equal those alone",
+        "looks equal the tower's own",
     }
 
 
