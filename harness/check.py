@@ -30,7 +30,7 @@ from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import AttentionEdit, Method, Reduction, check_budget, method_class, typed_knobs
 from harness.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
-from harness.text_encoder import Encoded
+from harness.adapters.text_encoder import Encoded
 
 GRID, PATCH = 8, 4
 N_VISUAL = GRID * GRID

@@ -30,7 +30,7 @@ from harness.method import AttentionEdit, DecodePositions, Method, Places, Quest
 from harness.prefix import Prefix, ReducedPrefix, RoomyLayer, Shared, on_prefix, one_row, visual_edit
 from harness.shape import ModelShape, PromptShape, Share, quota
 from harness.stream import BoundaryStream
-from harness.text_encoder import TextEncoder
+from harness.adapters.text_encoder import TextEncoder
 from harness.tower import Seen, TowerEye, batched
 from harness.trace import LayerTrace, Trace
 

@@ -26,7 +26,7 @@ from harness.budget import Budget
 from harness.errors import PrunebenchError, unknown
 from harness.method import Method, build, method_class
 from harness.shape import ModelShape, PromptShape
-from harness.text_encoder import ClipTextEncoder
+from harness.adapters.text_encoder import ClipTextEncoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL_CONFIGS = REPOSITORY / "configs" / "models"

@@ -144,7 +144,7 @@ def test_the_clip_text_tower_is_transformers_own() -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    from harness.text_encoder import ClipTextEncoder
+    from harness.adapters.text_encoder import ClipTextEncoder
 
     class Letters:
         bos_token_id, eos_token_id = 97, 98

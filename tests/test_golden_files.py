@@ -153,6 +153,7 @@ def test_the_committed_goldens_are_packed_and_survive_a_round_trip(tmp_path: Pat
     assert load(read_bytes(GOLDENS / "models" / "gqa.safetensors"))["lm_head.weight"].shape == (512, 128)
 
 
+@pytest.mark.slow
 def test_the_command_packs_and_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "f", CASES)
 

@@ -139,6 +139,7 @@ def test_versions_in_doubt_are_named_and_the_check_goes_on() -> None:
 # ---------------------------------------------------------------------------------------------------------------- the runner
 
 
+@pytest.mark.slow
 def test_the_smallest_rehearsal_runs_with_the_listed_packages_alone(tmp_path: Path) -> None:
     packages, out = tmp_path / "packages", tmp_path / "out"
     packages.mkdir()

@@ -245,7 +245,7 @@ class Method:
 
     Subclasses set `name` (lower case, as the paper is called), `paper` (its link, for `prunebench methods`) and `traits`, and override the hooks
     they need. Layers are knobs: None is the official layer at the same relative depth of this model, a layer given by hand is literal, and a
-    stage at or beyond the model's depth does not happen.
+    stage at or beyond the model's depth does not happen. Knobs under which no stage would happen are refused.
     """
 
     name: ClassVar[str] = ""
