@@ -24,13 +24,13 @@ from transformers import AutoModelForImageTextToText, DynamicCache
 from harness import budget as budgets
 from harness.adapters import Adapter, LlavaAdapter, adapter_for
 from harness.adapters.llava import plant_beacon
+from harness.adapters.text_encoder import Encoded
 from harness.budget import Budget
 from harness.contract import changed_pixels
 from harness.engine import EngineRun, attach
 from harness.errors import PrunebenchError
 from harness.method import AttentionEdit, Method, Reduction, check_budget, method_class, typed_knobs
 from harness.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
-from harness.adapters.text_encoder import Encoded
 
 GRID, PATCH = 8, 4
 N_VISUAL = GRID * GRID

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from harness import flops
 from harness.adapters import Adapter, Features, adapter_for
+from harness.adapters.text_encoder import TextEncoder
 from harness.attention import EditTrace, LayerAttention, apply_edits, attend
 from harness.contract import changed_pixels, check_edits, check_mask, check_reduction
 from harness.errors import PrunebenchError, unknown
@@ -30,7 +31,6 @@ from harness.method import AttentionEdit, DecodePositions, Method, Places, Quest
 from harness.prefix import Prefix, ReducedPrefix, RoomyLayer, Shared, on_prefix, one_row, visual_edit
 from harness.shape import ModelShape, PromptShape, Share, quota
 from harness.stream import BoundaryStream
-from harness.adapters.text_encoder import TextEncoder
 from harness.tower import Seen, TowerEye, batched
 from harness.trace import LayerTrace, Trace
 

@@ -22,11 +22,11 @@ from torch import nn
 
 from harness import yamlfile
 from harness.adapters import ADAPTERS, Adapter, adapter_class, adapter_for
+from harness.adapters.text_encoder import ClipTextEncoder
 from harness.budget import Budget
 from harness.errors import PrunebenchError, unknown
 from harness.method import Method, build, method_class
 from harness.shape import ModelShape, PromptShape
-from harness.adapters.text_encoder import ClipTextEncoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL_CONFIGS = REPOSITORY / "configs" / "models"
