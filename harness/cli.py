@@ -418,7 +418,7 @@ def show_command(
     from harness import budget as budgets
     from harness import show
 
-    budgets.parse(budget or None)
+    budget = str(budgets.parse(budget)) if budget else ""
     names = [name.strip() for name in method.split(",") if name.strip()]
     path, found = show.write(results, sample.strip(), names, budget, model, data, out)
     print("\n".join(show.lines(found)))
