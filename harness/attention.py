@@ -142,7 +142,11 @@ def asked_rows(layout: TokenLayout, rows: Rows, of: Tensor | None = None) -> Gat
             )
         chosen = gather_mask(rows & after.valid)
         asked = Gathered(after.columns.gather(1, chosen.columns), chosen.valid)
-    return asked if of is None else Gathered(asked.columns, asked.valid & of[:, None])
+    if of is None:
+        return asked
+    if of.shape != asked.valid.shape[:1] or of.dtype != torch.bool:
+        raise PrunebenchError(f"expected of as bool ({asked.valid.shape[0]},), one a prompt of the batch; found {of.dtype} {tuple(of.shape)}")
+    return Gathered(asked.columns, asked.valid & of[:, None])
 
 
 def softmax_rows(q: Tensor, k: Tensor, layout: TokenLayout, asked: Gathered, scaling: float) -> Tensor:

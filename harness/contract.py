@@ -35,25 +35,31 @@ def check_reduction(where: str, reduction: object, layout: TokenLayout, hidden: 
             raise PrunebenchError(f"{where}: expected {knob} to be one of {', '.join(known)}; found {word!r}")
     order = reduction.order
     if order is not None:
-        if order.shape != expected.shape or order.dtype == torch.bool or order.device != expected.device:
-            found = f"{order.dtype} {tuple(order.shape)} on {order.device}"
-            raise PrunebenchError(f"{where}: expected order as numbers {tuple(expected.shape)} on {expected.device}; found {found}")
+        _check_tensor(where, "order", order, expected.shape, expected.device)
         _check_finite(where, "order", torch.where(reduction.keep & expected, order, 0), sample)
     for name, tokens, valid in (("added", reduction.added, reduction.added_valid), ("front", reduction.front, reduction.front_valid)):
         _check_tokens(where, name, tokens, valid, hidden, sample)
 
 
-def _check_tokens(where: str, name: str, tokens: Tensor | None, valid: Tensor | None, hidden: Tensor, sample: Callable[[int], str]) -> None:
+def _check_tensor(where: str, what: str, values: object, shape: Sequence[int | str], device: torch.device) -> Tensor:
+    """`values` if it is a tensor of real numbers of this shape (words stand for any size) on this device; raises PrunebenchError otherwise."""
+    if isinstance(values, Tensor) and values.device == device and len(values.shape) == len(shape):
+        sizes = all(isinstance(want, str) or have == want for have, want in zip(values.shape, shape, strict=True))
+        if sizes and values.dtype != torch.bool and not values.is_complex():
+            return values
+    found = f"{values.dtype} {tuple(values.shape)} on {values.device}" if isinstance(values, Tensor) else type(values).__name__
+    raise PrunebenchError(f"{where}: expected {what} as numbers ({', '.join(map(str, shape))}) on {device}; found {found}")
+
+
+def _check_tokens(where: str, name: str, tokens: object, valid: object, hidden: Tensor, sample: Callable[[int], str]) -> None:
     if tokens is None:
+        if valid is not None:
+            raise PrunebenchError(f"{where}: expected {name}_valid beside {name} tokens, found it alone: leave it out, or give the tokens")
         return
-    b, _, d = hidden.shape
-    if tokens.ndim != 3 or tokens.device != hidden.device or (tokens.shape[0], tokens.shape[2]) != (b, d):
-        raise PrunebenchError(
-            f"{where}: expected {name} tokens ({b}, m, {d}) on {hidden.device}, found {tuple(tokens.shape)} on {tokens.device}"
-        )
+    added = _check_tensor(where, f"{name} tokens", tokens, (hidden.shape[0], "m", hidden.shape[2]), hidden.device)
     if valid is not None:
-        check_mask(where, f"{name}_valid", valid, tokens.shape[:2], hidden.device, "as added")
-    _check_finite(where, f"{name} tokens", tokens, sample)
+        check_mask(where, f"{name}_valid", valid, added.shape[:2], hidden.device, "as added")
+    _check_finite(where, f"{name} tokens", added, sample)
 
 
 def _check_finite(where: str, what: str, values: Tensor, sample: Callable[[int], str]) -> None:
@@ -62,19 +68,31 @@ def _check_finite(where: str, what: str, values: Tensor, sample: Callable[[int],
         raise PrunebenchError(f"{where}, {sample(int((~finite).nonzero()[0]))}: {what} hold nan or inf")
 
 
-def check_edits(where: str, edits: Sequence[AttentionEdit], layout: TokenLayout, sample: Callable[[int], str]) -> None:
-    """Raise PrunebenchError for an AttentionEdit whose columns do not fit, or whose sink is no visual token."""
+def check_edits(where: str, edits: object, layout: TokenLayout, sample: Callable[[int], str]) -> None:
+    """Raise PrunebenchError for what is no sequence of AttentionEdits, for columns that do not fit, and for a sink that is no visual token."""
+    if not isinstance(edits, Sequence) or not all(isinstance(edit, AttentionEdit) for edit in edits):
+        raise PrunebenchError(f"{where}: expected a list of AttentionEdits from edit_attention, () for none; found {type(edits).__name__}")
     expected = layout.visual_tokens.valid
     for edit in edits:
+        for name, word, known in (("rows", edit.rows, ("after", "visual")), ("how", edit.how, ("mask", "zero", "redirect"))):
+            if word not in known:
+                raise PrunebenchError(f"{where}: expected {name} of an AttentionEdit as one of {', '.join(known)}; found {word!r}")
         if edit.cols is not None:
             check_mask(where, "the cols of an AttentionEdit", edit.cols, expected.shape, expected.device)
         if edit.how != "redirect":
             continue
         counts = layout.visual_counts
-        sinks = edit.sink.tolist() if isinstance(edit.sink, Tensor) else [edit.sink] * len(counts)
+        sinks = [edit.sink] * len(counts) if isinstance(edit.sink, int) else _sinks(where, edit.sink, expected)
         for row, (sink, count) in enumerate(zip(sinks, counts, strict=True)):
             if not 0 <= sink < count:
                 raise PrunebenchError(f"{where}, {sample(row)}: expected a sink from 0 to {count - 1} (visual tokens present now), found {sink}")
+
+
+def _sinks(where: str, sink: object, expected: Tensor) -> list[int]:
+    if not isinstance(sink, Tensor) or sink.shape != expected.shape[:1] or sink.dtype != torch.long or sink.device != expected.device:
+        found = f"{sink.dtype} {tuple(sink.shape)} on {sink.device}" if isinstance(sink, Tensor) else type(sink).__name__
+        raise PrunebenchError(f"{where}: expected a sink as a whole number or long ({len(expected)},) on {expected.device}; found {found}")
+    return [int(index) for index in sink.tolist()]
 
 
 def changed_pixels(method: Method, pixels: Tensor) -> Tensor | None:

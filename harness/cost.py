@@ -18,9 +18,9 @@ from harness import flops, published
 from harness.attention import edited_pairs
 from harness.errors import PrunebenchError
 from harness.layout import TokenLayout
-from harness.method import Method
+from harness.method import Method, Places
 from harness.models import locate_model, model_config
-from harness.shape import SHAPES, ModelShape, PromptShape
+from harness.shape import SHAPES, ModelShape, PromptShape, Share
 from harness.trace import LayerTrace, Trace
 
 
@@ -41,6 +41,13 @@ class _PlannedRun:
     @property
     def n_prompt_visual(self) -> torch.Tensor:
         return torch.tensor([self.prompts[0].n_visual])
+
+    @property
+    def places(self) -> Places:
+        return Places(*torch.tensor(self.prompts[0].places())[None].unbind(2))
+
+    def quota(self, keep: int | Share) -> torch.Tensor:
+        return torch.tensor([self.prompts[0].quota(keep)])
 
     def generator(self, row: int) -> torch.Generator:
         return torch.Generator().manual_seed(row)

@@ -156,7 +156,7 @@ class EngineRun:
     def places(self) -> Places:
         layout = self.layout
         if self._prompt_places is None:
-            rows = [torch.tensor(_places(prompt), dtype=torch.long).view(-1, 4) for prompt in self.prompts]
+            rows = [torch.tensor(prompt.places(), dtype=torch.long).view(-1, len(Places._fields)) for prompt in self.prompts]
             # one more slot, for tokens that are no token of the prompt
             padded = nn.utils.rnn.pad_sequence([torch.cat([row, -torch.ones_like(row[:1])]) for row in rows], batch_first=True, padding_value=-1)
             self._prompt_places = padded.to(layout.valid.device)
@@ -173,6 +173,7 @@ class EngineRun:
         return torch.tensor(quotas, device=device)
 
     def generator(self, row: int) -> torch.Generator:
+        self._check_row(row)
         key = self.samples[row] if self.samples is not None else str(row)
         digest = hashlib.sha256(f"{self._seed}\0{key}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -182,6 +183,7 @@ class EngineRun:
         inner, batch = a.shape[-1], self.layout.valid.shape[0]
         per_row = [0] * batch
         if row is not None:
+            self._check_row(row)
             per_row[row] = 2 * out.numel() * inner
         elif out.ndim < 3 or out.shape[0] != batch:
             raise PrunebenchError(
@@ -193,6 +195,10 @@ class EngineRun:
             per_row = [2 * n * inner for n in real]
         self._count_scoring(2 * out.numel() * inner, per_row)
         return out
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < self.layout.valid.shape[0]:
+            raise PrunebenchError(f"{self._method.name}: expected a row from 0 to {self.layout.valid.shape[0] - 1} of the batch, found {row}")
 
     def project(self, features: Tensor, valid: Tensor) -> Tensor:
         vision = self.prompts[0].images[0].vision
@@ -216,6 +222,8 @@ class EngineRun:
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
         listed = values.tolist() if isinstance(values, Tensor) else list(values)
+        if len(listed) != self.layout.valid.shape[0]:
+            raise PrunebenchError(f"{self._method.name}: note {name!r}: expected one number a row, {self.layout.valid.shape[0]}, found {len(listed)}")
         self._notes[name] = [float(x) for x in listed]
 
     # -------------------------------------------------------------------------------------------------------------- results
@@ -354,12 +362,12 @@ class EngineRun:
     def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._attention_mask = kwargs.get("attention_mask")
-        self._facts = {name: kwargs.get(name) for name in self._adapter.image_facts}
+        if _empty(kwargs.get("past_key_values")):  # a decode step comes without them
+            self._facts = {name: kwargs.get(name) for name in self._adapter.image_facts}
         return args, kwargs
 
     def _on_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
-        cache = kwargs.get("past_key_values")
-        if cache is None or cache.get_seq_length(0) == 0:
+        if _empty(kwargs.get("past_key_values")):
             self._given_positions = self._adapter.positions(kwargs)
             self._deepstack = self._adapter.take_deepstack(kwargs)
             if len(self._deepstack) >= self._depth:
@@ -377,7 +385,12 @@ class EngineRun:
     def _before_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if layer == 0:
             cache = kwargs.get("past_key_values")
-            if cache is None or cache.get_seq_length(0) == 0:
+            if _empty(cache):
+                if getattr(cache, "is_compileable", False):
+                    raise PrunebenchError(
+                        f"expected a cache that grows, found {type(cache).__name__}, whose length is fixed: layers hold unlike numbers of tokens; "
+                        "use a DynamicCache"
+                    )
                 self._begin_prefill(hidden)
             elif hidden.shape[1] != 1:
                 raise PrunebenchError(
@@ -397,7 +410,7 @@ class EngineRun:
             layout = self.layout
             with self._naming(f"layer {layer}"):
                 self._edits = self._method.edit_attention(self, layer)
-            if self._edits:
+            if self._edits != ():
                 check_edits(f"{self._method.name} at layer {layer}", self._edits, layout, self._sample)
             if self._shared is not None and not self._shared.knows(layer, visual_edit(self._edits)):
                 hidden, self._shared = self._shared.whole(layer, hidden), None
@@ -630,19 +643,14 @@ class EngineRun:
 
 def _valid(tokens: Tensor | None, valid: Tensor | None) -> Tensor | None:
     """(b, m) bool: which of some added tokens are real; None where there are none."""
-    if tokens is None or valid is not None:
-        return valid
-    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if tokens is None:
+        return None
+    return valid if valid is not None else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
-def _places(prompt: PromptShape) -> list[tuple[int, int, int, int]]:
-    """(image, view, row, col) of every visual token of a prompt, in order; row and col -1 for a newline."""
-    found = []
-    for i, image in enumerate(prompt.images):
-        for j, view in enumerate(image.views):
-            for row in range(view.rows):
-                found += [(i, j, row, col) for col in range(view.cols)] + [(i, j, -1, -1)] * view.newline
-    return found
+def _empty(cache: Any) -> bool:
+    """Is this call a prefill?"""
+    return cache is None or cache.get_seq_length(0) == 0
 
 
 POSITION_POLICIES = ("method", "original", "compact")

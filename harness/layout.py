@@ -132,8 +132,9 @@ class TokenLayout:
     def visual_to_columns(self, chosen: Tensor) -> Tensor:
         """(b, v) bool over visual tokens -> (b, n) bool over columns."""
         tokens = self.visual_tokens
-        out = torch.zeros_like(self.valid)
-        return out.scatter_(1, tokens.columns, chosen & tokens.valid) & self.visual
+        target = torch.where(tokens.valid, tokens.columns, self.n)  # slots beyond a row's count write to a spare column
+        out = torch.zeros(self.valid.shape[0], self.n + 1, dtype=torch.bool, device=self.valid.device)
+        return out.scatter_(1, target, chosen & tokens.valid)[:, : self.n]
 
     def reduce(
         self, keep: Tensor, added: Tensor | None, compact: bool, order: Tensor | None = None, front: Tensor | None = None

@@ -36,7 +36,7 @@ def quota(keep: int | Share, n_visual: int) -> int:
     """
     if isinstance(keep, int):
         return min(keep, n_visual)
-    tokens = math.floor(keep.ratio * n_visual + 0.5)
+    tokens = math.floor(Decimal(repr(keep.ratio)) * n_visual + Decimal("0.5"))  # as it is spelt: 0.29 x 50 is 14.5, which floats miss
     if tokens < 1 <= n_visual:
         least = f"{math.ceil(5000 / n_visual) / 100:g}%"
         raise PrunebenchError(f"budget {keep}: expected at least one token, found a prompt of {n_visual} visual tokens: give {least} or more")
@@ -125,6 +125,21 @@ class PromptShape:
     def quota(self, keep: int | Share) -> int:
         """How many of this prompt's visual tokens `keep` is; raises as `quota`."""
         return quota(keep, self.n_visual)
+
+    def places(self) -> list[tuple[int, int, int, int, int, int]]:
+        """(image, view, row, col, rows and cols of the view) of every visual token, in order; row and col -1 for a newline."""
+        found = []
+        for i, image in enumerate(self.images):
+            for j, view in enumerate(image.views):
+                for row in range(view.rows):
+                    found += [(i, j, row, col, view.rows, view.cols) for col in range(view.cols)]
+                    found += [(i, j, -1, -1, view.rows, view.cols)] * view.newline
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ModelShape.__dataclass_fields__ or name == "scaled_layer":
+            raise AttributeError(f"a prompt has no {name}: ask its decoder (prompt.decoder.{name}); see docs/migrating.md")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def with_text(self, n_text: int) -> PromptShape:
         """The same images with another number of text tokens."""

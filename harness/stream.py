@@ -81,4 +81,5 @@ class BoundaryStream:
         for name, copy, version in self._handed:
             if copy._version != version:
                 return name, copy, self._gathered(self._layout.visual_tokens if name == "visual" else self._layout.after_tokens)
-        return self.normed.edited() if "normed" in vars(self) else None
+        found = self.normed.edited() if "normed" in vars(self) else None
+        return found and (f"normed.{found[0]}", *found[1:])

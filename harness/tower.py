@@ -36,7 +36,7 @@ def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
     """Raise PrunebenchError for a look that there is not, or at a layer that the tower does not have."""
     depth = len(adapter.tower_layers)
     for look in looks:
-        if not isinstance(look, TowerLook) or look.what not in get_args(What):
+        if not isinstance(look, TowerLook) or look.what not in get_args(What) or type(look.layer) is not int:
             raise PrunebenchError(f"expected TowerLook(what, layer) with what one of {', '.join(get_args(What))}; found {look!r}")
         if not -depth <= look.layer < depth:
             raise PrunebenchError(f"{look}: expected a layer from {-depth} to {depth - 1} (of the vision tower), found {look.layer}")

@@ -6,13 +6,14 @@ Differs: nothing known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from harness.method import Ranking, Run, Stream, Traits, register
+from harness.method import PromptShape, Ranking, Run, Stream, Traits, register
 
 
 @register
@@ -23,6 +24,9 @@ class First(Ranking):
     name = "first"
     traits = Traits(query_aware=False, image_only=True)
     boundary: ClassVar[int] = 0  # type: ignore[misc]  # no knob
+
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
+        return 0
 
     def score(self, run: Run, stream: Stream) -> Tensor:
         valid = run.visual_valid

@@ -12,7 +12,8 @@ In layers [start, stop), text behind the image (and with `vision_to_vision` each
 
 `first_how` is another `how` for layer `start` alone: the paper merges in the first layer and cuts in the others. From layer
 `drop_from` on all visual tokens are gone, positions unchanged. `scale_layers`: the layers are those of a 32-layer model and move
-to the same relative depth of this one.
+to the same relative depth of this one. Layers that the model does not have are refused, also at the end of a range: an
+ablation of layers that are not there says nothing.
 Differs: the paper does not say whether its masks renormalise; configs/ablations/ uses zero, as VisiPruner's own code does.
 """
 

@@ -8,12 +8,13 @@ Differs: the draw depends on (seed, sample) only, not on batch, order or device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness.method import Ranking, Run, Stream, Traits, register
+from harness.method import PromptShape, Ranking, Run, Stream, Traits, register
 
 
 @register
@@ -25,6 +26,9 @@ class Random(Ranking):
     traits = Traits(query_aware=False, random=True)
 
     boundary: int | None = 0
+
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
+        return 0
 
     def score(self, run: Run, stream: Stream) -> Tensor:
         valid = run.visual_valid

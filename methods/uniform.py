@@ -10,13 +10,14 @@ Differs: nothing known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from harness.method import Ranking, Run, Stream, Traits, register
+from harness.method import PromptShape, Ranking, Run, Stream, Traits, register
 from methods._select import centres, even_split, grids, shared_out
 
 
@@ -28,6 +29,9 @@ class Uniform(Ranking):
     name = "uniform"
     traits = Traits(query_aware=False, image_only=True)
     boundary: ClassVar[int] = 0  # type: ignore[misc]  # no knob
+
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
+        return 0
 
     def score(self, run: Run, stream: Stream) -> Tensor:
         valid = run.visual_valid

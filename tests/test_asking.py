@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from harness.check import IMAGE_TOKEN, N_VISUAL, PROMPTS, PROPERTIES, ask, check, one_thread, prompt, tiny_model
 from harness.errors import PrunebenchError
 from harness.layout import TokenLayout
-from harness.method import Method, Share, method_class
+from harness.method import AttentionEdit, Method, Reduction, Share, method_class
 from harness.shape import Grid, ImageShape, PromptShape
 
 ASKING = str(Path(__file__).parent / "examples" / "asking.py")
@@ -82,9 +83,10 @@ def test_an_order_is_the_one_asked_for() -> None:
     assert origins(torch.tensor([[1, 1, 1, 0]])) == [-1, 3, 0, 2, -1, -1]
 
 
-@pytest.mark.parametrize("order", ["bool", "shape", "nan"])
+@pytest.mark.parametrize("order", ["bool", "shape", "nan", "list"])
 def test_an_order_that_does_not_fit_is_refused(order: str) -> None:
-    wrong = {"bool": torch.zeros(1, N_VISUAL, dtype=torch.bool), "shape": torch.zeros(1, 3), "nan": torch.full((1, N_VISUAL), float("nan"))}[order]
+    given: dict[str, object] = {"bool": torch.zeros(1, N_VISUAL, dtype=torch.bool), "shape": torch.zeros(1, 3), "list": [1, 2]}
+    wrong = given.get(order, torch.full((1, N_VISUAL), float("nan")))
 
     class Wrong(type(method("Ordered", keep=4))):  # type: ignore[misc]
         def at_boundary(self, run, layer, stream):  # type: ignore[no-untyped-def]
@@ -95,17 +97,72 @@ def test_an_order_that_does_not_fit_is_refused(order: str) -> None:
         ask(tiny_model(), Wrong(keep=4), PROMPTS[:1], steps=0)
 
 
-def test_places_are_the_grid_and_newlines_have_none() -> None:
-    from harness.engine import _places
+def test_a_prompt_that_starts_with_its_image_keeps_its_first_token_in_a_batch() -> None:
+    """Slots beyond a row's count stand for no column: the first one is a token here."""
+    ids = torch.tensor([[IMAGE_TOKEN] + [5] * 4, [1, IMAGE_TOKEN, IMAGE_TOKEN, 7, 8]])
+    layout = TokenLayout.of_prompt(ids, None, (IMAGE_TOKEN,))
+    assert layout.visual_to_columns(torch.ones(2, 2, dtype=torch.bool)).tolist() == layout.visual.tolist()
 
+
+class Returns(Method):
+    """Gives a reduction or edits that do not fit."""
+
+    name = "returns"
+    reduction: object = None
+    edits: object = ()
+
+    def at_boundary(self, run, layer, stream):  # type: ignore[no-untyped-def]
+        return type(self).reduction(run) if layer == 1 and type(self).reduction else None  # type: ignore[operator]
+
+    def edit_attention(self, run, layer):  # type: ignore[no-untyped-def]
+        return type(self).edits
+
+
+@pytest.mark.parametrize(
+    ("returns", "says"),
+    [
+        ({"reduction": lambda r: Reduction(r.visual_valid, added_valid=r.visual_valid)}, "added_valid beside added tokens, found it alone"),
+        ({"reduction": lambda r: Reduction(r.visual_valid, front=[1.0])}, r"expected front tokens as numbers \(1, m, 64\) on cpu; found list"),
+        ({"edits": None}, "expected a list of AttentionEdits from edit_attention"),
+        ({"edits": AttentionEdit("after", None, "zero")}, "expected a list of AttentionEdits from edit_attention"),
+        ({"edits": (AttentionEdit("after", None, "cut"),)}, "expected how of an AttentionEdit as one of mask, zero, redirect; found 'cut'"),  # type: ignore[arg-type]
+        ({"edits": (AttentionEdit("after", None, "redirect", sink=0.5),)}, r"expected a sink as a whole number or long \(1,\) on cpu; found float"),  # type: ignore[arg-type]
+        ({"edits": (AttentionEdit("after", None, "redirect", sink=torch.zeros(1, 1).long()),)}, r"found torch.int64 \(1, 1\) on cpu"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(returns: dict[str, object], says: str) -> None:
+    cls = type("Wrong", (Returns,), {name: staticmethod(value) if callable(value) else value for name, value in returns.items()})
+    with pytest.raises(PrunebenchError, match=rf"returns at (boundary|layer) \d+: .*{says}"):
+        ask(tiny_model(), cls(), PROMPTS[:1], steps=0)
+
+
+@pytest.mark.parametrize(
+    ("score", "says"),
+    [
+        (lambda valid: torch.zeros(1, 1), r"found torch.float32 \(1, 1\) on cpu"),
+        (lambda valid: None, "found NoneType"),
+        (lambda valid: torch.zeros(valid.shape, dtype=torch.complex64), "found torch.complex64"),
+    ],
+)
+def test_a_score_of_another_shape_or_kind_is_refused(score: Callable[[Tensor], Tensor], says: str) -> None:
+    class Odd(type(method("Rings", keep=4))):  # type: ignore[misc]
+        def score(self, run, stream):  # type: ignore[no-untyped-def]
+            return score(run.visual_valid)
+
+    with pytest.raises(PrunebenchError, match=rf"rings at boundary 0.*expected scores as real numbers \(1, 64\) on cpu.*{says}"):
+        ask(tiny_model(), Odd(keep=4), PROMPTS[:1], steps=0)
+
+
+def test_places_are_the_grid_and_newlines_have_none() -> None:
     shape = ask(tiny_model(), Method(), PROMPTS[:1], steps=0).run.prompts[0]
     assert shape.images[0].views == (Grid(8, 8),)
     vision = shape.images[0].vision
     two = PromptShape(shape.decoder, (ImageShape((Grid(1, 2),), vision), ImageShape((Grid(1, 1), Grid(2, 2, newline=True)), vision)), 3)
-    assert _places(two) == [
-        (0, 0, 0, 0), (0, 0, 0, 1), (1, 0, 0, 0), (1, 1, 0, 0), (1, 1, 0, 1), (1, 1, -1, -1), (1, 1, 1, 0), (1, 1, 1, 1), (1, 1, -1, -1),
+    assert two.places() == [
+        (0, 0, 0, 0, 1, 2), (0, 0, 0, 1, 1, 2), (1, 0, 0, 0, 1, 1),
+        (1, 1, 0, 0, 2, 2), (1, 1, 0, 1, 2, 2), (1, 1, -1, -1, 2, 2), (1, 1, 1, 0, 2, 2), (1, 1, 1, 1, 2, 2), (1, 1, -1, -1, 2, 2),
     ]  # fmt: skip
-    assert two.n_visual == len(_places(two)) == 9
+    assert two.n_visual == len(two.places()) == 9
 
 
 def test_places_follow_the_tokens_that_are_still_there() -> None:

@@ -47,6 +47,7 @@ class Mean(Method):
         return Reduction(torch.zeros_like(run.visual_valid), stream.visual.mean(1, keepdim=True))
 
 
+ASKING = Path(__file__).parent / "examples" / "asking.py"
 CLS_TOP = f"{Path(__file__).parent / 'examples' / 'cls_top.py'}:ClsTop"
 #: beside every registered method at a budget and at its published defaults: knobs that take other ways through engine and method
 MORE: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -58,6 +59,8 @@ MORE: dict[str, tuple[str, Mapping[str, Any]]] = {
     "knockout zero": ("knockout", {"start": 1, "stop": 4, "how": "zero", "vision_to_vision": True}),
     "knockout redirect, drop": ("knockout", {"start": 0, "stop": 4, "how": "redirect", "sink": 2, "drop_from": 6}),
     "knockout mask": ("knockout", {"start": 2, "stop": 4, "how": "mask"}),
+    # every question but the one that needs a text encoder
+    **{name.lower(): (f"{ASKING}:{name}", {"keep": 16}) for name in ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Rings")},
 }
 
 
@@ -233,6 +236,13 @@ WAITS = {
     "knockout zero": (7, 1),
     "knockout redirect, drop": (11, 4),
     "knockout mask": (7, 1),
+    "coming": (11, 6),
+    "pivots": (12, 6),
+    "masses": (11, 5),
+    "sums": (10, 0),
+    "ordered": (10, 0),
+    "fronted": (15, 0),
+    "rings": (11, 0),
     "mean": (9, 4),
 }
 

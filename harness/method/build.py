@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, get_args, get_type_hints
 
 from harness.budget import Budget, amount, lowest, solve
 from harness.errors import PrunebenchError, unknown
 from harness.method.interface import Method
-from harness.method.registry import method_class
+from harness.method.registry import method_class, raised
 from harness.shape import PromptShape, Share
 
 
@@ -41,8 +42,10 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
     if budget.asked(prompt.n_visual) > prompt.n_visual:
         raise PrunebenchError(f"budget {budget}: expected 1 to {prompt.n_visual}, an image of this model has {prompt.n_visual} visual tokens")
 
+    _check_shares(cls, budget)
+
     def at(keep: int | Share) -> Method:
-        return cls.at_budget(Budget("kept", keep), typed, prompt).for_model(prompt.decoder)
+        return _made(cls, Budget("kept", keep), typed, prompt)
 
     if budget.unit in ("avg", "flops"):
         # for errors: the knobs that say where the method prunes, which are layers and sizes, not what is derived from the count
@@ -52,9 +55,10 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
         solved = solve(budget, at, prompt, label)
         # asked as a share of any prompt, it is a share of any prompt
         return at(Share(solved / prompt.n_visual) if isinstance(budget.tokens, Share) else solved)
-    built = cls.at_budget(budget, typed, prompt).for_model(prompt.decoder)
+    built = _made(cls, budget, typed, prompt)
     try:
-        built.plan(prompt)
+        with _calling(cls):
+            plan = built.plan(prompt)
     except PrunebenchError as error:
         if budget.unit != "kept":
             raise
@@ -62,13 +66,39 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
         if budget.asked(prompt.n_visual) >= least:
             raise
         raise PrunebenchError(f"{name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})") from None
+    if plan is not None and len(plan) != prompt.depth:
+        raise PrunebenchError(f"{name}: expected a plan of {prompt.depth} numbers, one a decoder layer, found {len(plan)}")
     return built
+
+
+def _made(cls: type[Method], budget: Budget, typed: Mapping[str, Any], prompt: PromptShape) -> Method:
+    """The method at a budget that is solved, fitted to the model."""
+    with _calling(cls):
+        return cls.at_budget(budget, typed, prompt).for_model(prompt.decoder)
+
+
+@contextmanager
+def _calling(cls: type[Method]) -> Iterator[None]:
+    """What a method's own code raises while it is made, in one line that says where."""
+    try:
+        yield
+    except PrunebenchError:
+        raise
+    except Exception as error:
+        raise PrunebenchError(f"{cls.name}: {raised(error)}") from error
+
+
+def _check_shares(cls: type[Method], budget: Budget) -> None:
+    """Raise PrunebenchError where a share is asked of a method whose knobs hold counts only."""
+    hints = get_type_hints(cls)
+    if isinstance(budget.tokens, Share) and not any(Share in get_args(hints[knob]) for knob in cls.budget_knobs):
+        knobs = " and ".join(cls.budget_knobs)
+        mend = f"give a number (BUDGET=64), or declare {knobs}: int | Share"
+        raise PrunebenchError(f"{cls.name} takes no share of the tokens, for {knobs} holds a count: {mend}")
 
 
 def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(knob, value of the declared type) for each of `knobs`; raises PrunebenchError for unknown knobs and unfit values."""
-    from typing import get_args, get_type_hints
-
     from pydantic import TypeAdapter, ValidationError
 
     hints = get_type_hints(cls)
@@ -79,8 +109,21 @@ def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[s
         try:
             if isinstance(value, str) and "," in value:
                 value = [part.strip() for part in value.split(",")]
-            if isinstance(value, str) and Share in get_args(hints[key]):
-                value = amount(value)
+            if Share in get_args(hints[key]) and not isinstance(value, Share) and value is not None:
+                value = _amount(cls, key, value)
             yield key, TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
             raise PrunebenchError(f"{cls.name}: knob {key}={value!r} is not valid: {error.errors()[0]['msg']}") from None
+
+
+def _amount(cls: type[Method], knob: str, value: Any) -> int | Share:
+    """A knob's number of tokens, or share of them, as a user writes it."""
+    try:
+        if type(value) is int:
+            return value  # whether it is enough, the method knows
+        if isinstance(value, str):
+            return amount(value)
+        raise PrunebenchError("neither")
+    except PrunebenchError:
+        expected = "a number of visual tokens (64) or a share of each prompt's own, which has a unit (25%)"
+        raise PrunebenchError(f"{cls.name}: knob {knob}={value!r} is not valid: expected {expected}") from None

@@ -52,7 +52,7 @@ class Reduction:
     in their old order; None leaves the old order. `added (b, m, d)`: merged or recycled tokens, placed behind the last kept one;
     `front (b, m, d)`: tokens placed before the first kept one; `added_valid`, `front_valid (b, m)` bool where rows differ in number.
     `positions`: RoPE positions of what stays from here on, kept ("original") or renumbered in the new order ("compact"). Kept in place,
-    an added token stands one behind the last kept token's position, a front one where the first visual token stood.
+    an added token stands one behind the position of the last kept token of the old order, a front one where the first visual token stood.
     `decode_positions`: where generated tokens stand: the absolute count of the unpruned prompt, the length of the final sequence, or
     each layer's own cache length.
     """
@@ -75,15 +75,18 @@ class Probabilities(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the visual tokens present now stand, each (b, v) long: the `image` of the prompt, the `view` (grid) of the image, `row` and `col` in it.
+    """Where the visual tokens present now stand, each (b, v) long.
 
-    A newline token has row and col -1; so has an added token, whose image and view are -1 as well, and a slot beyond a row's count.
+    The `image` of the prompt, the `view` (grid) of the image, `row` and `col` in it, and its size, `rows` and `cols`. A newline token has row and
+    col -1. An added token has -1 everywhere, and so has a slot beyond a row's count.
     """
 
     image: Tensor
     view: Tensor
     row: Tensor
     col: Tensor
+    rows: Tensor
+    cols: Tensor
 
 
 class TowerLook(NamedTuple):
@@ -180,7 +183,7 @@ class Run(Protocol):
 
     @property
     def places(self) -> Places:
-        """Image, view, row and column of each visual token present now."""
+        """Image, view, row and column of each visual token present now, and the size of its view."""
 
     def quota(self, keep: int | Share) -> Tensor:
         """(b,) long: how many of its own visual tokens each prompt keeps: a count, at most all of them, or a share."""
@@ -360,13 +363,17 @@ class Method:
 
 
 def check_layer(method: str, knob: str, layer: int, low: int, depth: int) -> None:
-    """Raise PrunebenchError unless `low <= layer < depth`."""
+    """Raise PrunebenchError unless `layer` is a whole number with `low <= layer < depth`."""
+    if type(layer) is not int:
+        raise PrunebenchError(f"{method}: {knob}={layer!r}: expected a layer as a whole number")
     if not low <= layer < depth:
         expected = f"expected {low} to {depth - 1}" if low < depth else f"it takes at least {low + 1} layers"
         raise PrunebenchError(f"{method}: {knob}={layer} does not fit this model: {expected} (it has {depth} decoder layers)")
 
 
-def check_keep(method: str, keep: int | Share) -> None:
-    """Raise PrunebenchError for a count below 1."""
+def check_keep(method: str, keep: object) -> None:
+    """Raise PrunebenchError for a count below 1, and for what is neither a count nor a Share."""
+    if type(keep) is not int and not isinstance(keep, Share):
+        raise PrunebenchError(f"{method}: expected keep as a number of tokens (64) or a Share (0.25 of a prompt's own), found {keep!r}")
     if isinstance(keep, int) and keep < 1:
         raise PrunebenchError(f"{method}: expected keep >= 1, found {keep}")

@@ -17,8 +17,11 @@ def keep_top(scores: Tensor, k: int | Tensor, valid: Tensor) -> Tensor:
     """(b, v) bool: the `k` (int or (b,) long) highest-scored valid tokens of each row; the lowest index wins a tie.
 
     Invalid slots are excluded from the candidates rather than given a low score, which a real score could tie with.
-    Raises ScoresError where a valid token's score is nan, which would sort before everything.
+    Raises ScoresError where a valid token's score is nan, which would sort before everything, ValueError for scores of another shape or kind.
     """
+    if not isinstance(scores, Tensor) or scores.shape != valid.shape or scores.is_complex() or scores.device != valid.device:
+        found = f"{scores.dtype} {tuple(scores.shape)} on {scores.device}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"expected scores as real numbers {tuple(valid.shape)} on {valid.device}, one a visual token; found {found}")
     bad = scores.isnan() & valid
     if bool(bad.any()):
         row = int(bad.any(1).nonzero()[0])
@@ -38,7 +41,7 @@ class Ranking(Method):
     """Keeps the `keep` visual tokens of the highest `score` from decoder layer `boundary` on.
 
     Before the language model (boundary 0) positions are renumbered, as LLaVA numbers a shorter sequence; at a later boundary tokens keep theirs.
-    Subclasses write `score`, and `plan_scoring` where a score takes matrix products of the model's own. `official`: the published boundary
+    Subclasses write `score`, and `plan_scoring` so that its cost is known before a run. `official`: the published boundary
     of a 32-layer model, which `boundary=None` moves to the same relative depth; `least`: the first boundary at which there is a score.
     A method that exists before the language model only has no such knob: `boundary: ClassVar[int] = 0`.
     """
@@ -66,10 +69,8 @@ class Ranking(Method):
         return [prompt.n_visual] * boundary + [prompt.quota(self.keep)] * (prompt.depth - boundary)
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int | None:
-        """0 for a method without eyes: one whose `score` makes matrix products says here what they cost."""
-        cls = type(self)
-        eyes = cls.on_attention is not Method.on_attention or cls.on_image is not Method.on_image
-        return None if eyes else 0
+        """Not known: what a `score` asks for, and so what it costs, only its author can say. 0 where it makes no matrix product."""
+        return None
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != self.boundary:

@@ -18,6 +18,7 @@ from types import ModuleType
 
 from harness.errors import PrunebenchError, unknown
 from harness.method.interface import Method
+from harness.method.ranking import Ranking
 from harness.method.source import FILE_MODULE, source_of
 
 _REGISTRY: dict[str, type[Method]] = {}
@@ -51,6 +52,8 @@ def _check_class(cls: type[Method]) -> None:
             f"{where}: a budget sets the knob {lacking[0]!r}, and the class has no such field: add `{lacking[0]}: int`, or set "
             "`budget_knobs` to the fields that a budget sets, () for none, and override at_budget"
         )
+    if issubclass(cls, Ranking) and cls.score is Ranking.score:
+        raise PrunebenchError(f"{where}: a Ranking needs a method score(self, run, stream) -> (b, v): a number for each visual token")
     other = _REGISTRY.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         both = f"{other.__module__}.{other.__qualname__} and {where}"

@@ -13,5 +13,5 @@ class Centre(Ranking):
     traits = Traits(query_aware=False, image_only=True)  # the question has no say, so questions about an image can share work
 
     def score(self, run, stream):
-        place, view = run.places, run.prompts[0].images[0].views[0]  # (b, v) each: where every visual token stands in its image
-        return -((place.row - (view.rows - 1) / 2) ** 2 + (place.col - (view.cols - 1) / 2) ** 2)
+        at = run.places  # (b, v) each: row and column of every visual token, and how many its view has
+        return -((at.row - (at.rows - 1) / 2) ** 2 + (at.col - (at.cols - 1) / 2) ** 2)
