@@ -18,6 +18,7 @@ from report_cells import DEPTH, HOSTILE, N_VISUAL, analysis, gauntlet, rows, sea
 from harness import report, show, views
 from harness.errors import PrunebenchError
 from harness.store import Store
+from tasks import sources
 
 
 def build(root: Path, samples: int = 100, **options) -> report.Page:
@@ -117,6 +118,25 @@ def test_images_are_embedded_once_and_small(small):
         image = Image.open(io.BytesIO(data))
         assert image.format == "JPEG"
         assert image.size == (336, 336)
+
+
+def test_data_that_cannot_be_read_cost_no_other_model_its_images(tmp_path, monkeypatch):
+    """Neither was asked with DATA=, and so the one's are on the hub and the other's are the mini data."""
+    read = sources.read
+
+    def offline(spec, source):
+        if source.name == "hub":
+            raise PrunebenchError("the hub cannot be reached")
+        return read(spec, source)
+
+    monkeypatch.setattr(sources, "read", offline)
+    for model in ("a/tiny", "mini"):
+        seal(tmp_path, "none", "none", "pope", 6, model=model)
+    page = build(tmp_path)
+    lost, shown = ([s["no_image"] for s in model["sets"]] for model in meta(page)["models"])
+    assert (lost, shown) == (["the hub cannot be reached"], [""])
+    assert {s["image"] for s in chunk(page, 0)["samples"]} == {-1}
+    assert -1 not in {s["image"] for s in chunk(page, 1)["samples"]}
 
 
 def test_same_cells_give_the_same_bytes(small):
