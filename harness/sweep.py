@@ -80,12 +80,16 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise PrunebenchError(f"expected a sweep as YAML at {file}, found no such file: try configs/mini.yaml")
     try:
         body = yamlfile.read(file, "a sweep")
+        given: set[str] = set()
         for item in " ".join(overrides).split():
             key, eq, value = item.partition("=")
             if not eq or not value:
                 raise PrunebenchError(f"--set {item!r}: expected key=value, as in --set limit=50 --set budgets=64,32")
             if key not in Sweep.model_fields:
                 raise unknown("sweep key", key, Sweep.model_fields)
+            if key in given:
+                raise PrunebenchError(f"--set {item!r}: {key} is given twice: give it once, several values with commas")
+            given.add(key)
             if key == "methods":
                 body[key] = _picked(body.get(key) or [], value.split(","))
             else:

@@ -20,6 +20,8 @@ from harness.errors import PrunebenchError
 from harness.store import Store
 from tasks import sources
 
+CENTRE = Path(__file__).parent / "examples" / "centre.py"
+
 
 def build(root: Path, samples: int = 100, **options) -> report.Page:
     return report.fitting(Store(root).cells(), root, samples, **options)
@@ -355,7 +357,9 @@ def test_show_default_name_and_budget(small):
         ("pope/000099", ["fastv"], "", r"no sample 'pope/000099' was measured; near it: pope/000017, pope/000018, pope/000019 \(20 samples"),
         ("pope/fastv", ["fastv"], "", r"near it: pope/0000"),
         ("gqa/000001", ["fastv"], "", r"no cell of task 'gqa' is sealed \(tasks: mme, pope\)"),
-        ("pope/000003", ["fastw"], "", r"did you mean 'fastv'.*`make eval METHOD=fastw BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20 .*` measures it"),
+        ("pope/000003", ["fastv", "fastw"], "", r"^unknown method 'fastw'; did you mean 'fastv'\?"),
+        ("pope/000003", ["first"], "", r"measured: .*`make eval METHOD=first BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20 .*` measures it"),
+        ("pope/000003", [f"{CENTRE}:Centre"], "", rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=\d+ MODEL=mini"),
         ("pope/000003", ["fastv"], "16", r"at 64, 32, not at 16: .*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu`"),
         ("pope/000003", [], "", "no method was named"),
     ],

@@ -165,7 +165,12 @@ def test_what_does_not_fit_is_named(tmp_path, text, message):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("limits=3", "did you mean 'limit'"), ("limit", "key=value"), ("methods=fastw", "did you mean 'fastv'")],
+    [
+        ("limits=3", "did you mean 'limit'"),
+        ("limit", "key=value"),
+        ("limit=3 limit=4", "limit is given twice"),
+        ("methods=fastw", "did you mean 'fastv'"),
+    ],
 )
 def test_an_override_that_names_nothing_is_refused(tmp_path, override, message):
     with pytest.raises(PrunebenchError, match=message):
