@@ -75,7 +75,8 @@ def find(
     from harness.method import method_class  # torch
 
     # a method from a file is measured under its name
-    spelt = {method_class(name).name if ":" in name else name: name for name in methods}
+    known_as = {sealed.cell.method: sealed.asked.method for sealed in cells}
+    spelt = {method_class(name).name if ":" in name else name: known_as.get(name, name) for name in methods}
     methods = list(spelt)
     protocols = views.protocols(cells)
     models = sorted({p.model for p in protocols})
@@ -134,8 +135,11 @@ def find(
 
 
 def _pick(questions: views.Questions, named: dict[str, str], method: str, budget: str, spelt: str) -> list[SealedCell]:
-    """The cells of a method (or of one of its lines, as the report names it) at a budget, one seed of each line. `spelt`: as it was typed."""
-    from harness.method import registered
+    """The cells of a method (or of one of its lines, as the report names it) at a budget, one seed of each line.
+
+    `spelt`: the method as a command names it, which may be a file and a class.
+    """
+    from harness.method import method_class, registered
 
     of = [s for s in questions.cells if method in (s.cell.method, named[s.identity])]
     if not of:
@@ -144,8 +148,10 @@ def _pick(questions: views.Questions, named: dict[str, str], method: str, budget
             raise unknown("method", method, known | set(registered()))
         near = difflib.get_close_matches(method, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        example = next((s for s in questions.cells if s.cell.method != "none"), questions.cells[0])
-        other = views.command(example, method=spelt)
+        example = next((s for s in questions.cells if s.asked.budget), questions.cells[0])
+        takes = bool(method_class(spelt).budget_knobs)
+        wanted = (budget or example.asked.budget or PREFERRED_BUDGET) if takes else ""
+        other = views.command(example, unpruned=not takes, method=spelt, budget=wanted)
         measured = ", ".join(sorted(known))
         raise PrunebenchError(f"{questions.label} was not measured with {method!r}{hint}; measured: {measured}; `{other}` measures it")
     budgets = sorted({s.cell.budget for s in of}, key=budget_order)

@@ -123,7 +123,8 @@ def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] 
     if method:
         asked = replace(asked, method=method, knobs={})
     if budget:
-        asked = replace(asked, budget=budget)
+        sizes = sealed.method_info["budget_knobs"]
+        asked = replace(asked, budget=budget, knobs={name: value for name, value in asked.knobs.items() if name not in sizes})
     return evaluation(asked, tasks=tasks)
 
 

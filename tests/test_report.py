@@ -359,6 +359,7 @@ def test_show_default_name_and_budget(small):
         ("gqa/000001", ["fastv"], "", r"no cell of task 'gqa' is sealed \(tasks: mme, pope\)"),
         ("pope/000003", ["fastv", "fastw"], "", r"^unknown method 'fastw'; did you mean 'fastv'\?"),
         ("pope/000003", ["first"], "", r"measured: .*`make eval METHOD=first BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20 .*` measures it"),
+        ("pope/000003", ["knockout"], "", r"`make eval METHOD=knockout MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu` measures it"),
         ("pope/000003", [f"{CENTRE}:Centre"], "", rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=\d+ MODEL=mini"),
         ("pope/000003", ["fastv"], "16", r"at 64, 32, not at 16: .*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu`"),
         ("pope/000003", [], "", "no method was named"),
@@ -367,6 +368,18 @@ def test_show_default_name_and_budget(small):
 def test_show_says_what_was_not_measured(small, key, methods, budget, message):
     with pytest.raises(PrunebenchError, match=message):
         show.find(Store(small).cells(), key, methods, budget)
+
+
+def test_the_commands_of_show_can_be_run(tmp_path):
+    """A method of a file by that file, also where its name alone is given; a budget in place of the knob that says the same."""
+    seal(tmp_path, "none", "none", "pope", 6)
+    seal(tmp_path, "fastv", "none", "pope", 6, knobs={"keep": 64, "boundary": 3}, request={"budget": None, "knobs": {"keep": 64, "boundary": 3}})
+    seal(tmp_path, "centre", "64", "gqa", 6, request={"method": f"{CENTRE}:Centre"})
+    cells = Store(tmp_path).cells()
+    with pytest.raises(PrunebenchError, match=r"`make eval METHOD=fastv BUDGET=32 MODEL=mini TASKS=pope LIMIT=6 SET='boundary=3' DEVICE=cpu`"):
+        show.find(cells, "pope/000003", ["fastv"], "32")
+    with pytest.raises(PrunebenchError, match=rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=64 MODEL=mini "):
+        show.find(cells, "pope/000003", ["centre"])
 
 
 def test_show_without_recorded_tokens_says_so(tmp_path):
