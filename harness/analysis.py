@@ -3,7 +3,8 @@
 `analyse(AnalysisRequest(...))` asks every question once unpruned under an eye that reduces each layer's tensors on the device to a few numbers
 per sample (per visual token: seven), then once per knock-out. Knock-outs of text start from the image's cached prefill, because attention
 is causal: text behind the image cannot change what the image left in the cache. Answers go to a journal after every condition,
-so the same command continues after an interruption. harness/stages.py turns the outcomes into stages and knobs.
+so the same command continues after an interruption. The questions do not go through `runner.run`: knock-outs are conditions of one analysis,
+with that journal and without sealed cells. harness/stages.py turns the outcomes into stages and knobs.
 
 Cost: 62 knock-outs for 12 layers, 183 for 32; then some twenty settings of VisiPruner, of which those that look good run on `KNOBS` times the
 questions. Knock-outs of text run a question's own tokens; one between visual tokens runs each image again, so these stand a window apart. Of

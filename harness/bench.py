@@ -15,11 +15,12 @@ from __future__ import annotations
 import gc
 import json
 import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from itertools import groupby
@@ -35,7 +36,7 @@ from transformers.initialization import no_init_weights
 from harness import budget as budgets
 from harness import flops, published
 from harness.adapters import LlavaAdapter, adapter_class, adapter_for
-from harness.command import rendered
+from harness.command import check_no_comma, rendered
 from harness.engine import attach
 from harness.errors import PrunebenchError, unknown
 from harness.method import Method, build, method_class
@@ -82,9 +83,12 @@ class Settings:
         check_batch(min(self.batches))
         if self.layers is not None and not self.random_weights:
             raise PrunebenchError(f"--layers {self.layers} needs --random-weights: the slice of a trained model is no model")
-        for name in self.knobs:
+        check_no_comma(self.methods)
+        for name, knobs in self.knobs.items():
             if name not in self.methods:
                 raise unknown("method in --set METHOD.knob=value", name, self.methods)
+            for knob, value in knobs.items():
+                _check_spelt(name, knob, value)
 
     def command(self) -> str:
         """The command line that gives these settings; defaults left out."""
@@ -98,6 +102,35 @@ class Settings:
             elif value != f.default:
                 words += [option, ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)]
         return rendered(words)
+
+
+def knobs_by_method(items: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`["fastv.boundary=3 random.boundary=2", "my file.py:Mine.keep=1"]` -> knobs by method. A method's name may hold blanks, and no =.
+
+    Raises PrunebenchError for what is not METHOD.knob=value, and for a knob that stands twice.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for item in items:
+        rest = item
+        while rest.strip():
+            pair = re.match(r"\s*([^=]*\S)\.([^=.\s]+)=(\S+)", rest)
+            if pair is None:
+                raise PrunebenchError(f"--set {rest.strip()}: expected METHOD.knob=value, as in --set fastv.boundary=3")
+            name, knob, value = pair.groups()
+            if knob in found.setdefault(name, {}):
+                raise PrunebenchError(f"--set {name}.{knob}={value}: it is given twice, as {found[name][knob]} before: give it once")
+            found[name][knob] = value
+            rest = rest[pair.end() :]
+    return found
+
+
+def _check_spelt(name: str, knob: str, value: str) -> None:
+    """Raise PrunebenchError for a knob that `Settings.command` could not say."""
+    said = f"{name}.{knob}={value}"
+    with suppress(PrunebenchError):
+        if knobs_by_method([said]) == {name: {knob: value}}:
+            return
+    raise PrunebenchError(f"--set {said!r} cannot be spelt: expected a method's name without =, and a value without blanks: rename the file")
 
 
 @dataclass(frozen=True)

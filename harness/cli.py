@@ -17,14 +17,22 @@ EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
 
 def _pairs(items: list[str]) -> dict[str, str]:
-    """`["a=1 b=2", "c=3"]` -> a dict."""
-    out = {}
+    """`["a=1 b=2", "c=3"]` -> a dict. Raises PrunebenchError for what is no pair, and for a name that stands twice."""
+    out: dict[str, str] = {}
     for item in " ".join(items).split():
         key, eq, value = item.partition("=")
         if not eq or not key or not value:
             raise PrunebenchError(f"--set {item!r}: expected knob=value, as in --set boundary=3")
+        if key in out:
+            raise PrunebenchError(f"--set {item!r}: {key} is given twice, as {out[key]} before: give it once")
         out[key] = value
     return out
+
+
+def _one_budget(text: str, command: str) -> None:
+    """Raise PrunebenchError for a list of budgets."""
+    if "," in text:
+        raise PrunebenchError(f"--budget {text!r}: {command} takes one budget: give one of them, and call it again for the others")
 
 
 @app.command("eval")
@@ -92,6 +100,7 @@ def cost_command(
     from harness import cost
     from harness.method import build, method_class
 
+    _one_budget(budget, "cost")
     prompt, asked = cost.usual_prompt(model).with_text(text_tokens), budgets.parse(budget or None)
     own = cost.model_knobs(model, method)
     built = [build(method, asked, {**own, **knobs}, prompt) for knobs in cost.each_prompt(method_class(method), _pairs(set_ or []))]
@@ -346,14 +355,9 @@ def bench_command(
         batches = tuple(int(part) for part in listed(batch))
     except ValueError:
         raise PrunebenchError(f"--batch {batch!r}: expected a number of prompts or several, as in 1,8") from None
-    knobs: dict[str, dict[str, str]] = {}
-    for key, value in _pairs(set_ or []).items():
-        name, dot, knob = key.rpartition(".")
-        if not dot:
-            raise PrunebenchError(f"--set {key}={value}: expected METHOD.knob=value, as in --set fastv.boundary=3")
-        knobs.setdefault(name, {})[knob] = value
     settings = bench.Settings(
-        model, random_weights, layers, listed(methods), listed(budgets), batches, text_tokens, new_tokens, repeats, warmup, knobs,
+        model, random_weights, layers, listed(methods), listed(budgets), batches, text_tokens, new_tokens, repeats, warmup,
+        bench.knobs_by_method(set_ or []),
         device, dtype, seed,
     )  # fmt: skip
     bench.run(settings, out)
@@ -418,6 +422,7 @@ def show_command(
     from harness import budget as budgets
     from harness import show
 
+    _one_budget(budget, "show")
     budget = str(budgets.parse(budget)) if budget else ""
     names = [name.strip() for name in method.split(",") if name.strip()]
     path, found = show.write(results, sample.strip(), names, budget, model, data, out)

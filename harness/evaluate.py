@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.command import rendered
+from harness.command import pairs, rendered
 from harness.request import Request, resolve
 from harness.runner import Finished, Options, Say, run
 from harness.session import Session
@@ -35,6 +35,14 @@ def _banner(request: Request, settings: list[Setting]) -> str:
         f"{count} per task, beside the unpruned model. "
     )
     if located.config.name == "mini":
-        real = rendered(["make", "eval"], {"METHOD": ",".join(request.methods), "BUDGET": spelt, "MODEL": "llava-1.5-7b"})
+        words = {
+            "METHOD": ",".join(request.methods),
+            "BUDGET": spelt if request.budgets else None,
+            "MODEL": "llava-1.5-7b",
+            "SET": pairs(request.knobs),
+            "SEED": ",".join(request.seeds) if request.seeds != ("0",) else None,
+            "POSITIONS": request.positions if request.positions != "method" else None,
+        }
+        real = rendered(["make", "eval"], words)
         text += f"The real thing, on a GPU with the Hugging Face hub: {real}"
     return text

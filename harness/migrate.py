@@ -1,8 +1,8 @@
-"""Seals cells of schema 3 anew in schema 4: the one place that reads the schema before.
+"""Seals cells of schema 3 anew in schema 4, and is the only place that reads schema 3.
 
-Schema 3 kept a request as the command that renders it and as a text of its LIMIT, and said neither which knobs a budget sets nor which grid an
-image's tokens form. Identity,
-numbers and samples.parquet stay. Each cell.json is replaced whole or not at all, so an interrupted migration is run again.
+Schema 3 kept a request as the command that renders it and as a text of its LIMIT. It did not say which knobs a budget sets, nor which grid
+an image's tokens form. Identity, numbers and samples.parquet stay. Each cell.json is replaced whole or not at all, so an interrupted
+migration is run again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from harness.asked import Asked
 from harness.cell import Cell
-from harness.errors import PrunebenchError
-from harness.store import SEAL, Store, checksum
+from harness.errors import PrunebenchError, naming
+from harness.store import SAMPLES, SEAL, Store, checksum, load
 
 OLD, NEW = 3, 4
 _NAMES = ("METHOD", "BUDGET", "MODEL", "TASKS", "LIMIT", "SET", "SEED", "POSITIONS", "DATA", "DTYPE", "DEVICE", "FRESH")
@@ -50,26 +50,35 @@ def _migrated(root: Path, file: Path) -> list[str] | None:
     """What to know of a cell that was sealed anew; None for one of the new schema. Raises PrunebenchError for a cell that is not whole."""
     try:
         body = json.loads(file.read_bytes())
-        if body["schema_version"] == NEW:
+        found = body["schema_version"]
+        if type(found) is not int or found not in (OLD, NEW):
+            raise PrunebenchError(f"{file}: expected schema {OLD}, found {found!r}: read it with the prunebench that wrote it")
+        if found == NEW:
+            load(file.parent)
             return None
-        if body["schema_version"] != OLD:
-            raise PrunebenchError(f"{file}: expected schema {OLD}, found {body['schema_version']}: read it with the prunebench that wrote it")
         if body.pop("checksum") != checksum(body):
             raise PrunebenchError(f"{file}: it was edited since it was sealed: restore it, or delete {file.parent} and measure again")
-        cell = Cell.from_dict(body["cell"])
-        asked = _asked(body["provenance"], cell)
-        knobs, notes = _budget_knobs(asked, cell, file)
-        new = _resealed(body, asked, knobs)
+        with naming(str(file)):
+            cell = Cell.from_dict(body["cell"])
+            asked = _asked(body["provenance"], cell)
+            knobs, notes = _budget_knobs(asked, cell, file)
+            new = _resealed(body, asked, knobs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise error if isinstance(error, PrunebenchError) else PrunebenchError(f"{file}: not a cell file ({type(error).__name__}: {error})") from None
+    if not (file.parent / SAMPLES).is_file():
+        raise PrunebenchError(f"{file.parent / SAMPLES}: it is missing beside {SEAL}: restore it, or delete {file.parent} and measure again")
     Store(root).reseal(cell, file.parent, new)
+    load(file.parent)  # what was written is a cell of the new schema
     return notes
 
 
 def _resealed(body: Mapping[str, Any], asked: Asked, knobs: tuple[str, ...]) -> dict[str, Any]:
     origin = {name: value for name, value in body["provenance"].items() if name not in ("command", "limit")}
     # every model of schema 3 had one square grid of tokens an image, and every prompt one image
-    side = math.isqrt(round(body["costs"]["n_visual"]))
+    n_visual = body["costs"]["n_visual"]
+    side = math.isqrt(round(n_visual))
+    if side * side != n_visual:
+        raise PrunebenchError(f"expected the visual tokens of one square grid as costs.n_visual, found {n_visual:g}: measure it again")
     return {
         **body,
         "schema_version": NEW,
@@ -79,19 +88,26 @@ def _resealed(body: Mapping[str, Any], asked: Asked, knobs: tuple[str, ...]) -> 
 
 
 def _asked(origin: Mapping[str, Any], cell: Cell) -> Asked:
-    """The request that schema 3 wrote as a command: METHOD and SET were quoted for a shell, other values were not."""
+    """The request that schema 3 wrote as a command: METHOD and SET were quoted for a shell, other values were not.
+
+    Raises PrunebenchError for a command that is none, and for one that says another thing than the cell.
+    """
     command = origin["command"].partition("  # code ")[0]
     parts = re.split(rf"(?:^| )({'|'.join(_NAMES)})=", command)
-    words = dict(zip(parts[1::2], parts[2::2], strict=True))
+    names, words = parts[1::2], dict(zip(parts[1::2], parts[2::2], strict=True))
     if parts[0] != "make eval" or not {"METHOD", "MODEL", "TASKS", "DEVICE"} <= words.keys():
         raise PrunebenchError(f"expected a `make eval METHOD=...` as the cell's command, found {command!r}")
+    if names != [name for name in _NAMES if name in words]:
+        raise PrunebenchError(f"the command {command!r} says {', '.join(names)}, in this order: a value holds another's name, so measure it again")
+    limit = None if origin["limit"] == "default" else origin["limit"]
+    _compare(words, cell, limit, command)
     knobs = dict(item.split("=", 1) for item in words["SET"].strip("'").split(" ")) if "SET" in words else {}
     return Asked(
         method=shlex.split(words["METHOD"])[0],
         budget=words.get("BUDGET"),
         model=words["MODEL"],
         task=cell.task,
-        limit=None if origin["limit"] == "default" else origin["limit"],
+        limit=limit,
         knobs=knobs,
         seed=cell.seed,
         positions=cell.positions,
@@ -99,6 +115,23 @@ def _asked(origin: Mapping[str, Any], cell: Cell) -> Asked:
         device=cell.device_type,
         dtype=words.get("DTYPE"),
     )
+
+
+def _compare(words: Mapping[str, str], cell: Cell, limit: str | None, command: str) -> None:
+    """Raise PrunebenchError where the command's words are not those of the cell, as where a folder is called "my LIMIT=5"."""
+    expected = {
+        "BUDGET": cell.budget if cell.budget != "none" else None,
+        "TASKS": cell.task,
+        "LIMIT": limit,
+        "SEED": str(cell.seed) if cell.seed else None,
+        "POSITIONS": cell.positions if cell.positions != "method" else None,
+        "DTYPE": cell.dtype if "DTYPE" in words else None,
+        "DEVICE": cell.device_type,
+    }
+    for name, value in expected.items():
+        if words.get(name) != value:
+            said, meant = words.get(name, "no value"), value or "no value"
+            raise PrunebenchError(f"the command {command!r} says {name}: {said}, and the cell {meant}: measure it again")
 
 
 def _budget_knobs(asked: Asked, cell: Cell, file: Path) -> tuple[tuple[str, ...], list[str]]:

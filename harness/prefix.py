@@ -43,9 +43,9 @@ class ReducedPrefix:
 class Prefix:
     """The first `p` tokens of a prompt, its image's last token included, at each decoder layer; fewer from a reduction on.
 
-    `ids (p,)` and their RoPE `positions (p, axes)`; per early layer what the model adds behind it to the visual tokens, `deepstack` of (v, d); per
-    layer `hidden (p, d)` that it runs on, `keys` and `values (kv_heads, p, head_dim)` after RoPE, the `edits` of its visual
-    rows and the causal pairs they `silenced`. Of layers with a reduction, `reduced` says what it did.
+    `ids (p,)` and their RoPE `positions (p, axes)`. `deepstack`: per early layer the `(v, d)` that the model adds behind it to the visual tokens.
+    Per layer: `hidden (p, d)` that it runs on, and `keys` and `values (kv_heads, p, head_dim)` after RoPE. `edits` are those of its visual rows,
+    `silenced` counts the causal pairs that they take. Of layers with a reduction, `reduced` says what it did.
     """
 
     ids: Tensor

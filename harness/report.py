@@ -113,7 +113,7 @@ class _Builder:
         self.analyses = read_analyses(results)
         self._frames: dict[str, pd.DataFrame] = {}
         self._jpegs: dict[str, str] = {}
-        self._lost: dict[str, str] = {}  # source and task whose images cannot be had -> why
+        self._lost: dict[tuple[str, str], str] = {}  # table whose images cannot be had -> why
 
     def page(self, samples: int) -> Page:
         """The page with at most `samples` samples of each set of questions."""
@@ -257,7 +257,7 @@ class _Builder:
 
     def _picture(self, sealed: SealedCell, key: str, image: str, images: dict[str, int]) -> int:
         """The number of the sample's image in the page; encoded once, however many samples and pages show it."""
-        where = f"{sealed.asked.data} {sealed.cell.task}"
+        where = self.pictures.table(sealed)
         if where in self._lost:
             raise PrunebenchError(self._lost[where])
         if image not in self._jpegs:

@@ -7,12 +7,14 @@ solved at a task's mean text length. The heavy imports are inside, for the table
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness import budget as budgets
 from harness.asked import Asked
 from harness.budget import Budget
+from harness.command import check_no_comma, word
 from harness.errors import PrunebenchError, naming, unknown
 
 if TYPE_CHECKING:
@@ -64,9 +66,13 @@ class Request:
 
         if not self.methods:
             raise PrunebenchError("no method was named: give METHOD=visipruner or several, as in METHOD=visipruner,fastv")
+        check_no_comma(self.methods)
+        takers = [method for method in self.methods if method_class(method).budget_knobs]
+        if len(self.methods) > 1 and not takers and any(budgets.parse(text) != budgets.NONE for text in self.budgets):
+            raise PrunebenchError(f"BUDGET={','.join(self.budgets)}: none of {', '.join(self.methods)} takes a budget: leave BUDGET out")
         found = []
         for method in self.methods:
-            without = not self.budgets or (len(self.methods) > 1 and not method_class(method).budget_knobs)
+            without = not self.budgets or (len(self.methods) > 1 and method not in takers)
             for budget in ((),) if without else [(text,) for text in self.budgets]:
                 found += [replace(self, methods=(method,), budgets=budget, seeds=(seed,)) for seed in self.seeds or ("0",)]
         return found
@@ -126,6 +132,7 @@ def check(request: Request) -> Checked:
 
     spec, budget = request.methods[0], budgets.parse(request.budgets[0] if request.budgets else None)
     cls = method_class(spec)
+    _check_spelt(cls, request.knobs)
     check_budget(cls, budget, request.knobs)
     if request.positions not in POSITION_POLICIES:
         raise unknown("position policy", request.positions, POSITION_POLICIES)
@@ -177,6 +184,20 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
             settings.append(Setting(located, unpruned, budgets.NONE, task, source, limit, 0, "method", asked.unpruned()))
         settings.append(Setting(located, method, budget, task, source, limit, seed, positions, asked))
     return settings
+
+
+def _check_spelt(cls: type[Method], knobs: Mapping[str, Any]) -> None:
+    """Raise PrunebenchError for a knob that no command can say: every cell is sealed with the command that measures it again."""
+    from harness.method import typed_knobs
+
+    for name, value in knobs.items():
+        text, meant, read = word(value), dict(typed_knobs(cls, {name: value})), None
+        if text.split() == [text]:
+            with suppress(PrunebenchError):
+                read = dict(typed_knobs(cls, {name: text}))
+        if read != meant:
+            expected = "expected a value that one word says, as 3, 25%, first, True, 2,5 or none"
+            raise PrunebenchError(f"{cls.name}: knob {name}={value!r} cannot be spelt in a command ({name}={text}): {expected}")
 
 
 def _seed(text: str) -> int:

@@ -70,7 +70,8 @@ class Finished:
 def run(settings: Sequence[Setting], session: Session, executor: Executor, options: Options, say: Say) -> Finished:
     """Run what is not sealed, one pass per model, and write the tables of the results folder.
 
-    Raises PrunebenchError where data or a model cannot be read, and at the end where a method failed; what was answered is kept.
+    Raises PrunebenchError at the end, with the tables written, where data or a model cannot be read and where a method failed. What was
+    answered is kept.
     """
     store = Store(options.results)
     done: dict[str, SealedCell] = {}
@@ -80,10 +81,11 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
     reused = 0
     groups = _by_model(settings)
     for mine in groups:
-        model, jobs = mine[0].asked.model, prepare(mine, session)
-        identities |= {job.setting: job.identity for job in jobs}
-        unique = list({job.identity: job for job in jobs}.values())
+        model = mine[0].asked.model
         try:
+            jobs = prepare(mine, session)
+            identities |= {job.setting: job.identity for job in jobs}
+            unique = list({job.identity: job for job in jobs}.values())
             passed = _pass(unique, store, session, executor, options)
         except PrunebenchError as stopped:
             failed.append(f"{model}: {stopped}" if len(groups) > 1 else str(stopped))

@@ -75,7 +75,9 @@ def find(
     from harness.method import method_class  # torch
 
     # a method from a file is measured under its name
-    methods = [method_class(name).name if ":" in name else name for name in methods]
+    known_as = {sealed.cell.method: sealed.asked.method for sealed in cells}
+    spelt = {method_class(name).name if ":" in name else name: known_as.get(name, name) for name in methods}
+    methods = list(spelt)
     protocols = views.protocols(cells)
     models = sorted({p.model for p in protocols})
     if model and model not in models:
@@ -103,7 +105,7 @@ def find(
     holding.sort(key=lambda pq: (-sum(m in {s.cell.method for s in pq[1].cells} for m in methods), not pq[1].primary))
     protocol, questions = holding[0]
     named = views.lines(protocol)
-    picked = [sealed for name in methods for sealed in _pick(questions, named, name, budget)]
+    picked = [sealed for name in methods for sealed in _pick(questions, named, name, budget, spelt[name])]
     base = questions.baseline
 
     def shown(sealed: SealedCell) -> Shown:
@@ -132,15 +134,24 @@ def find(
     )
 
 
-def _pick(questions: views.Questions, named: dict[str, str], method: str, budget: str) -> list[SealedCell]:
-    """The cells of a method (or of one of its lines, as the report names it) at a budget, one seed of each line."""
+def _pick(questions: views.Questions, named: dict[str, str], method: str, budget: str, spelt: str) -> list[SealedCell]:
+    """The cells of a method (or of one of its lines, as the report names it) at a budget, one seed of each line.
+
+    `spelt`: the method as a command names it, which may be a file and a class.
+    """
+    from harness.method import method_class, registered
+
     of = [s for s in questions.cells if method in (s.cell.method, named[s.identity])]
     if not of:
         known = {s.cell.method for s in questions.cells}
+        if spelt == method and method not in registered():
+            raise unknown("method", method, known | set(registered()))
         near = difflib.get_close_matches(method, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        example = next((s for s in questions.cells if s.cell.method != "none"), questions.cells[0])
-        other = views.command(example, method=method)
+        example = next((s for s in questions.cells if s.asked.budget), questions.cells[0])
+        takes = bool(method_class(spelt).budget_knobs)
+        wanted = (budget or example.asked.budget or PREFERRED_BUDGET) if takes else ""
+        other = views.command(example, unpruned=not takes, method=spelt, budget=wanted)
         measured = ", ".join(sorted(known))
         raise PrunebenchError(f"{questions.label} was not measured with {method!r}{hint}; measured: {measured}; `{other}` measures it")
     budgets = sorted({s.cell.budget for s in of}, key=budget_order)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness import flops, runner, yamlfile
 from harness.answering import Clock
 from harness.errors import PrunebenchError, naming, unknown
-from harness.jobs import prepare
+from harness.jobs import Job, prepare
 from harness.method import Method, method_class
 from harness.request import TASKS, Checked, Request, mean_text, resolve_each, settings_of
 from harness.request import check as check_request
@@ -80,12 +80,16 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise PrunebenchError(f"expected a sweep as YAML at {file}, found no such file: try configs/mini.yaml")
     try:
         body = yamlfile.read(file, "a sweep")
+        given: set[str] = set()
         for item in " ".join(overrides).split():
             key, eq, value = item.partition("=")
             if not eq or not value:
                 raise PrunebenchError(f"--set {item!r}: expected key=value, as in --set limit=50 --set budgets=64,32")
             if key not in Sweep.model_fields:
                 raise unknown("sweep key", key, Sweep.model_fields)
+            if key in given:
+                raise PrunebenchError(f"--set {item!r}: {key} is given twice: give it once, several values with commas")
+            given.add(key)
             if key == "methods":
                 body[key] = _picked(body.get(key) or [], value.split(","))
             else:
@@ -201,7 +205,7 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
     asked = requests(sweep, device, limit)
     checked = check(asked)
     store, session = Store(options.results), Session()
-    missing: dict[str, str] = {}
+    missing: dict[str, str] = {}  # a model, or a model and a task -> why
     for model in sweep.models:
         try:
             session.locate(model, device, sweep.dtype)
@@ -215,7 +219,10 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
         if one.request.model in missing:
             lines.append(Line(label, len(one.request.tasks), None, None, each, upper))
             continue
-        jobs = {job.identity: job for job in prepare(settings_of(one, session), session) if job.identity not in seen}
+        jobs = {job.identity: job for job in _reached(one, session, missing) if job.identity not in seen}
+        if all(_place(one, task) in missing for task in one.request.tasks):
+            lines.append(Line(label, len(one.request.tasks), None, None, each, upper))
+            continue
         seen |= set(jobs)
         left = [job for job in jobs.values() if options.fresh or store.sealed(job.cell) is None]
         total = sum(j.cell.n_samples * _flops(j.setting.method, usual.with_text(mean_text(j.setting.located, j.task)))[0] for j in left)
@@ -240,8 +247,27 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
             tail.append(f"time: about {work / rate / 60:.1f} min, at {rate / 1e9:,.0f} GFLOP/s of dense prefill, as {len(speeds)} sealed cells ran")
         elif work:
             tail.append("time: no sealed cell to go by yet; run a small LIMIT first, or see the progress bar")
-    tail += [f"{model}: cells and their state are unknown here: {why}" for model, why in missing.items()]
+    tail += [f"{place}: cells and their state are unknown here: {why}" for place, why in missing.items()]
     return text + "\n\n" + "\n".join(tail)
+
+
+def _place(checked: Checked, task: str) -> str:
+    """Whose data they are, as a plan names them."""
+    return f"{checked.request.model}, {task}"
+
+
+def _reached(checked: Checked, session: Session, missing: dict[str, str]) -> list[Job]:
+    """The jobs of the tasks whose data can be read. The others enter `missing`, with the reason, and are tried once."""
+    found: list[Job] = []
+    for task in checked.request.tasks:
+        place = _place(checked, task)
+        if place in missing:
+            continue
+        try:
+            found += prepare(settings_of(replace(checked, request=replace(checked.request, tasks=(task,))), session), session)
+        except PrunebenchError as error:
+            missing[place] = str(error)
+    return found
 
 
 def _flops(method: Method, prompt: PromptShape) -> tuple[float, bool]:

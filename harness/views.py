@@ -123,7 +123,8 @@ def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] 
     if method:
         asked = replace(asked, method=method, knobs={})
     if budget:
-        asked = replace(asked, budget=budget)
+        sizes = sealed.method_info["budget_knobs"]
+        asked = replace(asked, budget=budget, knobs={name: value for name, value in asked.knobs.items() if name not in sizes})
     return evaluation(asked, tasks=tasks)
 
 
@@ -148,15 +149,19 @@ class Pictures:
         self._source = source
         self._rows: dict[tuple[str, str], Any] = {}
 
+    def table(self, sealed: SealedCell) -> tuple[str, str]:
+        """Which table holds the images of a cell: the data, by name or folder, and the task."""
+        source = self._source(sealed)
+        return source.name if source.name != "local" else str(source.root), sealed.cell.task
+
     def encoded(self, sealed: SealedCell, key: str, image: str) -> bytes:
         """The image's file of sample `key`. Raises PrunebenchError where it is not the one with the image key `image`."""
         from tasks import sources
 
-        source = self._source(sealed)
-        name, spec = source.name if source.name != "local" else str(source.root), sources.task_spec(sealed.cell.task)
-        if (name, spec.name) not in self._rows:
-            self._rows[name, spec.name] = sources.read(spec, source)
-        rows = self._rows[name, spec.name]
+        table = name, _ = self.table(sealed)
+        if table not in self._rows:
+            self._rows[table] = sources.read(sources.task_spec(sealed.cell.task), self._source(sealed))
+        rows = self._rows[table]
         row = key.rpartition("/")[2]
         found = rows.encoded(int(row)) if row.isdecimal() and int(row) < len(rows.docs) else None
         data = (found or {}).get("bytes")

@@ -1,6 +1,7 @@
 """The clock of `prunebench bench`: what takes its turn, in which order, what is timed, and what the report says of it."""
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -382,6 +383,9 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         ),
         (["--random-weights", "--model", "owner/model"], "expected llava-1.5-7b, llava-1.5-13b, mini or a local folder .* found a hub id"),
         (["--set", "fastv=3"], "--set fastv=3: expected METHOD.knob=value"),
+        (["--set", "fastv.boundary=3 fastv.boundary=4"], r"fastv\.boundary=4: it is given twice, as 3 before"),
+        (["--set", "fastv.boundary="], "--set fastv.boundary=: expected METHOD.knob=value"),
+        (["--methods", "/gone/a,b.py:X"], "a method's path holds a comma"),
         (["--set", "random.boundary=3"], r"unknown method in --set METHOD\.knob=value 'random'"),
         (["--set", "fastv.boundary=12"], "boundary=12 does not fit"),
         (["--device", "tpu"], "DEVICE='tpu' is no device"),
@@ -485,3 +489,15 @@ def test_on_a_gpu_the_peak_is_measured(small: Settings, tmp_path: Path) -> None:
     result = bench.run(replace(small, device="cuda"), tmp_path, lambda _: None)
     assert result["where"]["dtype"] == "bfloat16"
     assert timing.bench_faults(result) == []
+
+
+def test_knobs_are_read_as_they_are_printed() -> None:
+    """Also those of a method whose file has a blank in its name; what could not be read is refused."""
+    knobs = {"it's mine.py:Good": {"boundary": "1"}, "fastv": {"boundary": "3", "keep": "25%"}}
+    words = shlex.split(bench.Settings(methods=tuple(knobs), knobs=knobs).command())
+    items = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    assert len(items) == 3
+    assert bench.knobs_by_method(items) == bench.knobs_by_method([" ".join(items[1:]), items[0]]) == knobs
+    for name, value in (("a=b.py:X", "1"), ("fastv", "1 2"), ("fastv", "")):
+        with pytest.raises(PrunebenchError, match="cannot be spelt: expected a method's name without =, and a value without blanks"):
+            bench.Settings(methods=(name,), knobs={name: {"boundary": value}})

@@ -113,7 +113,11 @@ BAD = {
     "layer": (("--method", "fastv", "--budget", "64", "--set", "boundary=12"), "boundary=12 does not fit this model: expected 1 to 11"),
     "knob": (("--method", "fastv", "--budget", "64", "--set", "boundry=3"), "did you mean 'boundary'?"),
     "knob type": (("--method", "fastv", "--budget", "64", "--set", "boundary=two"), "boundary='two' is not valid"),
+    "knob twice": (("--method", "fastv", "--budget", "64", "--set", "boundary=3 boundary=4"), "boundary is given twice, as 3 before"),
     "knob syntax": (("--method", "fastv", "--budget", "64", "--set", "boundary"), "expected knob=value"),
+    "budget for nobody": (("--method", "none,knockout", "--budget", "64"), "none of none, knockout takes a budget"),
+    "budget unread": (("--method", "none,knockout", "--budget", "foo"), "budget 'foo'"),
+    "comma": (("--method", "/tmp/a,b.py:X", "--budget", "64"), "a method's path holds a comma ('/tmp/a,b.py:X')"),
     "limit": (("--method", "fastv", "--budget", "64", "--limit", "0"), "LIMIT='0'"),
     "batch": (("--method", "fastv", "--budget", "64", "--batch", "0"), "batch 0: expected at least 1"),
     "seed": (("--method", "random", "--budget", "64", "--seed", "1,x"), "SEED='x'"),
@@ -142,6 +146,21 @@ def test_no_hub_is_said_before_anything_is_loaded(tmp_path, capsys, monkeypatch)
     assert "llava-hf/llava-1.5-7b-hf could not be fetched from the Hugging Face hub" in err
     assert "MODEL=mini needs no hub" in err
     assert out == ""
+
+
+def test_what_takes_one_budget_says_so(capsys, monkeypatch) -> None:
+    for words in (("cost", "fastv"), ("show", "--sample", "pope/000000")):
+        code, _, err = run(capsys, monkeypatch, *words, "--budget", "10,20")
+        assert (code, err) == (2, f"prunebench: --budget '10,20': {words[0]} takes one budget: give one of them, and call it again for the others\n")
+
+
+def test_the_banner_names_a_command_that_can_be_run(tmp_path, capsys, monkeypatch) -> None:
+    """The method and what it was asked: knobs instead of a budget, seeds and positions."""
+    ask = ("--method", "random", "--set", "keep=25% boundary=2", "--seed", "1,2", "--positions", "compact", "--tasks", "pope", "--limit", "6")
+    code, out, err = run(capsys, monkeypatch, *ev(tmp_path, *ask))
+    assert code == 0, err
+    said = out.splitlines()[0].partition("hub: ")[2]
+    assert said == "make eval METHOD=random MODEL=llava-1.5-7b SET='keep=25% boundary=2' SEED=1,2 POSITIONS=compact"
 
 
 def copy_of(folder: Path, to: Path) -> Path:

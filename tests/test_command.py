@@ -37,8 +37,10 @@ def test_every_value_comes_back_as_it_was(value: str) -> None:
 def test_the_commands_of_analyses_benchmarks_and_the_gate_come_back_too(value: str) -> None:
     analysis = _command(AnalysisRequest(model=value, data=value, limit="3", config=Path("c.yaml")))
     assert parts(analysis) == ["prunebench", "analyze", value, "--limit", "3", "--data", value, "--write-config"]
-    timed = bench.Settings(model=value, knobs={"none": {"knob": value}}).command()
-    assert parts(timed) == ["prunebench", "bench", "--model", value, "--set", f"none.knob={value}"]
+    name, word = f"{value.replace('=', '')}.py:Mine", "".join(value.split())
+    timed = parts(bench.Settings(model=value, methods=(name,), knobs={name: {"knob": word}}).command())
+    assert timed == ["prunebench", "bench", "--model", value, "--methods", name, "--set", f"{name}.knob={word}"]
+    assert bench.knobs_by_method(timed[-1:]) == {name: {"knob": word}}
     assert parts(gate_command("baseline", Path(value), BASELINE)) == ["make", "baseline", f"GATE={Path(value)}"]
     assert gate_command("regress", CONFIG, BASELINE) == "make regress"
 

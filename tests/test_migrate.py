@@ -21,11 +21,12 @@ COMMAND = "make eval METHOD=fastv BUDGET=64 MODEL=org/tiny TASKS=pope LIMIT=40 S
 WORDS = asked(model="org/tiny", limit="40", knobs={"boundary": "2"}, data="/data/my data", dtype="float32")
 
 
-def old(root: Path, command: str = COMMAND, limit: str = "40", **changes: Any) -> Path:
+def old(root: Path, command: str = COMMAND, limit: str = "40", n_visual: int = 576, **changes: Any) -> Path:
     """A folder with a cell as schema 3 wrote it."""
     cell = make_cell(**changes)
+    command = command.replace(" DATA=", f" SEED={cell.seed} DATA=") if cell.seed else command
     with Store(root).open(cell, keys(4)) as writer:
-        writer.append(*(make_record(i, cost={"kept": 64, "n_visual": 576}) for i in range(4)))
+        writer.append(*(make_record(i, cost={"kept": 64, "n_visual": n_visual}) for i in range(4)))
         folder = seal(writer).folder
     body = json.loads((folder / "cell.json").read_text())
     del body["method_info"]["budget_knobs"], body["checksum"]
@@ -157,3 +158,52 @@ def test_a_cell_that_another_runner_holds_is_left(tmp_path: Path) -> None:
     assert not fine
     assert lines[-1] == "0 cells sealed anew in schema 4, 0 were already, 1 wrong"
     assert migrate(tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "limit", "says"),
+    [
+        ("prunebench eval", "40", "expected a `make eval METHOD=...` as the cell's command"),
+        (COMMAND.replace(" LIMIT=40", "").replace("my data", "my LIMIT=5"), "default", "a value holds another's name"),
+        (COMMAND.replace("my data", "my LIMIT=5"), "40", "a value holds another's name"),
+        (COMMAND.replace(" LIMIT=40", "").replace("org/tiny", "my LIMIT=5"), "default", "a value holds another's name"),
+        (COMMAND.replace("LIMIT=40", "LIMIT=5"), "default", "says LIMIT: 5, and the cell no value"),
+        (COMMAND.replace("LIMIT=40", "LIMIT=41"), "40", "says LIMIT: 41, and the cell 40"),
+        (COMMAND.replace("BUDGET=64", "BUDGET=32"), "40", "says BUDGET: 32, and the cell 64"),
+        (COMMAND.replace("TASKS=pope", "TASKS=pope,gqa"), "40", "says TASKS: pope,gqa, and the cell pope"),
+        (COMMAND.replace("DATA=", "SEED=1 DATA="), "40", "says SEED: 1, and the cell no value"),
+        (COMMAND.replace("DATA=", "POSITIONS=compact DATA="), "40", "says POSITIONS: compact, and the cell no value"),
+        (COMMAND.replace("DTYPE=float32", "DTYPE=float16"), "40", "says DTYPE: float16, and the cell float32"),
+        (COMMAND.replace("DEVICE=cpu", "DEVICE=cuda"), "40", "says DEVICE: cuda, and the cell cpu"),
+    ],
+)
+def test_a_command_that_says_another_thing_than_its_cell_is_wrong(tmp_path: Path, command: str, limit: str, says: str) -> None:
+    folder = old(tmp_path, command, limit)
+    before = (folder / "cell.json").read_bytes()
+    lines, fine = migrate(tmp_path)
+    assert not fine
+    assert lines[0].startswith(f"WRONG  {folder / 'cell.json'}: ")
+    assert says in lines[0]
+    assert (folder / "cell.json").read_bytes() == before
+
+
+def test_what_does_not_fit_is_said_as_it_is(tmp_path: Path) -> None:
+    odd, text, bare, empty = (old(tmp_path, seed=i, n_visual=577 if i == 0 else 576) for i in range(4))
+    (bare / "samples.parquet").unlink()
+    for folder, change in ((text, {"schema_version": "3"}), (empty, {"headline": "nothing"})):
+        body = json.loads((folder / "cell.json").read_text())
+        del body["checksum"]
+        write(folder, body | change)
+    lines, fine = migrate(tmp_path)
+    assert not fine
+    said = sorted(line.removeprefix("WRONG  ") for line in lines[:-1])
+    wanted = {
+        odd: "cell.json: expected the visual tokens of one square grid as costs.n_visual, found 577: measure it again",
+        text: "cell.json: expected schema 3, found '3': read it with the prunebench that wrote it",
+        bare: f"samples.parquet: it is missing beside cell.json: restore it, or delete {bare} and measure again",
+        empty: "cell.json: its headline metric 'nothing' has no value",
+    }
+    for line, words in zip(said, sorted(f"{folder}/{words}" for folder, words in wanted.items()), strict=True):
+        assert line.startswith(words)
+    assert lines[-1] == "0 cells sealed anew in schema 4, 0 were already, 4 wrong"
+    assert migrate(tmp_path)[0][-1] == lines[-1], "a cell that does not load is not done"

@@ -18,6 +18,9 @@ from report_cells import DEPTH, HOSTILE, N_VISUAL, analysis, gauntlet, rows, sea
 from harness import report, show, views
 from harness.errors import PrunebenchError
 from harness.store import Store
+from tasks import sources
+
+CENTRE = Path(__file__).parent / "examples" / "centre.py"
 
 
 def build(root: Path, samples: int = 100, **options) -> report.Page:
@@ -117,6 +120,25 @@ def test_images_are_embedded_once_and_small(small):
         image = Image.open(io.BytesIO(data))
         assert image.format == "JPEG"
         assert image.size == (336, 336)
+
+
+def test_data_that_cannot_be_read_cost_no_other_model_its_images(tmp_path, monkeypatch):
+    """Neither was asked with DATA=, and so the one's are on the hub and the other's are the mini data."""
+    read = sources.read
+
+    def offline(spec, source):
+        if source.name == "hub":
+            raise PrunebenchError("the hub cannot be reached")
+        return read(spec, source)
+
+    monkeypatch.setattr(sources, "read", offline)
+    for model in ("a/tiny", "mini"):
+        seal(tmp_path, "none", "none", "pope", 6, model=model)
+    page = build(tmp_path)
+    lost, shown = ([s["no_image"] for s in model["sets"]] for model in meta(page)["models"])
+    assert (lost, shown) == (["the hub cannot be reached"], [""])
+    assert {s["image"] for s in chunk(page, 0)["samples"]} == {-1}
+    assert -1 not in {s["image"] for s in chunk(page, 1)["samples"]}
 
 
 def test_same_cells_give_the_same_bytes(small):
@@ -335,7 +357,10 @@ def test_show_default_name_and_budget(small):
         ("pope/000099", ["fastv"], "", r"no sample 'pope/000099' was measured; near it: pope/000017, pope/000018, pope/000019 \(20 samples"),
         ("pope/fastv", ["fastv"], "", r"near it: pope/0000"),
         ("gqa/000001", ["fastv"], "", r"no cell of task 'gqa' is sealed \(tasks: mme, pope\)"),
-        ("pope/000003", ["fastw"], "", r"did you mean 'fastv'.*`make eval METHOD=fastw BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20 .*` measures it"),
+        ("pope/000003", ["fastv", "fastw"], "", r"^unknown method 'fastw'; did you mean 'fastv'\?"),
+        ("pope/000003", ["first"], "", r"measured: .*`make eval METHOD=first BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20 .*` measures it"),
+        ("pope/000003", ["knockout"], "", r"`make eval METHOD=knockout MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu` measures it"),
+        ("pope/000003", [f"{CENTRE}:Centre"], "", rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=\d+ MODEL=mini"),
         ("pope/000003", ["fastv"], "16", r"at 64, 32, not at 16: .*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu`"),
         ("pope/000003", [], "", "no method was named"),
     ],
@@ -343,6 +368,18 @@ def test_show_default_name_and_budget(small):
 def test_show_says_what_was_not_measured(small, key, methods, budget, message):
     with pytest.raises(PrunebenchError, match=message):
         show.find(Store(small).cells(), key, methods, budget)
+
+
+def test_the_commands_of_show_can_be_run(tmp_path):
+    """A method of a file by that file, also where its name alone is given; a budget in place of the knob that says the same."""
+    seal(tmp_path, "none", "none", "pope", 6)
+    seal(tmp_path, "fastv", "none", "pope", 6, knobs={"keep": 64, "boundary": 3}, request={"budget": None, "knobs": {"keep": 64, "boundary": 3}})
+    seal(tmp_path, "centre", "64", "gqa", 6, request={"method": f"{CENTRE}:Centre"})
+    cells = Store(tmp_path).cells()
+    with pytest.raises(PrunebenchError, match=r"`make eval METHOD=fastv BUDGET=32 MODEL=mini TASKS=pope LIMIT=6 SET='boundary=3' DEVICE=cpu`"):
+        show.find(cells, "pope/000003", ["fastv"], "32")
+    with pytest.raises(PrunebenchError, match=rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=64 MODEL=mini "):
+        show.find(cells, "pope/000003", ["centre"])
 
 
 def test_show_without_recorded_tokens_says_so(tmp_path):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers import run
 
+from harness import cli
 from harness.asked import Asked
+from harness.command import evaluation
 from harness.errors import PrunebenchError
 from harness.evaluate import evaluate
 from harness.jobs import prepare
+from harness.method import method_class, typed_knobs
 from harness.pace import Pace
-from harness.request import TASKS, Request, mean_text, resolve
+from harness.request import TASKS, Request, check, mean_text, resolve
 from harness.runner import Options
 from harness.session import Session
 from harness.setting import Setting
@@ -53,8 +61,76 @@ def test_lists_are_every_method_at_every_budget_with_every_seed(session: Session
 
 
 def test_words_one_by_one_are_not_split() -> None:
-    assert [one.methods for one in Request(("my,file.py:Mine",), budgets=("64",)).each()] == [("my,file.py:Mine",)]
+    assert Request(("my,file.py:Mine",), budgets=("64",)).methods == ("my,file.py:Mine",)
     assert Request("a").tasks == TASKS
+
+
+def test_a_comma_in_a_path_is_said(tmp_path: Path) -> None:
+    """A list of methods cannot spell it, nor could the command of its cells."""
+    (tmp_path / "a,b,c.py").write_text(CENTRE)
+    here = os.path.relpath(tmp_path / "a,b,c.py")
+    for methods in (f"{tmp_path}/a,b,c.py:Centre", f"fastv,{here}:Centre", (f"{tmp_path}/a,b,c.py:Centre",), "/gone/a,b.py:X"):
+        with pytest.raises(PrunebenchError, match=r"a method's path holds a comma .*rename the file"):
+            Request(methods, budgets="64").each()
+    with pytest.raises(PrunebenchError, match="name the class in it as well"):
+        Request("methods/fastv.py,random", budgets="64").each()
+
+
+def test_every_budget_is_read(session: Session) -> None:
+    for budget, message in (("foo", "budget 'foo'"), ("64", "BUDGET=64: none of none, knockout takes a budget"), ("none,0", "budget '0'")):
+        with pytest.raises(PrunebenchError, match=message):
+            resolve(Request("none,knockout", budgets=budget, tasks="pope", limit=6), session)
+    assert {s.method.name for s in resolve(Request("none,knockout", budgets="none", tasks="pope", limit=6), session)} == {"none", "knockout"}
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "knobs"),
+    [
+        ("sparsevlm", (), {"keep": "25%", "retain": None, "stages": [2, 5]}),
+        ("sparsevlm", (), {"keep": 40, "stages": [3]}),
+        ("sparsevlm", ("native",), {"stages": None}),
+        ("fastv", ("64",), {"boundary": None}),  # the model's configuration says 2
+        ("random", ("64",), {"boundary": None}),
+        ("random", ("50%",), {"boundary": "None"}),
+        ("visipruner", ("48",), {"sink": "random", "consecutive_votes": False, "layer_threshold": 0.99, "tokens_threshold": 1e-05}),
+        ("visipruner", ("48",), {"shallow_mid_layer": None, "sink": 3}),
+        ("none", (), {}),
+    ],
+)
+def test_the_command_of_a_cell_makes_the_same_cell(
+    method: str, budget: tuple[str, ...], knobs: dict[str, Any], session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = resolve(Request((method,), budgets=budget, tasks="pope", limit=6, knobs=knobs, seeds="3"), session)[-1]
+    sealed = Asked.from_dict(json.loads(json.dumps(setting.asked.to_dict())))
+    words = dict(part.split("=", 1) for part in shlex.split(evaluation(sealed))[2:])
+    found: list[Request] = []
+
+    def record(request: Request, _: Options) -> None:
+        found.append(request)
+        raise PrunebenchError("read, which is enough")
+
+    monkeypatch.setattr("harness.evaluate.evaluate", record)
+    run(capsys, monkeypatch, "eval", *(part for name, value in words.items() for part in (f"--{name.lower()}", value)))
+    (read,) = found
+    again = resolve(read, session)[-1]
+    assert again.method == setting.method
+    assert identities([again], session) == identities([setting], session)
+    if knobs:
+        cls = method_class(method)
+        assert dict(typed_knobs(cls, cli._pairs([words["SET"]]))) == dict(typed_knobs(cls, knobs))
+
+
+def test_a_knob_that_no_command_can_say_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CENTRE.replace("    def score", "    word: str = 'a'\n\n    def score"))
+    mine = f"{tmp_path}/mine.py:Centre"
+    for value in ("", "two words", "a,b", ["a b"], [], {"a": 1}):
+        with pytest.raises(PrunebenchError, match=r"centre: knob word="):
+            check(Request((mine,), budgets=("32",), knobs={"word": value}))
+    for value in ("one", "none", "it's", "a=b"):
+        check(Request((mine,), budgets=("32",), knobs={"word": value}))
+    says = r"sparsevlm: knob stages=\[\] cannot be spelt in a command \(stages=\): expected a value that one word says"
+    with pytest.raises(PrunebenchError, match=says):
+        check(Request(("sparsevlm",), budgets=("64",), knobs={"stages": []}))
 
 
 def test_a_setting_is_typed_and_holds_what_was_typed(session: Session) -> None:

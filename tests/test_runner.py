@@ -97,6 +97,22 @@ def test_two_models_of_one_name_are_each_asked_themselves(tmp_path: Path) -> Non
     assert first.samples()["answer"].tolist() != second.samples()["answer"].tolist()
 
 
+def test_data_of_one_model_that_cannot_be_read_cost_no_other_its_cells(tmp_path: Path) -> None:
+    folder, data = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(REPOSITORY / "tasks" / "mini" / "weights", folder)
+    shutil.copytree(REPOSITORY / "tasks" / "mini" / "data", data)
+    (table,) = (data / "POPE").rglob("*.parquet")
+    table.write_bytes(table.read_bytes()[:-50])
+    session = Session()
+    broken, fine = (resolve(one, session) for one in (Request("none", str(folder), tasks="pope", limit=6, data=str(data)), ASK))
+    for order in (broken + fine, fine + broken):
+        with pytest.raises(PrunebenchError, match=rf"^{folder}: .*{table.name}"):
+            runner.run(order, session, InProcess(session), Options(tmp_path / "r"), lambda _: None)
+        assert {(c.cell.model, c.cell.method) for c in Store(tmp_path / "r").cells()} == {("mini", "none"), ("mini", "random")}
+        assert "random" in (tmp_path / "r" / "LEADERBOARD.md").read_text()
+        shutil.rmtree(tmp_path / "r")
+
+
 def test_one_evaluation_takes_lists(tmp_path, capsys, monkeypatch) -> None:
     words = ("--method", "random,first", "--budget", "64,32", "--seed", "0,1", "--tasks", "pope", "--limit", "6", "--results", str(tmp_path))
     code, out, err = run(capsys, monkeypatch, "eval", *words)

@@ -20,7 +20,20 @@ ROOT = Path(__file__).resolve().parent.parent
 #: the door, and the commands in front of it, which have words of a user in hand; every other module is behind it
 ABOVE = {"request", "cli", "evaluate", "sweep", "ablations", "regress", "regress_faults", "analysis", "bench", "report", "show", "mutations"}
 #: what reads a user's words: modules and classes, with their functions
-READERS = {("budget", "parse"), ("DataSource", "parse"), ("request", "parse_limit"), ("request", "source_of_data"), ("request", "listed")}
+READERS = {
+    ("budget", "parse"),
+    ("budget", "amount"),
+    ("DataSource", "parse"),
+    ("request", "parse_limit"),
+    ("request", "source_of_data"),
+    ("request", "listed"),
+}
+#: what reads such words behind the door after all, and why
+EXCEPTIONS = {
+    ("method.build", "amount"): "only the type of a method's knob tells that its value is an amount of tokens; the door calls it",
+    ("gpu_check.house", "budgets.parse"): "the arms are the check's own, written down in gpu_check/plan.py, and no user's",
+    ("gpu_check.fixture", "DataSource.parse"): "the answers that are committed are those of the mini data, whatever a user asks",
+}
 MOST_STOPS = 25
 
 
@@ -50,19 +63,28 @@ def readers(source: str) -> list[str]:
     return found
 
 
-def below() -> list[str]:
-    return sorted(p.stem for p in (ROOT / "harness").glob("*.py") if p.stem not in ABOVE | {"__init__"})
+def below() -> dict[str, Path]:
+    """The modules behind the door, those in folders too, by name without `harness.`: "method.build", "method" for its __init__.py."""
+    files = sorted((ROOT / "harness").rglob("*.py"))
+    names = {".".join(file.relative_to(ROOT / "harness").with_suffix("").parts).removesuffix("__init__").rstrip("."): file for file in files}
+    return {name: file for name, file in names.items() if name and name not in ABOVE}
 
 
 @pytest.mark.parametrize("module", below())
 def test_nothing_behind_the_door_reads_a_users_words(module: str) -> None:
     importlib.import_module(f"harness.{module}")
-    assert readers((ROOT / "harness" / f"{module}.py").read_text()) == []
+    allowed = tuple(f" reads a user's words: {written}" for name, written in EXCEPTIONS if name == module)
+    found = readers(below()[module].read_text())
+    assert [line for line in found if not line.endswith(allowed)] == []
+    for said in allowed:
+        assert any(line.endswith(said) for line in found), f"harness.{module} no longer{said}: take it out of the exceptions"
 
 
 def test_the_walls_are_where_they_are_said_to_be() -> None:
     assert {p.stem for p in (ROOT / "harness").glob("*.py")} >= ABOVE, "a module that is gone is on no side"
     assert {"runner", "execute", "workers", "running", "jobs", "session", "setting", "store", "answering", "views"} <= set(below())
+    assert {"method", "method.build", "method.ranking", "adapters.llava", "gpu_check.house", "gpu_check.__main__"} <= set(below())
+    assert {module for module, _ in EXCEPTIONS} <= set(below()), "an exception for a module that is gone"
     assert readers((ROOT / "harness" / "request.py").read_text()), "the door reads them"
 
 
@@ -71,6 +93,7 @@ def test_the_walls_are_where_they_are_said_to_be() -> None:
     [
         "from harness import budget as budgets\nbudgets.parse('64')",
         "from harness.budget import parse\nparse('64')",
+        "from harness.budget import amount\namount('25%')",
         "import harness.budget\nharness.budget.parse('64')",
         "from harness.budget import parse as read\nread('64')",
         "from tasks.sources import DataSource\nDataSource.parse('mini')",

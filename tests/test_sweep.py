@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,7 @@ from harness import sweep
 from harness.cli import app
 from harness.errors import PrunebenchError
 from harness.evaluate import evaluate
+from harness.models import REPOSITORY
 from harness.pace import Pace
 from harness.request import Request
 from harness.runner import Options
@@ -109,6 +112,19 @@ def test_dry_run_says_what_is_there_and_runs_nothing(one_pass, tmp_path):
     assert "time: about" in bigger, "sealed cells tell how fast this machine is"
 
 
+def test_dry_run_leaves_out_what_hangs_on_data_that_cannot_be_reached(one_pass, tmp_path):
+    _, root, _, _ = one_pass
+    data = shutil.copytree(REPOSITORY / "tasks" / "mini" / "data", tmp_path / "data")
+    shutil.rmtree(data / "POPE")
+    plan = sweep.load(root / "sweep.yaml", [f"data={data}"])
+    text = sweep.dry_run(plan, Options(root))
+    assert "to run: 0 cells, 0 questions" in text, "the other task's are the cells that are sealed"
+    assert text.count("mini, pope: cells and their state are unknown here: ") == 1
+    flops = sweep.dry_run(sweep.load(root / "sweep.yaml", [f"data={data}", "methods=random", "budgets=0.5flops", "tasks=pope"]), Options(root))
+    assert all(re.search(r" mini +1 +\? +\? ", line) for line in flops.splitlines()[2:4])
+    assert "2 cells\nmini, pope: " in flops
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.yaml")))
 def test_shipped_sweeps_fit_their_models(name):
     """Also those whose model is on the hub: methods, knobs and budgets are checked against its sizes."""
@@ -149,7 +165,12 @@ def test_what_does_not_fit_is_named(tmp_path, text, message):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("limits=3", "did you mean 'limit'"), ("limit", "key=value"), ("methods=fastw", "did you mean 'fastv'")],
+    [
+        ("limits=3", "did you mean 'limit'"),
+        ("limit", "key=value"),
+        ("limit=3 limit=4", "limit is given twice"),
+        ("methods=fastw", "did you mean 'fastv'"),
+    ],
 )
 def test_an_override_that_names_nothing_is_refused(tmp_path, override, message):
     with pytest.raises(PrunebenchError, match=message):

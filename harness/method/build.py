@@ -98,7 +98,13 @@ def _check_shares(cls: type[Method], budget: Budget) -> None:
 
 
 def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(knob, value of the declared type) for each of `knobs`; raises PrunebenchError for unknown knobs and unfit values."""
+    """(knob, value of the declared type) for each of `knobs`; raises PrunebenchError for unknown knobs and unfit values.
+
+    As text, `none` is None where the knob may be None, and commas part the values of a knob that holds several.
+    """
+    from types import NoneType, UnionType
+    from typing import Union, get_args, get_origin, get_type_hints
+
     from pydantic import TypeAdapter, ValidationError
 
     hints = get_type_hints(cls)
@@ -107,9 +113,13 @@ def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[s
         if key not in fields:
             raise unknown(f"knob of {cls.name}", key, fields)
         try:
-            if isinstance(value, str) and "," in value:
+            # of `X | Y`: X and Y
+            kinds = get_args(hints[key]) if get_origin(hints[key]) in (Union, UnionType) else (hints[key],)
+            if isinstance(value, str) and value.lower() == "none" and NoneType in kinds:
+                value = None
+            elif isinstance(value, str) and ("," in value or any(get_origin(kind) is tuple for kind in kinds)):
                 value = [part.strip() for part in value.split(",")]
-            if Share in get_args(hints[key]) and not isinstance(value, Share) and value is not None:
+            elif Share in kinds and not isinstance(value, Share) and value is not None:
                 value = _amount(cls, key, value)
             yield key, TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
