@@ -74,7 +74,7 @@ def parse(text: str | int | None) -> Budget:
         raise PrunebenchError(f"budget {text!r} is not a number of tokens; {_SPELT}")
     found = _NUMBER.fullmatch(word)
     if found is None:
-        raise PrunebenchError(f"budget {text!r}: {unknown('budget', word, WORDS)}; {_SPELT}")
+        raise PrunebenchError(f"{unknown('budget', word, WORDS)}; {_SPELT}")
     number, percent, unit = found.groups()
     if unit == "flops":
         ratio = _ratio(number, percent)
