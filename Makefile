@@ -71,7 +71,7 @@ $(commands): $(STAMP)
 	@$(RUN) $@ $($@.also) $(arguments)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(python) harness/bootstrap.py $(VENV)
+	@$(python) harness/install/bootstrap.py $(VENV)
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt
 

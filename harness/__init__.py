@@ -1,0 +1,1 @@
+"""The machinery behind prunebench, in rooms. tests/house/test_rooms.py says which room may import which."""

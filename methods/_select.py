@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from harness.core.shape import Grid
 from harness.method import PromptShape
-from harness.shape import Grid
 
 
 def grids(prompt: PromptShape) -> list[tuple[int, Grid]]:

@@ -17,8 +17,8 @@ from typing import Any, Self
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from harness.budget import Budget
-from harness.errors import PrunebenchError
+from harness.core.budget import Budget
+from harness.core.errors import PrunebenchError
 from harness.method import Method, PromptShape, Share, Traits, check_keep, register
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from harness.budget import Budget
+from harness.core.budget import Budget
 from harness.method import Attention, PromptShape, Ranking, Run, Stream, Traits, register
 
 

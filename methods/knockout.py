@@ -26,9 +26,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.errors import PrunebenchError
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ModelShape
 from harness.method import AttentionEdit, Method, PromptShape, Reduction, Run, Stream, Traits, check_layer, register
-from harness.shape import ModelShape
 
 How = Literal["mask", "zero", "redirect"]
 

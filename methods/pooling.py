@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.core.shape import ModelShape
 from harness.method import Method, PromptShape, Reduction, Run, Share, Stream, Traits, check_keep, register
-from harness.shape import ModelShape
 from methods._select import even_split, grids, shared_out
 
 

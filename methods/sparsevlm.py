@@ -15,10 +15,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from harness.budget import Budget
-from harness.errors import PrunebenchError
+from harness.core.budget import Budget
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ModelShape
 from harness.method import Attention, Method, PromptShape, Reduction, Run, Share, Stream, Traits, check_keep, keep_top, register
-from harness.shape import ModelShape
 
 #: official top-k per stage, by RETAIN_TOKN; recycled tokens come on top
 OFFICIAL = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}

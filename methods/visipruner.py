@@ -38,8 +38,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from harness.budget import Budget
-from harness.errors import PrunebenchError
+from harness.core.budget import Budget
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ModelShape
 from harness.method import (
     Attention,
     AttentionEdit,
@@ -55,7 +56,6 @@ from harness.method import (
     keep_top,
     register,
 )
-from harness.shape import ModelShape
 
 #: as in notes: a prompt whose visual tokens stay to the end
 NEVER = -1

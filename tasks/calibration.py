@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import PrunebenchError
+from harness.core.errors import PrunebenchError
 from tasks import sources as src
 from tasks.mini import data as mini_data
 

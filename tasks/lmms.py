@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from PIL import Image, ImageFile
 
-from harness.errors import PrunebenchError
+from harness.core.errors import PrunebenchError
 from tasks import manifest
 from tasks import sources as src
 from tasks.mini import data as mini_data
@@ -47,7 +47,7 @@ from loguru import logger  # noqa: E402
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from harness.answering import Answer, Answerer, Prompt
+    from harness.runner.answering import Answer, Answerer, Prompt
 
 if _FIRST_IMPORT:
     # lmms_eval.models has just pointed loguru's sink at stdout, where our tables go; under lmms-eval's own command line,
@@ -458,8 +458,8 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
         with _fatal():
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise PrunebenchError("expected one process, found WORLD_SIZE > 1; give each GPU its own runs, without torchrun")
-            from harness import budget as budgets
-            from harness.answering import Answerer
+            from harness.core import budget as budgets
+            from harness.runner.answering import Answerer
 
             self._max_new_tokens = _whole("max_new_tokens", max_new_tokens)
             self._answerer: Answerer = Answerer.open(
@@ -502,7 +502,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             raise PrunebenchError(f"{key}: the prompt cannot be built ({reason}); check the data file") from None
 
     def _prompt(self, key: str, messages: Callable[[], Any], settings: Mapping[str, Any]) -> Prompt:
-        from harness.answering import Prompt
+        from harness.runner.answering import Prompt
 
         # temperature, top_p and the like say nothing when nothing is sampled
         if settings.get("do_sample") or (settings.get("num_beams") or 1) != 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import PrunebenchError, unknown
+from harness.core.errors import PrunebenchError, unknown
 from tasks.mini import data as mini_data
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any
 
 from helpers import asked, make_cell
 
-from harness import stats
-from harness.cell import Cell
-from harness.store import Record, SampleScore, SealedCell, _parquet
+from harness.core import stats
+from harness.core.cell import Cell
+from harness.store.store import Record, SampleScore, SealedCell, _parquet
 
 METRICS = {"mme": "mme_perception_score", "gqa": "exact_match", "textvqa_ocr": "exact_match"}
 

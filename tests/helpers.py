@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from harness import cli
-from harness.cell import Cell
+from harness.core.cell import Cell
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str, str]:

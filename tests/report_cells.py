@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from helpers import asked
 
-from harness import keeps, stats
-from harness.cell import Cell
-from harness.keeps import Stage
-from harness.store import Record, SampleScore, SealedCell, Store
+from harness.core import keeps, stats
+from harness.core.cell import Cell
+from harness.core.keeps import Stage
+from harness.store.store import Record, SampleScore, SealedCell, Store
 from tasks import sources
 
 DEPTH, N_VISUAL = 12, 576

@@ -20,7 +20,9 @@ def child(arguments: list[str], log: str, answers: str, flush: int | None) -> in
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    from harness import cli, running, store
+    from harness import cli
+    from harness.runner import running
+    from harness.store import store
 
     if flush:
         running.FLUSH = flush
@@ -51,7 +53,7 @@ def serve() -> None:
     import pandas  # noqa: F401
     import transformers.models.llava.modeling_llava  # noqa: F401
 
-    import harness.sweep  # noqa: F401
+    import harness.runner.sweep  # noqa: F401
     import tasks.lmms  # noqa: F401
 
     print("ready", flush=True)

@@ -12,10 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.errors import PrunebenchError
+from harness.core.errors import PrunebenchError
+from harness.core.paths import REPOSITORY
 from harness.gpu_check.plan import ARMS
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = REPOSITORY
 FILE = ROOT / "tests" / "goldens" / "mini.json.gz"
 TASKS = ("gqa", "mme", "pope", "textvqa")
 #: questions of each task; the first images of the subset that the reference measured, whole where they fit
@@ -43,7 +44,7 @@ def write() -> Path:
 def make() -> dict[str, Any]:
     """The content, from the mini data, lmms-eval's prompts and the sealed cells. Raises PrunebenchError where a cell is missing."""
     from harness.gpu_check.house import knobs_of
-    from harness.store import Store
+    from harness.store.store import Store
     from tasks import lmms
     from tasks.sources import DataSource
 

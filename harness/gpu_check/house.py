@@ -13,18 +13,20 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness import bench, goldens
-from harness import budget as budgets
-from harness.adapters import adapter_for
-from harness.answering import Answerer, Prompt
-from harness.engine import attach
+from harness.bench import measure as bench
+from harness.core import budget as budgets
+from harness.core.paths import REPOSITORY
+from harness.core.provenance import device_name
+from harness.engine.attach import attach
+from harness.engine.prefix import PrefixCache
 from harness.gpu_check.plan import Arm
 from harness.method import Method, registered
-from harness.models import DTYPES, LoadedModel, Located, locate_model, model_config, pick_device
-from harness.prefix import PrefixCache
-from harness.provenance import device_name
+from harness.models.adapters import adapter_for
+from harness.models.load import DTYPES, LoadedModel, Located, locate_model, model_config, pick_device
+from harness.proof import goldens
+from harness.runner.answering import Answerer, Prompt
 
-GOLDENS = Path(__file__).resolve().parent.parent.parent / "tests" / "goldens"
+GOLDENS = REPOSITORY / "tests" / "goldens"
 
 
 def shipped_methods() -> set[str]:

@@ -112,8 +112,8 @@ def run(
 
 def described(command: Sequence[str], versions: Mapping[str, str], doubtful: Sequence[str], device: str, size: str) -> dict[str, Any]:
     """What every file says of the run: device, versions, command, and whether it was a rehearsal."""
+    from harness.core.provenance import git_state
     from harness.gpu_check import house
-    from harness.provenance import git_state
 
     return {
         "rehearsal": device != "cuda" or size != "full",

@@ -1,5 +1,6 @@
 """Everything that the author of a method imports; `interface` documents the hooks, `ranking` the narrow base of methods that rank."""
 
+from harness.core.shape import PromptShape, Share
 from harness.method.build import build, check_budget, typed_knobs
 from harness.method.interface import (
     Attention,
@@ -25,7 +26,6 @@ from harness.method.interface import (
 from harness.method.ranking import Ranking, keep_top
 from harness.method.registry import method_class, raised, register, registered
 from harness.method.source import record_shipped, source_of
-from harness.shape import PromptShape, Share
 
 __all__ = [
     "Attention",

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, get_args, get_type_hints
 
-from harness.budget import Budget, amount, lowest, solve
-from harness.errors import PrunebenchError, unknown
+from harness.core.budget import Budget, amount, lowest, solve
+from harness.core.errors import PrunebenchError, unknown
+from harness.core.shape import PromptShape, Share
 from harness.method.interface import Method
 from harness.method.registry import method_class, raised
-from harness.shape import PromptShape, Share
 
 
 def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> None:

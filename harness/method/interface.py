@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from harness.budget import Budget
-from harness.errors import PrunebenchError
-from harness.shape import ModelShape, PromptShape, Share
+from harness.core.budget import Budget
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ModelShape, PromptShape, Share
 
 Positions = Literal["original", "compact"]
 DecodePositions = Literal["original", "compact", "per_layer"]
@@ -226,7 +226,7 @@ class Traits:
     `merges`: it adds tokens that were none of the image's. `reorders`: kept tokens do not stand in the order of the image.
     `keeps_most_attended`: at a budget, a visual token that all text attends to most, in every head and layer, stays.
     `image_only`: what it keeps and merges depends on the image alone, not on text or a draw, so that questions about an image share the
-    prefill behind its reductions if the first is before layer 0 (harness/prefix.py).
+    prefill behind its reductions if the first is before layer 0 (harness/engine/prefix.py).
     `calibrated`: BUDGET=calibrated gives it knobs derived for one model.
     """
 
@@ -293,7 +293,7 @@ class Method:
     def prefix_key(self) -> str:
         """Names what this method's attention edits do to visual rows, where that depends on knobs only; "" for nothing.
 
-        Questions about one image share the prefill of the image up to the first reduction (harness/prefix.py), among all methods of one
+        Questions about one image share the prefill of the image up to the first reduction (harness/engine/prefix.py), among all methods of one
         key. A method that edits visual rows and leaves this empty is right as well; less of its work is shared.
         """
         return ""

@@ -9,8 +9,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from harness.core.shape import ModelShape, PromptShape, Share
 from harness.method.interface import Method, Reduction, Run, ScoresError, Stream, check_keep, check_layer
-from harness.shape import ModelShape, PromptShape, Share
 
 
 def keep_top(scores: Tensor, k: int | Tensor, valid: Tensor) -> Tensor:

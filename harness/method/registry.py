@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from harness.errors import PrunebenchError, unknown
+from harness.core.errors import PrunebenchError, unknown
 from harness.method.interface import Method
 from harness.method.ranking import Ranking
 from harness.method.source import FILE_MODULE, source_of

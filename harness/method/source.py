@@ -1,7 +1,7 @@
 """Which code a method is: the digest under which results of a third party's method, or of an edited one of ours, are filed.
 
 A change of a file in methods/ that moves no number is recorded with `prunebench dev shipped` in the same commit; one that moves a number bumps
-`harness.cell.NUMERICS_VERSION` as well. Until then results of the edited file are filed under its digest, apart from the released ones.
+`harness.core.cell.NUMERICS_VERSION` as well. Until then results of the edited file are filed under its digest, apart from the released ones.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from harness.cell import SHIPPED
-from harness.errors import PrunebenchError
+from harness.core.cell import SHIPPED
+from harness.core.errors import PrunebenchError
 
 #: modules in a file carry this before the file's name
 FILE_MODULE = "prunebench_method_"

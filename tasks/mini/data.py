@@ -21,7 +21,7 @@ import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.errors import PrunebenchError
+from harness.core.errors import PrunebenchError
 from tasks.mini import world
 
 if TYPE_CHECKING:

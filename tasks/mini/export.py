@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from harness.errors import PrunebenchError
+from harness.core.errors import PrunebenchError
 from tasks.mini import model as mini
 from tasks.mini import tokenizer, world
 

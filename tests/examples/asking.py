@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from harness import flops
+from harness.core import flops
 from harness.method import Method, Ranking, Reduction, TowerLook, Traits, keep_top
 
 PRE_LLM = {"positions": "compact", "decode_positions": "compact"}

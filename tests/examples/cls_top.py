@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness import flops
+from harness.core import flops
 from harness.method import Ranking, TowerLook, Traits
 
 ROW = TowerLook("cls_row", -2)  # of the layer whose output LLaVA-1.5 projects

@@ -1,0 +1,1 @@
+"""Where a model uses vision, and VisiPruner knobs derived from it."""

@@ -1,0 +1,1 @@
+"""Time methods beside the unpruned model on one clock."""

@@ -1,0 +1,1 @@
+"""Plain values that every other room shares: errors, cells, shapes, budgets, costs, statistics. No torch."""

@@ -1,0 +1,61 @@
+"""What one cell was asked for, as plain values: sealed with the cell, and rendered as the command that measures it again. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from harness.core.errors import PrunebenchError
+
+_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "str | None": (str, type(None)), "int": (int,), "Mapping[str, Any]": (dict,)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The words of a request that make one cell. None stands for a word that was not given, and so for the default.
+
+    Raises PrunebenchError for knobs that JSON cannot hold.
+    """
+
+    method: str
+    """By the name it was asked for, which may be a file and a class."""
+    budget: str | None = None
+    model: str
+    task: str
+    limit: str | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    positions: str = "method"
+    data: str | None = None
+    device: str
+    """Its kind, "cpu" or "cuda": which GPU it was makes no other cell."""
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            plain = json.loads(json.dumps(dict(self.knobs), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise PrunebenchError(f"knobs of {self.method!r} are not plain JSON values ({error}): {self.knobs!r}") from None
+        object.__setattr__(self, "knobs", plain)
+
+    def unpruned(self) -> Asked:
+        """The same questions, asked of the unpruned model."""
+        return replace(self, method="none", budget=None, knobs={}, seed=0, positions="method")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Asked:
+        """What `to_dict` wrote. Raises PrunebenchError where a field is missing, unknown or of another type."""
+        names = {f.name: _TYPES[str(f.type)] for f in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            found = sorted(values) if isinstance(values, Mapping) else values
+            raise PrunebenchError(f"a request as sealed holds {', '.join(names)}; found {found!r}")
+        for name, kinds in names.items():
+            if not isinstance(values[name], kinds) or isinstance(values[name], bool):
+                raise PrunebenchError(f"a request as sealed: {name} is {values[name]!r}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+        return cls(**values)

@@ -1,0 +1,301 @@
+"""Intervals, exact tests and sample sizes. Images are what is resampled, because questions share images.
+
+Every headline metric here is a sum over groups of (sum of values / number of units): one group for a mean of scores, one
+per category for MME. So a resample of images is a vector of image weights, and all resamples are two matrix products.
+Equal images, seed and number of resamples give equal weights: differences between two cells' resamples are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.core.errors import PrunebenchError
+
+RESAMPLES = 2000
+DECISIVE = 20_000
+"""Resamples where a verdict hangs on an end or a p: 2,000 let the end of one in a few hundred intervals fall on the wrong side of 0."""
+LEVEL = 0.95
+MME_PERCEPTION = frozenset(
+    ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]
+)
+"""MME's perception categories; every other category is cognition."""
+TINY = 1e-9
+"""Sums of scores that differ by less are equal."""
+_CHUNK = 250  # resamples per matrix product: 250 x 10,000 images of weights are 20 MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval of `metric`, in the metric's own unit."""
+
+    metric: str
+    low: float
+    high: float
+    level: float
+    method: str
+    n_clusters: int
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """A metric's additive form: what each image contributes to each group.
+
+    values, counts: (groups, images) float64: sum of the unit values, number of units. A unit is a question (worth 0..1), or
+    for MME a pair of questions (worth 0..200 points). `unit_max` is what one unit can be worth.
+    """
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    unit_max: float
+
+    @property
+    def n_clusters(self) -> int:
+        """Images."""
+        return int(self.values.shape[1])
+
+    @property
+    def maximum(self) -> float:
+        """What a perfect model scores: 1 for a mean, 200 points per MME category that is present."""
+        return self.unit_max * len(self.values)
+
+    @property
+    def point(self) -> float:
+        """The metric itself, on all rows."""
+        return float((self.values.sum(axis=1) / self.counts.sum(axis=1)).sum())
+
+    def unlike(self, level: float = LEVEL) -> float:
+        """How far the metric may be from what images that are all alike gave: `unlike` of each group's images, together at `level`."""
+        groups = (self.counts > 0).sum(axis=1)
+        return self.unit_max * sum(unlike(int(n), 1.0 - (1.0 - level) / len(groups)) for n in groups)
+
+    def resamples(self, n: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+        """(n,) the metric on n draws of as many images as there are, with replacement."""
+        return np.asarray(resample_together([self], n, seed)[0], dtype=np.float64)
+
+
+def resample_together(cells: Sequence[Clustered], n: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """(cells, n) the metric of each cell on the same n draws of images, so that differences between rows are paired.
+
+    The cells must be over the same images. A group that a draw misses altogether stands in with its value on all rows: dropping
+    it would move a sum over categories by up to 200 points for no reason. It matters only for subsets with a few images per
+    category.
+    """
+    images = cells[0].n_clusters
+    if any(cell.n_clusters != images for cell in cells):
+        raise PrunebenchError(f"expected cells over the same images, found {sorted({cell.n_clusters for cell in cells})} images")
+    rng = np.random.default_rng(seed)
+    ends = np.cumsum([len(cell.values) for cell in cells])[:-1]
+    values, counts = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("values", "counts"))
+    whole = values.sum(axis=1) / counts.sum(axis=1)
+    parts = []
+    for start in range(0, n, _CHUNK):
+        weights = rng.multinomial(images, np.full(images, 1.0 / images), size=min(_CHUNK, n - start)).astype(np.float64)
+        total, count = weights @ values.T, weights @ counts.T
+        groups = np.where(count > 0, total / np.maximum(count, 1.0), whole)
+        parts.append(np.stack([group.sum(axis=1) for group in np.split(groups, ends, axis=1)]))
+    return np.concatenate(parts, axis=1)
+
+
+def over_seeds(resamples: NDArray[np.float64], stream: int, seed: int = 0) -> NDArray[np.float64]:
+    """(n,) the mean over seeds where every resample also draws the seeds anew: `resamples` is (seeds, n).
+
+    So an interval of it covers both what other images and what other draws of a method's randomness could have given. `stream`
+    numbers independent draws: two methods that are compared need different ones.
+    """
+    seeds, n = resamples.shape
+    if seeds == 1:
+        return np.asarray(resamples[0], dtype=np.float64)
+    weights = np.random.default_rng([seed, stream]).multinomial(seeds, np.full(seeds, 1.0 / seeds), size=n).T / seeds
+    return np.asarray((weights * resamples).sum(axis=0), dtype=np.float64)
+
+
+def quantiles(resamples: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """The ends of the percentile interval."""
+    low, high = np.quantile(resamples, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
+
+
+def bootstrap_p(resamples: NDArray[np.float64]) -> float:
+    """Two-sided p of "the true value is 0": twice the share of resamples on the rarer side of it, never below 2 / (n + 1)."""
+    n = len(resamples)
+    beyond = min(int((resamples <= TINY).sum()), int((resamples >= -TINY).sum()))
+    return min(1.0, 2.0 * (beyond + 1) / (n + 1))
+
+
+def unlike(images: int, level: float = LEVEL) -> float:
+    """How many of all images (0..1) may be unlike `images` seen ones that were all alike: Clopper and Pearson's binomial limit.
+
+    A bootstrap of images that do not differ knows of no other kind and gives an interval of no width.
+    """
+    return float(1.0 - ((1.0 - level) / 2.0) ** (1.0 / images))
+
+
+def in_headline(metric: str, category: Sequence[str | None]) -> list[bool]:
+    """Which questions a metric is computed from: all, but an MME score of perception or cognition has its own categories."""
+    if not metric.startswith("mme_") or not ("perception" in metric or "cognition" in metric):
+        return [True] * len(category)
+    return [(str(kind) in MME_PERCEPTION) == ("perception" in metric) for kind in category]
+
+
+def cluster(
+    metric: str,
+    score: Sequence[float],
+    image: Sequence[str],
+    category: Sequence[str | None],
+    question_id: Sequence[str],
+) -> Clustered:
+    """The additive form of `metric` from one row per question.
+
+    Names that start with "mme_" are MME sums ("perception" or "cognition" in the name picks the categories, else all);
+    every other name is the mean of `score` (0..1). Raises PrunebenchError for no rows, and for an MME pair that is not two
+    questions about one image.
+    """
+    scores = np.asarray(score, dtype=np.float64)
+    if not len(scores):
+        raise PrunebenchError(f"{metric}: expected at least one scored sample, found none")
+    if not metric.startswith("mme_"):
+        names, owner = np.unique(np.asarray(image, dtype=str), return_inverse=True)
+        return Clustered(*_sums(scores, np.zeros(len(scores), dtype=np.int64), owner, 1, len(names)), unit_max=1.0)
+
+    pairs: dict[tuple[str, str], list[int]] = {}
+    for row, (kind, question, counts) in enumerate(zip(category, question_id, in_headline(metric, category), strict=True)):
+        if counts:
+            pairs.setdefault((str(kind), str(question)), []).append(row)
+    if not pairs:
+        found = ", ".join(sorted(set(map(str, category))))
+        raise PrunebenchError(f"{metric}: expected samples of a category that it sums, found only {found}")
+    for (kind, question), rows in pairs.items():
+        if len(rows) != 2 or image[rows[0]] != image[rows[1]]:
+            found = f"{len(rows)} question(s) about {len({image[row] for row in rows})} image(s)"
+            raise PrunebenchError(
+                f"{metric}: expected two questions about one image for {kind}/{question}, found {found}; take whole pairs"
+            )
+    first, second = np.array(list(pairs.values())).T
+    # acc (both questions' mean) + acc_plus (both right), each in 0..100
+    points = 50.0 * (scores[first] + scores[second]) + 100.0 * ((scores[first] == 1.0) & (scores[second] == 1.0))
+    kinds, group = np.unique(np.array([kind for kind, _ in pairs]), return_inverse=True)
+    names, owner = np.unique(np.asarray(image, dtype=str)[first], return_inverse=True)
+    return Clustered(*_sums(points, group, owner, len(kinds), len(names)), unit_max=200.0)
+
+
+def interval(metric: str, rows: Clustered, *, level: float = LEVEL, n: int = RESAMPLES, seed: int = 0) -> Interval | None:
+    """The percentile interval of `metric` over resampled images; None for one image, which says nothing about spread.
+
+    Where every image is wholly right, or wholly wrong, the other end is a binomial limit (`Clustered.unlike`).
+    """
+    if rows.n_clusters < 2:
+        return None
+    worst = not rows.values.any()
+    if worst or bool(np.allclose(rows.values, rows.counts * rows.unit_max, rtol=0.0, atol=TINY)):
+        width = rows.unlike(level)
+        low, high = (0.0, width) if worst else (rows.maximum - width, rows.maximum)
+        return Interval(metric, low, high, level, "binomial limit over images, which are all alike", rows.n_clusters)
+    low, high = quantiles(rows.resamples(n, seed), level)
+    method = f"percentile bootstrap by image, {n} resamples, seed {seed}"
+    return Interval(metric, low, high, level, method, rows.n_clusters)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Exact two-sided McNemar test from the discordant questions: is "better" as likely as "worse"?
+
+    P(at most min(better, worse) of n = better + worse fair coins) twice, at most 1. Soft scores need no threshold: a question
+    is better or worse by its score, which makes this the exact sign test; for scores of 0 and 1 the two are one. It takes
+    questions for independent: read it beside an interval by image.
+    """
+    from scipy.special import bdtr
+
+    n = better + worse
+    return min(1.0, 2.0 * float(bdtr(float(min(better, worse)), n, 0.5))) if n else 1.0
+
+
+def combined_p(values: Sequence[float]) -> float:
+    """One p-value from several dependent ones: twice their median, at most 1; one value is itself.
+
+    Valid whatever the dependence, as between tests against several seeds on the same questions: the k-th smallest of K times K/k
+    is (Rueger 1978), and K/k is at most 2 at the median, of an even number the upper one.
+    """
+    if len(values) == 1:
+        return values[0]
+    return min(1.0, 2.0 * sorted(values)[len(values) // 2])
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values of one family, in the order given: below 0.05 holds for all with 5 % error in total."""
+    adjusted = [0.0] * len(values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def design_effect(values: Sequence[float] | NDArray[np.float64], image: Sequence[str] | NDArray[np.int64]) -> float:
+    """Variance of the mean with whole images as units, over that with independent questions. NaN where nothing varies.
+
+    It is 1 + (questions per image - 1) x intra-image correlation for images of equal size (Kish 1965). Chance can take an
+    estimate below 1: average several before planning with them.
+    """
+    away = np.asarray(values, dtype=np.float64) - np.mean(values)
+    alone = float((away**2).sum())
+    if alone <= 1e-12:
+        return math.nan
+    _, owner = np.unique(np.asarray(image), return_inverse=True)
+    together = float((np.bincount(owner, weights=away) ** 2).sum())
+    return together / alone
+
+
+def questions_needed(difference: float, discordant: float, effect: float = 1.0, power: float = 0.8, level: float = LEVEL) -> int:
+    """Questions for a paired test to find a true `difference` (0.01 = one point) with this power.
+
+    `discordant` is the share of questions on which the two differ. n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2 (Connor 1987,
+    Biometrics 43, 207-211, for McNemar's test), times the design effect. A difference above the discordance cannot be: then
+    the discordance is taken to be the difference itself.
+    """
+    from scipy.special import ndtri
+
+    d = max(discordant, difference)
+    z_a, z_b = float(ndtri((1.0 + level) / 2.0)), float(ndtri(power))
+    n = (z_a * math.sqrt(d) + z_b * math.sqrt(d - difference**2)) ** 2 / difference**2
+    return math.ceil(effect * n - 1e-9)
+
+
+def detectable(n: int, discordant: float, effect: float = 1.0, power: float = 0.8, level: float = LEVEL) -> float:
+    """The smallest difference that `n` questions find with this power: `questions_needed` turned round; NaN where even 1 needs more."""
+    low, high = 1e-6, 1.0
+    if questions_needed(high, discordant, effect, power, level) > n:
+        return math.nan
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if questions_needed(middle, discordant, effect, power, level) > n else (low, middle)
+    return high
+
+
+def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Which points are on the front, cheapest first: none other costs no more and is worth no less, and one of the two strictly.
+
+    Points with equal cost and value are on it together; a point with NaN is never.
+    """
+    points = [(c, v, i) for i, (c, v) in enumerate(zip(costs, values, strict=True)) if not (math.isnan(c) or math.isnan(v))]
+    front: list[int] = []
+    best, best_cost = -math.inf, -math.inf
+    for cost, value, index in sorted(points, key=lambda p: (p[0], -p[1], p[2])):
+        if value > best or (value == best and cost == best_cost):
+            front.append(index)
+            best, best_cost = value, cost
+    return front
+
+
+def _sums(
+    value: NDArray[np.float64], group: NDArray[np.int64], owner: NDArray[np.int64], n_groups: int, n_images: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(groups, images) sum of value and number of units."""
+    flat = group * n_images + owner
+    shape = n_groups, n_images
+    values = np.bincount(flat, weights=value, minlength=n_groups * n_images).astype(np.float64)
+    counts = np.bincount(flat, minlength=n_groups * n_images).astype(np.float64)
+    return values.reshape(shape), counts.reshape(shape)

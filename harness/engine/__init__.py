@@ -1,0 +1,1 @@
+"""Prune every prefill of a model by a method, and record what ran."""

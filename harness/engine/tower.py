@@ -1,0 +1,136 @@
+"""What methods see of the vision tower: softmax rows of [CLS], column sums, keys, and streams of its layers, kept while it runs.
+
+Softmax rows are computed from the layer's own q and k, a block of queries at a time, so the tower keeps its fused kernel and no n x n matrix
+exists. A look is delivered in the order of the language model's visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.errors import PrunebenchError
+from harness.method import TowerLook, What
+from harness.models.adapters import Adapter
+
+#: what the tower showed of one image
+Seen = Mapping[TowerLook, Tensor]
+#: looks with one row an image, and those that hold one number a patch and head
+PER_IMAGE: tuple[What, ...] = ("cls_hidden", "cls_query", "cls_key")
+ROWS: tuple[What, ...] = ("cls_row", "column_sums")
+#: queries whose softmax rows are held at once
+QUERIES_AT_ONCE = 64
+
+
+class TowerView(dict[TowerLook, Tensor]):
+    """What `Method.on_image` gets: the declared looks, for a batch of prompts."""
+
+    def __missing__(self, look: TowerLook) -> Tensor:
+        raise PrunebenchError(f"{look} was not asked for: return it from looks() as well (found {', '.join(map(str, self)) or 'nothing'})")
+
+
+def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
+    """Raise PrunebenchError for a look that there is not, or at a layer that the tower does not have."""
+    depth = len(adapter.tower_layers)
+    for look in looks:
+        if not isinstance(look, TowerLook) or look.what not in get_args(What) or type(look.layer) is not int:
+            raise PrunebenchError(f"expected TowerLook(what, layer) with what one of {', '.join(get_args(What))}; found {look!r}")
+        if not -depth <= look.layer < depth:
+            raise PrunebenchError(f"{look}: expected a layer from {-depth} to {depth - 1} (of the vision tower), found {look.layer}")
+        if adapter.tower_prefix is None and look.what in ("cls_row", *PER_IMAGE):
+            raise PrunebenchError(f"{look}: expected a vision tower with a [CLS] token; that of {type(adapter.model).__name__} has none")
+
+
+class TowerEye:
+    """Hooks on a vision tower that keep `looks` of every forward pass and hand them to `give`, one mapping an image.
+
+    Raises PrunebenchError as `check_looks`.
+    """
+
+    def __init__(self, adapter: Adapter, looks: Iterable[TowerLook], give: Callable[[list[Seen]], None]) -> None:
+        self._give, self._kept = give, dict[TowerLook, Tensor]()
+        self._handles: list[Any] = []
+        layers = adapter.tower_layers
+        looks = list(looks)
+        check_looks(adapter, looks)
+        wanted = sorted(set(looks))
+        try:
+            for look in wanted:
+                self._watch(adapter, layers[look.layer], look)
+            if wanted:
+                self._handles.append(adapter.tower.register_forward_hook(self._finish))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _watch(self, adapter: Adapter, layer: nn.Module, look: TowerLook) -> None:
+        first = adapter.tower_prefix or 0
+        patches, cls = slice(first, None), slice(0, 1)
+        if look.what in ("hidden", "cls_hidden"):
+            self._keep(layer, look, patches if look.what == "hidden" else cls)
+            return
+        attention = adapter.tower_attention(layer)
+        if look.what in ("keys", "cls_key"):
+            self._keep(attention.k_proj, look, patches if look.what == "keys" else cls)
+        elif look.what == "cls_query":
+            self._keep(attention.q_proj, look, cls)
+        else:
+            asked: list[Tensor] = []
+
+            def query(_module: nn.Module, _args: Any, out: Tensor) -> None:
+                asked[:] = [out[:, :1] if look.what == "cls_row" else out]
+
+            def rows(_module: nn.Module, _args: Any, out: Tensor) -> None:
+                q, k = (x.view(*x.shape[:2], attention.heads, -1).transpose(1, 2) for x in (asked.pop(), out))
+                self._kept[look] = _summed_rows(q, k, attention.scaling)[:, :, patches]
+
+            # queries are projected before keys
+            self._handles += [attention.q_proj.register_forward_hook(query), attention.k_proj.register_forward_hook(rows)]
+
+    def _keep(self, module: nn.Module, look: TowerLook, tokens: slice) -> None:
+        """Keep what a module says of these tokens."""
+
+        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+            self._kept[look] = (out if isinstance(out, Tensor) else out[0])[:, tokens]
+
+        self._handles.append(module.register_forward_hook(hook))
+
+    def _finish(self, _module: nn.Module, _args: Any, _out: Any) -> None:
+        kept, self._kept = self._kept, {}
+        images = len(next(iter(kept.values())))
+        self._give([{look: values[image] for look, values in kept.items()} for image in range(images)])
+
+
+def _summed_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:
+    """(images, heads, tokens) float32: the softmax rows of `q (images, heads, rows, d)` on all keys, summed over rows."""
+    total: Tensor | None = None
+    for some in torch.split(q, QUERIES_AT_ONCE, 2):
+        rows = ((some @ k.transpose(-1, -2)) * scaling).float().softmax(-1).sum(2)
+        total = rows if total is None else total + rows
+    assert total is not None
+    return total
+
+
+def batched(seen: Sequence[Seen], images: Sequence[int], looks: Iterable[TowerLook]) -> TowerView:
+    """The looks at a batch of prompts with `images` images each: patches (or images) of a prompt one after the other, 0 beyond a row's count.
+
+    The tensors are copies: what a method writes into them stays its own.
+    """
+    view = TowerView()
+    for look in looks:
+        patches = -1 if look.what in ROWS else 0
+        rows, start = [], 0
+        for n in images:
+            rows.append(torch.cat([one[look] for one in seen[start : start + n]], patches).movedim(patches, 0))
+            start += n
+        view[look] = nn.utils.rnn.pad_sequence(rows, batch_first=True).movedim(1, -1 if patches else 1)
+    return view

@@ -1,0 +1,1 @@
+"""Model families, and how a model is found, loaded and prompted."""

@@ -1,0 +1,34 @@
+"""Model families, one file each: the only place that spells class names of transformers and attribute paths of models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from harness.core.errors import PrunebenchError
+from harness.models.adapters.base import Adapter, Features, TowerAttention
+from harness.models.adapters.llava import LlavaAdapter
+
+#: adapters by class name of transformers, as config.json names it under "architectures"
+ADAPTERS: dict[str, type[Adapter]] = {name: cls for cls in (LlavaAdapter,) for name in cls.architectures}
+
+
+def adapter_class(config: Any) -> type[Adapter]:
+    """The adapter of a model config's first architecture, or of a model type; raises PrunebenchError naming what is supported."""
+    names = list(getattr(config, "architectures", None) or [])
+    return _known(names[0] if names else type(config).__name__.removesuffix("Config") + "ForConditionalGeneration")
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a loaded model. Raises PrunebenchError naming what is supported."""
+    return _known(type(model).__name__)(model)
+
+
+def _known(name: str) -> type[Adapter]:
+    if name not in ADAPTERS:
+        raise PrunebenchError(f"expected a model of one of {', '.join(ADAPTERS)}; found {name}, which prunebench does not support yet")
+    return ADAPTERS[name]
+
+
+__all__ = ["ADAPTERS", "Adapter", "Features", "LlavaAdapter", "TowerAttention", "adapter_class", "adapter_for"]

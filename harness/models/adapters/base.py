@@ -1,0 +1,230 @@
+"""What the engine asks of a model family. One file per family implements it, and no other module spells class names or attribute paths.
+
+A family that lays its modules out as LLaVA does overrides little: `core`, `text`, `tower` and `layers` name modules that are hooked, `positions` and
+`rotary` speak of places of tokens, `encode` and `outputs` carry an image's features, `images` says which grids they form.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ImageShape, ModelShape, PromptShape
+
+
+class TowerAttention(NamedTuple):
+    """The parts of a tower layer's attention from which a softmax row follows."""
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    heads: int
+    scaling: float
+
+
+class Features(NamedTuple):
+    """One image as the language model gets it: `pooled (v, hidden)`, and DeepStack's features.
+
+    `deepstack`: (v, hidden) for each early decoder layer behind which the model adds features to the image's tokens.
+    """
+
+    pooled: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.pooled, *self.deepstack))
+
+
+@dataclass(frozen=True)
+class Adapter(ABC):
+    """A loaded model of one family. `model` is the transformers object; sizes that need no weights are class methods on its config."""
+
+    model: Any
+
+    #: class names of transformers that this adapter is for
+    architectures: ClassVar[tuple[str, ...]] = ()
+    #: axes of the decoder's rotary positions: 1, or 3 for M-RoPE
+    axes: ClassVar[int] = 1
+    #: names of processor outputs that say how an image was cut; they go to the model with its features as well
+    image_facts: ClassVar[tuple[str, ...]] = ()
+
+    # ------------------------------------------------------------------------------------------------------------- modules
+
+    @property
+    @abstractmethod
+    def core(self) -> nn.Module:
+        """The module whose forward takes `input_ids` and merges image features."""
+
+    @property
+    @abstractmethod
+    def text(self) -> Any:
+        """The language model without its head: has `layers`, `norm`, `rotary_emb` and `config`; its forward takes what `core` computed."""
+
+    @property
+    @abstractmethod
+    def tower(self) -> nn.Module:
+        """The vision tower; its forward takes pixels as first argument."""
+
+    @property
+    @abstractmethod
+    def tower_layers(self) -> list[nn.Module]:
+        """The tower's encoder layers."""
+
+    @property
+    def tower_prefix(self) -> int | None:
+        """Tokens of the tower before the patches, the first of them [CLS]; None: no [CLS]."""
+        return None
+
+    @abstractmethod
+    def tower_attention(self, layer: Any) -> TowerAttention:
+        """The attention of one of `tower_layers`. Raises PrunebenchError where no softmax row follows from it."""
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers; each has `self_attn` with `layer_idx`."""
+        return list(self.text.layers)
+
+    @property
+    def head(self) -> nn.Module:
+        """The language-model head."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    # ------------------------------------------------------------------------------------------------ tokens and positions
+
+    @property
+    def image_token_ids(self) -> tuple[int, ...]:
+        """Ids of placeholders in `input_ids`, images first."""
+        return (int(self.model.config.image_token_id),)
+
+    def positions(self, text_kwargs: Mapping[str, Any]) -> Tensor | None:
+        """(b or 1, n, axes): where the model puts the tokens of this prefill, from what its text model is called with; None: counted."""
+        given = text_kwargs.get("position_ids")
+        return None if given is None else given[:, :, None]
+
+    def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each (b, n, head_dim), in the dtype of `like`, at `positions (b, n, axes)`; `layer` for families with several rotaries."""
+        cos, sin = self.text.rotary_emb(like, position_ids=positions[:, :, 0])
+        return cos, sin
+
+    @staticmethod
+    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`x (..., head_dim)` rotated by (cos, sin) of the same trailing shape: halves of the vector are a pair."""
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    def take_deepstack(self, text_kwargs: dict[str, Any]) -> list[Tensor]:
+        """Take over what the text model would add to visual tokens behind its first layers: per layer (visual tokens of the batch, hidden)."""
+        return []
+
+    # --------------------------------------------------------------------------------------------------- parts of a layer
+
+    def queries(self, layer: int, states: Tensor) -> Tensor:
+        """(b, heads, n, head_dim): the queries of `states (b, n, d)` in a decoder layer, its norms included, not rotated."""
+        return self._projected(layer, states, "q")
+
+    def keys(self, layer: int, states: Tensor) -> Tensor:
+        """(b, kv_heads, n, head_dim): the keys of `states (b, n, d)` in a decoder layer, its norms included, not rotated."""
+        return self._projected(layer, states, "k")
+
+    def values(self, layer: int, states: Tensor) -> Tensor:
+        """(b, kv_heads, n, head_dim): the values of `states (b, n, d)` in a decoder layer."""
+        return self._projected(layer, states, "v")
+
+    def feed_forward(self, layer: int, states: Tensor) -> Tensor:
+        """(..., d): what the feed-forward part of a decoder layer adds to the stream, its norm included."""
+        module: Any = self.layers[layer]
+        out: Tensor = module.mlp(module.post_attention_layernorm(states))
+        return out
+
+    def _projected(self, layer: int, states: Tensor, part: str) -> Tensor:
+        module: Any = self.layers[layer]
+        attention = module.self_attn
+        x: Tensor = getattr(attention, f"{part}_proj")(module.input_layernorm(states))
+        x = x.view(*x.shape[:2], -1, attention.head_dim)
+        norm = getattr(attention, f"{part}_norm", None)
+        x = x if norm is None else norm(x)
+        return x.transpose(1, 2)
+
+    def attention_output(self, layer: int, heads: Tensor) -> Tensor:
+        """(..., d): what attention adds to the stream, of `heads (..., heads x head_dim)` side by side."""
+        attention: Any = self.layers[layer].self_attn
+        out: Tensor = attention.o_proj(heads)
+        return out
+
+    def scaling(self, layer: int) -> float:
+        """What the decoder layer multiplies QK^T with."""
+        attention: Any = self.layers[layer].self_attn
+        return float(attention.scaling)
+
+    # ---------------------------------------------------------------------------------------------------------------- images
+
+    @abstractmethod
+    def encode(self, **inputs: Any) -> list[Features]:
+        """One entry an image, from what the processor made of the images."""
+
+    @staticmethod
+    def outputs(images: Sequence[Features]) -> dict[str, Any]:
+        """Features as the model takes them: its `mm_encoder_outputs`."""
+        return {"image": BaseModelOutputWithPooling(pooler_output=[image.pooled for image in images])}
+
+    def project(self, features: Tensor) -> Tensor:
+        """(..., hidden): `features (..., width)` of the tower through the projector. Raises PrunebenchError where it works on groups of patches."""
+        raise PrunebenchError(f"{type(self.model).__name__}: expected a projector of single patches, found one that joins several")
+
+    @abstractmethod
+    def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
+        """The images of each prompt of a batch with `counts` visual tokens, in order; `facts` as `image_facts` names them.
+
+        Raises PrunebenchError where the tokens are no whole images.
+        """
+
+    # ----------------------------------------------------------------------------------------------------------------- sizes
+
+    @property
+    def shape(self) -> ModelShape:
+        """The decoder's sizes."""
+        weight = next(self.text.layers[0].parameters())
+        return self.shape_of(self.model.config, weight.element_size())
+
+    @property
+    def usual(self) -> PromptShape:
+        """A prompt of one image as this model is usually asked, without text: what plans before a run are made from."""
+        return PromptShape(self.shape, (self.image_of(self.model.config),))
+
+    @classmethod
+    def shape_of(cls, config: Any, bytes_per_value: int) -> ModelShape:
+        """The decoder's sizes from a model config alone, without weights."""
+        text = config.text_config
+        return ModelShape(
+            depth=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            mlp=text.intermediate_size,
+            vocab=text.vocab_size,
+            bytes_per_value=bytes_per_value,
+        )
+
+    @classmethod
+    @abstractmethod
+    def image_of(cls, config: Any) -> ImageShape:
+        """An image of usual size from a model config alone."""
+
+    @classmethod
+    @abstractmethod
+    def pixels_of(cls, config: Any) -> tuple[int, ...]:
+        """The shape of the pixels of an image of usual size, as the processor makes them."""
+
+    @classmethod
+    @abstractmethod
+    def config_of(cls, usual: PromptShape) -> Any:
+        """A transformers config of these sizes, for models with random weights."""

@@ -1,0 +1,163 @@
+"""LLaVA-1.5: `LlavaForConditionalGeneration`, a CLIP tower, a two-layer projector and a Llama-like decoder; one image size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from harness.core.errors import PrunebenchError
+from harness.core.shape import Grid, ImageShape, PromptShape, VisionShape
+from harness.models.adapters.base import Adapter, Features, TowerAttention
+
+#: width of one attention head in CLIP's towers, which `VisionShape` does not hold
+CLIP_HEAD_DIM = 64
+
+
+class LlavaAdapter(Adapter):
+    """An image is a square grid of patches in raster order; its [CLS] is dropped before the projector."""
+
+    architectures = ("LlavaForConditionalGeneration",)
+
+    @property
+    def core(self) -> nn.Module:
+        core: nn.Module = self.model.model
+        return core
+
+    @property
+    def text(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def tower(self) -> nn.Module:
+        tower: nn.Module = self.model.model.vision_tower
+        return tower
+
+    @property
+    def tower_layers(self) -> list[nn.Module]:
+        return list(self.model.model.vision_tower.encoder.layers)
+
+    @property
+    def projector(self) -> nn.Module:
+        """Tower features to the decoder's width."""
+        projector: nn.Module = self.model.model.multi_modal_projector
+        return projector
+
+    @property
+    def tower_prefix(self) -> int:
+        return 1
+
+    def tower_attention(self, layer: Any) -> TowerAttention:
+        attention = layer.self_attn
+        return TowerAttention(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
+
+    def encode(self, **inputs: Any) -> list[Features]:
+        features = self.model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True).pooler_output
+        return [Features(pooled) for pooled in features]
+
+    def project(self, features: Tensor) -> Tensor:
+        projected: Tensor = self.projector(features)
+        return projected
+
+    def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
+        image = self.image_of(self.model.config)
+        for n in counts:
+            if n % image.tokens:
+                raise PrunebenchError(f"expected whole images of {image.tokens} visual tokens in every prompt, found {n} tokens")
+        return [(image,) * (n // image.tokens) for n in counts]
+
+    @classmethod
+    def image_of(cls, config: Any) -> ImageShape:
+        vision = config.vision_config
+        side = vision.image_size // vision.patch_size
+        return ImageShape(
+            (Grid(side, side),),
+            VisionShape(
+                # transformers runs the whole tower, also the layers behind `vision_feature_layer`
+                layers_used=vision.num_hidden_layers,
+                hidden=vision.hidden_size,
+                mlp=vision.intermediate_size,
+                tokens=side * side + 1,
+                patch_inputs=3 * vision.patch_size**2,
+                projector_hidden=config.text_config.hidden_size,
+            ),
+        )
+
+    @classmethod
+    def pixels_of(cls, config: Any) -> tuple[int, ...]:
+        side = int(config.vision_config.image_size)
+        return 3, side, side
+
+    @classmethod
+    def config_of(cls, usual: PromptShape, *, tower_heads: int | None = None, image_token_id: int | None = None, **text: Any) -> LlavaConfig:
+        """LLaVA-1.5's configuration at these sizes: penultimate tower layer without [CLS]. `text` goes to the decoder's configuration.
+
+        The last 64 rows of LLaVA-1.5's vocabulary are padding, and the image token is the first of them: the default of `image_token_id`.
+        """
+        shape, image = usual.decoder, usual.images[0]
+        vision, patch = image.vision, isqrt(image.vision.patch_inputs // 3)
+        given = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, **text}
+        decoder = LlamaConfig(
+            vocab_size=shape.vocab,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.mlp,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            tie_word_embeddings=False,
+            **given,
+        )
+        tower = CLIPVisionConfig(
+            hidden_size=vision.hidden,
+            intermediate_size=vision.mlp,
+            num_hidden_layers=vision.layers_used,
+            num_attention_heads=tower_heads or vision.hidden // CLIP_HEAD_DIM,
+            image_size=patch * image.views[0].rows,
+            patch_size=patch,
+        )
+        return LlavaConfig(
+            text_config=decoder,
+            vision_config=tower,
+            image_token_index=shape.vocab - 64 if image_token_id is None else image_token_id,
+            image_seq_length=image.tokens,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=False,
+        )
+
+
+def load_text(adapter: LlavaAdapter, weights: Mapping[str, Tensor]) -> None:
+    """Put the weights of a Llama checkpoint (Hugging Face's names) into the decoder and the head of a LLaVA."""
+    own = dict(weights)
+    with torch.no_grad():
+        adapter.model.lm_head.weight.copy_(own.pop("lm_head.weight"))
+    adapter.text.load_state_dict({name.removeprefix("model."): value for name, value in own.items()})
+
+
+def plant_beacon(model: Any) -> None:
+    """Let every head of every layer score keys by a flag: channel 1 of the stream, which no layer writes to, beside a constant in channel 0.
+
+    A visual token with the flag set is what all later rows attend to most.
+    """
+    constant, flag = 0, 1
+    adapter = LlavaAdapter(model)
+    projector: Any = adapter.projector
+    adapter.text.embed_tokens.weight[:, constant] = 4.0
+    adapter.text.embed_tokens.weight[:, flag] = 0.0
+    projector.linear_2.weight[:2] = 0.0
+    projector.linear_2.bias[:2] = torch.tensor([4.0, 0.0])
+    for layer in adapter.text.layers:
+        attention = layer.self_attn
+        # the pair of channels that RoPE turns least
+        slow, partner = attention.head_dim // 2 - 1, attention.head_dim - 1
+        attention.o_proj.weight[:2] = 0.0
+        layer.mlp.down_proj.weight[:2] = 0.0
+        for projection, channel in ((attention.q_proj, constant), (attention.k_proj, flag)):
+            for dim in (slow, partner):
+                projection.weight[dim :: attention.head_dim] = 0.0
+            projection.weight[slow :: attention.head_dim, channel] = 10.0

@@ -1,0 +1,285 @@
+"""One sample as a picture: the image, and per method the visual tokens that were kept wherever the kept set changed.
+
+Read from sealed cells; no model is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from harness.core import keeps
+from harness.core.errors import PrunebenchError, unknown
+from harness.core.shape import Grid
+from harness.report import views
+from harness.runner.request import data_of
+from harness.store.store import SealedCell, Store
+from harness.tables.sections import budget_order
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+SIDE = 336  # pixels of a panel
+_GAP, _MARGIN, _LINE = 18, 28, 24
+_PAPER, _INK, _MUTED, _GOOD, _BAD = (252, 251, 248), (29, 28, 26), (94, 90, 83), (26, 107, 60), (163, 33, 43)
+PREFERRED_BUDGET = "64"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A method's row of the picture: what it answered and where its kept set changed."""
+
+    name: str
+    answer: str
+    right: bool
+    flipped: bool
+    score: float
+    notes: str
+    stages: tuple[keeps.Stage, ...]
+    """Empty where the cell recorded none."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample under several methods."""
+
+    key: str
+    question: str
+    target: str
+    image: Image.Image
+    n_visual: int
+    grid: Grid | None
+    """That of the image's tokens; None where they form several, or the prompt has several images."""
+    unpruned: Shown | None
+    methods: tuple[Shown, ...]
+
+
+def find(
+    cells: Sequence[SealedCell], key: str, methods: Sequence[str], budget: str = "", model: str = "", data: str = ""
+) -> Sample:
+    """The sample under the methods at a budget. Raises PrunebenchError for what was not measured, with the command that measures it.
+
+    Without `budget` it is the one that the methods were measured at, 64 where there are several. Several models need `model`.
+    """
+    if not cells:
+        raise PrunebenchError("expected sealed cells, found none; `make eval METHOD=visipruner BUDGET=64` or `make sweep` makes them")
+    if not methods:
+        raise PrunebenchError("no method was named: give --method visipruner,fastv or one of them")
+    from harness.method import method_class  # torch
+
+    # a method from a file is measured under its name
+    known_as = {sealed.cell.method: sealed.asked.method for sealed in cells}
+    spelt = {method_class(name).name if ":" in name else name: known_as.get(name, name) for name in methods}
+    methods = list(spelt)
+    protocols = views.protocols(cells)
+    models = sorted({p.model for p in protocols})
+    if model and model not in models:
+        raise unknown("model", model, models)
+    if not model and len(models) > 1:
+        raise PrunebenchError(f"the results hold cells of several models: name one with --model (of {', '.join(models)})")
+    task = key.partition("/")[0]
+    of_task = [(p, q) for p in protocols if p.model in (model, models[0]) and (not model or p.model == model) for q in p.questions if q.task == task]
+    if not of_task:
+        tasks = sorted({s.cell.task for s in cells})
+        known_tasks = f"(tasks: {', '.join(tasks)}); a sample is named as in {tasks[0]}/000012"
+        raise PrunebenchError(f"sample {key!r}: no cell of task {task!r} is sealed {known_tasks}")
+    frames: dict[str, pd.DataFrame] = {}
+
+    def rows(sealed: SealedCell) -> pd.DataFrame:
+        if sealed.identity not in frames:
+            frames[sealed.identity] = sealed.samples().set_index("key")
+        return frames[sealed.identity]
+
+    holding = [(p, q) for p, q in of_task if key in rows(q.cells[0]).index]
+    if not holding:
+        known = sorted({k for _, q in of_task for k in rows(q.cells[0]).index})
+        raise PrunebenchError(f"no sample {key!r} was measured; near it: {', '.join(_near(key, known))} ({len(known)} samples of {task})")
+    # of several sets with this sample, the one where most of the methods were measured; the primary set first
+    holding.sort(key=lambda pq: (-sum(m in {s.cell.method for s in pq[1].cells} for m in methods), not pq[1].primary))
+    protocol, questions = holding[0]
+    named = views.lines(protocol)
+    picked = [sealed for name in methods for sealed in _pick(questions, named, name, budget, spelt[name])]
+    base = questions.baseline
+
+    def shown(sealed: SealedCell) -> Shown:
+        row = rows(sealed).loc[key].to_dict()
+        right = bool(row["score"] >= views.RIGHT)
+        was = bool(rows(base).loc[key]["score"] >= views.RIGHT) if base else right
+        n_visual = int(row["n_visual"])
+        at = "" if sealed.cell.budget == "none" else f" at {sealed.cell.budget}"
+        seed = f", seed {sealed.cell.seed}" if sealed.cell.seed else ""
+        return Shown(
+            f"{named[sealed.identity]}{at}{seed}", str(row["answer"]), right, right != was, float(row["score"]), _notes(row),
+            _changes(keeps.decode(row["keeps"] or "", n_visual)) if "keeps" in row else (),
+        )
+
+    row = rows(picked[0]).loc[key].to_dict()
+    image = views.Pictures(partial(data_of, data)).square(picked[0], key, str(row["image"]), SIDE)
+    return Sample(
+        key,
+        str(row["question"]),
+        str(row["target"]),
+        image.resize((SIDE, SIDE)),
+        int(row["n_visual"]),
+        views.grid_of(picked[0], int(row["n_visual"])),
+        shown(base) if base else None,
+        tuple(shown(sealed) for sealed in picked),
+    )
+
+
+def _pick(questions: views.Questions, named: dict[str, str], method: str, budget: str, spelt: str) -> list[SealedCell]:
+    """The cells of a method (or of one of its lines, as the report names it) at a budget, one seed of each line.
+
+    `spelt`: the method as a command names it, which may be a file and a class.
+    """
+    from harness.method import method_class, registered
+
+    of = [s for s in questions.cells if method in (s.cell.method, named[s.identity])]
+    if not of:
+        known = {s.cell.method for s in questions.cells}
+        if spelt == method and method not in registered():
+            raise unknown("method", method, known | set(registered()))
+        near = difflib.get_close_matches(method, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        example = next((s for s in questions.cells if s.asked.budget), questions.cells[0])
+        takes = bool(method_class(spelt).budget_knobs)
+        wanted = (budget or example.asked.budget or PREFERRED_BUDGET) if takes else ""
+        other = views.command(example, unpruned=not takes, method=spelt, budget=wanted)
+        measured = ", ".join(sorted(known))
+        raise PrunebenchError(f"{questions.label} was not measured with {method!r}{hint}; measured: {measured}; `{other}` measures it")
+    budgets = sorted({s.cell.budget for s in of}, key=budget_order)
+    at = budget or (budgets[0] if len(budgets) == 1 else PREFERRED_BUDGET)
+    found = [s for s in of if s.cell.budget == at or s.cell.method == "none"]
+    if not found:
+        other = views.command(of[0], budget=at)
+        raise PrunebenchError(
+            f"{questions.label} was measured with {method} at {', '.join(budgets)}, not at {at}: name one with --budget, or measure it with `{other}`"
+        )
+    one_seed: dict[str, SealedCell] = {}
+    for sealed in sorted(found, key=lambda s: s.cell.seed):
+        one_seed.setdefault(named[sealed.identity], sealed)
+    return list(one_seed.values())
+
+
+def _near(key: str, known: Sequence[str]) -> list[str]:
+    """Up to three known keys: the nearest numbers, or the nearest spellings where the key has no number."""
+    number = key.rpartition("/")[2]
+    if number.isdecimal():
+        by_distance = sorted((k for k in known if k.rpartition("/")[2].isdecimal()), key=lambda k: abs(int(k.rpartition("/")[2]) - int(number)))
+        return sorted(by_distance[:3])
+    return difflib.get_close_matches(key, known, n=3, cutoff=0.0)
+
+
+def _changes(stages: Sequence[keeps.Stage]) -> tuple[keeps.Stage, ...]:
+    """The stages that differ from the one before: a method may select the same tokens again."""
+    return tuple(s for i, s in enumerate(stages) if not i or s.added != stages[i - 1].added or bool((s.keep != stages[i - 1].keep).any()))
+
+
+def _notes(row: Any) -> str:
+    """The layers that a method noted: "fusion layer 3, no exit layer"."""
+    noted = {name: name.replace("_", " ") for name in row if name.endswith("_layer")}
+    return ", ".join(f"{words} {int(row[name])}" if row[name] >= 0 else f"no {words}" for name, words in noted.items())
+
+
+def lines(sample: Sample) -> list[str]:
+    """The picture's facts as text, for the terminal."""
+    out = [f"{sample.key}  {sample.question}", f"expected  {sample.target}"]
+    base = sample.unpruned
+    for shown in ((base,) if base else ()) + tuple(m for m in sample.methods if not base or m.name != base.name):
+        kept = ", ".join(f"{int(s.keep.sum()) + s.added} from layer {s.layer}" for s in shown.stages) or "not recorded"
+        out.append(f"{shown.name}: {shown.answer!r} ({_verdict(shown)}); kept {kept}" + (f"; {shown.notes}" if shown.notes else ""))
+    return out
+
+
+def _verdict(shown: Shown) -> str:
+    words = "right" if shown.right else "wrong"
+    words += f", score {shown.score:.2f}" if 0 < shown.score < 1 else ""
+    return words + (", flipped" if shown.flipped else "")
+
+
+def picture(sample: Sample) -> Image.Image:
+    """The sample as one image: the whole picture beside question and answers, then a row of panels per method."""
+    widest = max([1, *(len(m.stages) for m in sample.methods)])
+    width = 2 * _MARGIN + max(widest * (SIDE + _GAP) - _GAP, 2 * SIDE + _GAP + 120)
+    columns = (width - 2 * _MARGIN) // 10
+    row = _LINE * 2 + SIDE + _LINE + _GAP * 2
+    heights = [row if m.stages else _LINE * 4 for m in sample.methods]
+    sheet = Image.new("RGB", (width, 2 * _MARGIN + SIDE + _GAP + sum(heights)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    small, normal, large = (_font(size) for size in (15, 17, 23))
+    sheet.paste(sample.image, (_MARGIN, _MARGIN))
+    left, top = _MARGIN + SIDE + _GAP, _MARGIN
+    draw.text((left, top), sample.key, _MUTED, small)
+    top += _LINE
+    for line in _wrapped(sample.question, max(24, (columns * 10 - SIDE) // 12), 6):
+        draw.text((left, top), line, _INK, large)
+        top += 30
+    top += 8
+    for line in _wrapped(f"expected: {sample.target}", max(24, (columns * 10 - SIDE) // 9), 3):
+        draw.text((left, top), line, _INK, normal)
+        top += _LINE
+    if sample.unpruned:
+        for line in _wrapped(f"unpruned: {sample.unpruned.answer} ({_verdict(sample.unpruned)})", max(24, (columns * 10 - SIDE) // 9), 3):
+            draw.text((left, top), line, _GOOD if sample.unpruned.right else _BAD, normal)
+            top += _LINE
+    top = _MARGIN + SIDE + _GAP
+    for shown, height in zip(sample.methods, heights, strict=True):
+        draw.line((_MARGIN, top, width - _MARGIN, top), _MUTED)
+        title = _wrapped(f"{shown.name}: {shown.answer} ({_verdict(shown)})" + (f"; {shown.notes}" if shown.notes else ""), columns, 1)[0]
+        draw.text((_MARGIN, top + 8), title, _GOOD if shown.right else _BAD, normal)
+        if not shown.stages:
+            draw.text((_MARGIN, top + 8 + _LINE), "kept tokens were not recorded for this cell; measure it again with FRESH=1", _MUTED, small)
+        for i, stage in enumerate(shown.stages):
+            x, y = _MARGIN + i * (SIDE + _GAP), top + 8 + _LINE + 6
+            sheet.paste(shaded(sample.image, stage, sample.grid), (x, y))
+            merged = f" + {stage.added} merged" if stage.added else ""
+            draw.text((x, y + SIDE + 5), f"from layer {stage.layer}: {int(stage.keep.sum())}{merged} of {sample.n_visual} tokens", _INK, small)
+        top += height
+    return sheet
+
+
+def shaded(image: Image.Image, stage: keeps.Stage, grid: Grid | None) -> Image.Image:
+    """The image with the patches that were dropped faded. Raises PrunebenchError where the tokens do not form one grid."""
+    if grid is None or grid.tokens != len(stage.keep):
+        raise PrunebenchError(f"expected one grid of visual tokens, found {len(stage.keep)} tokens on other grids; a picture of them cannot be drawn")
+    mask = Image.new("L", (grid.cols, grid.rows))
+    mask.putdata([0 if kept else 220 for kept in stage.keep])
+    return Image.composite(Image.new("RGB", image.size, _PAPER), image, mask.resize(image.size, Image.Resampling.NEAREST))
+
+
+def _wrapped(text: str, columns: int, most: int) -> list[str]:
+    found = textwrap.wrap(" ".join(text.split()), columns, break_long_words=True) or [""]
+    return found if len(found) <= most else [*found[: most - 1], found[most - 1][: columns - 1] + "…"]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # the one of matplotlib, a dependency, has far more scripts than Pillow's own
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def write(
+    results: Path, key: str, methods: Sequence[str], budget: str = "", model: str = "", data: str = "", out: Path | None = None
+) -> tuple[Path, Sample]:
+    """Write the picture of a sample and return its path; default `<results>/show/<sample>-<methods>-<budget>.png`."""
+    sample = find(Store(results).cells(), key, methods, budget, model, data)
+    path = out or results / "show" / f"{'-'.join(re.sub(r'[^A-Za-z0-9_.]+', '-', part) for part in (key, *methods, budget) if part)}.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(sample).save(path, "PNG", optimize=True)
+    except OSError as error:
+        raise PrunebenchError(f"cannot write {path}: {error.strerror or error}; choose a file that you can write with --out") from None
+    except ValueError as error:
+        if isinstance(error, PrunebenchError):
+            raise
+        raise PrunebenchError(f"cannot write {path}: {error}; give a name that ends in .png") from None
+    return path, sample

@@ -1,0 +1,193 @@
+"""Sealed cells arranged for looking at them: what may stand side by side, what tells lines apart, and the images of samples.
+
+The report and `prunebench show` share this. Nothing here imports torch, a model or lmms-eval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps
+
+from harness.core.command import evaluation
+from harness.core.errors import PrunebenchError
+from harness.core.shape import Grid
+from harness.store.store import SealedCell
+from harness.tables.sections import Section
+
+if TYPE_CHECKING:
+    from tasks.sources import DataSource
+
+RIGHT = 0.5
+"""A sample counts as answered right from this score on; only TextVQA has scores between 0 and 1."""
+_PADDING = (122, 116, 104)  # CLIP's mean colour, which is what LLaVA pads with
+_FACTS = {
+    "model_fingerprint": "weights",
+    "dtype": "dtype",
+    "device_type": "device",
+    "kernel": "kernel",
+    "image_backend": "images by",
+    "prompt_template": "prompt",
+    "numerics_version": "numerics",
+}
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A task on one set of questions: all its cells have the same unpruned cell, measured or not."""
+
+    task: str
+    label: str
+    baseline: SealedCell | None
+    cells: tuple[SealedCell, ...]
+    primary: bool
+    """The set of its task that most cells have; of equals, the one measured last."""
+
+    @property
+    def n(self) -> int:
+        """Questions."""
+        return self.cells[0].cell.n_samples
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Cells that may be compared: one model asked in one way."""
+
+    model: str
+    label: str
+    facts: Mapping[str, str]
+    questions: tuple[Questions, ...]
+
+    @property
+    def cells(self) -> list[SealedCell]:
+        return [sealed for questions in self.questions for sealed in questions.cells]
+
+
+def protocols(cells: Iterable[SealedCell]) -> list[Protocol]:
+    """The cells by model and measurement, then by set of questions, in a fixed order whatever the input's."""
+    groups: defaultdict[tuple[str, ...], defaultdict[str, list[SealedCell]]] = defaultdict(lambda: defaultdict(list))
+    known = {sealed.identity: sealed for sealed in cells}
+    for _, sealed in sorted(known.items()):
+        cell = sealed.cell
+        groups[(cell.model, *(str(getattr(cell, name)) for name in _FACTS))][cell.baseline().identity()].append(sealed)
+    found = []
+    for key, sets in sorted(groups.items()):
+        same_model = [other for other in groups if other[0] == key[0]]
+        differing = [i for i in range(1, len(key)) if len({other[i] for other in same_model}) > 1]
+        label = ", ".join([key[0], *(f"{list(_FACTS.values())[i - 1]} {key[i]}" for i in differing)])
+        facts = dict(zip(_FACTS.values(), key[1:], strict=True))
+        found.append(Protocol(key[0], label, facts, tuple(_questions(sets, known))))
+    return found
+
+
+def _questions(sets: Mapping[str, list[SealedCell]], known: Mapping[str, SealedCell]) -> list[Questions]:
+    by_task: defaultdict[str, list[tuple[str, list[SealedCell]]]] = defaultdict(list)
+    for baseline, members in sets.items():
+        by_task[members[0].cell.task].append((baseline, members))
+    out = []
+    for task, alternatives in sorted(by_task.items()):
+
+        def weight(item: tuple[str, list[SealedCell]]) -> tuple[int, str, str]:
+            return (len(item[1]), max(str(s.provenance.get("started", "")) for s in item[1]), item[0])
+
+        sizes = Counter(members[0].cell.n_samples for _, members in alternatives)
+        for rank, (baseline, members) in enumerate(sorted(alternatives, key=weight, reverse=True)):
+            cell = members[0].cell
+            label = task if rank == 0 else f"{task} ({cell.n_samples} questions)"
+            if rank and sizes[cell.n_samples] > 1:
+                label = f"{task} ({cell.n_samples} questions, data {cell.data_fingerprint[:6]}, {baseline[:6]})"
+            out.append(Questions(task, label, known.get(baseline), tuple(members), rank == 0))
+    return out
+
+
+def lines(protocol: Protocol) -> dict[str, str]:
+    """Identity of each cell -> the name of its line, as in the leaderboard: the method, and what tells its settings apart."""
+    section = Section(protocol.model, [protocol.model], protocol.cells, {})
+    return {
+        sealed.identity: series.name
+        for series in section.series()
+        for line in series.lines
+        for seeds in line.cells.values()
+        for sealed in seeds
+    }
+
+
+def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = (), method: str = "", budget: str = "") -> str:
+    """The command that makes a cell like this one: the unpruned one of the same questions, or the same with other tasks, method or budget."""
+    asked = sealed.asked.unpruned() if unpruned else sealed.asked
+    if method:
+        asked = replace(asked, method=method, knobs={})
+    if budget:
+        sizes = sealed.method_info["budget_knobs"]
+        asked = replace(asked, budget=budget, knobs={name: value for name, value in asked.knobs.items() if name not in sizes})
+    return evaluation(asked, tasks=tasks)
+
+
+def grid_of(sealed: SealedCell, n_visual: int) -> Grid | None:
+    """The grid that the `n_visual` tokens of a sample form; None where they form several, or none that the cell names."""
+    grids = [Grid(*view) for view in sealed.provenance.get("grids", ())]
+    return grids[0] if len(grids) == 1 and grids[0].tokens == n_visual and not grids[0].newline else None
+
+
+def depth(protocol: Protocol) -> int | None:
+    """Decoder layers of the model, as its cells say."""
+    return next((int(s.provenance["decoder_layers"]) for s in protocol.cells if "decoder_layers" in s.provenance), None)
+
+
+class Pictures:
+    """The images of samples, from the data that their cells were measured on. Tables are read once.
+
+    `source` says where the data of a cell are.
+    """
+
+    def __init__(self, source: Callable[[SealedCell], DataSource]) -> None:
+        self._source = source
+        self._rows: dict[tuple[str, str], Any] = {}
+
+    def table(self, sealed: SealedCell) -> tuple[str, str]:
+        """Which table holds the images of a cell: the data, by name or folder, and the task."""
+        source = self._source(sealed)
+        return source.name if source.name != "local" else str(source.root), sealed.cell.task
+
+    def encoded(self, sealed: SealedCell, key: str, image: str) -> bytes:
+        """The image's file of sample `key`. Raises PrunebenchError where it is not the one with the image key `image`."""
+        from tasks import sources
+
+        table = name, _ = self.table(sealed)
+        if table not in self._rows:
+            self._rows[table] = sources.read(sources.task_spec(sealed.cell.task), self._source(sealed))
+        rows = self._rows[table]
+        row = key.rpartition("/")[2]
+        found = rows.encoded(int(row)) if row.isdecimal() and int(row) < len(rows.docs) else None
+        data = (found or {}).get("bytes")
+        if not isinstance(data, bytes):
+            raise PrunebenchError(f"{key}: expected a row with an image in the {name} data, found none; name the data that was measured with --data")
+        if hashlib.sha256(data).hexdigest()[:16] != image:
+            raise PrunebenchError(
+                f"{key}: the image in the {name} data is not the one that was measured (expected image key {image}, "
+                f"found {hashlib.sha256(data).hexdigest()[:16]}); name the data that was measured with --data"
+            )
+        return data
+
+    def square(self, sealed: SealedCell, key: str, image: str, side: int) -> Image.Image:
+        """What the model saw, RGB, at most `side` pixels: padded to a square or cut to one, as its image processor does."""
+        data = self.encoded(sealed, key, image)
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise PrunebenchError(f"{key}: the image does not decode ({error}); replace the data file") from None
+        if sealed.cell.image_backend.endswith("+pad"):
+            size = max(picture.size)
+            padded = Image.new("RGB", (size, size), _PADDING)
+            padded.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+        else:
+            size = min(picture.size)
+            left, top = (picture.width - size) // 2, (picture.height - size) // 2
+            padded = picture.crop((left, top, left + size, top + size))
+        return padded if size <= side else padded.resize((side, side), Image.Resampling.LANCZOS)

@@ -1,0 +1,339 @@
+"""Ask a model: prompts in batches, vision features once per image, greedy answers with the cost of each prompt's trace."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Cache
+
+from harness.core import flops, keeps
+from harness.core.budget import NONE, Budget
+from harness.core.errors import PrunebenchError
+from harness.core.shape import PromptShape
+from harness.core.trace import Trace
+from harness.engine.attach import EngineRun, attach
+from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
+from harness.engine.tower import Seen, check_looks
+from harness.method import Method, TowerLook, raised, source_of
+from harness.models.adapters import Features
+from harness.models.load import LoadedModel, locate_model
+from harness.runner.pace import check_batch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question on one image. `image` loads it (called once per `image_key`); `until` are strings at which an answer ends."""
+
+    key: str
+    text: str
+    image: Callable[[], Image.Image]
+    image_key: str
+    max_new_tokens: int
+    until: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`cost`: flat numbers of this prompt, see `sample_cost`; `kept`: which visual tokens were there in which layer, as
+    `harness.core.keeps` writes it; `wall_s`: this prompt's share of its batch's wall time, seconds."""
+
+    key: str
+    text: str
+    n_input_tokens: int
+    n_new_tokens: int
+    cost: dict[str, float]
+    kept: str
+    wall_s: float
+
+
+class Clock:
+    """Where the seconds went, by name. On CUDA they are the host's: work is charged where it is waited for."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Charge the block to `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+class Encoded(NamedTuple):
+    """An image's features and what methods asked to see of the tower."""
+
+    features: Features
+    seen: Seen
+
+    @property
+    def nbytes(self) -> int:
+        return self.features.nbytes + sum(t.nbytes for t in self.seen.values())
+
+
+class FeatureCache:
+    """Projected image features by image, least recently used out first; `limit` bytes. `looks`: what is kept of the tower beside them."""
+
+    def __init__(self, limit: int = 2 << 30) -> None:
+        self.limit, self.used, self.encoded = limit, 0, 0
+        self.looks: set[TowerLook] = set()
+        self._items: OrderedDict[str, Encoded] = OrderedDict()
+
+    def get(self, key: str, encode: Callable[[], Encoded], looks: Iterable[TowerLook] = ()) -> Encoded:
+        """Image `key`, encoded on a miss, and again where it was encoded before `looks` were asked for."""
+        found = self._items.pop(key, None)
+        if found is not None and not found.seen.keys() >= set(looks):
+            self.used -= found.nbytes
+            found = None
+        if found is None:
+            found = encode()
+            self.encoded += 1
+            self.used += found.nbytes
+        self._items[key] = found
+        while self.used > self.limit and len(self._items) > 1:
+            self.used -= self._items.popitem(last=False)[1].nbytes
+        return found
+
+
+class Answerer:
+    """A loaded model with a method attached per call. Vision features outlive it, and with `prefixes` so does the prefill of images:
+    questions then run their own tokens up to the first reduction (harness/engine/prefix.py). Answers do not depend on either.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        method: Method,
+        *,
+        batch_size: int = 8,
+        seed: int = 0,
+        positions: str = "method",
+        features: FeatureCache | None = None,
+        prefixes: PrefixCache | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        check_batch(batch_size)
+        self.loaded, self.method, self.batch_size, self.seed, self.positions = loaded, method, batch_size, seed, positions
+        self.features = FeatureCache() if features is None else features
+        self.prefixes, self.clock = prefixes, clock or Clock()
+        shape = loaded.adapter.shape
+        try:
+            self._looks = tuple(method.for_model(shape).looks(shape))
+            check_looks(loaded.adapter, self._looks)
+        except PrunebenchError as error:
+            raise PrunebenchError(f"{method.name} in looks(): {error}") from None
+        except Exception as error:
+            raise PrunebenchError(f"{method.name} in looks(): {raised(error)}") from error
+        self.features.looks.update(self._looks)
+        # a cache may serve several models
+        self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels_key(method)}"
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        *,
+        method: str = "none",
+        budget: Budget = NONE,
+        knobs: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 8,
+        seed: int = 0,
+        positions: str = "method",
+    ) -> Answerer:
+        """Load `model` and build `method` at `budget`; raises PrunebenchError as `locate_model` and `Located.method` do."""
+        located = locate_model(model, device, dtype)
+        built = located.method(method, budget, knobs)
+        return cls(located.load(), built, batch_size=batch_size, seed=seed, positions=positions)
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
+        """Answers in any order; batches hold prompts of like length. Raises PrunebenchError naming the sample where one fails."""
+        for batch in self.batches(prompts):
+            yield from batch
+
+    def batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
+        """`answer`, a batch at a time."""
+        if not prompts:
+            return
+        with self.clock("tokenise"):
+            encoded = [(self.loaded.prompt_ids(p.text), p) for p in prompts]
+        # images of like-long prompts stay together, so that every image is encoded once also with a small cache
+        encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
+        loaded = self.loaded
+        with attach(loaded.model, self.method, self.seed, self.positions, self.features.looks, loaded.text_encoder) as run:
+            start = 0
+            while start < len(encoded):
+                batch = encoded[start : start + self.batch_size]
+                same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (batch[0][1].max_new_tokens, batch[0][1].until)]
+                if self.prefixes is not None:  # the window of the longest may not reach in front of the shortest prompt's image
+                    shortest = same[0][0]
+                    same = [b for b in same if len(b[0]) - len(shortest) < shortest.count(self.loaded.image_token_id)]
+                start += len(same)
+                yield self._batch(run, same)
+
+    @torch.inference_mode()
+    def _batch(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Answer]:
+        began = time.perf_counter()
+        loaded, prompts = self.loaded, [p for _, p in batch]
+        tokenizer = loaded.processor.tokenizer
+        ids, mask = self._padded([ids for ids, _ in batch])
+        run.samples, run.questions = [p.key for p in prompts], [p.text for p in prompts]
+        cache = roomy_cache(loaded.adapter.shape.depth)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if self.prefixes is not None:
+            prefixes = self._prefixes(run, batch)
+            inputs = {"input_ids": run.share(prefixes, ids, mask)}
+        if self.prefixes is None or self._looks:
+            images = self._encoded(run, prompts)
+            run.see([image.seen for image in images])
+            if self.prefixes is None:
+                inputs["mm_encoder_outputs"] = loaded.adapter.outputs([image.features for image in images])
+        with self.clock("prefill"):
+            logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        with self.clock("decode"):
+            tokens = self._decode(logits, cache, prompts)
+        trace, shapes = run.trace, run.prompts
+        wall = (time.perf_counter() - began) / len(batch)
+        answers = []
+        with self.clock("account"):
+            for row, (prompt, generated) in enumerate(zip(prompts, tokens, strict=True)):
+                text = tokenizer.decode(generated, skip_special_tokens=True)
+                for stop in prompt.until:
+                    text = text.split(stop)[0]
+                cost = sample_cost(shapes[row], trace, row, len(generated))
+                kept = keeps.encode(run.stages(row))
+                answers.append(Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, kept, wall))
+        return answers
+
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Left-padded ids and attention mask, (b, n) on the device."""
+        width = max(len(ids) for ids in rows)
+        ids = torch.full((len(rows), width), self.loaded.processor.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, prompt_ids in enumerate(rows):
+            ids[row, width - len(prompt_ids) :] = torch.tensor(prompt_ids)
+            mask[row, width - len(prompt_ids) :] = 1
+        return ids.to(self.loaded.device), mask.to(self.loaded.device)
+
+    def _encoded(self, run: EngineRun, prompts: Sequence[Prompt]) -> list[Encoded]:
+        """The prompts' images."""
+        return [self.features.get(p.image_key + self._variant, lambda p=p: self._encode(run, p), self._looks) for p in prompts]  # type: ignore[misc]
+
+    def _prefixes(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Prefix]:
+        """One per prompt; those of images not seen before are computed together."""
+        assert self.prefixes is not None
+        first = {p.image_key + self._variant: (ids, p) for ids, p in reversed(batch)}
+        adapter, image_token = self.loaded.adapter, self.loaded.image_token_id
+
+        def capture(images: list[str]) -> list[Prefix]:
+            found: list[Prefix] = []
+            for start in range(0, len(images), self.batch_size):
+                asked = [first[image] for image in images[start : start + self.batch_size]]
+                encoded = self._encoded(run, [p for _, p in asked])
+                if self._looks:
+                    run.see([image.seen for image in encoded])
+                # up to the last image token
+                ids, mask = self._padded([ids[: len(ids) - ids[::-1].index(image_token)] for ids, _ in asked])
+                with self.clock("prefix"), run.capturing([p.key for _, p in asked]):
+                    cache = roomy_cache(run.shape.depth)
+                    adapter.core(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        mm_encoder_outputs=adapter.outputs([image.features for image in encoded]),
+                        past_key_values=cache,
+                    )
+                    found += run.prefixes()
+            return found
+
+        # after for_model, so that defaults are filled in
+        kind = prefix_kind(self.method.for_model(adapter.shape), adapter.usual, self.positions)
+        return self.prefixes.get(kind, [p.image_key + self._variant for _, p in batch], capture)
+
+    def _decode(self, logits: Tensor, cache: Cache, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Greedy decoding; a row ends at the end-of-text token, at a stop string or at its limit."""
+        model, tokenizer = self.loaded.model, self.loaded.processor.tokenizer
+        generated: list[list[int]] = [[] for _ in prompts]
+        open_rows = set(range(len(prompts)))
+        for step in range(prompts[0].max_new_tokens):
+            if not bool(torch.isfinite(logits).all()):
+                bad = [prompts[i].key for i in (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()]
+                raise PrunebenchError(f"{self.method.name}: nan or inf in the logits at step {step} of sample {bad[0]}")
+            chosen = logits.argmax(-1)
+            for row, token in enumerate(chosen.tolist()):
+                if row not in open_rows:
+                    continue
+                if token == tokenizer.eos_token_id:
+                    open_rows.discard(row)
+                    continue
+                generated[row].append(token)
+                stops = prompts[row].until
+                if stops and any(s in tokenizer.decode(generated[row], skip_special_tokens=True) for s in stops):
+                    open_rows.discard(row)
+            if not open_rows or step == prompts[0].max_new_tokens - 1:
+                break
+            logits = model(input_ids=chosen[:, None], past_key_values=cache).logits[:, -1]
+        return generated
+
+    @torch.inference_mode()
+    def _encode(self, run: EngineRun, prompt: Prompt) -> Encoded:
+        try:
+            with self.clock("load images"):
+                image = prompt.image()
+        except PrunebenchError:
+            raise
+        except Exception as error:
+            raise PrunebenchError(f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})") from error
+        # inside attach(), which lets the method change the pixels
+        with self.clock("vision"):
+            features, seen = run.encode(pixel_values=self.loaded.pixels(image))
+            return Encoded(features[0], seen[0])
+
+
+def batch_for(method: Method, batch: int, device: torch.device) -> int:
+    """Prompts of a batch where up to `batch` may be. Rows of an adaptive method reduce at unlike layers and a batch is as wide as its widest
+    row, which costs a CPU more than small batches do (VisiPruner on the mini model: 4 takes 0.6 of the time of 16, 0.8 of that of 8)."""
+    return min(batch, 4) if method.traits.adaptive and device.type == "cpu" else batch
+
+
+def pixels_key(method: Method) -> str:
+    """Names what a method does to pixels, by its knobs; "" for nothing. One that changes them has features and prefixes of its own."""
+    return "" if type(method).on_pixels is Method.on_pixels else f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"
+
+
+def sample_cost(prompt: PromptShape, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:
+    """The measured cost of one prompt, from its trace: FLOPs (1 multiply-add = 2; `_macs`: multiply-adds), bytes, tokens.
+
+    Vision tower and projector are what this prompt alone would run; sharing features between prompts does not hide them.
+    """
+    shape = prompt.decoder
+    n_prompt = trace.layers[0].tokens[row] - trace.layers[0].visual[row] + trace.n_prompt_visual[row]
+    steps = max(n_new_tokens, 1) - 1
+    cost: dict[str, float] = {
+        "kept": trace.kept(row),
+        "mean_visual": trace.mean_visual(row),
+        "n_visual": trace.n_prompt_visual[row],
+        "n_text": n_prompt - trace.n_prompt_visual[row],
+        "prefill_dense_flops": flops.prefill_dense(shape, trace, row),
+        "prefill_ideal_flops": flops.prefill_ideal(shape, trace, row),
+        "prefill_paper_macs": flops.prefill_paper_macs(shape, trace, row),
+        "prefill_unpruned_flops": flops.prefill_unpruned(shape, n_prompt),
+        "scoring_flops": trace.scoring[row],
+        "vision_flops": sum(flops.vision_tower(image.vision) for image in prompt.images),
+        "projector_flops": sum(flops.projector(shape, image.vision) for image in prompt.images),
+        "lm_head_flops": flops.lm_head(shape, 1 + steps),
+        "decode_flops": flops.decode(shape, trace, row, steps),
+        "kv_bytes": flops.kv_bytes(shape, trace, row),
+    }
+    cost.update({name: values[row] for name, values in trace.notes.items() if name not in cost})
+    return cost

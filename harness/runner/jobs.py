@@ -1,0 +1,81 @@
+"""A setting with its data: the cell that it is, the questions, and where its numbers come from."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from harness.core.cell import Cell
+from harness.core.provenance import device_name, git_now, versions_now
+from harness.method import source_of
+from harness.runner.pace import Pace
+from harness.runner.session import Session
+from harness.runner.setting import Setting
+
+if TYPE_CHECKING:
+    from tasks.lmms import LoadedTask
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run: a setting, its questions, and the cell that both make."""
+
+    setting: Setting
+    task: LoadedTask = field(repr=False)
+    cell: Cell
+    identity: str
+
+
+def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
+    """One job per setting, in order; several may be the same cell. Loads data and no weights; raises PrunebenchError where data are broken."""
+    return [_job(setting, session) for setting in settings]
+
+
+def _job(setting: Setting, session: Session) -> Job:
+    task = session.task(setting.task, setting.source, setting.limit)
+    cell = _cell(setting, task)
+    return Job(setting, task, cell, cell.identity())
+
+
+def _cell(setting: Setting, task: LoadedTask) -> Cell:
+    front, method = setting.located.front, setting.method
+    return Cell(
+        model=front.config.name,
+        model_fingerprint=front.fingerprint,
+        method=method.name,
+        knobs=method.knobs(),
+        method_source=source_of(type(method)),
+        budget=str(setting.budget),
+        task=task.name,
+        data_fingerprint=task.fingerprint,
+        n_samples=len(task.samples),
+        prompt_template=front.template_hash,
+        dtype=front.dtype,
+        image_backend=front.image_backend,
+        device_type=front.device.type,
+        positions=setting.positions,
+        seed=setting.seed,
+        max_new_tokens=task.max_new_tokens,
+    )
+
+
+def provenance(setting: Setting, pace: Pace) -> dict[str, Any]:
+    """Where a cell's numbers come from: what was asked, and with what it is measured."""
+    front = setting.located.front
+    return {
+        "request": setting.asked.to_dict(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "batch_size": pace.batch,
+        "prefix_sharing": pace.share,
+        "device": device_name(front.device),
+        "versions": versions_now(),
+        "python": platform.python_version(),
+        **git_now(),
+        "model_source": front.config.hub or front.config.name,
+        "revision": front.revision,
+        "decoder_layers": setting.located.shape.depth,
+        "grids": [list(view) for view in setting.located.usual.images[0].views],
+    }

@@ -1,0 +1,1 @@
+"""Where answers are computed: in several processes of one machine."""

@@ -1,0 +1,244 @@
+"""The door: a request, as strings that a user typed, becomes settings, typed and checked. Behind it nothing reads a user's words.
+
+Everything that can be refused is refused here, before weights or data are read (`check`); data are read for a FLOPs budget only, which is
+solved at a task's mean text length. The heavy imports are inside, for the tables ask here where their images are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from harness.core import budget as budgets
+from harness.core.asked import Asked
+from harness.core.budget import Budget
+from harness.core.command import check_no_comma, word
+from harness.core.errors import PrunebenchError, naming, unknown
+
+if TYPE_CHECKING:
+    from harness.core.shape import PromptShape
+    from harness.method import Method
+    from harness.models.load import Located
+    from harness.runner.session import Session
+    from harness.runner.setting import Setting
+    from harness.store.store import SealedCell
+    from tasks.sources import DataSource
+
+TASKS = ("gqa", "mme", "pope", "textvqa")
+Words = str | Sequence[str]
+"""Several words: as one text with commas, or one by one, as a YAML file has them."""
+
+
+def listed(words: Words) -> tuple[str, ...]:
+    """`"64, 128"` -> `("64", "128")`; what comes one by one is not split."""
+    return tuple(part.strip() for part in words.split(",") if part.strip()) if isinstance(words, str) else tuple(map(str, words))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for, as typed: every method at every budget with every seed, beside the unpruned model.
+
+    No budget: the method takes none, or `knobs` say how many tokens it keeps. `limit` "" or None: the model's default; "all": every
+    question. `data` None: mini for the mini model, else hub. `knobs` are every method's.
+    """
+
+    methods: Words
+    model: str = "mini"
+    budgets: Words = ()
+    tasks: Words = TASKS
+    limit: str | int | None = None
+    seeds: Words = ("0",)
+    device: str = "auto"
+    dtype: str = "auto"
+    data: str | None = None
+    positions: str = "method"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "budgets", "tasks", "seeds"):
+            object.__setattr__(self, name, listed(getattr(self, name)))
+
+    def each(self) -> list[Request]:
+        """One request per method, budget and seed. Of several methods, those that take no budget are asked without."""
+        from harness.method import method_class
+
+        if not self.methods:
+            raise PrunebenchError("no method was named: give METHOD=visipruner or several, as in METHOD=visipruner,fastv")
+        check_no_comma(self.methods)
+        takers = [method for method in self.methods if method_class(method).budget_knobs]
+        if len(self.methods) > 1 and not takers and any(budgets.parse(text) != budgets.NONE for text in self.budgets):
+            raise PrunebenchError(f"BUDGET={','.join(self.budgets)}: none of {', '.join(self.methods)} takes a budget: leave BUDGET out")
+        found = []
+        for method in self.methods:
+            without = not self.budgets or (len(self.methods) > 1 and method not in takers)
+            for budget in ((),) if without else [(text,) for text in self.budgets]:
+                found += [replace(self, methods=(method,), budgets=budget, seeds=(seed,)) for seed in self.seeds or ("0",)]
+        return found
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        text = ",".join(self.methods) + ("@" + ",".join(self.budgets) if self.budgets else "")
+        seeds = ",".join(self.seeds)
+        return text + "".join(f" {k}={v}" for k, v in self.knobs.items()) + (f" seed {seeds}" if seeds != "0" else "") + f" on {self.model}"
+
+
+def resolve(request: Request, session: Session) -> list[Setting]:
+    """The settings of a request in table order: per method, budget, seed and task the unpruned model and the method. Reads no weights.
+
+    Raises PrunebenchError for anything that a user can mend, before data are read wherever data are not what is wrong.
+    """
+    asked = request.each()
+    return [setting for mine in resolve_each([(one.label if len(asked) > 1 else "", one) for one in asked], session) for setting in mine]
+
+
+def resolve_each(labelled: Sequence[tuple[str, Request]], session: Session) -> list[list[Setting]]:
+    """The settings of several requests, all checked before the first one reads data. What is wrong with one is said behind its label."""
+    checked: list[tuple[str, list[Checked]]] = []
+    for label, request in labelled:
+        with naming(label):
+            checked.append((label, [check(one) for one in request.each()]))
+    found: list[list[Setting]] = []
+    for label, several in checked:
+        with naming(label):
+            found.append([setting for one in several for setting in settings_of(one, session)])
+    return found
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The words of one of `each`, read once: what they mean, and the `method` that they make for a `usual` prompt of the model."""
+
+    request: Request
+    spec: str
+    """The method by the name that was typed."""
+    budget: Budget
+    limit: int | None
+    seed: int
+    source: DataSource
+    method: Method
+    usual: PromptShape
+
+
+def check(request: Request) -> Checked:
+    """Read one of `each`. Raises PrunebenchError for everything that can be refused with neither device nor data."""
+    from harness.core.shape import SHAPES
+    from harness.engine.attach import POSITION_POLICIES
+    from harness.method import build, check_budget, method_class
+    from harness.models.load import calibrated_knobs, locate_model, model_config
+    from tasks.sources import task_spec
+
+    spec, budget = request.methods[0], budgets.parse(request.budgets[0] if request.budgets else None)
+    cls = method_class(spec)
+    _check_spelt(cls, request.knobs)
+    check_budget(cls, budget, request.knobs)
+    if request.positions not in POSITION_POLICIES:
+        raise unknown("position policy", request.positions, POSITION_POLICIES)
+    if not request.tasks:
+        raise PrunebenchError(f"no task was named: give TASKS={','.join(TASKS)} or some of them")
+    for task in request.tasks:
+        task_spec(task)
+    seed, config = _seed(request.seeds[0]), model_config(request.model)
+    limit = parse_limit(request.limit, config.default_limit)
+    if budget.unit == "calibrated" and cls.traits.calibrated:  # before the model's files are looked for
+        calibrated_knobs(spec, config.name)
+    if request.model in SHAPES and budget.unit != "calibrated":  # sizes that are known without its files
+        usual = SHAPES[request.model]
+        method = build(spec, budget, {**config.knobs.get(spec, {}), **request.knobs}, usual)
+    else:
+        located = locate_model(request.model, "cpu", request.dtype)
+        usual, method = located.usual, located.method(spec, budget, request.knobs, n_text=0)
+    return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.name), method, usual)
+
+
+def settings_of(checked: Checked, session: Session) -> list[Setting]:
+    """Per task the unpruned model and the method. Raises PrunebenchError where the model, the device or the data are not there."""
+    from harness.method import method_class
+    from harness.runner.setting import Setting
+
+    request, budget, source, limit = checked.request, checked.budget, checked.source, checked.limit
+    located = session.locate(request.model, request.device, request.dtype)
+    unpruned = method_class("none")()
+    settings = []
+    for task in dict.fromkeys(request.tasks):
+        # a share of the FLOPs is solved per task; what is out of reach without any text is out of reach with it
+        n_text = mean_text(located, session.task(task, source, limit)) if budget.unit == "flops" else 0
+        method = located.method(checked.spec, budget, request.knobs, n_text=n_text)
+        seed, positions = checked.seed if method.uses_seed else 0, "method" if method.name == "none" else request.positions
+        asked = Asked(
+            method=checked.spec,
+            budget=None if budget.unit == "none" else str(budget),
+            model=request.model,
+            task=task,
+            limit=None if request.limit in (None, "") else str(request.limit),
+            knobs=request.knobs,
+            seed=seed,
+            positions=positions,
+            data=request.data or None,
+            device=located.device.type,
+            dtype=None if request.dtype == "auto" else request.dtype,
+        )
+        if method.name != "none":
+            settings.append(Setting(located, unpruned, budgets.NONE, task, source, limit, 0, "method", asked.unpruned()))
+        settings.append(Setting(located, method, budget, task, source, limit, seed, positions, asked))
+    return settings
+
+
+def _check_spelt(cls: type[Method], knobs: Mapping[str, Any]) -> None:
+    """Raise PrunebenchError for a knob that no command can say: every cell is sealed with the command that measures it again."""
+    from harness.method import typed_knobs
+
+    for name, value in knobs.items():
+        text, meant, read = word(value), dict(typed_knobs(cls, {name: value})), None
+        if text.split() == [text]:
+            with suppress(PrunebenchError):
+                read = dict(typed_knobs(cls, {name: text}))
+        if read != meant:
+            expected = "expected a value that one word says, as 3, 25%, first, True, 2,5 or none"
+            raise PrunebenchError(f"{cls.name}: knob {name}={value!r} cannot be spelt in a command ({name}={text}): {expected}")
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if seed < 0:
+        raise PrunebenchError(f"SEED={text!r}: expected a whole number of at least 0, or several, as in 0,1,2")
+    return seed
+
+
+def mean_text(located: Located, task: Any) -> int:
+    """Mean text length of a task's prompts in tokens, to the nearest whole one."""
+    front = located.front
+    lengths = [len(front.prompt_ids(s.prompt)) - front.usual.n_visual for s in task.samples]
+    return round(sum(lengths) / len(lengths))
+
+
+def parse_limit(limit: str | int | None, default: int | None) -> int | None:
+    """LIMIT as a user writes it; None means every question."""
+    if limit is None or limit == "":
+        return default
+    if str(limit).strip().lower() == "all":
+        return None
+    try:
+        number = int(str(limit))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise PrunebenchError(f"LIMIT={limit!r}: expected a number of questions per task of at least 1, or all")
+    return number
+
+
+def source_of_data(data: str | None, model: str) -> DataSource:
+    """Where the data are: as typed, else the mini data for the mini model and the hub for every other."""
+    from tasks.sources import DataSource
+
+    return DataSource.parse(data or ("mini" if model == "mini" else "hub"))
+
+
+def data_of(data: str, sealed: SealedCell) -> DataSource:
+    """The data of a measured cell: where a user says they are now, else as they were asked for."""
+    return source_of_data(data or sealed.asked.data, sealed.cell.model)

@@ -1,0 +1,70 @@
+"""What several settings share in one process: loaded models, tasks, vision features and prefixes. Answers do not depend on it."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+import torch
+
+from harness.engine.prefix import PrefixCache
+from harness.models.load import LoadedModel, Located, locate_model
+from harness.runner.answering import Clock, FeatureCache
+from harness.runner.pace import prefix_budget
+
+if TYPE_CHECKING:
+    from tasks.lmms import LoadedTask
+    from tasks.sources import DataSource
+
+#: questions are drawn with this seed whatever SEED says, so that all seeds of a method answer the same questions
+SUBSET_SEED = 0
+
+
+class Session:
+    """Models and tasks are loaded when they are first needed; `clock` is charged with the time."""
+
+    def __init__(self) -> None:
+        self._located: dict[tuple[str, str, str], Located] = {}
+        self._models: dict[tuple[str, str, str], LoadedModel] = {}
+        self._tasks: dict[tuple[str, str, int | None], LoadedTask] = {}
+        self.features = FeatureCache()
+        self._prefixes: PrefixCache | None = None
+        self.clock = Clock()
+
+    def locate(self, model: str, device: str, dtype: str) -> Located:
+        """Without its weights. Raises PrunebenchError as `locate_model`."""
+        if (model, device, dtype) not in self._located:
+            self._located[model, device, dtype] = locate_model(model, device, dtype)
+        return self._located[model, device, dtype]
+
+    def model(self, located: Located) -> LoadedModel:
+        """With its weights. Raises PrunebenchError as `Located.load`."""
+        key = (str(located.folder), str(located.device), located.dtype)
+        if key not in self._models:
+            with self.clock("load model"):
+                self._models[key] = located.load()
+        return self._models[key]
+
+    def prefixes(self, device: torch.device) -> PrefixCache:
+        """Prefills of images on a device, in what it can spare when they are first asked for."""
+        if self._prefixes is None:
+            self._prefixes = PrefixCache(prefix_budget(device))
+        return self._prefixes
+
+    def release(self) -> None:
+        """Forget models, features and prefixes, so that the next model finds the device as it was."""
+        self._models.clear()
+        self.features, self._prefixes = FeatureCache(), None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def task(self, name: str, source: DataSource, limit: int | None) -> LoadedTask:
+        """Its questions, with a seeded subset where there is a limit. Raises PrunebenchError where the data are missing or broken."""
+        from tasks import lmms  # heavy: lmms-eval
+
+        key = (name, str(source), limit)
+        if key not in self._tasks:
+            with self.clock("load data"):
+                self._tasks[key] = lmms.load_task(name, source, limit, SUBSET_SEED)
+        return self._tasks[key]

@@ -1,0 +1,1 @@
+"""Answers on disk: journals, sealed cells, leases and their verification. No torch."""

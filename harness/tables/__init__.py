@@ -1,0 +1,1 @@
+"""Tables, comparisons and figures from sealed cells. No torch."""

@@ -1,0 +1,240 @@
+"""Results as papers print them, in our names where these fit: cleaned into results/published.csv, shown beside measured ones.
+
+A published number stands beside one of ours only where model, method, task, metric and budget *with its unit* agree. Where a source does
+not say enough, the field is empty and nothing is matched: "F1/acc as reported" is no metric, "22 %" no budget.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.core.errors import PrunebenchError
+from harness.core.paths import REPOSITORY
+from harness.store.store import SealedCell
+from harness.tables.sections import NAN, Line, mean
+
+PATH = REPOSITORY / "results" / "published.csv"
+RAW = (
+    "model", "method", "budget_label", "budget_semantics", "task", "metric", "value", "flops_T", "flops_reduction_pct", "source", "note",
+)  # fmt: skip
+"""Columns of the collected table that is cleaned."""
+MODELS = {"LLaVA-1.5-7B": "llava-1.5-7b", "LLaVA-1.5-13B": "llava-1.5-13b"}
+HUB = {"llava-hf/llava-1.5-7b-hf": "llava-1.5-7b", "llava-hf/llava-1.5-13b-hf": "llava-1.5-13b"}
+METHODS = {
+    "vanilla": "none",
+    "Random": "random",
+    "Pooling": "pooling",
+    "FastV": "fastv",
+    "FastV (official code)": "fastv",
+    "SparseVLM": "sparsevlm",
+    "VisiPruner": "visipruner",
+}
+METRICS = {
+    ("GQA", "acc"): ("gqa", "exact_match"),
+    ("POPE", "F1"): ("pope", "pope_f1_score"),
+    ("POPE", "accuracy"): ("pope", "pope_accuracy"),
+    ("POPE", "F1/acc as reported"): ("pope", ""),
+    ("MME", "perception"): ("mme", "mme_perception_score"),
+    ("MME", "cognition"): ("mme", "mme_cognition_score"),
+    ("MME", "total"): ("mme", "mme_total_score"),
+}
+IN_LLM = ("FastV", "SparseVLM", "PyramidDrop", "DART", "VTW", "FitPrune", "V2Drop")
+"""Drop inside the language model: a bare number in a table means their average per layer."""
+PRE_LLM = (
+    "VisionZip", "VisPruner", "DivPrune", "CDPruner", "PruMerge", "PruMerge+", "HoloV", "TRIM", "FasterVLM", "HiRED", "HiPrune", "Random",
+    "Pooling",
+)  # fmt: skip
+SHORT = {
+    "exact visual tokens fed to all LLM layers (pre-LLM)": "visual tokens before the language model",
+    "as labelled in the table (in-LLM methods: layer average; pre-LLM methods: exact)": "average per layer, or before the language model",
+    "layer-averaged visual tokens": "average per layer",
+}
+"""Budget semantics that most rows have, in fewer words."""
+WITH_OCR = 50.0  # LLaVA-1.5 reaches about 46 % of TextVQA without OCR tokens in the prompt, 58 % with them
+
+
+@dataclass(frozen=True)
+class Published:
+    """One printed number; an empty field is one that the source does not settle, or that we have no name for."""
+
+    model: str
+    """Ours for LLaVA-1.5, else as published."""
+    method: str
+    """The registry's name."""
+    method_as_published: str
+    budget: str
+    """In our units: "64", "64avg", "native", "none"."""
+    budget_as_published: str
+    task: str
+    task_as_published: str
+    metric: str
+    """lmms-eval's name where the source says which it is; empty for "F1/acc as reported"."""
+    metric_as_published: str
+    value: str
+    """Percent, or points for MME; as printed."""
+    flops_T: str  # noqa: N815  (the column's name)
+    """10^12, by the source's own convention."""
+    source: str
+    note: str
+
+
+class Match(NamedTuple):
+    """One measured number and what was published for it."""
+
+    line: str
+    budget: str
+    task: str
+    metric: str
+    n: int
+    measured: float
+    low: float
+    high: float
+    values: Sequence[tuple[str, str]]
+    """(value as printed, source)."""
+
+
+def clean(source: Path) -> tuple[str, int]:
+    """The text of published.csv from a collected table with the columns `RAW`, and how many rows had no source one could cite.
+
+    Raises PrunebenchError for another header, or a value that is not a number.
+    """
+    try:
+        with source.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, header = list(reader), tuple(reader.fieldnames or ())
+    except OSError as error:
+        raise PrunebenchError(f"cannot read {source}: {error.strerror}; give a CSV file of published results") from None
+    if header != RAW:
+        raise PrunebenchError(f"{source}: expected the columns {', '.join(RAW)}, found {', '.join(header)}")
+    with_ocr = {r["source"] for r in rows if r["task"] == "TextVQA" and r["model"] in MODELS and _number(source, r["value"]) > WITH_OCR}
+    kept: dict[Published, None] = {}
+    dropped = 0
+    for row in rows:
+        _number(source, row["value"])
+        if row["flops_T"]:
+            _number(source, row["flops_T"])
+        cited = _source(row["source"])
+        if not cited:
+            dropped += 1
+            continue
+        task, metric = METRICS.get((row["task"], row["metric"]), ("", ""))
+        if row["task"] == "TextVQA" and row["model"] in MODELS and row["metric"] == "acc":
+            task, metric = ("textvqa_ocr" if row["source"] in with_ocr else "textvqa"), "exact_match"
+        semantics, _, remark = row["budget_semantics"].partition("; MMStar")
+        asked = row["budget_label"] if semantics == "no pruning" else f"{row['budget_label']}: {SHORT.get(semantics, semantics)}"
+        notes = ["" if row["note"] == "unit-test target" else row["note"], f"MMStar{remark}" if remark and row["task"] == "MMStar" else ""]
+        kept[
+            Published(
+                MODELS.get(row["model"], row["model"]),
+                METHODS.get(row["method"], ""),
+                row["method"],
+                budget(row["method"], row["budget_label"], semantics),
+                asked,
+                task,
+                row["task"],
+                metric,
+                row["metric"],
+                row["value"],
+                row["flops_T"],
+                cited,
+                "; ".join(filter(None, notes)),
+            )
+        ] = None
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([f.name for f in fields(Published)])
+    writer.writerows(astuple(row) for row in kept)
+    return out.getvalue(), dropped
+
+
+def budget(method: str, label: str, semantics: str) -> str:
+    """A published budget in our units, or "" where it does not say which it is."""
+    number = re.match(r"\d+", label)
+    if semantics == "no pruning":
+        return "none"
+    if semantics.startswith("dynamic") and method == "VisiPruner":
+        return "native"
+    if semantics.startswith("layer-averaged"):
+        plain = re.fullmatch(r"(\d+)( avg)?", label)
+        return f"{plain[1]}avg" if plain else ""
+    if semantics.startswith("exact visual tokens") or re.match(r"\d+ retained", semantics):
+        return label if label.isdigit() else ""
+    if semantics.startswith("as labelled") and number and label.isdigit():
+        return f"{label}avg" if method in IN_LLM else label if method in PRE_LLM else ""
+    after = re.match(r"(\d+) (?:kept )?after layer (\d+)", semantics)
+    if after and method.startswith("FastV"):  # a count is ours only at our K = 2, where half of 576 is what FastV itself published
+        return "" if after[2] != "2" else "native" if after[1] == "288" else after[1]
+    return after[1] if after else ""
+
+
+def _source(text: str) -> str:
+    """Without record numbers of a search index; "" where nothing that one could look up is left."""
+    text = re.sub(r"\s*\(index ids? [\d, +]*\d\)", "", text)
+    text = re.sub(r" via index id \d+", ", at second hand", text)
+    text = re.sub(r",? index ids? \d+(?:\s*[+,]\s*\d+)*", "", f" {text}").strip(" ,")
+    return "" if text.startswith(("independent reproduction", "table at")) else text
+
+
+def _number(source: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise PrunebenchError(f"{source}: expected a number, found {text!r}") from None
+
+
+def load(path: Path = PATH) -> list[Published]:
+    """The rows of published.csv. Raises PrunebenchError if it is not there or not as `prunebench published` writes it."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            return [Published(**row) for row in reader]
+    except OSError as error:
+        raise PrunebenchError(f"cannot read {path}: {error.strerror}; restore it from the repository") from None
+    except TypeError as error:
+        raise PrunebenchError(f"{path}: expected what `prunebench published` writes, found other columns ({error}); restore it") from None
+
+
+def ours(model: str) -> str | None:
+    """The model's name in published.csv, if results of it were published."""
+    name = HUB.get(model, model)
+    return name if name in MODELS.values() else None
+
+
+def beside(published: Iterable[Published], model: str, lines: Iterable[Line]) -> list[Match]:
+    """Measured numbers that published ones exist for, in the order of the lines.
+
+    A line with a position policy of its own is nobody's published method. The interval is given where the metric is the headline and there
+    is one seed.
+    """
+    rows = [row for row in published if row.model == model and row.method and row.budget and row.task and row.metric]
+    found = []
+    for line in lines:
+        if line.positions != "method":
+            continue
+        for task, seeds in sorted(line.cells.items()):
+            here = [row for row in rows if (row.method, row.budget, row.task) == (line.method, line.budget, task)]
+            for metric in dict.fromkeys(row.metric for row in here):
+                values = [_measured(sealed, metric) for sealed in seeds]
+                if None in values:
+                    continue
+                unit = 1.0 if metric.startswith("mme_") else 100.0
+                measured = unit * mean([value for value in values if value is not None])
+                interval = seeds[0].interval if len(seeds) == 1 and metric == seeds[0].headline else None
+                ends = (unit * interval.low, unit * interval.high) if interval else (NAN, NAN)
+                printed = list(dict.fromkeys((row.value, row.source) for row in here if row.metric == metric))
+                found.append(Match(line.label, line.budget, task, metric, seeds[0].counts["headline"], measured, *ends, printed))
+    return found
+
+
+def _measured(sealed: SealedCell, metric: str) -> float | None:
+    """A metric of a cell in its own unit; MME's total is the sum of its parts, as papers print it."""
+    if metric == "mme_total_score" and metric not in sealed.metrics:
+        parts = [sealed.metrics.get(f"mme_{part}_score") for part in ("perception", "cognition")]
+        return sum(part for part in parts if part is not None) if None not in parts else None
+    return sealed.metrics.get(metric)

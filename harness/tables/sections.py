@@ -1,0 +1,301 @@
+"""Which sealed cells may stand side by side: sections of one protocol and one set of questions, blocks of one budget, lines of one method.
+
+Everything that compares (tables, significance, figures) takes its cells from here, so nothing is ever compared across models, data,
+numbers of questions, dtypes or devices. Reads cell.json only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+from harness.core.cell import Cell, canonical_json
+from harness.store.store import SealedCell
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method at a budget, with its cells per task, one for each seed."""
+
+    method: str
+    name: str
+    """The method, and what tells its lines apart."""
+    budget: str
+    positions: str
+    split: Mapping[str, str]
+    """The knobs that tell lines of this method apart in its block, with their values as JSON."""
+    cells: Mapping[str, Sequence[SealedCell]]
+
+    @property
+    def label(self) -> str:
+        """The name, and the number of seeds where it is not one."""
+        return self.name if self.seeds == "1" else f"{self.name} ({self.seeds} seeds)"
+
+    @property
+    def seeds(self) -> str:
+        """"5", or "1 to 5" where tasks have unequally many."""
+        numbers = sorted({len(seeds) for seeds in self.cells.values()})
+        return " to ".join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))
+
+    @property
+    def budget_knobs(self) -> frozenset[str]:
+        """The knobs that a budget sets."""
+        return frozenset(name for seeds in self.cells.values() for sealed in seeds for name in sealed.method_info["budget_knobs"])
+
+    def mean(self, value: Callable[[SealedCell], float]) -> float:
+        """Over seeds, then over tasks."""
+        return mean([mean([value(sealed) for sealed in seeds]) for seeds in self.cells.values()])
+
+
+@dataclass(frozen=True)
+class Block:
+    """The lines of one asked budget."""
+
+    budget: str
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One setting of a method over budgets: what is a row of an overview and a curve of a figure."""
+
+    method: str
+    name: str
+    """The method, and what tells its settings apart."""
+    label: str
+    """The name, and the number of seeds where it is not one."""
+    variant: int
+    """0 for the setting of the method with most budgets, 1 for the next, ..."""
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cells that may stand in one table: same model, weights, prompt, dtype, device and numerics, one set of questions per task."""
+
+    model: str
+    facts: Sequence[str]
+    """What they share, for people; the model first."""
+    cells: Sequence[SealedCell]
+    known: Mapping[str, SealedCell]
+    """Every cell there is, by identity: where baselines are looked up."""
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.facts)
+
+    @property
+    def short(self) -> list[str]:
+        """Model, dtype, device, and which questions: a heading, or the name of a file."""
+        cell = self.cells[0].cell
+        questions = [fact for fact in self.facts if fact.startswith(("LIMIT=", "set of questions"))]
+        return [self.model, cell.dtype, cell.device_type, *questions]
+
+    @property
+    def tasks(self) -> list[str]:
+        return sorted({sealed.cell.task for sealed in self.cells})
+
+    def of_task(self, task: str) -> SealedCell:
+        """Any cell of the task: headline, maximum and number of questions are the same in all."""
+        return next(sealed for sealed in self.cells if sealed.cell.task == task)
+
+    def blocks(self) -> Sequence[Block]:
+        """One per budget, in the order people read them."""
+        return self._blocks
+
+    @cached_property
+    def _blocks(self) -> list[Block]:
+        budgets = sorted({sealed.cell.budget for sealed in self.cells}, key=budget_order)
+        codes: defaultdict[str, set[str]] = defaultdict(set)
+        for sealed in self.cells:
+            codes[sealed.cell.method].add(sealed.cell.method_source)
+        several = {method for method, found in codes.items() if len(found) > 1}
+        return [Block(budget, lines([s for s in self.cells if s.cell.budget == budget], budget, several)) for budget in budgets]
+
+    def series(self) -> list[Series]:
+        """The lines strung together over budgets: same method, positions and knobs wherever a block had to name them.
+
+        Knobs that are a budget's own number (`keep`) differ from budget to budget and string nothing apart: each cell says which they are.
+        """
+        members = [line for block in self.blocks() for line in block.lines]
+        named: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        for line in members:
+            named[line.method, line.positions].update(line.split)
+        strung: defaultdict[tuple[str, str, str], list[Line]] = defaultdict(list)
+        for line in members:
+            names = sorted(named[line.method, line.positions] - line.budget_knobs)
+            words = [f"{name}={_setting(line, name)}" for name in names]
+            strung[line.method, "" if line.positions == "method" else f"positions={line.positions}", " ".join(words)].append(line)
+        found: list[Series] = []
+        for (method, positions, knobs), same in sorted(strung.items()):
+            seeds = sorted({line.seeds for line in same} - {"1"})
+            name = " ".join(filter(None, [method, positions, knobs])).replace("|", "/")
+            found.append(Series(method, name, f"{name} ({', '.join(seeds)} seeds)" if seeds else name, 0, same))
+        most = sorted(found, key=lambda s: (-len(s.lines), s.label))
+        return [replace(s, variant=[other.label for other in most if other.method == s.method].index(s.label)) for s in found]
+
+    def baseline(self, task: str) -> SealedCell | None:
+        """The unpruned cell of a task, if it was measured: same data, prompt, dtype, device, ..."""
+        return self._baselines[task]
+
+    @cached_property
+    def _baselines(self) -> dict[str, SealedCell | None]:
+        return {task: baseline(self.of_task(task), self.known) for task in self.tasks}
+
+
+def _setting(line: Line, name: str) -> str:
+    values = {settings(sealed, [name])[0] for seeds in line.cells.values() for sealed in seeds}
+    return values.pop() if len(values) == 1 else "solved"
+
+
+def distinct(cells: Iterable[SealedCell]) -> dict[str, SealedCell]:
+    """Cells by identity in table order; of the same cell read from two folders, the first counts."""
+    known: dict[str, SealedCell] = {}
+    for sealed in cells:
+        known.setdefault(sealed.identity, sealed)
+    return dict(sorted(known.items(), key=lambda item: (_order(item[1].cell), item[0])))
+
+
+def _order(cell: Cell) -> tuple[Any, ...]:
+    return (cell.model, cell.task, budget_order(cell.budget), cell.method, cell.positions, cell.seed, canonical_json(cell.settings))
+
+
+def budget_order(budget: str) -> tuple[int, float, str]:
+    """Sort key: none, then counts from large to small, then averages, FLOPs shares, and named budgets."""
+    found = re.fullmatch(r"([0-9.]+)(|avg|flops)", budget)
+    if budget == "none" or not found:
+        return (0 if budget == "none" else 4, 0.0, budget)
+    return (1 + ("", "avg", "flops").index(found[2]), -float(found[1]), budget)
+
+
+def baseline(sealed: SealedCell, known: Mapping[str, SealedCell]) -> SealedCell | None:
+    """The unpruned cell to compare with: the one with the identity `cell.baseline().identity()`, or none at all."""
+    return known.get(sealed.cell.baseline().identity())
+
+
+def sections(known: Mapping[str, SealedCell]) -> list[Section]:
+    """The cells of `distinct` split into sections.
+
+    Where a task was measured on several sets of questions (other data, another LIMIT), the one measured last comes first
+    and the others follow in sections of their own.
+    """
+    protocols: defaultdict[tuple[str, ...], list[SealedCell]] = defaultdict(list)
+    for sealed in known.values():
+        c = sealed.cell
+        facts = [c.model, c.dtype, c.device_type, c.kernel, f"images by {c.image_backend}", f"prompt {c.prompt_template}"]
+        facts += [f"weights {c.model_fingerprint}", f"numerics {c.numerics_version}"]
+        facts += [f"LIMIT={sealed.asked.limit or 'default'}"]
+        protocols[tuple(facts)].append(sealed)
+    found: list[Section] = []
+    # within a model, sections that compare something before those of the unpruned model alone
+    order = sorted(protocols.items(), key=lambda item: (item[0][0], all(m.cell.method == "none" for m in item[1]), item[0]))
+    for shared, members in order:
+        latest: dict[str, dict[tuple[Any, ...], str]] = {}  # task -> set of questions -> when it was last measured
+        for sealed in members:
+            seen = latest.setdefault(sealed.cell.task, {})
+            started = str(sealed.provenance.get("started", ""))
+            seen[_questions(sealed)] = max(started, seen.get(_questions(sealed), ""))
+        rank = {
+            (task, questions): position
+            for task, seen in latest.items()
+            for position, questions in enumerate(sorted(seen, key=lambda q: (seen[q], q), reverse=True))
+        }
+        for position in range(max(rank.values()) + 1):
+            chosen = [s for s in members if rank[s.cell.task, _questions(s)] == position]
+            again = [f"set of questions {position + 1}"] if position else []
+            found.append(Section(shared[0], [*shared, *again], chosen, known))
+    return found
+
+
+def _questions(sealed: SealedCell) -> tuple[Any, ...]:
+    cell = sealed.cell
+    return (cell.n_samples, cell.data_fingerprint, cell.max_new_tokens, sealed.headline)
+
+
+def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = ()) -> list[Line]:
+    """One line per method with all its seeds; positions and knobs split a method into several lines only where they must.
+
+    The code of a method from elsewhere always does, and is named for the methods in `several`, which have more than one.
+    """
+    groups: defaultdict[tuple[str, str, str], list[SealedCell]] = defaultdict(list)
+    for sealed in cells:
+        groups[sealed.cell.method, sealed.cell.positions, sealed.cell.method_source].append(sealed)
+    found = []
+    for (method, positions, source), group in sorted(groups.items()):
+        code = {"method_source": source} if method in several else {}
+        for by_knobs, same in _by_knobs(group, budget):
+            split = {**code, **by_knobs}
+            by_task: defaultdict[str, list[SealedCell]] = defaultdict(list)
+            for sealed in same:
+                by_task[sealed.cell.task].append(sealed)
+            knobs = " ".join(f"{name}={value}" for name, value in split.items())
+            parts = [method, "" if positions == "method" else f"positions={positions}", knobs]
+            found.append(Line(method, " ".join(filter(None, parts)).replace("|", "/"), budget, positions, split, by_task))
+    return found
+
+
+def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[dict[str, str], list[SealedCell]]]:
+    """The cells split so that no task has two settings of the knobs in one part; with each, the knobs that tell it apart.
+
+    Knobs may differ by task within a part, so nothing is split unless a task has two settings. Then all knobs that differ
+    split, but for a FLOPs budget only those that give the fewest parts: others are solved anew at each task's text length.
+    """
+    names = sorted({name for sealed in cells for name in sealed.cell.knobs})
+    differing = tuple(name for name in names if len({settings(sealed, [name]) for sealed in cells}) > 1)
+    sizes = range(len(differing) + 1) if budget.endswith("flops") else sorted({0, len(differing)})
+    best: tuple[str, ...] = differing
+    best_parts: Mapping[tuple[str, ...], list[SealedCell]] = {}
+    for chosen in (option for size in sizes for option in combinations(differing, size)):
+        parts: defaultdict[tuple[str, ...], list[SealedCell]] = defaultdict(list)
+        for sealed in cells:
+            parts[settings(sealed, chosen)].append(sealed)
+        settled = all(
+            len({(s.cell.task, settings(s, differing)) for s in part}) == len({s.cell.task for s in part})
+            for part in parts.values()
+        )
+        # of equally few parts, the first with the most names: it says more
+        if settled and (not best_parts or (len(parts), -len(chosen)) < (len(best_parts), -len(best))):
+            best, best_parts = chosen, parts
+    named = sorted(best_parts.items())
+    return [(dict(zip(best, values, strict=True)), part) for values, part in named]
+
+
+def settings(sealed: SealedCell, names: Iterable[str]) -> tuple[str, ...]:
+    """The values of these knobs; a cell from before a knob existed is not one that set it to null."""
+    cell = sealed.cell
+    return tuple(
+        cell.method_source if name == "method_source" else canonical_json(cell.knobs[name]) if name in cell.knobs else "unset" for name in names
+    )
+
+
+def percent_of_unpruned(sealed: SealedCell, base: SealedCell | None) -> float:
+    """The score over the unpruned score, in percent; NaN without one."""
+    if base is None or base.headline != sealed.headline or base.score <= 0:
+        return NAN
+    return 100.0 * sealed.score / base.score
+
+
+def percent_of_flops(sealed: SealedCell, base: SealedCell | None) -> float:
+    """Dense prefill FLOPs over the unpruned ones, in percent; NaN without a baseline."""
+    whole = base.costs.get("prefill_dense_flops", 0.0) if base else 0.0
+    return 100.0 * sealed.costs.get("prefill_dense_flops", NAN) / whole if whole > 0 else NAN
+
+
+def average(line: Line, section: Section) -> float:
+    """Avg %: percent of unpruned, over seeds, then over all tasks of the section; NaN unless every task and baseline is there."""
+    if len(line.cells) < len(section.tasks):
+        return NAN
+    return line.mean(lambda sealed: percent_of_unpruned(sealed, section.baseline(sealed.cell.task)))
+
+
+def mean(values: Sequence[float]) -> float:
+    """NaN for no values, and as soon as one of them is."""
+    return math.fsum(values) / len(values) if values else NAN

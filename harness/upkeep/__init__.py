@@ -1,0 +1,1 @@
+"""Commands of maintainers that rewrite this repository's own files."""

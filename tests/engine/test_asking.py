@@ -1,0 +1,248 @@
+"""Every question that a method may ask and everything that it may return, each held by the conformance kit through a small method."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.core.errors import PrunebenchError
+from harness.core.shape import Grid, ImageShape, PromptShape
+from harness.engine.layout import TokenLayout
+from harness.method import AttentionEdit, Method, Reduction, Share, method_class
+from harness.proof.conformance.kit import IMAGE_TOKEN, N_VISUAL, PROMPTS, PROPERTIES, ask, check, one_thread, prompt, tiny_model
+
+ASKING = str(Path(__file__).parents[1] / "examples" / "asking.py")
+METHODS = ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Asking", "Rings")
+#: what each of them is there for: a property that says what it saw
+SHOWS = {
+    "Coming": ("answers to its questions equal a pass from scratch", "coming_probs"),
+    "Pivots": ("answers to its questions equal a pass from scratch", "normed.visual"),
+    "Masses": ("answers in a padded batch equal those alone", "answers"),
+    "Sums": ("looks equal the tower's own", "column_sums"),
+    "Ordered": ("prefill and decode equal a pass from scratch", "largest difference"),
+    "Fronted": ("looks equal the tower's own", "cls_hidden, cls_key, cls_query, hidden, keys"),
+    "Asking": ("every product is charged", "FLOPs of scoring"),
+    "Rings": ("ragged counts: one and two images", "visual tokens per row"),
+}
+
+
+def method(name: str, **knobs: object) -> Method:
+    return method_class(f"{ASKING}:{name}")(**knobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_kit_holds_every_question(name: str) -> None:
+    verdicts = {v.name: v for v in check(method_class(f"{ASKING}:{name}"))}
+    assert not [v for v in verdicts.values() if v.status == "FAIL"]
+    shows, saying = SHOWS[name]
+    assert verdicts[shows].status == "ok"
+    assert saying in verdicts[shows].detail
+
+
+@pytest.mark.parametrize(("name", "knob"), [("Ordered", {"compact": False}), ("Fronted", {"positions": "original"})])
+def test_order_and_front_keep_their_positions_where_positions_stay(name: str, knob: dict[str, object]) -> None:
+    verdicts = {v.name: v for v in check(method_class(f"{ASKING}:{name}"), knobs=knob)}
+    assert verdicts["prefill and decode equal a pass from scratch"].status == "ok"
+    with one_thread():
+        layout = ask(tiny_model(), method(name, keep=16, **knob), PROMPTS[:1], steps=0).run.layouts[0]
+    at = layout.positions[0, layout.visual[0], 0].tolist()
+    if name == "Ordered":
+        assert at != sorted(at)
+        assert set(at) <= set(range(3, 3 + N_VISUAL))
+    else:
+        assert at[0] == 3, "a front token stands where the first visual token stood"
+        assert at[-1] == at[-2] + 1
+
+
+def test_front_tokens_come_first_and_added_ones_last() -> None:
+    with one_thread():
+        got = ask(tiny_model(), method("Fronted", keep=16), (PROMPTS[0], prompt(7, 5, images=2)), steps=0)
+    one, two = got.origins[0]
+    assert one[0] == -2
+    assert one[-1] == -2
+    assert all(o >= 0 for o in one[1:-1])
+    assert two[:2] == [-2, -2], "one [CLS] an image"
+    assert [len(one), len(two)] == [16, 16]
+
+
+def test_an_order_is_the_one_asked_for() -> None:
+    """Kept tokens ascend in `order` and text stays where it was; equal ones keep their old order."""
+    ids = torch.tensor([[1, IMAGE_TOKEN, IMAGE_TOKEN, IMAGE_TOKEN, IMAGE_TOKEN, 2, 3]])
+    layout = TokenLayout.of_prompt(ids, None, (IMAGE_TOKEN,))
+    keep = torch.tensor([[True, False, True, True]])
+
+    def origins(order: Tensor) -> list[int]:
+        return layout.reduce(keep, None, True, order).layout.origin[0].tolist()
+
+    assert origins(torch.tensor([[5.0, 9.0, 1.0, 3.0]])) == [-1, 2, 3, 0, -1, -1]
+    assert origins(torch.tensor([[1, 1, 1, 0]])) == [-1, 3, 0, 2, -1, -1]
+
+
+@pytest.mark.parametrize("order", ["bool", "shape", "nan", "list"])
+def test_an_order_that_does_not_fit_is_refused(order: str) -> None:
+    given: dict[str, object] = {"bool": torch.zeros(1, N_VISUAL, dtype=torch.bool), "shape": torch.zeros(1, 3), "list": [1, 2]}
+    wrong = given.get(order, torch.full((1, N_VISUAL), float("nan")))
+
+    class Wrong(type(method("Ordered", keep=4))):  # type: ignore[misc]
+        def at_boundary(self, run, layer, stream):  # type: ignore[no-untyped-def]
+            found = super().at_boundary(run, layer, stream)
+            return None if found is None else type(found)(found.keep, order=wrong)
+
+    with pytest.raises(PrunebenchError, match=r"ordered at boundary 0.*order"):
+        ask(tiny_model(), Wrong(keep=4), PROMPTS[:1], steps=0)
+
+
+def test_a_prompt_that_starts_with_its_image_keeps_its_first_token_in_a_batch() -> None:
+    """Slots beyond a row's count stand for no column: the first one is a token here."""
+    ids = torch.tensor([[IMAGE_TOKEN] + [5] * 4, [1, IMAGE_TOKEN, IMAGE_TOKEN, 7, 8]])
+    layout = TokenLayout.of_prompt(ids, None, (IMAGE_TOKEN,))
+    assert layout.visual_to_columns(torch.ones(2, 2, dtype=torch.bool)).tolist() == layout.visual.tolist()
+
+
+class Returns(Method):
+    """Gives a reduction or edits that do not fit."""
+
+    name = "returns"
+    reduction: object = None
+    edits: object = ()
+
+    def at_boundary(self, run, layer, stream):  # type: ignore[no-untyped-def]
+        return type(self).reduction(run) if layer == 1 and type(self).reduction else None  # type: ignore[operator]
+
+    def edit_attention(self, run, layer):  # type: ignore[no-untyped-def]
+        return type(self).edits
+
+
+@pytest.mark.parametrize(
+    ("returns", "says"),
+    [
+        ({"reduction": lambda r: Reduction(r.visual_valid, added_valid=r.visual_valid)}, "added_valid beside added tokens, found it alone"),
+        ({"reduction": lambda r: Reduction(r.visual_valid, front=[1.0])}, r"expected front tokens as numbers \(1, m, 64\) on cpu; found list"),
+        ({"edits": None}, "expected a list of AttentionEdits from edit_attention"),
+        ({"edits": AttentionEdit("after", None, "zero")}, "expected a list of AttentionEdits from edit_attention"),
+        ({"edits": (AttentionEdit("after", None, "cut"),)}, "expected how of an AttentionEdit as one of mask, zero, redirect; found 'cut'"),  # type: ignore[arg-type]
+        ({"edits": (AttentionEdit("after", None, "redirect", sink=0.5),)}, r"expected a sink as a whole number or long \(1,\) on cpu; found float"),  # type: ignore[arg-type]
+        ({"edits": (AttentionEdit("after", None, "redirect", sink=torch.zeros(1, 1).long()),)}, r"found torch.int64 \(1, 1\) on cpu"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(returns: dict[str, object], says: str) -> None:
+    cls = type("Wrong", (Returns,), {name: staticmethod(value) if callable(value) else value for name, value in returns.items()})
+    with pytest.raises(PrunebenchError, match=rf"returns at (boundary|layer) \d+: .*{says}"):
+        ask(tiny_model(), cls(), PROMPTS[:1], steps=0)
+
+
+@pytest.mark.parametrize(
+    ("score", "says"),
+    [
+        (lambda valid: torch.zeros(1, 1), r"found torch.float32 \(1, 1\) on cpu"),
+        (lambda valid: None, "found NoneType"),
+        (lambda valid: torch.zeros(valid.shape, dtype=torch.complex64), "found torch.complex64"),
+    ],
+)
+def test_a_score_of_another_shape_or_kind_is_refused(score: Callable[[Tensor], Tensor], says: str) -> None:
+    class Odd(type(method("Rings", keep=4))):  # type: ignore[misc]
+        def score(self, run, stream):  # type: ignore[no-untyped-def]
+            return score(run.visual_valid)
+
+    with pytest.raises(PrunebenchError, match=rf"rings at boundary 0.*expected scores as real numbers \(1, 64\) on cpu.*{says}"):
+        ask(tiny_model(), Odd(keep=4), PROMPTS[:1], steps=0)
+
+
+def test_places_are_the_grid_and_newlines_have_none() -> None:
+    shape = ask(tiny_model(), Method(), PROMPTS[:1], steps=0).run.prompts[0]
+    assert shape.images[0].views == (Grid(8, 8),)
+    vision = shape.images[0].vision
+    two = PromptShape(shape.decoder, (ImageShape((Grid(1, 2),), vision), ImageShape((Grid(1, 1), Grid(2, 2, newline=True)), vision)), 3)
+    assert two.places() == [
+        (0, 0, 0, 0, 1, 2), (0, 0, 0, 1, 1, 2), (1, 0, 0, 0, 1, 1),
+        (1, 1, 0, 0, 2, 2), (1, 1, 0, 1, 2, 2), (1, 1, -1, -1, 2, 2), (1, 1, 1, 0, 2, 2), (1, 1, 1, 1, 2, 2), (1, 1, -1, -1, 2, 2),
+    ]  # fmt: skip
+    assert two.n_visual == len(two.places()) == 9
+
+
+def test_places_follow_the_tokens_that_are_still_there() -> None:
+    seen = {}
+
+    class Looking(type(method("Rings", keep=16))):  # type: ignore[misc]
+        def at_boundary(self, run, layer, stream):  # type: ignore[no-untyped-def]
+            seen[layer] = (run.places, run.layout.origin[run.layout.visual])
+            return super().at_boundary(run, layer, stream)
+
+    with one_thread():
+        ask(tiny_model(), Looking(keep=16), PROMPTS[:1], steps=0)
+    places, origin = seen[5]
+    assert places.row[0].tolist() == [o // 8 for o in origin.tolist()]
+    assert places.col[0].tolist() == [o % 8 for o in origin.tolist()]
+
+
+def test_a_share_is_a_share_of_each_prompt_in_one_batch() -> None:
+    with one_thread():
+        got = ask(tiny_model(), method("Rings", keep=Share(0.25)), (PROMPTS[0], prompt(7, 5, images=2)), steps=0)
+    assert [len(o) for o in got.origins[-1]] == [N_VISUAL // 4, N_VISUAL // 2]
+    assert method("Rings", keep=Share(0.25)).knobs()["keep"] == "0.25kept"
+
+
+def test_a_question_without_an_encoder_says_what_to_do() -> None:
+    from harness.engine.attach import attach
+    from harness.proof.conformance.kit import ask_in
+
+    with attach(tiny_model(), method("Asking", keep=4)) as run, pytest.raises(PrunebenchError, match="text_encoder"):
+        ask_in(run, tiny_model(), PROMPTS[:1])
+
+
+def test_the_clip_text_tower_is_transformers_own() -> None:
+    """A tiny CLIP with random weights: pieces are its text_embeds, long questions come in pieces, FLOPs are the counter's."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from harness.models.adapters.text_encoder import ClipTextEncoder
+
+    class Letters:
+        bos_token_id, eos_token_id = 97, 98
+
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            assert not add_special_tokens
+            return {"input_ids": [ord(c) % 90 + 1 for c in text]}
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16,
+        projection_dim=24, eos_token_id=98, bos_token_id=97,
+    )  # fmt: skip
+    model = CLIPTextModelWithProjection(config).eval()
+    encoder = ClipTextEncoder(model, Letters())
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        short = encoder.encode("is it red?")
+    assert short.flops == counter.get_total_flops()
+    ids = torch.tensor([[97, *Letters()("is it red?", add_special_tokens=False)["input_ids"], 98]])
+    with torch.inference_mode():
+        assert torch.allclose(short.pieces[0], model(input_ids=ids).text_embeds[0], atol=1e-5)
+    long = encoder.encode("is it red, or is it rather blue or green?")
+    assert len(long.pieces) == 3
+    assert not torch.allclose(long.pieces[0], long.pieces[1])
+
+
+@pytest.mark.parametrize("name", ["Sums", "Ordered", "Fronted"])
+def test_questions_about_an_image_share_reordered_and_added_tokens(name: str) -> None:
+    """Answers, logits, kept tokens and costs are those without sharing."""
+    from harness.proof.faults import failing_sharing
+
+    with one_thread():
+        assert failing_sharing(f"{ASKING}:{name}", {}) == ()
+
+
+def test_a_method_that_reorders_must_say_so() -> None:
+    silent = dataclasses.replace(method_class(f"{ASKING}:Ordered").traits, reorders=False)
+    cls = type("Silent", (method_class(f"{ASKING}:Ordered"),), {"traits": silent})
+    verdicts = {v.name: v for v in check(dataclasses.dataclass(frozen=True)(cls))}
+    assert "declare the trait reorders" in verdicts["kept sorted, unique, in image; text intact"].detail
+
+
+def test_the_kit_has_a_property_for_questions() -> None:
+    assert len(PROPERTIES) == 26

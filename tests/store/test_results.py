@@ -1,0 +1,164 @@
+"""`prunebench results`: whatever was changed after measuring is found, and one damaged cell hides no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import asked
+from test_store import keys, make_cell, make_record, seal
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.core.errors import PrunebenchError
+from harness.store import store as store_module
+from harness.store.store import Store
+from harness.store.verify import overview, verify
+
+PROVENANCE = {
+    **{"request": asked(), "started": "2026-01-01", "wall_s": 1.0, "device": "cpu", "git": "abc", "dirty": False, "revision": None},
+    "decoder_layers": 12,
+    "grids": [[24, 24, False]],
+    "versions": {"prunebench": "0", "torch": "0", "transformers": "0", "lmms-eval": "0"},
+}
+
+
+def measure(root, **changes):
+    store = Store(root)
+    with store.open(make_cell(**changes), keys(4)) as writer:
+        writer.append(*(make_record(i) for i in range(4)))
+        return seal(writer, provenance=PROVENANCE)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two sealed cells; tests damage the first."""
+    measure(tmp_path)
+    measure(tmp_path, seed=1)
+    return tmp_path
+
+
+def first(results):
+    return sorted((results / "cells" / "pope").iterdir())[0]
+
+
+def resign(folder, change):
+    """Edit cell.json and its checksum: a forger who knows the format."""
+    path = folder / "cell.json"
+    body = json.loads(path.read_text())
+    body.pop("checksum")
+    change(body)
+    path.write_text(json.dumps({**body, "checksum": store_module.checksum(body)}))
+
+
+def rewrite(folder, change):
+    """Edit the samples, and their hash in cell.json."""
+    path = folder / "samples.parquet"
+    pq.write_table(pa.Table.from_pylist(change(pq.read_table(path).to_pylist())), path)
+    resign(folder, lambda body: body.update(samples_sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def test_whole_and_unfinished_cells_are_in_order(results):
+    store = Store(results)
+    with store.open(make_cell(seed=2), keys(4)) as writer:
+        writer.append(make_record(0), make_record(1))
+        with (writer.folder / "journal.jsonl").open("ab") as file:
+            file.write(b'{"torn')
+    (store.folder(make_cell(seed=2)) / ".cell.json.1.tmp").write_text("killed in the middle of a seal")
+    store.folder(make_cell(seed=3)).mkdir()
+    (first(results) / "journal.jsonl").write_text("killed between sealing and tidying")
+    lines, fine = verify(results)
+    assert fine
+    assert len(lines) == 3
+    assert lines[-1] == "2 cells sealed and whole, 2 unfinished (2 answers), 0 wrong"
+    assert sorted(line.split(": ")[1][:9] for line in lines[:2]) == ["0 answers", "2 answers"]
+    states = [line.split()[0] for line in overview(results)]
+    assert sorted(states) == ["sealed", "sealed", "unfinished", "unfinished"]
+    assert any("pope_accuracy 0.5000  4 answers  2026-01-01  cpu" in line for line in overview(results))
+
+
+def flip(path, at=-20):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGE = {
+    "a changed digit": (lambda f: (f / "cell.json").write_text((f / "cell.json").read_text().replace('"answered": 4', '"answered": 5')), "edited"),
+    "half a cell file": (lambda f: (f / "cell.json").write_bytes((f / "cell.json").read_bytes()[:99]), "not a cell file"),
+    "a version 1 cell": (lambda f: resign(f, lambda b: b.update(schema_version=1)), "expected schema and key version 4 and 1, found 1 and 1"),
+    "a flipped bit": (lambda f: flip(f / "samples.parquet"), "expected sha256"),
+    "no samples": (lambda f: (f / "samples.parquet").unlink(), "missing beside cell.json"),
+    "no cell file": (lambda f: (f / "cell.json").unlink(), "samples.parquet without cell.json"),
+    "a renamed folder": (lambda f: f.rename(f.with_name("x-" + f.name)), "expected the folder's name to be org_tiny-fastv-64-"),
+    "another cell's folder": (lambda f: f.rename(f.with_name(f.name[:-1] + "x")), "identity"),
+    "a stray file": (lambda f: (f / "notes.txt").write_text(""), "notes.txt does not belong to a cell"),
+    "another metric": (lambda f: resign(f, lambda b: b["metrics"].update(pope_accuracy=0.75)), "scores add up to 0.5"),
+    "no metric": (lambda f: resign(f, lambda b: b["metrics"].clear()), "has no value"),
+    "another maximum": (lambda f: resign(f, lambda b: b.update(maximum=2.0)), "the samples allow 1.0"),
+    "another interval": (lambda f: resign(f, lambda b: b["interval"].update(n_clusters=4)), "over the 2 images"),
+    "another cost": (lambda f: resign(f, lambda b: b["costs"].update(kv_bytes=1536.5)), "cost kv_bytes is 1536.5, but its column's mean is 1536.0"),
+    "another count": (lambda f: resign(f, lambda b: b["counts"].update(expected=5)), "expected 4 samples, .*'expected': 5"),
+    "a lost sample": (lambda f: rewrite(f, lambda rows: rows[:2]), "expected 2 samples"),
+    "a repeated sample": (lambda f: rewrite(f, lambda rows: [*rows[:3], {**rows[3], "key": rows[0]["key"]}]), "'keys': 3"),
+    "another score": (lambda f: rewrite(f, lambda rows: [{**rows[0], "score": 1.0}, *rows[1:]]), "scores add up to 0.75"),
+    "a lost column": (lambda f: rewrite(f, lambda rows: [r | {"kv": r.pop("kv_bytes")} for r in rows]), "lacks the columns kv_bytes"),
+    "not Parquet": (
+        lambda f: (
+            (f / "samples.parquet").write_text("x"),
+            resign(f, lambda b: b.update(samples_sha256=hashlib.sha256(b"x").hexdigest())),
+        ),
+        "cannot be read",
+    ),
+    "no git": (lambda f: resign(f, lambda b: (b["provenance"].pop("git"), b["provenance"]["versions"].pop("torch"))), "git, versions/torch"),
+    "a file in the wrong place": (lambda f: (f.parent / "cell.json").write_text("{}"), "belongs to no cell"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_is_named_and_the_other_cell_still_counted(results, what):
+    damage, message = DAMAGE[what]
+    damage(first(results))
+    done = CliRunner().invoke(app, ["results", "verify", "--results", str(results)])
+    assert done.exit_code == 1
+    found = [line for line in done.output.splitlines() if line.startswith("WRONG")]
+    assert any(re.search(message, line) for line in found), found
+    assert len({line.split(": ")[0] for line in found}) == 1, "one folder is wrong"
+    assert done.output.splitlines()[-1].startswith("2 cells sealed" if what == "a file in the wrong place" else "1 cells sealed")
+
+
+def test_a_kept_text_that_cannot_be_read_is_found(tmp_path):
+    with Store(tmp_path).open(make_cell(), keys(4)) as writer:
+        writer.append(*(make_record(i, cost={"n_visual": 24}) for i in range(4)))
+        seal(writer, provenance=PROVENANCE)
+    assert verify(tmp_path)[1]
+    rewrite(first(tmp_path), lambda rows: [{**rows[0], "keeps": "0:0:A"}, *rows[1:]])
+    assert not verify(tmp_path)[1]
+    assert "expected kept tokens" in verify(tmp_path)[0][0]
+
+
+def test_a_journal_with_garbage_is_wrong(results):
+    folder = Store(results).folder(make_cell(seed=2))
+    folder.mkdir()
+    (folder / "journal.jsonl").write_bytes(make_record(0).line() + b"garbage\n")
+    lines, fine = verify(results)
+    assert not fine
+    assert "line 2" in lines[0]
+    assert sum(line.startswith("damaged") for line in overview(results)) == 1
+
+
+def test_nothing_to_look_at_is_an_error_not_a_success(tmp_path):
+    with pytest.raises(PrunebenchError, match="expected a results folder with cells/"):
+        verify(tmp_path)
+
+
+def test_the_command_succeeds_on_sound_results(results):
+    done = CliRunner().invoke(app, ["results", "verify", "--results", str(results)])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "2 cells sealed and whole, 0 unfinished (0 answers), 0 wrong")
+    shutil.copytree(results / "cells", results / "copy" / "cells")
+    assert CliRunner().invoke(app, ["results", "list", "--results", str(results / "copy")]).output.count("sealed") == 2
