@@ -1,8 +1,8 @@
-"""The bridge to lmms-eval, and the only module that imports it: real prompts, real metrics, and its command line.
+"""The bridge to lmms-eval: real prompts and real metrics. harness/plugin/ serves users of its own command line.
 
-Three ways in. `load_task` gives the samples of a seeded subset with the exact prompts; `score` runs lmms-eval's real
-`simple_evaluate` on answers that were computed elsewhere, as often as wanted; `PrunebenchLmms` and `lmms_cli` serve users of
-lmms-eval's own command line. Written against lmms-eval 0.7.3; comments name the quirks that shape the code.
+`load_task` gives the samples of a seeded subset with the exact prompts. `score` runs lmms-eval's real `simple_evaluate` on
+answers that were computed elsewhere, as often as wanted. Written against lmms-eval 0.7.3; comments name the quirks that
+shape the code.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import random
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,13 +26,10 @@ import datasets
 from PIL import Image, ImageFile
 
 from harness.core.errors import PrunebenchError
-from tasks import manifest
 from tasks import sources as src
-from tasks.mini import data as mini_data
 
 _FIRST_IMPORT = "lmms_eval.models" not in sys.modules
 import lmms_eval  # noqa: E402
-from lmms_eval.api.instance import GenerationResult, TokenCounts  # noqa: E402
 from lmms_eval.api.model import lmms  # noqa: E402
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask  # noqa: E402
 from lmms_eval.evaluator import simple_evaluate  # noqa: E402
@@ -47,8 +41,6 @@ from loguru import logger  # noqa: E402
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from harness.runner.answering import Answer, Answerer, Prompt
-
 if _FIRST_IMPORT:
     # lmms_eval.models has just pointed loguru's sink at stdout, where our tables go; under lmms-eval's own command line,
     # which imports us late, its sink is left alone
@@ -56,8 +48,7 @@ if _FIRST_IMPORT:
     logger.add(sys.stderr, level="WARNING", format="lmms-eval: {message}")
 
 UPSTREAM = Path(lmms_eval.__file__).parent / "tasks"
-#: tokens for a task of lmms-eval's command line that names no limit; llava_hf's 1024 makes TextVQA hours of rambling
-MAX_NEW_TOKENS = 16
+
 
 # ------------------------------------------------------------------------------------------------------- tasks and samples
 
@@ -150,7 +141,7 @@ def _named(value: Any) -> Any:
     return value.__qualname__ if callable(value) else value
 
 
-def _sha256(*parts: bytes) -> str:
+def sha256(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "big") + part)
@@ -204,7 +195,7 @@ def _subset(spec: src.TaskSpec, rows: src.Rows, limit: int | None, seed: int) ->
     return sorted(by_category[i] for i in picked)
 
 
-def _one_image(messages: Any, key: str) -> tuple[str, Image.Image]:
+def one_image(messages: Any, key: str) -> tuple[str, Image.Image]:
     """Text and image of a prompt of one user turn with exactly one of each; anything else raises naming the sample."""
     kinds = [c["type"] for m in messages or [] for c in m["content"]]
     n = kinds.count("image")
@@ -234,7 +225,7 @@ def _load_image(task: _RowsTask, rows: src.Rows, row: int, index: int, key: str)
             f"{key}: the image does not decode ({size} bytes): {error}; expected a whole JPEG or PNG; replace the data file "
             "(`make mini` rebuilds the mini data)"
         ) from None
-    return _one_image(visuals, key)[1]
+    return one_image(visuals, key)[1]
 
 
 def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -> LoadedTask:
@@ -280,7 +271,7 @@ def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -
         name=name,
         headline=spec.headline,
         samples=tuple(samples),
-        fingerprint=_sha256(*parts),
+        fingerprint=sha256(*parts),
         max_new_tokens=int(generation["max_new_tokens"]),
         until=tuple(generation["until"]),
         _task=task,
@@ -399,250 +390,3 @@ def _per_category(loaded: LoadedTask, logged: Sequence[Mapping[str, Any]], score
         metric = "mme_perception_score" if category in MME_CATEGORIES["Perception"] else "mme_cognition_score"
         out[category] = float(loaded._task.aggregation()[metric]([logged[i][metric] for i in rows]))
     return out
-
-
-# -------------------------------------------------------------------------------------------- the model class for its CLI
-
-
-class Abort(SystemExit):
-    """A failure that must end the process: lmms-eval's `except Exception` turns anything less into exit code 0."""
-
-
-@contextlib.contextmanager
-def _fatal() -> Iterator[None]:
-    """Turn any failure inside into Abort; one that the user cannot mend shows its traceback first."""
-    try:
-        yield
-    except PrunebenchError as error:
-        raise Abort(f"prunebench: {error}") from error
-    except Exception as error:
-        traceback.print_exc()
-        raise Abort(f"prunebench: {type(error).__name__}: {error}") from error
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise PrunebenchError(f"{name}: expected a whole number of at least 1, found {value!r}")
-    return number
-
-
-class PrunebenchLmms(lmms):  # type: ignore[misc]
-    """`--model prunebench`: a pruned model for lmms-eval's command line.
-
-    model_args: pretrained (mini, llava-1.5-7b, a hub id or a folder), method, budget (64, 64avg, 0.35flops, native),
-    dtype, seed, positions, max_new_tokens (for tasks that name none); whatever else is given is a knob of the method.
-    Every failure leaves the process with a non-zero exit code; no sample is ever answered with an empty string instead.
-    """
-
-    is_simple = False  # requests carry doc_to_messages
-
-    def __init__(
-        self,
-        pretrained: str = "mini",
-        method: str = "none",
-        budget: str | int | float | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: str | int = 1,
-        seed: int = 0,
-        positions: str = "method",
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        max_batch_size: int | None = None,
-        **knobs: Any,
-    ) -> None:
-        super().__init__()
-        with _fatal():
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                raise PrunebenchError("expected one process, found WORLD_SIZE > 1; give each GPU its own runs, without torchrun")
-            from harness.core import budget as budgets
-            from harness.runner.answering import Answerer
-
-            self._max_new_tokens = _whole("max_new_tokens", max_new_tokens)
-            self._answerer: Answerer = Answerer.open(
-                pretrained,
-                method=method,
-                budget=budgets.parse(None if budget is None else str(budget)),  # lmms-eval has parsed 64 to an int
-                knobs=knobs,
-                device=device,
-                dtype=dtype,
-                batch_size=_whole("batch_size", batch_size),
-                seed=int(seed),
-                positions=positions,
-            )
-
-    def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
-        """Answers in the order of the requests. Tasks, splits and generation settings are never mixed in one call below."""
-        with _fatal():
-            return self._generate(requests)
-
-    def _generate(self, requests: list[Any]) -> list[GenerationResult]:
-        groups: dict[tuple[str, str, str], dict[str, Prompt]] = {}
-        places = []
-        for request in requests:
-            _, doc_to_messages, settings, doc_id, task, split = request.args
-            group = (task, split, json.dumps(settings, sort_keys=True, default=str))
-            key = f"{task}/{doc_id:06d}"
-            places.append((group, key))
-            prompts = groups.setdefault(group, {})
-            if key not in prompts:  # `repeats` sends the same request several times
-                prompts[key] = self._prompt(key, partial(self._messages, doc_to_messages, task, split, doc_id, key), settings)
-        answers = {group: self._answer(list(prompts.values())) for group, prompts in groups.items()}
-        return [self._result(answers[group][key]) for group, key in places]
-
-    def _messages(self, doc_to_messages: Callable[[Any], Any], task: str, split: str, doc_id: int, key: str) -> Any:
-        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms_eval.api.task sets it
-        try:
-            return doc_to_messages(self.task_dict[task][split][doc_id])
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise PrunebenchError(f"{key}: the prompt cannot be built ({reason}); check the data file") from None
-
-    def _prompt(self, key: str, messages: Callable[[], Any], settings: Mapping[str, Any]) -> Prompt:
-        from harness.runner.answering import Prompt
-
-        # temperature, top_p and the like say nothing when nothing is sampled
-        if settings.get("do_sample") or (settings.get("num_beams") or 1) != 1:
-            raise PrunebenchError(f"{key}: expected greedy decoding, found {dict(settings)}; drop do_sample and num_beams")
-        text, image = _one_image(messages(), key)
-        until = settings.get("until") or ()
-        return Prompt(
-            key=key,
-            text=text,
-            image=lambda: _one_image(messages(), key)[1].convert("RGB"),  # decoded again: 10,000 images do not fit in memory
-            image_key=_sha256(image.mode.encode(), str(image.size).encode(), image.tobytes())[:16],
-            max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens", self._max_new_tokens)),
-            until=(until,) if isinstance(until, str) else tuple(until),
-        )
-
-    def _answer(self, prompts: Sequence[Prompt]) -> dict[str, Answer]:
-        answers: dict[str, Answer] = {}
-        keys = {p.key for p in prompts}
-        for answer in self._answerer.answer(prompts):
-            if answer.key not in keys or answer.key in answers:
-                raise RuntimeError(f"{answer.key}: answered twice or never asked")
-            answers[answer.key] = answer
-        lost = [p.key for p in prompts if p.key not in answers]
-        if lost:
-            raise RuntimeError(f"{len(lost)} of {len(prompts)} samples were not answered, the first {lost[0]}")
-        return answers
-
-    @staticmethod
-    def _result(answer: Answer) -> GenerationResult:
-        return GenerationResult(answer.text, TokenCounts(input_tokens=answer.n_input_tokens, output_tokens=answer.n_new_tokens))
-
-    def loglikelihood(self, requests: list[Any]) -> Any:
-        raise Abort("prunebench: tasks scored by log-likelihood are not supported; choose tasks that generate text")
-
-    def generate_until_multi_round(self, requests: list[Any]) -> Any:
-        raise Abort("prunebench: multi-round tasks are not supported; choose tasks of one turn")
-
-    def clean(self) -> None:
-        """Nothing: upstream's deletes the model after the first evaluation."""
-
-
-# ------------------------------------------------------------------------------------------------------------- its own CLI
-
-
-def mini_task_files(folder: Path) -> list[str]:
-    """Write `<task>_mini.yaml` for the mini data into a folder for `--include_path`; returns the tasks' names.
-
-    They include upstream's YAML by its absolute path, which is known only at run time. Under other names, because a
-    built-in task silently wins against an included one of the same name.
-    """
-    source = src.DataSource.parse("mini")
-    mini_data.verify()
-    names = []
-    for spec in (src.task_spec(n) for n in ("gqa", "mme", "pope", "textvqa")):
-        name = f"{spec.name}_mini"
-        paths = [str(p) for p in src.files(spec, spec.table, source)]
-        lines = [
-            f"include: {json.dumps(str(UPSTREAM / spec.yaml))}",
-            f"task: {name}",
-            "dataset_path: parquet",
-            "dataset_name: null",
-            f"dataset_kwargs: {json.dumps({'data_files': {spec.table.split: paths}})}",
-        ]
-        if spec.images is not None:
-            lines.append("process_docs: !function tasks.sources.join_gqa_mini")
-        if spec.max_new_tokens is not None:
-            generation = {**load_yaml_config(str(UPSTREAM / spec.yaml), mode="simple")["generation_kwargs"]}
-            lines.append(f"generation_kwargs: {json.dumps({**generation, 'max_new_tokens': spec.max_new_tokens})}")
-        (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        names.append(name)
-    return names
-
-
-def _check_limit(options: argparse.Namespace) -> None:
-    """MME is scored in pairs: a limit that cuts one fails in upstream's aggregation, after all inference."""
-    mme = [t for t in (options.tasks or "").split(",") if t in ("mme", "mme_mini")]
-    if mme and options.limit is not None and options.limit > 0 and options.limit % 2 != 0:
-        raise Abort(f"prunebench: --limit {options.limit:g} would cut a pair of {mme[0]}: expected an even whole number")
-
-
-def _saved(output: str | None, since: float) -> bool:
-    """Whether a results file was written; lmms-eval only warns when saving fails."""
-    if not output:
-        return True
-    path = Path(output)
-    folder = path.parent if path.suffix in (".json", ".jsonl") else path
-    return any(p.stat().st_mtime >= since - 2 for p in folder.rglob("*_results.json"))
-
-
-def lmms_cli(args: Sequence[str]) -> int:
-    """lmms-eval's command line with our model class and mini tasks; 0 only if every evaluation asked for has results.
-
-    Upstream exits with 0 after a failure, so each of its evaluations is watched: `cli_evaluate_single` is wrapped for the
-    time of the call, which also covers the several runs of one `--config` file.
-    """
-    from lmms_eval import __main__ as upstream
-    from lmms_eval.cli import dispatch
-    from lmms_eval.models import MODEL_REGISTRY_V2
-
-    for entry in manifest.manifests():
-        MODEL_REGISTRY_V2.register_manifest(entry, overwrite=True)  # also where the package is not installed
-    original, argv = upstream.cli_evaluate_single, sys.argv
-    failures: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-
-        def watched(options: argparse.Namespace) -> Any:
-            began = time.time()
-            failures.append(f"no results for {options.tasks}")  # taken back below
-            theirs = [options.include_path] if isinstance(options.include_path, str) else list(options.include_path or [])
-            options.include_path = [folder, *theirs]
-            _check_limit(options)
-            try:
-                results, samples = original(options)
-            except SystemExit as stop:
-                if options.tasks in ("list", "list_groups", "list_tags", "list_subtasks") and not stop.code:
-                    failures.pop()
-                raise
-            if not _saved(options.output_path, began):
-                failures[-1] = f"no results file was written under {options.output_path}"
-            elif (results and results.get("results")) or int(os.environ.get("RANK", "0")) > 0:
-                failures.pop()
-            return results, samples
-
-        upstream.cli_evaluate_single = watched
-        sys.argv = ["lmms-eval", *args]
-        code: int | str | None = 0
-        try:
-            mini_task_files(Path(folder))
-            dispatch.main()
-        except SystemExit as stop:
-            code = stop.code
-        except Exception as error:
-            if not isinstance(error, PrunebenchError):
-                traceback.print_exc()
-            code = f"prunebench: {error}"
-        finally:
-            upstream.cli_evaluate_single, sys.argv = original, argv
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-        code = 1
-    for failure in failures:
-        print(f"prunebench: {failure} (see above)", file=sys.stderr)
-    return code or (1 if failures else 0)

@@ -143,6 +143,11 @@ class DataSource:
         return "copy the data set again (same layout as its hub repository), or use the data source `hub` or `mini`"
 
 
+def source_of_data(data: str | None, model: str) -> DataSource:
+    """Where the data are: as typed, else the mini data for the mini model and the hub for every other."""
+    return DataSource.parse(data or ("mini" if model == "mini" else "hub"))
+
+
 def _dataset_names() -> list[str]:
     return sorted({spec.dataset for spec in TASKS.values()})
 

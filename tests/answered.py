@@ -12,7 +12,8 @@ from helpers import asked, make_cell
 
 from harness.core import stats
 from harness.core.cell import Cell
-from harness.store.store import Record, SampleScore, SealedCell, _parquet
+from harness.store.journal import Record
+from harness.store.sealed import SampleScore, SealedCell, parquet
 
 METRICS = {"mme": "mme_perception_score", "gqa": "exact_match", "textvqa_ocr": "exact_match"}
 
@@ -62,6 +63,6 @@ def answered(
     rows = [
         (Record(f"{task}/{i:06d}", image[i], said[i], 1, {}, 0.1), SampleScore(scores[i], question[i], category[i], "q", "t")) for i in range(n)
     ]
-    data = _parquet(rows, {})
+    data = parquet(rows, {})
     (folder / "samples.parquet").write_bytes(data)
     return SealedCell(cell=made, samples_sha256=hashlib.sha256(data).hexdigest(), folder=folder, **result)

@@ -15,7 +15,9 @@ from helpers import asked
 from harness.core import keeps, stats
 from harness.core.cell import Cell
 from harness.core.keeps import Stage
-from harness.store.store import Record, SampleScore, SealedCell, Store
+from harness.store.journal import Record
+from harness.store.sealed import SampleScore, SealedCell
+from harness.store.store import Store
 from tasks import sources
 
 DEPTH, N_VISUAL = 12, 576

@@ -22,14 +22,14 @@ def child(arguments: list[str], log: str, answers: str, flush: int | None) -> in
     os.dup2(handle, 2)
     from harness import cli
     from harness.runner import running
-    from harness.store import store
+    from harness.store import journal, store
 
     if flush:
         running.FLUSH = flush
     book = os.open(answers, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     append = store.CellWriter.append
 
-    def noted(self: store.CellWriter, *records: store.Record) -> None:
+    def noted(self: store.CellWriter, *records: journal.Record) -> None:
         for word in ("ask", "done"):
             lines = "".join(f"{word} {os.getpid()} {self.cell.identity()} {record.key}\n" for record in records)
             os.write(book, lines.encode())  # one write: killed or not, lines are whole

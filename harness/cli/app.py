@@ -63,7 +63,7 @@ def eval_command(
     from harness.runner.pace import Pace
     from harness.runner.request import Request
     from harness.runner.run import Options
-    from harness.tables import leaderboard
+    from harness.tables import frame, terminal
 
     asked = Request(
         methods=method, model=model, budgets=budget, tasks=tasks, limit=limit, seeds=seed, device=device, dtype=dtype, data=data,
@@ -73,7 +73,7 @@ def eval_command(
     cells = list(finished.cells.values())
     print()
     if cells:
-        print(leaderboard.table(leaderboard.rows(cells)))
+        print(terminal.table(frame.rows(cells)))
         print()
     if finished.reused:
         print(f"{finished.reused} of {len(cells)} cells were sealed before and reused; FRESH=1 measures again")
@@ -150,8 +150,10 @@ def analyze_command(
     """Where a model uses vision: attention, lenses, knock-outs, contributions, stages, and a VisiPruner config from them."""
     import json
 
-    from harness.analysis.study import AnalysisRequest, analyse, config_file, report
-    from harness.models.load import model_config
+    from harness.analysis.derive import config_file
+    from harness.analysis.study import AnalysisRequest, analyse
+    from harness.analysis.text import report
+    from harness.models.config import model_config
 
     names = tuple(t.strip() for t in tasks.split(",") if t.strip())
     file = analyse(
@@ -308,9 +310,9 @@ def regress_command(
             print("\n".join(strange))
             raise typer.Exit(1)
         return
-    from harness.proof.gate import command as regress
+    from harness.proof.gate import command
 
-    if not regress.regress(config, baseline, out, workers=workers).passed:
+    if not command.regress(config, baseline, out, workers=workers).passed:
         raise typer.Exit(1)
 
 
@@ -322,9 +324,9 @@ def baseline_command(
     workers: Annotated[int, typer.Option(min=1, help="processes that share the CPU")] = 1,
 ) -> None:
     """Renew what `prunebench regress` compares with; refused where anything outside results/ is uncommitted."""
-    from harness.proof.gate import command as regress
+    from harness.proof.gate import command
 
-    regress.renew(config, baseline, out, workers=workers)
+    command.renew(config, baseline, out, workers=workers)
 
 
 @app.command("bench")
@@ -346,7 +348,8 @@ def bench_command(
     out: Annotated[Path, typer.Option(help="where bench.json and BENCH.md are written")] = Path("results/local/bench"),
 ) -> None:
     """Time methods beside the unpruned model: prefill, decode, memory. The only command whose times may be quoted."""
-    from harness.bench import measure as bench
+    from harness.bench import command
+    from harness.bench.settings import Settings, knobs_by_method
 
     def listed(text: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -355,12 +358,12 @@ def bench_command(
         batches = tuple(int(part) for part in listed(batch))
     except ValueError:
         raise PrunebenchError(f"--batch {batch!r}: expected a number of prompts or several, as in 1,8") from None
-    settings = bench.Settings(
+    settings = Settings(
         model, random_weights, layers, listed(methods), listed(budgets), batches, text_tokens, new_tokens, repeats, warmup,
-        bench.knobs_by_method(set_ or []),
+        knobs_by_method(set_ or []),
         device, dtype, seed,
     )  # fmt: skip
-    bench.run(settings, out)
+    command.run(settings, out)
 
 
 @app.command("leaderboard")
@@ -387,7 +390,7 @@ def published_command(
     out: Annotated[Path, typer.Option(help="the cleaned table")] = Path("results/published.csv"),
 ) -> None:
     """Clean collected published results into tidy columns with our names and budget units."""
-    from harness.store.store import write_atomic
+    from harness.store.files import write_atomic
     from harness.tables import published as published_results
 
     text, dropped = published_results.clean(source)
@@ -489,7 +492,7 @@ def readme_command(results: Annotated[Path, typer.Option(help="folder with the s
 @app.command("lmms-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def lmms_eval_command(context: typer.Context) -> None:
     """lmms-eval's own command line with our model class and mini tasks; exits non-zero on every failure."""
-    from tasks.lmms import lmms_cli
+    from harness.plugin.command import lmms_cli
 
     raise typer.Exit(lmms_cli(context.args))
 

@@ -22,7 +22,8 @@ from harness.cost import papers as published
 from harness.engine.attention import edited_pairs
 from harness.engine.layout import TokenLayout
 from harness.method import Method, Places
-from harness.models.load import locate_model, model_config
+from harness.models.config import model_config
+from harness.models.load import locate_model
 
 
 class _PlannedRun:

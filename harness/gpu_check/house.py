@@ -13,16 +13,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.bench import measure as bench
+from harness.bench import command, measure, random_model
+from harness.bench.settings import Settings
 from harness.core import budget as budgets
 from harness.core.paths import REPOSITORY
 from harness.core.provenance import device_name
 from harness.engine.attach import attach
 from harness.engine.prefix import PrefixCache
-from harness.gpu_check.plan import Arm
+from harness.gpu_check.plan import MethodAtBudget
 from harness.method import Method, registered
 from harness.models.adapters import adapter_for
-from harness.models.load import DTYPES, LoadedModel, Located, locate_model, model_config, pick_device
+from harness.models.config import model_config
+from harness.models.device import DTYPES, pick_device
+from harness.models.load import LoadedModel, Located, locate_model
 from harness.proof import goldens
 from harness.runner.answering import Answerer, Prompt
 
@@ -34,7 +37,7 @@ def shipped_methods() -> set[str]:
     return {name for name, cls in registered().items() if cls.__module__.startswith("methods.")}
 
 
-def knobs_of(arm: Arm) -> dict[str, Any]:
+def knobs_of(arm: MethodAtBudget) -> dict[str, Any]:
     """All knobs of an arm on the mini model, as results record them."""
     return locate_model("mini", "cpu", "float32").method(arm.method, budgets.parse(arm.budget), arm.knobs).knobs()
 
@@ -60,23 +63,23 @@ def exact_float32() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
 
-class Asked:
+class HouseReply:
     """The mini model on a device in a dtype, ready to be asked."""
 
     def __init__(self, device: str, dtype: str) -> None:
         self._located: Located = locate_model("mini", device, dtype)
         self._loaded: LoadedModel = self._located.load()
 
-    def _method(self, arm: Arm) -> Method:
+    def _method(self, arm: MethodAtBudget) -> Method:
         return self._located.method(arm.method, budgets.parse(arm.budget), arm.knobs)
 
-    def answers(self, arm: Arm, questions: Sequence[Prompt], batch: int = 8, share: bool = False) -> dict[str, str]:
+    def answers(self, arm: MethodAtBudget, questions: Sequence[Prompt], batch: int = 8, share: bool = False) -> dict[str, str]:
         """The answer by question; nothing is kept between calls."""
         answerer = Answerer(self._loaded, self._method(arm), batch_size=batch, prefixes=PrefixCache() if share else None)
         return {answer.key: answer.text for answer in answerer.answer(questions)}
 
     @torch.inference_mode()
-    def logits(self, questions: Sequence[Prompt], arm: Arm | None) -> Tensor:
+    def logits(self, questions: Sequence[Prompt], arm: MethodAtBudget | None) -> Tensor:
         """(b, vocabulary) float32 on the CPU: the last position of a padded batch, under an arm or of the bare model."""
         rows = [self._loaded.prompt_ids(q.text) for q in questions]
         width = max(map(len, rows))
@@ -117,7 +120,7 @@ def replayed(device: str, n: int, tolerance: float | None) -> Iterator[Golden]:
 
 def measured(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """`prunebench bench` with these settings: what it writes to `out`/bench.json."""
-    return bench.run(bench.Settings(**settings), out, lambda _: None)
+    return command.run(Settings(**settings), out, lambda _: None)
 
 
 class Prefill(NamedTuple):
@@ -130,15 +133,15 @@ class Prefill(NamedTuple):
 
 def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
     """Every contender of `measured` at every batch size, on one model with random weights. Call `run` before taking the next."""
-    asked = bench.Settings(**settings)
+    asked = Settings(**settings)
     device = pick_device(asked.device)
     dtype = asked.dtype if asked.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    model: Any = bench.random_model(bench.random_config(asked), device, DTYPES[dtype], asked.seed)
+    model: Any = random_model.random_model(random_model.random_config(asked), device, DTYPES[dtype], asked.seed)
     adapter = adapter_for(model)
     knobs = model_config(asked.model).knobs
     for batch in asked.batches:
-        given = bench.random_input(model, batch, asked.text_tokens, asked.seed)
-        for contender in bench.contenders(asked, adapter.usual.with_text(asked.text_tokens), knobs):
+        given = random_model.random_input(model, batch, asked.text_tokens, asked.seed)
+        for contender in measure.contenders(asked, adapter.usual.with_text(asked.text_tokens), knobs):
             with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine:
                 with torch.inference_mode():
                     features, seen = (adapter.encode(pixel_values=given.pixels), None) if engine is None else engine.encode(pixel_values=given.pixels)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Arm:
+class MethodAtBudget:
     """A method with its budget as typed and its knobs. `answers`: whose committed answers it must give, if not its own."""
 
     method: str
@@ -22,17 +22,17 @@ class Arm:
         return " ".join(part for part in (self.method, self.budget, knobs) if part)
 
 
-NONE = Arm("none")
+NONE = MethodAtBudget("none")
 #: every registered method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that do
 ARMS = (
     NONE,
     *(
-        Arm(method, budget)
+        MethodAtBudget(method, budget)
         for method in ("fastv", "sparsevlm", "visipruner", "random", "uniform", "first", "pooling", "downsample")
         for budget in ("64", "16")
     ),
-    Arm("knockout", answers="none"),
-    Arm("knockout", knobs={"start": 1, "stop": 4, "vision_to_vision": True}, answers=""),
+    MethodAtBudget("knockout", answers="none"),
+    MethodAtBudget("knockout", knobs={"start": 1, "stop": 4, "vision_to_vision": True}, answers=""),
 )
 #: order and shares of the time; the longest stage comes last, so that a run cut off has the others
 STAGES = {"goldens": 1, "equal": 3, "sweep": 1, "bench": 4}
@@ -54,21 +54,21 @@ class Size:
     """How much is run. `questions` are the first of the fixture, `singles` the first of these that are asked alone too."""
 
     dtypes: tuple[str, ...]
-    arms: tuple[Arm, ...]
+    arms: tuple[MethodAtBudget, ...]
     questions: int
     singles: int
     goldens: int
-    sweep_arms: tuple[Arm, ...]
+    sweep_arms: tuple[MethodAtBudget, ...]
     bench: Mapping[str, Any]
     #: recorded runs at most, of a method in the bench, and of a piece of work whose busy time is measured
     repeats: int
     busy_repeats: int
 
 
-SWEEP = (NONE, Arm("fastv", "64"), Arm("sparsevlm", "64"), Arm("visipruner", "64"))
+SWEEP = (NONE, MethodAtBudget("fastv", "64"), MethodAtBudget("sparsevlm", "64"), MethodAtBudget("visipruner", "64"))
 SIZES = {
     "full": Size(
-        ("float32", "float16", "bfloat16"), ARMS, 48, 8, 1000, (*SWEEP, Arm("fastv", "16"), Arm("random", "64")),
+        ("float32", "float16", "bfloat16"), ARMS, 48, 8, 1000, (*SWEEP, MethodAtBudget("fastv", "16"), MethodAtBudget("random", "64")),
         {"model": "llava-1.5-7b", "random_weights": True, "dtype": "bfloat16", "budgets": ("192", "128", "64"), "batches": (1, 8)}, 10, 3,
     ),
     "small": Size(
@@ -76,7 +76,7 @@ SIZES = {
         {"model": "mini", "random_weights": True, "budgets": ("64",), "batches": (1, 2), "new_tokens": 3, "text_tokens": 20}, 2, 1,
     ),
     "smallest": Size(
-        ("float32",), (NONE, Arm("fastv", "64"), Arm("visipruner", "16")), 2, 1, 1, SWEEP[1:2],
+        ("float32",), (NONE, MethodAtBudget("fastv", "64"), MethodAtBudget("visipruner", "16")), 2, 1, 1, SWEEP[1:2],
         {
             "model": "mini", "random_weights": True, "methods": ("none", "fastv"), "layers": 4, "budgets": ("64",), "batches": (1,),
             "new_tokens": 2, "text_tokens": 8,

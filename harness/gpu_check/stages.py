@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from harness.gpu_check import fixture, house, plan, timing
-from harness.gpu_check.plan import Arm, Size
+from harness.gpu_check.plan import MethodAtBudget, Size
 
 
 class Report(Protocol):
@@ -53,7 +53,7 @@ def equal(report: Report) -> None:
     report.result |= {"questions": len(questions), "near_ties_allowed": plan.NEAR_TIES, "floors": [plan.ARM_FLOOR, plan.FLOOR]}
     report.result |= {"tf32": house.tf32(), "dtypes": {}}
     for dtype in report.size.dtypes:
-        asked = house.Asked(report.device, dtype)
+        asked = house.HouseReply(report.device, dtype)
         rows: list[dict[str, Any]] = []
         bare, none = (asked.logits(questions[:4], arm) for arm in (None, plan.NONE))
         gap = float((bare - none).abs().max() / bare.abs().max())
@@ -71,7 +71,7 @@ def equal(report: Report) -> None:
         freed()
 
 
-def _compared(asked: house.Asked, arm: Arm, questions: Sequence[Any], answers: Mapping[str, Mapping[str, str]], singles: int) -> dict[str, Any]:
+def _compared(asked: house.HouseReply, arm: MethodAtBudget, questions: Sequence[Any], answers: Mapping[str, Mapping[str, str]], singles: int) -> dict[str, Any]:
     """How many answers differ, and of how many (`of`): from the committed ones, of a batch from singles, with shared prefixes from without."""
     got = asked.answers(arm, questions)
     alone = asked.answers(arm, questions[:singles], batch=1)
@@ -130,7 +130,7 @@ def sweep(report: Report) -> None:
     """Questions through prefixes and features as a sweep asks them, and the share of time in which the device worked."""
     held = fixture.read()
     questions = house.questions_of(held, report.size.questions)
-    asked, rows = house.Asked(report.device, "auto"), list[dict[str, Any]]()
+    asked, rows = house.HouseReply(report.device, "auto"), list[dict[str, Any]]()
     for arm in report.size.sweep_arms:
         seen = timing.busy(partial(asked.answers, arm, questions, batch=16, share=True), report.device, report.size.busy_repeats)
         rows.append({"arm": arm.label, **_shares(seen), "questions_per_s": 1000 * len(questions) / seen.wall_ms})
@@ -140,7 +140,7 @@ def sweep(report: Report) -> None:
     freed()
 
 
-def _shares(seen: timing.Busy) -> dict[str, Any]:
+def _shares(seen: timing.BusyTime) -> dict[str, Any]:
     return {**seen._asdict(), "busy_share": seen.busy_share, "gap_share": 1 - seen.busy_share}
 
 
@@ -148,7 +148,7 @@ def _mean_share(rows: Sequence[Mapping[str, Any]]) -> float:
     return float(sum(row["busy_share"] * row["wall_ms"] for row in rows) / sum(row["wall_ms"] for row in rows))
 
 
-def _unseen(label: str, seen: timing.Busy) -> list[str]:
+def _unseen(label: str, seen: timing.BusyTime) -> list[str]:
     return [] if seen.n else [f"{label}: expected kernels in the profile, found none: the profiler does not see this device"]
 
 

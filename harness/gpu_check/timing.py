@@ -12,7 +12,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 
-class Busy(NamedTuple):
+class BusyTime(NamedTuple):
     """Milliseconds of one piece of work: the median wall time, and the time in which at least one of `n` kernels ran."""
 
     wall_ms: float
@@ -33,7 +33,7 @@ def union(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def busy(work: Callable[[], Any], device: str, repeats: int) -> Busy:
+def busy(work: Callable[[], Any], device: str, repeats: int) -> BusyTime:
     """Run `work` once unrecorded, `repeats` times on the clock, and once under the profiler, which slows the host and no kernel.
 
     On a CPU its operators stand in for kernels, which rehearses the way and measures nothing.
@@ -52,7 +52,7 @@ def busy(work: Callable[[], Any], device: str, repeats: int) -> Busy:
         work()
         wait()
     spans = [(e.time_range.start, e.time_range.end) for e in seen.events() or () if e.device_type == kind]
-    return Busy(statistics.median(walls), union(spans) / 1000, len(spans))
+    return BusyTime(statistics.median(walls), union(spans) / 1000, len(spans))
 
 
 def bench_faults(result: Mapping[str, Any]) -> list[str]:

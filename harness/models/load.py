@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from harness.core import yamlfile
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.paths import REPOSITORY
@@ -28,163 +24,13 @@ from harness.core.shape import ModelShape, PromptShape
 from harness.method import Method, build, method_class
 from harness.models.adapters import ADAPTERS, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
-
-MODEL_CONFIGS = REPOSITORY / "configs" / "models"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: Vicuna v1's conversation as LLaVA-1.5 was trained and evaluated with it
-VICUNA_V1 = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
-    "answers to the user's questions. USER: <image>\n{text} ASSISTANT:"
-)
-
-
-class ModelConfig(BaseModel):
-    """One file of configs/models/. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    path: str | None = None
-    hub: str | None = None
-    revision: str | None = None
-    prompt: Literal["vicuna_v1", "chat_template"] = "vicuna_v1"
-    image: Literal["plain", "pad"] = "pad"
-    knobs: dict[str, dict[str, Any]] = {}
-    default_limit: int | None = None
-    #: hub id or folder of the CLIP checkpoint whose text tower belongs to the vision tower
-    text_encoder: str | None = None
-
-
-class Calibration(BaseModel):
-    """One file of configs/<method>/: knobs derived for one model, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    knobs: dict[str, Any]
-    derived_by: str
-
-
-def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
-    """The knobs in configs/<method>/<model>.yaml. Raises PrunebenchError where there is no such file, or none that fits."""
-    file = MODEL_CONFIGS.parent / method / f"{model.replace('/', '--')}.yaml"
-    where = file.relative_to(REPOSITORY)
-    if not file.is_file():
-        raise PrunebenchError(
-            f"BUDGET=calibrated: expected knobs of {method} for {model} in {where}; there is no such file: "
-            f"`prunebench analyze {model}` derives one, or use BUDGET=native (the published defaults) or BUDGET=64"
-        )
-    try:
-        return dict(Calibration(**yamlfile.read(file, "a calibration file")).knobs)
-    except ValidationError as error:
-        raise PrunebenchError(f"{where}: not a calibration file: {error}") from None
-
-
-def known_models() -> list[str]:
-    return sorted(p.stem for p in MODEL_CONFIGS.glob("*.yaml"))
-
-
-def model_config(name: str) -> ModelConfig:
-    """The configuration behind a name, a local folder or a hub id ("owner/model").
-
-    Raises PrunebenchError for an unknown name and for a config file that does not fit.
-    """
-    file = MODEL_CONFIGS / f"{name}.yaml"
-    if file.is_file():
-        try:
-            return ModelConfig(**yamlfile.read(file, "a model config"))
-        except ValidationError as error:
-            raise PrunebenchError(f"{file}: not a model config: {error}") from None
-    if Path(name).is_dir():
-        return ModelConfig(name=Path(name).resolve().name, path=str(Path(name).resolve()))
-    if name.count("/") == 1 and not name.startswith((".", "/")):
-        return ModelConfig(name=name, hub=name)
-    raise unknown("model", name, known_models())
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises PrunebenchError for a device that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        raise PrunebenchError(f"DEVICE={device!r} is no device: expected auto, cpu, cuda or cuda:N") from None
-    if picked.type == "cuda" and (not torch.cuda.is_available() or (picked.index or 0) >= torch.cuda.device_count()):
-        raise PrunebenchError(
-            f"DEVICE={device}: expected a CUDA device, found {torch.cuda.device_count()}: use DEVICE=cpu, "
-            "or check the driver and the torch build with `prunebench doctor`"
-        )
-    if picked.type not in ("cpu", "cuda"):
-        raise PrunebenchError(f"DEVICE={device!r} is not supported: expected auto, cpu, cuda or cuda:N")
-    return picked
+from harness.models.config import ModelConfig, calibrated_knobs, model_config
+from harness.models.device import DTYPES, pick_device
+from harness.models.prompt import Prompter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Front:
-    """What of a model needs no weights: its processor, prompts, and the names under which results are kept.
-
-    `fingerprint` names the weights: the hub commit, or a hash of the local weight files. `usual`: a prompt of one image as the model is asked them.
-    """
-
-    config: ModelConfig
-    processor: Any
-    device: torch.device
-    dtype: str
-    fingerprint: str
-    revision: str | None
-    usual: PromptShape
-    image_token_id: int
-    _prompts: dict[str, array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
-
-    @cached_property
-    def template(self) -> str:
-        """The prompt around a question, with `{text}` where it goes."""
-        if self.config.prompt == "vicuna_v1":
-            return VICUNA_V1
-        content = [{"type": "image"}, {"type": "text", "text": "{text}"}]
-        rendered: str = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-        if rendered.count("{text}") != 1 or rendered.count("<image>") != 1:
-            raise PrunebenchError(f"{self.config.name}: its chat template lost the image or the question; it renders {rendered!r}")
-        return rendered
-
-    @property
-    def template_hash(self) -> str:
-        return hashlib.sha256(f"{self.template}\0{self.config.image}".encode()).hexdigest()[:12]
-
-    @property
-    def image_backend(self) -> str:
-        kind = type(self.processor.image_processor).__name__
-        return f"{kind}+{self.config.image}"
-
-    def pixels(self, image: Image.Image) -> torch.Tensor:
-        """(1, 3, h, w) on the device, through the model's own image processor."""
-        if self.config.image == "pad":
-            image = pad_to_square(image, self.processor.image_processor.image_mean)
-        out: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        return out.to(self.device, DTYPES[self.dtype])
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of the whole prompt with one image's placeholders expanded; each text is tokenised once."""
-        known = self._prompts.get(text)
-        if known is None:
-            known = self._prompts[text] = array("i", self._tokenised(text))
-        return known.tolist()
-
-    def _tokenised(self, text: str) -> list[int]:
-        n = self.usual.n_visual
-        full = self.template.replace("{text}", text)
-        expanded = full.replace("<image>", "<image>" * n, 1)
-        ids: list[int] = self.processor.tokenizer(expanded)["input_ids"]
-        found = ids.count(self.image_token_id)
-        if found != n:
-            raise PrunebenchError(
-                f"{self.config.name}: expected {n} image tokens in the prompt, found {found}: does the question itself hold '<image>'?"
-            )
-        return ids
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel(Front):
+class LoadedModel(Prompter):
     """A model ready to be asked."""
 
     model: Any
@@ -206,16 +52,6 @@ class LoadedModel(Front):
                 f"question through it; found none: add it to configs/models/{self.config.name}.yaml"
             )
         return ClipTextEncoder.load(source, self.device, DTYPES[self.dtype])
-
-
-def pad_to_square(image: Image.Image, mean: list[float]) -> Image.Image:
-    """Centre the image on a square of the processor's mean colour, as LLaVA-1.5's evaluation does."""
-    if image.width == image.height:
-        return image
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(255 * m) for m in mean))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 def weight_hash(folder: Path) -> str:
@@ -267,12 +103,12 @@ class Located:
         return build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
 
     @cached_property
-    def front(self) -> Front:
+    def prompter(self) -> Prompter:
         """Processor, prompts and names, without weights; raises PrunebenchError where files are broken."""
         from transformers import AutoConfig
 
         token = AutoConfig.from_pretrained(self.folder).image_token_id
-        return Front(
+        return Prompter(
             config=self.config, processor=_processor(self.config, self.folder), device=self.device, dtype=self.dtype,
             fingerprint=self.revision or weight_hash(self.folder), revision=self.revision, usual=self.usual, image_token_id=int(token),
         )  # fmt: skip
@@ -285,9 +121,9 @@ class Located:
         if self.device.type == "cuda" and self.dtype == "float32":
             # torch lets cuDNN round float32 convolutions to TF32, the tower's patch embedding among them
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        front = self.front
+        prompter = self.prompter
         model = _load(self.config, self.folder, self.dtype).to(self.device).eval()
-        known = {f.name: getattr(front, f.name) for f in fields(front) if f.init}
+        known = {f.name: getattr(prompter, f.name) for f in fields(prompter) if f.init}
         return LoadedModel(**known, model=model)
 
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.proof.faults import ASKING, FAULTS, Fault, seeded
-from harness.proof.gate import command as regress
-from harness.proof.gate.command import Snapshot, compare, measure
+from harness.proof.faults import FAULTS, Fault, seeded
+from harness.proof.gate import command
+from harness.proof.gate.command import measure
+from harness.proof.gate.compare import compare
+from harness.proof.gate.snapshot import Snapshot
 
 #: fewer questions and tasks than the gate has
 CUT = ("limit=12", "tasks=gqa,textvqa")
@@ -46,11 +48,11 @@ def blind(fault: Fault) -> str | None:
 
 def _unasked(fault: Fault) -> bool:
     """Is the fault looked for in a method that is not shipped?"""
-    return fault.method.startswith(ASKING)
+    return ".py:" in fault.method
 
 
 @dataclass(frozen=True)
-class Tried:
+class FaultInGate:
     """`reasons`: why the gate fails under the fault; none: it does not."""
 
     fault: Fault
@@ -63,15 +65,15 @@ def sound(fault: Fault, config: Path) -> Snapshot:
         return measure(config, Path(folder), _cut(fault), say=_silent)
 
 
-def try_gate(fault: Fault, config: Path, before: Snapshot) -> Tried:
+def try_gate(fault: Fault, config: Path, before: Snapshot) -> FaultInGate:
     """The gate under the fault. A run that stops is a failure as well."""
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()), seeded(fault):
             after = measure(config, Path(folder), _cut(fault), say=_silent)
     except Exception as error:  # a fault may raise anything
-        return Tried(fault, (f"the run stops: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",))
+        return FaultInGate(fault, (f"the run stops: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",))
     found = compare(before, after)
-    return Tried(fault, (*found.first, *found.failures))
+    return FaultInGate(fault, (*found.first, *found.failures))
 
 
 def _cut(fault: Fault) -> tuple[str, ...]:
@@ -83,13 +85,13 @@ def _silent(text: str) -> None:
     """Says nothing."""
 
 
-def try_all(config: Path = regress.CONFIG, faults: Sequence[Fault] = FAULTS, say: Callable[[str], None] = print) -> list[Tried]:
+def try_all(config: Path = command.CONFIG, faults: Sequence[Fault] = FAULTS, say: Callable[[str], None] = print) -> list[FaultInGate]:
     """Every fault in turn; minutes."""
     before: dict[tuple[str, ...], Snapshot] = {}
     tried = []
     for fault in faults:
         if _unasked(fault):
-            tried.append(Tried(fault, ()))
+            tried.append(FaultInGate(fault, ()))
             continue
         if _cut(fault) not in before:
             before[_cut(fault)] = sound(fault, config)
@@ -98,7 +100,7 @@ def try_all(config: Path = regress.CONFIG, faults: Sequence[Fault] = FAULTS, say
     return tried
 
 
-def unexpected(tried: Sequence[Tried]) -> list[str]:
+def unexpected(tried: Sequence[FaultInGate]) -> list[str]:
     """Faults that the gate did not see without a known reason, and known reasons that do not hold."""
     return [
         f"{t.fault.name}: " + ("caught, although listed as invisible" if t.reasons else "not seen")
@@ -107,7 +109,7 @@ def unexpected(tried: Sequence[Tried]) -> list[str]:
     ]
 
 
-def markdown(tried: Sequence[Tried]) -> str:
+def markdown(tried: Sequence[FaultInGate]) -> str:
     """Which faults the gate catches, by what, and which it cannot."""
     caught = [t for t in tried if t.reasons]
     lines = [

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.core.errors import PrunebenchError
-from harness.store.store import write_atomic
+from harness.store.files import write_atomic
 
 _TEXT = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 #: numbers of 2 and 4 bytes: bytes are predicted by their place in the number, not by their neighbours (4 % smaller than the preset)

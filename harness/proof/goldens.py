@@ -23,7 +23,8 @@ from transformers import AutoModelForImageTextToText, DynamicCache
 from harness import method as registry
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
-from harness.engine.attach import EngineRun, attach
+from harness.engine.attach import attach
+from harness.engine.run import EngineRun
 from harness.method import Method, Run
 from harness.models.adapters import Features, LlavaAdapter
 from harness.models.adapters.llava import load_text
@@ -36,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """`mismatch` is the first thing that differs, None where everything agrees; `largest` is the largest logit difference."""
 
     case: str
@@ -183,14 +184,14 @@ def replay(folder: Path, case: dict[str, Any], method: Method, device: torch.dev
         return Replayed(logits, origins[-1], lengths, prefill_norms, positions[1:], run, origins)
 
 
-def compare(case: dict[str, Any], got: Replayed, tolerance: float = LOGIT_TOLERANCE) -> Outcome:
+def compare(case: dict[str, Any], got: Replayed, tolerance: float = LOGIT_TOLERANCE) -> CaseOutcome:
     """Everything a case recorded against a run: kept sets, layers, votes, lengths, positions, norms, logits within `tolerance`."""
     wanted = case["logits"]
     # FastV's variants that rank again at every token agree at prefill only; the masking one also keeps all tokens in place
     prefill_only = case["method"] == "fastv" and case["variant"] in ("inplace", "mask")
     steps = 1 if prefill_only else len(wanted)
     largest = max(float((got.logits[t] - torch.tensor(wanted[t])).abs().max()) for t in range(steps))
-    return Outcome(case["id"], largest, _first_difference(case, got, steps, largest, tolerance))
+    return CaseOutcome(case["id"], largest, _first_difference(case, got, steps, largest, tolerance))
 
 
 def _first_difference(case: dict[str, Any], got: Replayed, steps: int, largest: float, tolerance: float) -> str | None:
@@ -236,7 +237,7 @@ def _sets(got: list[int], recorded: list[int]) -> str:
     return f"kept {len(got)} tokens, recorded {len(recorded)}; not recorded: {extra[:5]}, missing: {missing[:5]}"
 
 
-def run_folder(folder: Path, device: torch.device = CPU, tolerance: float = LOGIT_TOLERANCE, n: int | None = None) -> Iterator[Outcome]:
+def run_folder(folder: Path, device: torch.device = CPU, tolerance: float = LOGIT_TOLERANCE, n: int | None = None) -> Iterator[CaseOutcome]:
     """Replay the first `n` cases of a folder (None: all), in index order, in float32 on a device.
 
     A case that cannot be replayed counts as a mismatch and says why.
@@ -246,7 +247,7 @@ def run_folder(folder: Path, device: torch.device = CPU, tolerance: float = LOGI
         try:
             outcome = compare(case, replay(folder, case, method_of(case), device), tolerance)
         except NotReplayableError as error:
-            outcome = Outcome(str(case.get("id", entry["file"])), float("nan"), f"not replayable: {error}")
+            outcome = CaseOutcome(str(case.get("id", entry["file"])), float("nan"), f"not replayable: {error}")
         yield outcome
 
 

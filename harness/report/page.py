@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 from harness.core.command import evaluation, rendered
 from harness.core.errors import PrunebenchError
 from harness.report import views
-from harness.runner.request import data_of
-from harness.store.store import SealedCell, Store, write_atomic
-from harness.tables import leaderboard
+from harness.store.files import write_atomic
+from harness.store.sealed import SealedCell
+from harness.store.store import Store
+from harness.tables import frame
 from harness.tables.sections import budget_order
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ class _Builder:
     def __init__(self, cells: Sequence[SealedCell], results: Path, data: str) -> None:
         self.protocols = views.protocols(cells)
         self.results = results
-        self.pictures = views.Pictures(partial(data_of, data))
-        self.rows = {row["identity"]: row for row in leaderboard.rows(cells).to_dict("records")}
+        self.pictures = views.Pictures(partial(views.data_of, data))
+        self.rows = {row["identity"]: row for row in frame.rows(cells).to_dict("records")}
         self.analyses = read_analyses(results)
         self._frames: dict[str, pd.DataFrame] = {}
         self._jpegs: dict[str, str] = {}

@@ -20,8 +20,8 @@ from harness.core import keeps
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import Grid
 from harness.report import views
-from harness.runner.request import data_of
-from harness.store.store import SealedCell, Store
+from harness.store.sealed import SealedCell
+from harness.store.store import Store
 from harness.tables.sections import budget_order
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownSample:
     """One sample under several methods."""
 
     key: str
@@ -64,7 +64,7 @@ class Sample:
 
 def find(
     cells: Sequence[SealedCell], key: str, methods: Sequence[str], budget: str = "", model: str = "", data: str = ""
-) -> Sample:
+) -> ShownSample:
     """The sample under the methods at a budget. Raises PrunebenchError for what was not measured, with the command that measures it.
 
     Without `budget` it is the one that the methods were measured at, 64 where there are several. Several models need `model`.
@@ -122,8 +122,8 @@ def find(
         )
 
     row = rows(picked[0]).loc[key].to_dict()
-    image = views.Pictures(partial(data_of, data)).square(picked[0], key, str(row["image"]), SIDE)
-    return Sample(
+    image = views.Pictures(partial(views.data_of, data)).square(picked[0], key, str(row["image"]), SIDE)
+    return ShownSample(
         key,
         str(row["question"]),
         str(row["target"]),
@@ -189,7 +189,7 @@ def _notes(row: Any) -> str:
     return ", ".join(f"{words} {int(row[name])}" if row[name] >= 0 else f"no {words}" for name, words in noted.items())
 
 
-def lines(sample: Sample) -> list[str]:
+def lines(sample: ShownSample) -> list[str]:
     """The picture's facts as text, for the terminal."""
     out = [f"{sample.key}  {sample.question}", f"expected  {sample.target}"]
     base = sample.unpruned
@@ -205,7 +205,7 @@ def _verdict(shown: Shown) -> str:
     return words + (", flipped" if shown.flipped else "")
 
 
-def picture(sample: Sample) -> Image.Image:
+def picture(sample: ShownSample) -> Image.Image:
     """The sample as one image: the whole picture beside question and answers, then a row of panels per method."""
     widest = max([1, *(len(m.stages) for m in sample.methods)])
     width = 2 * _MARGIN + max(widest * (SIDE + _GAP) - _GAP, 2 * SIDE + _GAP + 120)
@@ -269,7 +269,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def write(
     results: Path, key: str, methods: Sequence[str], budget: str = "", model: str = "", data: str = "", out: Path | None = None
-) -> tuple[Path, Sample]:
+) -> tuple[Path, ShownSample]:
     """Write the picture of a sample and return its path; default `<results>/show/<sample>-<methods>-<budget>.png`."""
     sample = find(Store(results).cells(), key, methods, budget, model, data)
     path = out or results / "show" / f"{'-'.join(re.sub(r'[^A-Za-z0-9_.]+', '-', part) for part in (key, *methods, budget) if part)}.png"

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid
-from harness.store.store import SealedCell
+from harness.store.sealed import SealedCell
 from harness.tables.sections import Section
 
 if TYPE_CHECKING:
@@ -137,6 +137,13 @@ def grid_of(sealed: SealedCell, n_visual: int) -> Grid | None:
 def depth(protocol: Protocol) -> int | None:
     """Decoder layers of the model, as its cells say."""
     return next((int(s.provenance["decoder_layers"]) for s in protocol.cells if "decoder_layers" in s.provenance), None)
+
+
+def data_of(data: str, sealed: SealedCell) -> DataSource:
+    """The data of a measured cell: where a user says they are now, else as they were asked for."""
+    from tasks.sources import source_of_data
+
+    return source_of_data(data or sealed.asked.data, sealed.cell.model)
 
 
 class Pictures:

@@ -18,8 +18,8 @@ from harness.runner.launch.processes import executor
 from harness.runner.request import Request, resolve_each
 from harness.runner.run import Options, Say
 from harness.runner.session import Session
-from harness.store.store import SealedCell
-from harness.tables import leaderboard
+from harness.store.sealed import SealedCell
+from harness.tables.frame import rows
 
 
 class Variant(BaseModel):
@@ -61,7 +61,7 @@ class Ablation(BaseModel):
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredVariant:
     """A variant and its sealed cells, one per task, each after the unpruned cell it is compared with."""
 
     variant: Variant
@@ -97,7 +97,7 @@ def requests(ablation: Ablation, *, device: str = "auto", dtype: str = "auto", s
     ]
 
 
-def run(ablation: Ablation, asked: Sequence[Request], options: Options, say: Say = print) -> list[Measured]:
+def run(ablation: Ablation, asked: Sequence[Request], options: Options, say: Say = print) -> list[MeasuredVariant]:
     """Evaluate every variant, as `requests` gives them, in one pass; sealed cells are reused.
 
     Every variant is checked against the model before the first one runs. Raises PrunebenchError as `harness.runner.run.run`, and where
@@ -108,14 +108,14 @@ def run(ablation: Ablation, asked: Sequence[Request], options: Options, say: Say
     say(f"{len(settings)} variants x {len(ablation.tasks)} tasks on {ablation.model}: {', '.join(v.name for v in ablation.variants)}")
     finished = runner.run([s for each in settings for s in each], session, executor(1, session), options, say)
     finished.check_whole()
-    return [Measured(variant, finished.of(mine)) for variant, mine in zip(ablation.variants, settings, strict=True)]
+    return [MeasuredVariant(variant, finished.of(mine)) for variant, mine in zip(ablation.variants, settings, strict=True)]
 
 
-def table(ablation: Ablation, measured: list[Measured]) -> str:
+def table(ablation: Ablation, measured: list[MeasuredVariant]) -> str:
     """One line per variant and task: score, share of the unpruned score, tokens and FLOPs, beside the paper's number."""
     lines = []
     for item in measured:
-        frame = leaderboard.rows(item.cells)
+        frame = rows(item.cells)
         for row in frame[frame["method"] == method_class(item.variant.method).name].to_dict("records"):
             lines.append(
                 {

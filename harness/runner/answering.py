@@ -19,8 +19,9 @@ from harness.core.budget import NONE, Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import PromptShape
 from harness.core.trace import Trace
-from harness.engine.attach import EngineRun, attach
+from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
+from harness.engine.run import EngineRun
 from harness.engine.tower import Seen, check_looks
 from harness.method import Method, TowerLook, raised, source_of
 from harness.models.adapters import Features
@@ -70,7 +71,7 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-class Encoded(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image's features and what methods asked to see of the tower."""
 
     features: Features
@@ -87,9 +88,9 @@ class FeatureCache:
     def __init__(self, limit: int = 2 << 30) -> None:
         self.limit, self.used, self.encoded = limit, 0, 0
         self.looks: set[TowerLook] = set()
-        self._items: OrderedDict[str, Encoded] = OrderedDict()
+        self._items: OrderedDict[str, EncodedImage] = OrderedDict()
 
-    def get(self, key: str, encode: Callable[[], Encoded], looks: Iterable[TowerLook] = ()) -> Encoded:
+    def get(self, key: str, encode: Callable[[], EncodedImage], looks: Iterable[TowerLook] = ()) -> EncodedImage:
         """Image `key`, encoded on a miss, and again where it was encoded before `looks` were asked for."""
         found = self._items.pop(key, None)
         if found is not None and not found.seen.keys() >= set(looks):
@@ -226,7 +227,7 @@ class Answerer:
             mask[row, width - len(prompt_ids) :] = 1
         return ids.to(self.loaded.device), mask.to(self.loaded.device)
 
-    def _encoded(self, run: EngineRun, prompts: Sequence[Prompt]) -> list[Encoded]:
+    def _encoded(self, run: EngineRun, prompts: Sequence[Prompt]) -> list[EncodedImage]:
         """The prompts' images."""
         return [self.features.get(p.image_key + self._variant, lambda p=p: self._encode(run, p), self._looks) for p in prompts]  # type: ignore[misc]
 
@@ -286,7 +287,7 @@ class Answerer:
         return generated
 
     @torch.inference_mode()
-    def _encode(self, run: EngineRun, prompt: Prompt) -> Encoded:
+    def _encode(self, run: EngineRun, prompt: Prompt) -> EncodedImage:
         try:
             with self.clock("load images"):
                 image = prompt.image()
@@ -297,7 +298,7 @@ class Answerer:
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"):
             features, seen = run.encode(pixel_values=self.loaded.pixels(image))
-            return Encoded(features[0], seen[0])
+            return EncodedImage(features[0], seen[0])
 
 
 def batch_for(method: Method, batch: int, device: torch.device) -> int:

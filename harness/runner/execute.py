@@ -23,7 +23,7 @@ from harness.runner.answering import Answer, Answerer, Prompt, batch_for, pixels
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting
-from harness.store.store import Record
+from harness.store.journal import Record
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask

@@ -41,10 +41,10 @@ def _job(setting: Setting, session: Session) -> Job:
 
 
 def _cell(setting: Setting, task: LoadedTask) -> Cell:
-    front, method = setting.located.front, setting.method
+    prompter, method = setting.located.prompter, setting.method
     return Cell(
-        model=front.config.name,
-        model_fingerprint=front.fingerprint,
+        model=prompter.config.name,
+        model_fingerprint=prompter.fingerprint,
         method=method.name,
         knobs=method.knobs(),
         method_source=source_of(type(method)),
@@ -52,10 +52,10 @@ def _cell(setting: Setting, task: LoadedTask) -> Cell:
         task=task.name,
         data_fingerprint=task.fingerprint,
         n_samples=len(task.samples),
-        prompt_template=front.template_hash,
-        dtype=front.dtype,
-        image_backend=front.image_backend,
-        device_type=front.device.type,
+        prompt_template=prompter.template_hash,
+        dtype=prompter.dtype,
+        image_backend=prompter.image_backend,
+        device_type=prompter.device.type,
         positions=setting.positions,
         seed=setting.seed,
         max_new_tokens=task.max_new_tokens,
@@ -64,18 +64,18 @@ def _cell(setting: Setting, task: LoadedTask) -> Cell:
 
 def provenance(setting: Setting, pace: Pace) -> dict[str, Any]:
     """Where a cell's numbers come from: what was asked, and with what it is measured."""
-    front = setting.located.front
+    prompter = setting.located.prompter
     return {
         "request": setting.asked.to_dict(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "batch_size": pace.batch,
         "prefix_sharing": pace.share,
-        "device": device_name(front.device),
+        "device": device_name(prompter.device),
         "versions": versions_now(),
         "python": platform.python_version(),
         **git_now(),
-        "model_source": front.config.hub or front.config.name,
-        "revision": front.revision,
+        "model_source": prompter.config.hub or prompter.config.name,
+        "revision": prompter.revision,
         "decoder_layers": setting.located.shape.depth,
         "grids": [list(view) for view in setting.located.usual.images[0].views],
     }

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from harness.models.load import Located
     from harness.runner.session import Session
     from harness.runner.setting import Setting
-    from harness.store.store import SealedCell
     from tasks.sources import DataSource
 
 TASKS = ("gqa", "mme", "pope", "textvqa")
@@ -127,7 +126,8 @@ def check(request: Request) -> Checked:
     from harness.core.shape import SHAPES
     from harness.engine.attach import POSITION_POLICIES
     from harness.method import build, check_budget, method_class
-    from harness.models.load import calibrated_knobs, locate_model, model_config
+    from harness.models.config import calibrated_knobs, model_config
+    from harness.models.load import locate_model
     from tasks.sources import task_spec
 
     spec, budget = request.methods[0], budgets.parse(request.budgets[0] if request.budgets else None)
@@ -150,6 +150,8 @@ def check(request: Request) -> Checked:
     else:
         located = locate_model(request.model, "cpu", request.dtype)
         usual, method = located.usual, located.method(spec, budget, request.knobs, n_text=0)
+    from tasks.sources import source_of_data
+
     return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.name), method, usual)
 
 
@@ -212,8 +214,8 @@ def _seed(text: str) -> int:
 
 def mean_text(located: Located, task: Any) -> int:
     """Mean text length of a task's prompts in tokens, to the nearest whole one."""
-    front = located.front
-    lengths = [len(front.prompt_ids(s.prompt)) - front.usual.n_visual for s in task.samples]
+    prompter = located.prompter
+    lengths = [len(prompter.prompt_ids(s.prompt)) - prompter.usual.n_visual for s in task.samples]
     return round(sum(lengths) / len(lengths))
 
 
@@ -230,15 +232,3 @@ def parse_limit(limit: str | int | None, default: int | None) -> int | None:
     if number < 1:
         raise PrunebenchError(f"LIMIT={limit!r}: expected a number of questions per task of at least 1, or all")
     return number
-
-
-def source_of_data(data: str | None, model: str) -> DataSource:
-    """Where the data are: as typed, else the mini data for the mini model and the hub for every other."""
-    from tasks.sources import DataSource
-
-    return DataSource.parse(data or ("mini" if model == "mini" else "hub"))
-
-
-def data_of(data: str, sealed: SealedCell) -> DataSource:
-    """The data of a measured cell: where a user says they are now, else as they were asked for."""
-    return source_of_data(data or sealed.asked.data, sealed.cell.model)

@@ -23,7 +23,9 @@ from harness.runner.pace import Pace
 from harness.runner.running import RunningCell, flush_all
 from harness.runner.session import Session
 from harness.runner.setting import Setting
-from harness.store.store import CellBusy, CellSealed, SealedCell, Store
+from harness.store.lease import CellBusy
+from harness.store.sealed import SealedCell
+from harness.store.store import CellSealed, Store
 from harness.tables import leaderboard
 
 Say = Callable[[str], None]

@@ -10,7 +10,9 @@ from harness.core.errors import PrunebenchError
 from harness.runner.answering import Clock
 from harness.runner.execute import Work
 from harness.runner.jobs import Job
-from harness.store.store import CellWriter, Record, SampleScore, SealedCell
+from harness.store.journal import Record
+from harness.store.sealed import SampleScore, SealedCell
+from harness.store.store import CellWriter
 
 #: answers that go to a journal with one fsync, and the seconds after which fewer do
 FLUSH, FLUSH_SECONDS = 64, 10.0

@@ -184,7 +184,7 @@ def spent(clock: Clock, total: float) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
+class PlannedCell:
     """One request of a dry run: what it holds and what it would cost. `n` questions, `sealed` of `cells`; None where data are not here."""
 
     label: str
@@ -212,22 +212,22 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
             session.locate(model, device, sweep.dtype)
         except PrunebenchError as error:
             missing[model] = str(error)
-    lines: list[Line] = []
+    lines: list[PlannedCell] = []
     seen: set[str] = set()
     for one in checked:
         label, usual = one.request.label, one.usual
         each, upper = _flops(one.method, usual.with_text(TEXT))
         if one.request.model in missing:
-            lines.append(Line(label, len(one.request.tasks), None, None, each, upper))
+            lines.append(PlannedCell(label, len(one.request.tasks), None, None, each, upper))
             continue
         jobs = {job.identity: job for job in _reached(one, session, missing) if job.identity not in seen}
         if all(_place(one, task) in missing for task in one.request.tasks):
-            lines.append(Line(label, len(one.request.tasks), None, None, each, upper))
+            lines.append(PlannedCell(label, len(one.request.tasks), None, None, each, upper))
             continue
         seen |= set(jobs)
         left = [job for job in jobs.values() if options.fresh or store.sealed(job.cell) is None]
         total = sum(j.cell.n_samples * _flops(j.setting.method, usual.with_text(mean_text(j.setting.located, j.task)))[0] for j in left)
-        lines.append(Line(label, len(jobs), sum(j.cell.n_samples for j in left), len(jobs) - len(left), total, upper))
+        lines.append(PlannedCell(label, len(jobs), sum(j.cell.n_samples for j in left), len(jobs) - len(left), total, upper))
     rows = [
         [line.label, line.cells, "?" if line.sealed is None else line.sealed, "?" if line.n is None else line.n,
          ("<= " if line.upper else "") + f"{line.flops / 1e12:.3g}" + (f" a question of {TEXT} text tokens" if line.n is None else "")]

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core import keeps, stats
 from harness.core.errors import PrunebenchError
-from harness.store.store import COLUMNS, JOURNAL, SAMPLES, SEAL, SealedCell, Store, cost_means, load, read_journal
+from harness.store.journal import JOURNAL, read_journal
+from harness.store.sealed import COLUMNS, SAMPLES, SEAL, SealedCell, cost_means, load
+from harness.store.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

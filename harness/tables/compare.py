@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from harness.core import stats
 from harness.core.errors import PrunebenchError
-from harness.store.store import SAMPLES, SealedCell
+from harness.store.sealed import SAMPLES, SealedCell
 from harness.tables.sections import NAN, Block, Line, Section, average, mean
 
 ALPHA = 0.05

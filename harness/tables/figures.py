@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from harness.core import stats
 from harness.core.errors import PrunebenchError
-from harness.store.store import SealedCell, write_atomic
+from harness.store.files import write_atomic
+from harness.store.sealed import SealedCell
 from harness.tables.sections import NAN, Line, Section, average, mean, percent_of_unpruned
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from harness.core.errors import PrunebenchError
 from harness.core.paths import REPOSITORY
-from harness.store.store import SealedCell
+from harness.store.sealed import SealedCell
 from harness.tables.sections import NAN, Line, mean
 
 PATH = REPOSITORY / "results" / "published.csv"

@@ -16,7 +16,7 @@ from itertools import combinations
 from typing import Any
 
 from harness.core.cell import Cell, canonical_json
-from harness.store.store import SealedCell
+from harness.store.sealed import SealedCell
 
 NAN = float("nan")
 

@@ -18,7 +18,9 @@ from typing import Any
 from harness.core.asked import Asked
 from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError, naming
-from harness.store.store import SAMPLES, SEAL, Store, checksum, load
+from harness.store.files import checksum
+from harness.store.sealed import SAMPLES, SEAL, load
+from harness.store.store import Store
 
 OLD, NEW = 3, 4
 _NAMES = ("METHOD", "BUDGET", "MODEL", "TASKS", "LIMIT", "SET", "SEED", "POSITIONS", "DATA", "DTYPE", "DEVICE", "FRESH")

@@ -13,8 +13,10 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import SHAPES
 from harness.cost.units import units_table
-from harness.store.store import SealedCell, Store
-from harness.tables import leaderboard
+from harness.store.sealed import SealedCell
+from harness.store.store import Store
+from harness.tables import markdown, terminal
+from harness.tables.frame import rows
 
 #: the main job of the README's first screen
 METHOD, BUDGET = "visipruner", "64"
@@ -33,13 +35,13 @@ def main_table(results: Path) -> str:
     """The terminal table of the main job, from the cells in `results`. Raises PrunebenchError where a cell is missing."""
     shown = (("none", "none"), (METHOD, BUDGET))
     cells = [c for c in _at_defaults(results) if (c.cell.method, c.cell.budget) in shown]
-    table = leaderboard.rows(cells)
+    table = rows(cells)
     for task in TASKS:
         found = sorted(table.loc[table["task"] == task, "method"])
         if found != ["none", METHOD]:
             command = f"make eval METHOD={METHOD} BUDGET={BUDGET} RESULTS={results}"
             raise PrunebenchError(f"{results}: expected one cell of none and one of {METHOD} for {task}, found {found}: run `{command}`")
-    return leaderboard.table(_ordered(table))
+    return terminal.table(_ordered(table))
 
 
 def glance(results: Path) -> str:
@@ -49,7 +51,7 @@ def glance(results: Path) -> str:
     """
     file = results / "LEADERBOARD.md"
     text = file.read_text() if file.is_file() else ""
-    table = re.search(rf"^### Avg % at a glance\n\n(.*?\n\n{re.escape(leaderboard.FRONT)})$", text, re.M | re.S)
+    table = re.search(rf"^### Avg % at a glance\n\n(.*?\n\n{re.escape(markdown.FRONT)})$", text, re.M | re.S)
     if table is None:
         raise PrunebenchError(f"{file}: expected a leaderboard with pruned methods: run `make sweep leaderboard RESULTS={results}`")
     return table[1]
@@ -72,7 +74,7 @@ def stages(results: Path) -> str:
         ["vision not needed", f"{until} to {found['depth'] - 1}", f"{100 * sure['not_needed_from'].get(str(until), 0):.0f}"],
     ]
     table = tabulate(lines, headers=["stage", "layers", "bootstrap samples that agree (%)"], tablefmt="github", disable_numparse=True)
-    frame = leaderboard.rows(c for c in _at_defaults(results) if c.cell.method in (METHOD, "none"))
+    frame = rows(c for c in _at_defaults(results) if c.cell.method in (METHOD, "none"))
     plain = frame[frame["method"] == "none"].set_index("task").loc[TASKS]
     effect = [["unpruned", *_scores(plain), f"{plain['kept'].mean():.1f}", "100.0"]]
     for budget, name in (("native", "scaled defaults (`native`)"), ("calibrated", "derived from this analysis (`calibrated`)")):
@@ -99,7 +101,7 @@ def card_table(results: Path) -> str:
     cells = [c for c in Store(results).cells() if c.cell.method == "none" and c.asked.limit == "all"]
     if not set(TASKS) <= {c.cell.task for c in cells}:
         raise PrunebenchError(f"{results}: expected the unpruned model on all questions: run `make eval METHOD=none LIMIT=all RESULTS={results}`")
-    return leaderboard.table(_ordered(leaderboard.rows(cells)))
+    return terminal.table(_ordered(rows(cells)))
 
 
 def _ordered(table: Any) -> Any:

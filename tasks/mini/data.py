@@ -143,7 +143,7 @@ def _ask(
     *,
     positive: bool | None = None,
     negative: str | None = None,
-) -> world.Question | None:
+) -> world.WorldQuestion | None:
     """A question that this image has not been asked yet, with the answer wanted, or None after `TRIES` draws."""
     for _ in range(TRIES):
         q = world.ask(kind, scene, rng, positive=positive, negative=negative)
@@ -179,7 +179,7 @@ def _name(image: dict[str, Any]) -> str:
 
 
 def _gqa(first_seed: int, count: int, features: dict[str, Features]) -> list[_File]:
-    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[world.Question] | None:
+    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[world.WorldQuestion] | None:
         slots = range(index * GQA_PER_IMAGE, (index + 1) * GQA_PER_IMAGE)
         asked: set[str] = set()
         found = []
@@ -223,7 +223,7 @@ def _mme(first_seed: int, count: int, features: dict[str, Features]) -> list[_Fi
     """One pair per image. Categories take turns, so that also the first rows of the file hold all of them."""
     categories = tuple(MME_KINDS)
 
-    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[world.Question] | None:
+    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[world.WorldQuestion] | None:
         kind, asked = MME_KINDS[categories[index % len(categories)]], set[str]()
         found = [_ask(kind, scene, rng, asked, positive=positive) for positive in (True, False)]
         return None if None in found else [q for q in found if q is not None]
@@ -245,7 +245,7 @@ def _mme(first_seed: int, count: int, features: dict[str, Features]) -> list[_Fi
 
 
 def _pope(first_seed: int, count: int, features: dict[str, Features]) -> list[_File]:
-    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[tuple[str, world.Question]] | None:
+    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[tuple[str, world.WorldQuestion]] | None:
         asked: set[str] = set()
         found = []
         for c, category in enumerate(world.NEGATIVES):
@@ -287,7 +287,7 @@ def _ten_answers(code: str, rng: random.Random) -> list[str]:
 
 
 def _textvqa(first_seed: int, count: int, features: dict[str, Features]) -> list[_File]:
-    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[tuple[world.Question, list[str]]] | None:
+    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[tuple[world.WorldQuestion, list[str]]] | None:
         if any(sign.code in UNFAIR_CODES for sign in scene.signs):
             return None
         asked: set[str] = set()

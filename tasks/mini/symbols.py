@@ -21,7 +21,7 @@ from tasks.mini import world
 EMBED_STD = 0.06
 
 
-class Packed(NamedTuple):
+class PackedBatch(NamedTuple):
     """A batch of scenes, each with `s` questions that attend to the image and to themselves only.
 
     `visual (b, v)`: raster index of each visual token, -1 for padding. `ids (b, s, t)`: token ids of each question with its
@@ -112,7 +112,7 @@ def pack(
     n_background: int,
     one_per_object: bool,
     full_prompt: float,
-) -> Packed:
+) -> PackedBatch:
     """Draw questions (kinds by `weights`) and pack them; `full_prompt` is the share asked with lmms-eval's post prompt.
 
     `n_background=-1` shows all 576 patches.
@@ -147,7 +147,7 @@ def pack(
     # a few fixed widths: kernels are compiled or cached per shape
     width = -(-max(map(len, visual)) // 16) * 16 if n_background >= 0 else world.GRID**2
     shape = (len(scenes), n_questions, longest)
-    return Packed(
+    return PackedBatch(
         scenes, torch.tensor([[*v, *[-1] * (width - len(v))] for v in visual]), ids.view(shape), answer.view(shape), kinds
     )
 
@@ -163,7 +163,7 @@ class PackedAttention:
         self.n_image = self.n_segments = self.length = 0
         self.visual_bias: Tensor | None = None
 
-    def set(self, packed: Packed, n_prefix: int) -> None:
+    def set(self, packed: PackedBatch, n_prefix: int) -> None:
         b, v = packed.visual.shape
         self.n_image, (self.n_segments, self.length) = n_prefix + v, packed.ids.shape[1:]
         bias = torch.zeros(b, 1, 1, self.n_image)

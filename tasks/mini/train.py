@@ -116,7 +116,7 @@ def grow(shallow: LlamaForCausalLM, deep: nn.Module) -> None:
             nn.init.zeros_(layer.mlp.down_proj.weight)
 
 
-def forward_packed(decoder: nn.Module, vocab: symbols.Vocabulary, packed: symbols.Packed, visual: Tensor) -> tuple[Tensor, Tensor]:
+def forward_packed(decoder: nn.Module, vocab: symbols.Vocabulary, packed: symbols.PackedBatch, visual: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (a, vocab) and targets (a,) at every answer position; `visual (b, v, hidden)` are the visual embeddings."""
     b, v = packed.visual.shape
     device = visual.device
@@ -134,7 +134,7 @@ def forward_packed(decoder: nn.Module, vocab: symbols.Vocabulary, packed: symbol
     return hidden[packed.answer] @ decoder.embed_tokens.weight.T, targets
 
 
-def accuracy_per_kind(packed: symbols.Packed, logits: Tensor, targets: Tensor) -> dict[str, list[float]]:
+def accuracy_per_kind(packed: symbols.PackedBatch, logits: Tensor, targets: Tensor) -> dict[str, list[float]]:
     """Whether every token of an answer was the arg max, per kind; on fresh scenes, so it is an honest estimate."""
     wrong = torch.zeros(packed.ids.shape, dtype=torch.bool)
     wrong[packed.answer.cpu()] = (logits.argmax(-1) != targets).cpu()
@@ -288,7 +288,7 @@ class Phase:
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
 
-    def pack(self, rng: random.Random, scenes: list[world.Scene], weights: dict[str, float]) -> symbols.Packed:
+    def pack(self, rng: random.Random, scenes: list[world.Scene], weights: dict[str, float]) -> symbols.PackedBatch:
         r = self.recipe
         packed = symbols.pack(self.vocab, rng, scenes, r.questions, weights, r.background, r.one_per_object, r.full_prompt)
         return packed._replace(**{k: getattr(packed, k).to(self.device) for k in ("visual", "ids", "answer")})

@@ -80,7 +80,7 @@ class Scene:
     signs: tuple[Sign, ...]
 
 
-class Question(NamedTuple):
+class WorldQuestion(NamedTuple):
     """`kind` names the skill (logged per kind in training), `answer` is lower case except for codes."""
 
     kind: str
@@ -331,7 +331,7 @@ NEGATIVES = ("random", "popular", "adversarial")
 KINDS = ("exist", "colour", "shape", "relation", "side", "verify", "position", "count", "code", "code_is", "same", "starts")
 
 
-def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = None, negative: str | None = None) -> Question | None:
+def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = None, negative: str | None = None) -> WorldQuestion | None:
     """One question of a kind about a scene, or None where the scene has nothing to ask it about.
 
     `positive` fixes the answer of yes/no questions (default: a fair coin), `negative` the kind of absent object.
@@ -348,13 +348,13 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
             if absent is None:
                 return None
             name = f"{absent[1]} {absent[0]}"
-        return Question(kind, f"Is there {article(name)} in the image?", say)
+        return WorldQuestion(kind, f"Is there {article(name)} in the image?", say)
     if kind == "colour":
         pool = _unique(scene, "shape")
-        return Question(kind, f"What color is the {(t := rng.choice(pool)).shape}?", t.colour) if pool else None
+        return WorldQuestion(kind, f"What color is the {(t := rng.choice(pool)).shape}?", t.colour) if pool else None
     if kind == "shape":
         pool = _unique(scene, "colour")
-        return Question(kind, f"What shape is the {(t := rng.choice(pool)).colour} object?", t.shape) if pool else None
+        return WorldQuestion(kind, f"What shape is the {(t := rng.choice(pool)).colour} object?", t.shape) if pool else None
     if kind == "relation":
         axis = rng.choice("xy")
         pair = _pair(rng, scene, axis)
@@ -364,8 +364,8 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         names = _reference(rng, scene, a), _reference(rng, scene, b)
         if axis == "x":
             text = f"Is the {names[0]} to the left or to the right of the {names[1]}?"
-            return Question(kind, text, "left" if a.x < b.x else "right")
-        return Question(kind, f"Is the {names[0]} above or below the {names[1]}?", "above" if a.y < b.y else "below")
+            return WorldQuestion(kind, text, "left" if a.x < b.x else "right")
+        return WorldQuestion(kind, f"Is the {names[0]} above or below the {names[1]}?", "above" if a.y < b.y else "below")
     if kind == "side":  # where one object is; also the stepping stone towards comparing two
         axis = rng.choice("xy")
         pool = [t for t in things if abs(getattr(t, axis) - IMAGE_SIZE / 2) > CELL / 2]
@@ -375,15 +375,15 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         low = getattr(t, axis) < IMAGE_SIZE / 2
         name = _reference(rng, scene, t)
         if axis == "x":
-            return Question(kind, f"Is the {name} on the left or on the right side of the image?", "left" if low else "right")
-        return Question(kind, f"Is the {name} at the top or at the bottom of the image?", "top" if low else "bottom")
+            return WorldQuestion(kind, f"Is the {name} on the left or on the right side of the image?", "left" if low else "right")
+        return WorldQuestion(kind, f"Is the {name} at the top or at the bottom of the image?", "top" if low else "bottom")
     if kind == "verify":
         pool = _unique(scene, "shape")
         if not pool:
             return None
         t = rng.choice(pool)
         colour = t.colour if yes else rng.choice([c for c in COLOUR_NAMES if c != t.colour])
-        return Question(kind, f"Is the {t.shape} {colour}?", say)
+        return WorldQuestion(kind, f"Is the {t.shape} {colour}?", say)
     if kind == "position":
         axis = rng.choice("xy")
         pair = _pair(rng, scene, axis)
@@ -394,7 +394,7 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         word = {("x", True): "to the left of", ("x", False): "to the right of", ("y", True): "above", ("y", False): "below"}[
             axis, before == yes
         ]
-        return Question(kind, f"Is the {a.name} {word} the {b.name}?", say)
+        return WorldQuestion(kind, f"Is the {a.name} {word} the {b.name}?", say)
     if kind == "count":
         words = ("no", "one", "two", "three", "four")
         shape = rng.choice(SHAPES)
@@ -406,7 +406,7 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         if said == 4:
             return None
         noun = shape if said == 1 else (shape + "es" if shape.endswith("s") else shape + "s")
-        return Question(kind, f"{'Is' if said == 1 else 'Are'} there exactly {words[said]} {noun} in the image?", say)
+        return WorldQuestion(kind, f"{'Is' if said == 1 else 'Are'} there exactly {words[said]} {noun} in the image?", say)
     if kind == "same":
         if len(things) < 2:
             return None
@@ -416,18 +416,18 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         if not pairs:
             return None
         a, b = rng.choice(pairs)
-        return Question(kind, f"Do the {a.colour} object and the {b.colour} object have the same shape?", say)
+        return WorldQuestion(kind, f"Do the {a.colour} object and the {b.colour} object have the same shape?", say)
     if not scene.signs:
         return None
     sign = rng.choice(scene.signs)
     if kind == "code":
-        return Question(kind, f"What is written on the {sign.colour} sign?", sign.code)
+        return WorldQuestion(kind, f"What is written on the {sign.colour} sign?", sign.code)
     if kind == "code_is":
         code = sign.code if yes else "".join(rng.choice(CODE_CHARS) for _ in range(3))
-        return Question(kind, f"Is the code on the {sign.colour} sign {code}?", "yes" if code == sign.code else "no")
+        return WorldQuestion(kind, f"Is the code on the {sign.colour} sign {code}?", "yes" if code == sign.code else "no")
     if kind == "starts":
         char = sign.code[0] if yes else rng.choice([c for c in CODE_CHARS if c != sign.code[0]])
-        return Question(kind, f"Does the code on the {sign.colour} sign start with {char}?", say)
+        return WorldQuestion(kind, f"Does the code on the {sign.colour} sign start with {char}?", say)
     raise ValueError(f"unknown kind of question {kind!r}; expected one of {', '.join(KINDS)}")
 
 

@@ -15,17 +15,20 @@ import torch
 from tiny import IMAGE_TOKEN, prompts, tiny_llava
 from typer.testing import CliRunner
 
-from harness.analysis import stages
-from harness.analysis import study as analysis
+from harness.analysis import asker, derive, eye, observe, stages, text
+from harness.analysis.asker import knockout
+from harness.analysis.eye import Observer
 from harness.analysis.stages import TEXT, VISION, Calibrated, Cut, Tried
-from harness.analysis.study import AnalysisRequest, Observer, analyse, knockout
+from harness.analysis.study import AnalysisRequest, analyse
 from harness.cli import app
 from harness.core.errors import PrunebenchError
+from harness.core.paths import REPOSITORY
 from harness.engine.attach import attach
 from harness.engine.attention import LayerAttention
 from harness.engine.prefix import PrefixCache
 from harness.method import Attention, Method, Run
-from harness.models import load as models
+from harness.models import config as model_config
+from harness.models import load
 from harness.models.adapters import adapter_for
 from harness.models.load import locate_model
 from harness.runner.answering import Answerer, Prompt
@@ -43,7 +46,7 @@ def seen(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[list[dict[str, An
     """What the observer sees of each row, and the model's last logits."""
     adapter = adapter_for(model)
     observer = Observer(adapter=adapter)
-    with torch.inference_mode(), analysis.watching(adapter, observer), attach(model, observer) as run:
+    with torch.inference_mode(), eye.watching(adapter, observer), attach(model, observer) as run:
         run.samples = [str(i) for i in range(len(inputs["input_ids"]))]
         logits = model(**inputs).logits[:, -1]
     return [observer.into.samples[str(i)] for i in range(len(logits))], logits
@@ -133,7 +136,7 @@ def test_sinks_by_norm_and_by_place() -> None:
     arrays["attention_last"][:, 1, 7] = 0.5  # a place that every sample attends
     arrays["attention_last"][2, 1, 9] = 0.9  # what one sample attends is no sink
     arrays["value_l2"][:, 1, 7] = 0.25
-    found = analysis._with_sinks(arrays)
+    found = observe._with_sinks(arrays)
     assert found["n_sinks"].tolist() == [[1, 1], *[[0, 1]] * 5]
     assert found["sink_share"][1, 0] == 0
     assert found["sink_share"][1, 1] > 0.5
@@ -310,7 +313,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("model") / "little"
-    weights = models.REPOSITORY / "tasks" / "mini" / "weights"
+    weights = REPOSITORY / "tasks" / "mini" / "weights"
     shutil.copytree(weights, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = LlavaConfig.from_pretrained(folder)
     text, vision = config.text_config, config.vision_config
@@ -387,8 +390,8 @@ def test_an_interrupted_analysis_continues_and_says_the_same(
     # as if stopped in the middle of writing the tenth condition
     (tmp_path / "journal.jsonl").write_text("".join(journal[:10]) + journal[10][:30])
     asked = []
-    whole = analysis.Asker.ask
-    monkeypatch.setattr(analysis.Asker, "ask", lambda self, method, *a: asked.append(method.name) or whole(self, method, *a))
+    whole = asker.Asker.ask
+    monkeypatch.setattr(asker.Asker, "ask", lambda self, method, *a: asked.append(method.name) or whole(self, method, *a))
     again = json.loads(analyse(request(model_folder, tmp_path, batch=3)).read_text())
     before = json.loads(finished.read_text())
     n_cuts = len(stages.cuts(4, 3))
@@ -406,12 +409,12 @@ def test_an_interrupted_analysis_continues_and_says_the_same(
 
 def test_a_journal_of_another_analysis_is_begun_anew(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
-    assert analysis._read_journal(file, "one") == ({}, {})
+    assert asker._read_journal(file, "one") == ({}, {})
     with file.open("a") as out:
-        out.write(analysis._line("unpruned", {"a": "yes"}, {"flops": 1.0}))
-    assert analysis._read_journal(file, "one") == ({"unpruned": {"a": "yes"}}, {"unpruned": {"flops": 1.0}})
-    assert analysis._read_journal(file, "two") == ({}, {})
-    assert analysis._read_journal(file, "one") == ({}, {})
+        out.write(asker._line("unpruned", {"a": "yes"}, {"flops": 1.0}))
+    assert asker._read_journal(file, "one") == ({"unpruned": {"a": "yes"}}, {"unpruned": {"flops": 1.0}})
+    assert asker._read_journal(file, "two") == ({}, {})
+    assert asker._read_journal(file, "one") == ({}, {})
 
 
 def test_restricted_layers_give_knockouts_and_no_stages(model_folder: Path, tmp_path: Path) -> None:
@@ -419,7 +422,7 @@ def test_restricted_layers_give_knockouts_and_no_stages(model_folder: Path, tmp_
     assert document["stages"] == {}
     assert {(k["start"], k["end"]) for k in document["knockouts"]} == {(0, 0), (1, 2), (2, 3), (1, 3)}
     assert not (tmp_path / "visipruner.yaml").exists()
-    assert analysis.report(document)
+    assert text.report(document)
 
 
 def test_the_config_is_what_a_calibrated_budget_reads(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,14 +430,14 @@ def test_the_config_is_what_a_calibrated_budget_reads(finished: Path, tmp_path: 
     stages_on = {"shallow": True, "shallow_mid_layer": 2, "middle": True, "deep": True}
     knobs = {**stages_on, "layer_threshold": 0.97, "tokens_threshold": 1.25, "exit_threshold": 0.98}
     derived = Calibrated(knobs, Tried(0.9, {"mme": 0.91}, 12.0, 0.4), {"mme": 0.915}, (), "stated: a criterion", ("a note: one",))
-    monkeypatch.setattr(models, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(models, "MODEL_CONFIGS", tmp_path / "configs" / "models")
-    monkeypatch.setattr(analysis, "MODEL_CONFIGS", tmp_path / "configs" / "models")
-    file = analysis.config_file("owner/little")
-    analysis.write_config(file, derived, document)
-    assert models.calibrated_knobs("visipruner", "owner/little") == knobs
+    monkeypatch.setattr(model_config, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
+    monkeypatch.setattr(derive, "MODEL_CONFIGS", tmp_path / "configs" / "models")
+    file = derive.config_file("owner/little")
+    derive.write_config(file, derived, document)
+    assert model_config.calibrated_knobs("visipruner", "owner/little") == knobs
     first = file.read_bytes()
-    analysis.write_config(file, derived, document)
+    derive.write_config(file, derived, document)
     assert file.read_bytes() == first
     text = file.read_text()
     for said in (document["command"], document["fingerprint"], "stated: a criterion", "a note: one", "disjoint"):
@@ -448,7 +451,7 @@ def refused(match: str) -> Iterator[None]:
 
 
 def test_bad_input_is_refused_before_weights_are_read(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.Located, "load", lambda self: pytest.fail("weights were read"))
+    monkeypatch.setattr(load.Located, "load", lambda self: pytest.fail("weights were read"))
     for layers in ("2-4", "9", "3-1"):
         with refused("within 0 to 3"):
             analyse(request(model_folder, tmp_path, layers=layers))
@@ -482,5 +485,5 @@ def test_observer_and_probe_are_no_registered_methods() -> None:
     from harness.method import registered
 
     assert {"observer"}.isdisjoint(registered())
-    assert registered()["visipruner"] is not analysis.ShallowProbe
-    assert dataclasses.is_dataclass(analysis.ShallowProbe)
+    assert registered()["visipruner"] is not eye.ShallowProbe
+    assert dataclasses.is_dataclass(eye.ShallowProbe)

@@ -17,7 +17,9 @@ from helpers import run
 
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
-from harness.models.load import REPOSITORY, locate_model, model_config
+from harness.core.paths import REPOSITORY
+from harness.models.config import model_config
+from harness.models.load import locate_model
 from harness.store.store import Store
 
 WEIGHTS = REPOSITORY / "tasks" / "mini" / "weights"
@@ -197,7 +199,7 @@ def test_unsupported_architecture_and_bad_config_keys(tmp_path: Path, monkeypatc
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(PrunebenchError, match="is a GPT2LMHeadModel; prunebench supports LlavaForConditionalGeneration"):
         locate_model(str(folder), "cpu")
-    monkeypatch.setattr("harness.models.load.MODEL_CONFIGS", tmp_path)
+    monkeypatch.setattr("harness.models.config.MODEL_CONFIGS", tmp_path)
     (tmp_path / "odd.yaml").write_text("name: odd\npromt: vicuna_v1\n")
     with pytest.raises(PrunebenchError, match="promt"):
         model_config("odd")

@@ -14,7 +14,8 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, PromptShape, Share
 from harness.cost.units import units_table
 from harness.method import Method, build, registered
-from harness.models import load as models
+from harness.models import config as model_config
+from harness.models import load
 from harness.runner.request import mean_text
 
 S7, S13 = SHAPES["llava-1.5-7b"], SHAPES["llava-1.5-13b"]
@@ -140,7 +141,7 @@ def test_a_flops_budget_keeps_fewer_tokens_beside_more_text() -> None:
     keeps = [build("uniform", parse("0.35flops"), {}, S7.with_text(n_text)).knobs()["keep"] for n_text in (0, 40, 80, 160)]
     assert all(a > b for a, b in pairwise(keeps))
     with pytest.raises(PrunebenchError, match="no task is known here"):
-        models.Located(models.ModelConfig(name="mini"), Path(), None, None, "float32").method("uniform", parse("0.35flops"))
+        load.Located(model_config.ModelConfig(name="mini"), Path(), None, None, "float32").method("uniform", parse("0.35flops"))
     with pytest.raises(PrunebenchError, match=r"cannot cost 0.1 of the unpruned FLOPs at 160 text tokens: its floor is 0\.2"):
         build("uniform", parse("0.1flops"), {}, S7.with_text(160))
 
@@ -208,10 +209,10 @@ def test_a_knob_may_stand_for_the_budget_and_every_method_takes_one_or_none() ->
 
 
 def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkeypatch) -> None:
-    located = models.Located(models.ModelConfig(name="mini"), tmp_path, None, None, "float32")
+    located = load.Located(model_config.ModelConfig(name="mini"), tmp_path, None, None, "float32")
     located.__dict__["usual"] = MINI  # a cached property: no weights here
-    monkeypatch.setattr(models, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(models, "MODEL_CONFIGS", tmp_path / "configs" / "models")
+    monkeypatch.setattr(model_config, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     calibrated = parse("calibrated")
     with pytest.raises(PrunebenchError, match=r"no such file: `prunebench analyze mini`") as error:
         located.method("visipruner", calibrated)
@@ -233,9 +234,9 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
 
 
 def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:
-    front = SimpleNamespace(prompt_ids=lambda text: [0] * (576 + len(text)), usual=S7)
+    prompter = SimpleNamespace(prompt_ids=lambda text: [0] * (576 + len(text)), usual=S7)
     task = SimpleNamespace(samples=[SimpleNamespace(prompt="x" * n) for n in (10, 20, 33)])
-    assert mean_text(SimpleNamespace(front=front), task) == 21  # type: ignore[arg-type]
+    assert mean_text(SimpleNamespace(prompter=prompter), task) == 21  # type: ignore[arg-type]
 
 
 def test_the_readmes_table_says_what_64_costs_under_each_unit() -> None:

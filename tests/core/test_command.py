@@ -9,7 +9,7 @@ import pytest
 from helpers import asked
 
 from harness.analysis.study import AnalysisRequest, _command
-from harness.bench import measure as bench
+from harness.bench import settings
 from harness.core.asked import Asked
 from harness.core.command import evaluation, rendered
 from harness.core.errors import PrunebenchError
@@ -38,9 +38,9 @@ def test_the_commands_of_analyses_benchmarks_and_the_gate_come_back_too(value: s
     analysis = _command(AnalysisRequest(model=value, data=value, limit="3", config=Path("c.yaml")))
     assert parts(analysis) == ["prunebench", "analyze", value, "--limit", "3", "--data", value, "--write-config"]
     name, word = f"{value.replace('=', '')}.py:Mine", "".join(value.split())
-    timed = parts(bench.Settings(model=value, methods=(name,), knobs={name: {"knob": word}}).command())
+    timed = parts(settings.Settings(model=value, methods=(name,), knobs={name: {"knob": word}}).command())
     assert timed == ["prunebench", "bench", "--model", value, "--methods", name, "--set", f"{name}.knob={word}"]
-    assert bench.knobs_by_method(timed[-1:]) == {name: {"knob": word}}
+    assert settings.knobs_by_method(timed[-1:]) == {name: {"knob": word}}
     assert parts(gate_command("baseline", Path(value), BASELINE)) == ["make", "baseline", f"GATE={Path(value)}"]
     assert gate_command("regress", CONFIG, BASELINE) == "make regress"
 

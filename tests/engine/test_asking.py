@@ -14,7 +14,9 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, PromptShape
 from harness.engine.layout import TokenLayout
 from harness.method import AttentionEdit, Method, Reduction, Share, method_class
-from harness.proof.conformance.kit import IMAGE_TOKEN, N_VISUAL, PROMPTS, PROPERTIES, ask, check, one_thread, prompt, tiny_model
+from harness.proof.conformance.kit import check, one_thread
+from harness.proof.conformance.subject import PROPERTIES
+from harness.proof.conformance.tiny import IMAGE_TOKEN, N_VISUAL, PROMPTS, ask, prompt, tiny_model
 
 ASKING = str(Path(__file__).parents[1] / "examples" / "asking.py")
 METHODS = ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Asking", "Rings")
@@ -189,7 +191,7 @@ def test_a_share_is_a_share_of_each_prompt_in_one_batch() -> None:
 
 def test_a_question_without_an_encoder_says_what_to_do() -> None:
     from harness.engine.attach import attach
-    from harness.proof.conformance.kit import ask_in
+    from harness.proof.conformance.tiny import ask_in
 
     with attach(tiny_model(), method("Asking", keep=4)) as run, pytest.raises(PrunebenchError, match="text_encoder"):
         ask_in(run, tiny_model(), PROMPTS[:1])

@@ -20,7 +20,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from harness.bench import measure as bench
+from harness.bench import measure, random_model
 from harness.core import budget as budgets
 from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
@@ -31,7 +31,8 @@ from harness.method import Method, Reduction, keep_top, method_class, registered
 from harness.models.adapters import LlavaAdapter
 from harness.models.load import LoadedModel, locate_model
 from harness.proof import goldens
-from harness.proof.conformance import kit as check
+from harness.proof.conformance import reference, subject
+from harness.proof.conformance.tiny import PROMPTS, STEPS, ask, model_inputs, tiny_model
 from harness.proof.golden_files import load_index, read_case
 from harness.runner.answering import Answerer, Prompt
 
@@ -72,10 +73,10 @@ def cases() -> dict[str, tuple[type, Any]]:
     for name, cls in registered().items():
         if not cls.__module__.startswith("methods."):
             continue  # registered by another test
-        for variant, method in check.Subject(cls, {}).variants().items():
+        for variant, method in subject.Subject(cls, {}).variants().items():
             found[f"{name} {variant}"] = method
     for label, (name, knobs) in MORE.items():
-        found[label] = check.Subject(method_class(name), knobs).any()
+        found[label] = subject.Subject(method_class(name), knobs).any()
     return {**found, "mean": Mean()}
 
 
@@ -151,7 +152,7 @@ def test_nothing_stays_behind_when_the_device_is_gone() -> None:
 # ----------------------------------------------------------------------------------------------------------------- the engine
 
 
-class Watched(check.Spy):
+class Watched(reference.Spy):
     """A method, and in `decides` the layers in which it looks or returns something."""
 
     def __init__(self, method: Any, decides: set[int]) -> None:
@@ -185,7 +186,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:
-    return check.tiny_model()
+    return tiny_model()
 
 
 def ran(model: Any, method: Any) -> Ran:
@@ -195,17 +196,17 @@ def ran(model: Any, method: Any) -> Ran:
         moved = gpu.moved(model)
         for number, layer in enumerate(moved.model.language_model.layers):
             layer.register_forward_pre_hook(lambda _m, _a, n=number: setattr(gpu, "phase", n) if gpu.phase != "step" else None)
-        given = gpu.moved(check._inputs(model, check.PROMPTS))
-        next_ids = gpu.moved(torch.tensor([p.next_ids for p in check.PROMPTS]))
+        given = gpu.moved(model_inputs(model, PROMPTS))
+        next_ids = gpu.moved(torch.tensor([p.next_ids for p in PROMPTS]))
         with attach(moved, Watched(method, decides)) as run:
-            run.samples = [p.key for p in check.PROMPTS]
+            run.samples = [p.key for p in PROMPTS]
             cache = DynamicCache(config=moved.config.text_config)
             gpu.phase = "before"
             out = [moved(**given, past_key_values=cache, logits_to_keep=1).logits[:, -1]]
             gpu.phase = "after"
-            assert run.trace.batch == len(check.PROMPTS)
+            assert run.trace.batch == len(PROMPTS)
             gpu.phase = "step"
-            for step in range(check.STEPS):
+            for step in range(STEPS):
                 out.append(moved(input_ids=next_ids[:, step, None], past_key_values=cache).logits[:, -1])
             ours = [w for w in gpu.waits if w.ours]
             gpu.phase = "reading the results"
@@ -251,9 +252,9 @@ WAITS = {
 
 @pytest.mark.parametrize("label", CASES)
 def test_methods_run_on_the_device_as_on_the_cpu(tiny: Any, label: str) -> None:
-    got, want = ran(tiny, CASES[label]), check.ask(tiny, CASES[label], check.PROMPTS)
+    got, want = ran(tiny, CASES[label]), ask(tiny, CASES[label], PROMPTS)
     assert got.origins == want.origins
-    assert (got.logits - want.logits).abs().max() < check.SAME
+    assert (got.logits - want.logits).abs().max() < subject.SAME
     after_first = {layer: n for layer, n in got.waits.items() if isinstance(layer, int) and layer > 0}
     idle = {layer: n for layer, n in after_first.items() if layer not in got.decides}
     assert not idle, f"waits in layers without a decision: {idle}\n{got.said}"
@@ -297,7 +298,7 @@ def without_device(function: Any) -> Any:
 )
 def test_seeded_device_faults_are_found(tiny: Any, monkeypatch: pytest.MonkeyPatch, function: Any, label: str) -> None:
     monkeypatch.setattr(function, "__code__", without_device(function))
-    check.ask(tiny, CASES[label], check.PROMPTS)  # which a CPU does not notice
+    ask(tiny, CASES[label], PROMPTS)  # which a CPU does not notice
     with pytest.raises((RuntimeError, PrunebenchError), match="Expected all tensors to be on the same device"):
         ran(tiny, CASES[label])
 
@@ -393,19 +394,19 @@ def test_a_recorded_case_replays_on_the_device(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_none_and_the_bare_model_are_compared_on_the_device(on_cuda: tuple[fakecuda.Device, LoadedModel]) -> None:
-    asked = house.Asked("cpu", "float32")
+    asked = house.HouseReply("cpu", "float32")
     asked._loaded = on_cuda[1]
     questions = house.questions_of(fixture.read(), 2)
     bare, none = (asked.logits(questions, arm) for arm in (None, plan.NONE))
     assert bare.device.type == none.device.type == "cpu"
-    assert (bare - none).abs().max() < check.SAME
+    assert (bare - none).abs().max() < subject.SAME
 
 
 def test_a_request_of_the_bench_runs_on_the_device(on_cuda: tuple[fakecuda.Device, LoadedModel]) -> None:
     model = on_cuda[1].model
-    given = bench.random_input(model, 2, 8, 0)
+    given = random_model.random_input(model, 2, 8, 0)
     assert given.ids.device == given.pixels.device == fakecuda.CUDA
-    contender = bench.Contender("fastv", "64", method_class("fastv")(keep=64))
-    ran = bench.run_once(model, contender, given, bench.Device(fakecuda.CUDA), 3, 0)
+    contender = measure.Contender("fastv", "64", method_class("fastv")(keep=64))
+    ran = measure.run_once(model, contender, given, measure.Device(fakecuda.CUDA), 3, 0)
     assert ran.trace is not None
     assert ran.trace.kept(0) == 64

@@ -20,8 +20,8 @@ from harness.engine.prefix import PrefixCache
 from harness.method import Method, TowerLook, method_class
 from harness.models.adapters import Features, adapter_for
 from harness.models.load import locate_model
-from harness.proof.conformance import kit as check
-from harness.runner.answering import Answerer, Encoded, FeatureCache, Prompt
+from harness.proof.conformance import kit
+from harness.runner.answering import Answerer, EncodedImage, FeatureCache, Prompt
 
 SPEC = f"{Path(__file__).parents[1] / 'examples' / 'cls_top.py'}:ClsTop"
 ClsTop = method_class(SPEC)
@@ -137,7 +137,7 @@ def test_the_row_is_counted_as_it_ran(llava: Any) -> None:
 
 
 def test_the_conformance_kit_passes() -> None:
-    verdicts = check.check(ClsTop)
+    verdicts = kit.check(ClsTop)
     assert [v for v in verdicts if v.status == "FAIL"] == []
     assert {v.name: v.status for v in verdicts}["ragged counts: one and two images"] == "ok"
 
@@ -254,7 +254,7 @@ def test_images_are_encoded_once_also_for_methods_that_look(mini: Any, asked: li
 
 def test_looks_count_towards_the_caches_limit() -> None:
     row = torch.zeros(2, 50)
-    image = Encoded(Features(torch.zeros(100)), {LOOKS[0]: row})
+    image = EncodedImage(Features(torch.zeros(100)), {LOOKS[0]: row})
     cache = FeatureCache(limit=2 * image.nbytes)
     assert image.nbytes == 800
     for name in "abc":

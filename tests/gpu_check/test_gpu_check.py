@@ -300,8 +300,8 @@ def test_a_recorded_case_that_does_not_replay_fails(monkeypatch: pytest.MonkeyPa
 def test_busy_time_is_the_union_of_what_ran() -> None:
     assert timing.union([(0, 2), (1, 3), (5, 6), (5, 5.5)]) == 4
     assert timing.union([]) == 0
-    assert timing.Busy(10.0, 4.0, 3).busy_share == 0.4
-    assert stages._unseen("a", timing.Busy(1.0, 0.0, 0)) == ["a: expected kernels in the profile, found none: the profiler does not see this device"]
+    assert timing.BusyTime(10.0, 4.0, 3).busy_share == 0.4
+    assert stages._unseen("a", timing.BusyTime(1.0, 0.0, 0)) == ["a: expected kernels in the profile, found none: the profiler does not see this device"]
 
 
 def bench_result(device: str, **row: Any) -> dict[str, Any]:

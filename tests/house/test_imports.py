@@ -13,35 +13,8 @@ import pytest
 from harness.core.shape import SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
-#: modules that work without torch, transformers and lmms-eval
-TORCH_FREE = (
-    "analysis.stages",
-    "core.asked",
-    "core.budget",
-    "core.cell",
-    "core.command",
-    "core.errors",
-    "core.flops",
-    "core.shape",
-    "core.stats",
-    "core.trace",
-    "cost.papers",
-    "proof.gate.command",
-    "proof.golden_files",
-    "report.page",
-    "report.show",
-    "report.views",
-    "runner.request",
-    "store.lease",
-    "store.store",
-    "store.verify",
-    "tables.compare",
-    "tables.figures",
-    "tables.leaderboard",
-    "tables.published",
-    "tables.sections",
-    "upkeep.migrate",
-)
+#: modules of rooms with torch that work without torch, transformers and lmms-eval; whole rooms: test_rooms
+TORCH_FREE = ("analysis.stages", "cost.papers", "proof.gate.command", "proof.golden_files", "runner.request", "upkeep.migrate")
 
 
 def imports(path: Path) -> set[str]:
@@ -65,15 +38,14 @@ def test_methods_import_torch_the_method_interface_and_selections_only() -> None
         assert ours <= allowed, (path.name, ours - allowed)
 
 
-def test_lmms_eval_is_imported_by_one_module() -> None:
+def test_lmms_eval_is_imported_by_the_bridge_and_the_plugin() -> None:
     users = {
         str(path.relative_to(ROOT))
         for folder in ("harness", "methods", "tasks")
         for path in (ROOT / folder).rglob("*.py")
         if any(i.split(".")[0] == "lmms_eval" for i in imports(path))
     }
-    # the manifest is the entry point that lmms-eval itself calls
-    assert users == {"tasks/lmms.py", "tasks/manifest.py"}
+    assert users == {"tasks/lmms.py", "harness/plugin/__init__.py", "harness/plugin/model.py", "harness/plugin/command.py"}
 
 
 def test_tables_budgets_and_costs_work_without_torch() -> None:

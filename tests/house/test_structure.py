@@ -18,7 +18,7 @@ from harness.runner.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 #: the door, and the commands in front of it, which have words of a user in hand; every other module is behind it
-ABOVE = ("cli", "analysis", "bench", "proof.gate", "proof.gate_faults", "proof.faults", "report.page", "report.show", "runner.request",
+ABOVE = ("cli", "plugin", "analysis", "bench", "proof.gate", "proof.gate_faults", "proof.faults", "report", "runner.request",
          "runner.evaluate", "runner.sweep", "runner.ablations")
 #: what reads a user's words: modules and classes, with their functions
 READERS = {
@@ -26,7 +26,7 @@ READERS = {
     ("budget", "amount"),
     ("DataSource", "parse"),
     ("request", "parse_limit"),
-    ("request", "source_of_data"),
+    ("sources", "source_of_data"),
     ("request", "listed"),
 }
 #: what reads such words behind the door after all, and why
@@ -89,7 +89,7 @@ def test_the_walls_are_where_they_are_said_to_be() -> None:
     for name in ABOVE:
         file = ROOT / "harness" / name.replace(".", "/")
         assert file.is_dir() or file.with_suffix(".py").is_file(), "a module that is gone is on no side"
-    assert {"runner.run", "runner.execute", "runner.launch.processes", "runner.jobs", "runner.setting", "store.store", "report.views"} <= set(below())
+    assert {"runner.run", "runner.execute", "runner.launch.processes", "runner.jobs", "runner.setting", "store.store"} <= set(below())
     assert {"method", "method.build", "method.ranking", "models.adapters.llava", "gpu_check.house", "gpu_check.__main__"} <= set(below())
     assert {module for module, _ in EXCEPTIONS} <= set(below()), "an exception for a module that is gone"
     assert readers((ROOT / "harness" / "runner" / "request.py").read_text()), "the door reads them"
@@ -146,5 +146,5 @@ def stops(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkey
 def test_one_evaluation_takes_few_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     ask = ("eval", "--method", "first", "--budget", "64", "--tasks", "pope", "--limit", "9", "--results", str(tmp_path))
     found = stops(ask, capsys, monkeypatch)
-    assert {"evaluate.evaluate", "request.resolve", "runner.run", "jobs.prepare"} <= found, "the walk was watched"
+    assert {"evaluate.evaluate", "request.resolve", "run.run", "jobs.prepare"} <= found, "the walk was watched"
     assert len(found) <= MOST_STOPS, sorted(found)

@@ -12,7 +12,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from harness.core.budget import Budget, parse
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, Grid, PromptShape
-from harness.engine.attach import EngineRun, attach
+from harness.engine.attach import attach
+from harness.engine.run import EngineRun
 from harness.method import Method, build
 from harness.models.adapters import adapter_for
 from methods._select import centres, even_split, grids, shared_out

@@ -17,13 +17,14 @@ from harness.core.cell import SHIPPED, Cell
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
 from harness.method import method_class, registered, source_of
-from harness.proof.gate import command as regress
+from harness.proof.gate import command
 from harness.report import views
 from harness.runner import sweep
 from harness.runner.evaluate import evaluate
 from harness.runner.request import Request
 from harness.runner.run import Options
-from harness.store.store import SealedCell, Store
+from harness.store.sealed import SealedCell
+from harness.store.store import Store
 from harness.tables import sections as blocks
 
 CENTRE = (Path(__file__).parents[1] / "examples" / "centre.py").read_text()
@@ -135,17 +136,17 @@ def test_the_gate_takes_methods_from_files(tmp_path: Path, monkeypatch: pytest.M
     file.write_text(CENTRE)
     config = tmp_path / "gate.yaml"
     config.write_text(f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{file}:Centre']\n")
-    monkeypatch.setattr(regress, "changed_files", lambda _: [])
+    monkeypatch.setattr(command, "changed_files", lambda _: [])
     baseline, out, said = tmp_path / "baseline.json", tmp_path / "out", []
-    regress.renew(config, baseline, out, say=lambda _: None)
-    assert regress.regress(config, baseline, out, say=lambda _: None).passed
+    command.renew(config, baseline, out, say=lambda _: None)
+    assert command.regress(config, baseline, out, say=lambda _: None).passed
     file.write_text(EDGE)
-    assert not regress.regress(config, baseline, out, say=said.append).passed
+    assert not command.regress(config, baseline, out, say=said.append).passed
     assert f"make baseline GATE={config} BASELINE={baseline}" in "\n".join(said)
     (tmp_path / "other.py").write_text(EDGE)
     config.write_text(f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: ['{file}:Centre', '{tmp_path}/other.py:Centre']\n")
     with pytest.raises(PrunebenchError, match="are both called 'centre'"):
-        regress.regress(config, baseline, out, say=lambda _: None)
+        command.regress(config, baseline, out, say=lambda _: None)
 
 
 def test_two_versions_of_a_method_are_never_one_line(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from transformers import DynamicCache
 from harness.core.budget import parse
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, Grid, PromptShape
-from harness.engine.attach import EngineRun, attach
+from harness.engine.attach import attach
+from harness.engine.run import EngineRun
 from harness.method import Method, build
 from harness.models.adapters import adapter_for
 from harness.runner import ablations

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.core.errors import PrunebenchError
 from harness.method import Attention, AttentionEdit, Method, PromptShape, Reduction, Run, Stream, Traits, keep_top, registered
-from harness.proof.conformance import kit as check
+from harness.proof.conformance import kit, reference, subject, tiny
 from methods.fastv import FastV
 from methods.random import Random
 
@@ -32,14 +32,14 @@ VARIANTS = [
 
 
 def failures(cls: type[Method], **knobs: object) -> dict[str, str]:
-    return {v.name: v.detail for v in check.check(cls, knobs=knobs) if v.status == "FAIL"}
+    return {v.name: v.detail for v in kit.check(cls, knobs=knobs) if v.status == "FAIL"}
 
 
 @pytest.mark.parametrize("name", registered())
 def test_every_registered_method_conforms(name: str) -> None:
-    verdicts = check.check_named(name)
+    verdicts = kit.check_named(name)
     assert [v for v in verdicts if v.status == "FAIL"] == []
-    assert [v.name for v in verdicts] == list(check.PROPERTIES)
+    assert [v.name for v in verdicts] == list(subject.PROPERTIES)
     assert all(v.detail for v in verdicts)
 
 
@@ -49,8 +49,8 @@ def test_knobs_conform_too(name: str, knobs: dict[str, object]) -> None:
 
 
 def test_fastv_is_granted_no_exception() -> None:
-    assert {v.name for v in check.check(FastV) if v.status == "n/a"} == {"image alone decides", "looks equal the tower's own"}
-    assert {v.name for v in check.check(registered()["none"]) if v.status == "n/a"} == {
+    assert {v.name for v in kit.check(FastV) if v.status == "n/a"} == {"image alone decides", "looks equal the tower's own"}
+    assert {v.name for v in kit.check(registered()["none"]) if v.status == "n/a"} == {
         "smaller budget changes logits",
         "asked budget met exactly",
         "most attended token kept",
@@ -286,8 +286,8 @@ WRONG: list[tuple[type[Method], str, str]] = [
 
 @pytest.mark.parametrize(("cls", "name", "message"), WRONG, ids=[f"{c.__name__}-{n.split()[0]}" for c, n, _ in WRONG])
 def test_wrong_methods_fail(cls: type[Method], name: str, message: str) -> None:
-    with check.one_thread():
-        verdict = check.PROPERTIES[name](check.Subject(cls, {}))
+    with kit.one_thread():
+        verdict = subject.PROPERTIES[name](subject.Subject(cls, {}))
     assert verdict.status == "FAIL"
     assert re.search(message, verdict.detail), verdict.detail
 
@@ -331,18 +331,18 @@ def test_decoding_after_an_interrupted_prefill_is_refused() -> None:
 
     from harness.engine.attach import attach
 
-    model = check.tiny_model()
+    model = tiny.tiny_model()
     kv = DynamicCache(config=model.config.text_config)
-    with attach(model, check.Subject(FastV, {}).any()) as run:
+    with attach(model, subject.Subject(FastV, {}).any()) as run:
         handle = model.model.language_model.layers[4].register_forward_pre_hook(_raise)
         try:
             with pytest.raises(RuntimeError, match="interrupted"):
-                model(**check._batch(check.PROMPTS[:1]), past_key_values=kv)
+                model(**tiny._batch(tiny.PROMPTS[:1]), past_key_values=kv)
         finally:
             handle.remove()
         with pytest.raises(PrunebenchError, match="expected a cache that was filled inside"):
             model(input_ids=torch.tensor([[5]]), past_key_values=kv)
-        assert check.ask_in(run, model, check.PROMPTS[:1]).lengths[0] == len(check.PROMPTS[0].ids)
+        assert tiny.ask_in(run, model, tiny.PROMPTS[:1]).lengths[0] == len(tiny.PROMPTS[0].ids)
 
 
 def _raise(_module: object, _args: object) -> None:
@@ -352,40 +352,40 @@ def _raise(_module: object, _args: object) -> None:
 def test_in_place_edits_are_found_without_inference_mode_too() -> None:
     from harness.engine.attach import attach
 
-    model = check.tiny_model()
+    model = tiny.tiny_model()
     for mode in (torch.no_grad, torch.enable_grad, torch.inference_mode):
         with (
-            attach(model, check.Subject(EditsInPlace, {}).any()),
+            attach(model, subject.Subject(EditsInPlace, {}).any()),
             mode(),
             pytest.raises(PrunebenchError, match="changed in place"),
         ):
-            model(**check._batch(check.PROMPTS[:1]))
+            model(**tiny._batch(tiny.PROMPTS[:1]))
 
 
 # -------------------------------------------------------------------------------------------------------------- reference and kit
 
 
 def test_the_reference_agrees_with_the_bare_model() -> None:
-    model, asked = check.tiny_model(), check.PROMPTS[0]
+    model, asked = tiny.tiny_model(), tiny.PROMPTS[0]
     nothing = registered()["none"]()
-    logits = check.reference(model, asked, nothing, check.Decisions(), "method").logits
-    assert check.difference(logits[0], check.unpruned(model, (asked,))[0]) < 1e-4
+    logits = reference.reference(model, asked, nothing, reference.Decisions(), "method").logits
+    assert tiny.difference(logits[0], tiny.unpruned(model, (asked,))[0]) < 1e-4
     longer = replace(asked, ids=asked.ids + asked.next_ids)
-    assert check.difference(logits[-1], check.unpruned(model, (longer,))[0]) < 1e-4
+    assert tiny.difference(logits[-1], tiny.unpruned(model, (longer,))[0]) < 1e-4
 
 
 @pytest.mark.parametrize("budget", [1, 5, 40, 63])
 def test_other_budgets_conform(budget: int) -> None:
-    assert [v for v in check.check(FastV, budget) if v.status == "FAIL"] == []
+    assert [v for v in kit.check(FastV, budget) if v.status == "FAIL"] == []
 
 
 def test_the_kit_says_what_it_cannot_test() -> None:
     with pytest.raises(PrunebenchError, match="expected 1 to 63"):
-        check.check(FastV, 64)
+        kit.check(FastV, 64)
     with pytest.raises(PrunebenchError, match="unknown knob of fastv 'boundry'; did you mean 'boundary'"):
-        check.check(FastV, knobs={"boundry": 2})
+        kit.check(FastV, knobs={"boundry": 2})
     with pytest.raises(PrunebenchError, match=r"fastv cannot be built: .*boundary=40 does not fit this model"):
-        check.check(FastV, knobs={"boundary": 40})
+        kit.check(FastV, knobs={"boundary": 40})
 
 
 THIRD_PARTY = """

@@ -15,12 +15,16 @@ from helpers import run
 
 from harness.core.cell import SHIPPED
 from harness.core.errors import PrunebenchError
+from harness.core.paths import REPOSITORY
 from harness.method import registered, source_of
-from harness.models.load import REPOSITORY
 from harness.proof import gate_faults as regress_faults
 from harness.proof.faults import FAULTS, seeded
-from harness.proof.gate import command as regress
-from harness.proof.gate.command import BASELINE, CONFIG, Measured, Row, Snapshot, compare, dump, load, report
+from harness.proof.gate import command as gate
+from harness.proof.gate import snapshot
+from harness.proof.gate.command import BASELINE, CONFIG
+from harness.proof.gate.compare import _labels, compare
+from harness.proof.gate.report import report
+from harness.proof.gate.snapshot import Row, Snapshot, SnapshotCell, dump, load
 from harness.runner import sweep
 from harness.store.store import Store
 
@@ -30,17 +34,17 @@ RIGHT = Row("yes", 1.0, "0a0b0c0d", (64.0, 149.25, 7168000.0, 7.5e9, 7.4e9))
 
 def cell(
     method="fastv", task="pope", *, fixed=True, knobs=None, seconds=2.0, budget="64", rows: Iterable[Row] = (), positions="method", n=N
-) -> Measured:
+) -> SnapshotCell:
     """A cell of `n` right answers, the first ones replaced by `rows`."""
     mine = [*rows, *[RIGHT] * n][:n]
     named = ("mini", task, method, budget, positions, 0)
-    return Measured(named, knobs or {"keep": 64, "boundary": 2}, fixed, fixed, {f"{task}/{i:06d}": row for i, row in enumerate(mine)}, seconds)
+    return SnapshotCell(named, knobs or {"keep": 64, "boundary": 2}, fixed, fixed, {f"{task}/{i:06d}": row for i, row in enumerate(mine)}, seconds)
 
 
-def snap(*cells: Measured, **changes) -> Snapshot:
+def snap(*cells: SnapshotCell, **changes) -> Snapshot:
     keys = {key: f"{i // 3:016x}" for c in cells for i, key in enumerate(c.rows)}
     made = {"commit": "c0ffee", "device": "some CPU", "torch": "2.12.0"}
-    fields = dict.fromkeys(regress._MODEL, "w1")
+    fields = dict.fromkeys(snapshot.MODEL, "w1")
     base = Snapshot(made, {"mini": fields}, {c.task: f"data-{c.task}" for c in cells}, keys, cells, dict.fromkeys(keys, "yes"))
     return replace(base, **changes)
 
@@ -52,7 +56,7 @@ def replace_row(**changes) -> Row:
 NONE = cell("none", knobs={}, budget="none", seconds=4.0)
 
 
-def failing(old: Measured, new: Measured) -> list[str]:
+def failing(old: SnapshotCell, new: SnapshotCell) -> list[str]:
     """The failures where one cell became another, beside nine that stayed."""
     others = [cell("uniform", knobs={"keep": k}, budget=str(k)) for k in range(1, 10)]
     return list(compare(snap(NONE, old, *others), snap(NONE, new, *others)).failures)
@@ -139,7 +143,7 @@ def test_other_samples_fail() -> None:
 
 
 def test_other_weights_and_data_come_first_and_fail_while_versions_are_notes() -> None:
-    fields = dict.fromkeys(regress._MODEL, "w1")
+    fields = dict.fromkeys(snapshot.MODEL, "w1")
     old = snap(NONE, cell())
     new = snap(NONE, cell(), models={"mini": {**fields, "model_fingerprint": "w2"}}, tasks={"pope": "data-2"}, made_with={"torch": "2.13.1"})
     found = compare(old, new)
@@ -163,7 +167,7 @@ def test_labels_tell_cells_apart_by_as_few_knobs_as_possible() -> None:
     knobs = [{"keep": 64, "shallow": s, "variant": v, "follows": v} for s, v in ((True, "code"), (False, "code"), (True, "paper"))]
     cells = [cell("visipruner", knobs=k) for k in knobs] + [cell(), cell(positions="compact"), cell("random", knobs={"at": 0})]
     cells.append(replace(cells[-1], knobs={"at": 2}, named=(*cells[-1].named[:5], 1)))
-    assert list(regress._labels(cells).values()) == [
+    assert list(_labels(cells).values()) == [
         "pope visipruner@64 shallow=true variant=code",
         "pope visipruner@64 shallow=false variant=code",
         "pope visipruner@64 shallow=true variant=paper",
@@ -222,22 +226,22 @@ def test_changes_that_no_commit_has_are_found(tmp_path: Path) -> None:
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.example", *args], cwd=tmp_path, check=True, capture_output=True)
 
     with pytest.raises(PrunebenchError, match="expected a git checkout"):
-        regress.changed_files(tmp_path)
+        gate.changed_files(tmp_path)
     git("init")
     for name in ("harness/a.py", "results/reference/x.json", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     git("add", ".")
     git("commit", "-m", "one")
-    assert regress.changed_files(tmp_path) == []
+    assert gate.changed_files(tmp_path) == []
     (tmp_path / "results/reference/x.json").write_text("2")
     (tmp_path / "notes.txt").write_text("mine")
-    assert regress.changed_files(tmp_path) == []
+    assert gate.changed_files(tmp_path) == []
     (tmp_path / "harness/a.py").write_text("2")
     (tmp_path / "harness/new.py").write_text("3")
     (tmp_path / "README.md").write_text("2")
     git("add", "README.md")
-    assert regress.changed_files(tmp_path) == ["README.md", "harness/a.py", "harness/new.py"]
+    assert gate.changed_files(tmp_path) == ["README.md", "harness/a.py", "harness/new.py"]
 
 
 # -------------------------------------------------------------------------------------------------------------- as a user runs it
@@ -254,7 +258,7 @@ def test_baseline_then_gate_then_a_fault(tmp_path: Path, monkeypatch, capsys) ->
     config.write_text("{tasks: [gqa], limit: 12, methods: [{method: none}, {method: fastv, budgets: [24]}]}")
     where = (config, "--baseline", file, "--out", out)
 
-    monkeypatch.setattr(regress, "changed_files", lambda repository: ["harness/engine/attach.py"])
+    monkeypatch.setattr(gate, "changed_files", lambda repository: ["harness/engine/attach.py"])
     code, text = command(monkeypatch, capsys, "baseline", *where)
     assert code == 2
     assert "expected no uncommitted changes outside results/, found harness/engine/attach.py" in text
@@ -266,7 +270,7 @@ def test_baseline_then_gate_then_a_fault(tmp_path: Path, monkeypatch, capsys) ->
     assert "make baseline" in text
     assert not out.exists()
 
-    monkeypatch.setattr(regress, "changed_files", lambda repository: [])
+    monkeypatch.setattr(gate, "changed_files", lambda repository: [])
     code, text = command(monkeypatch, capsys, "baseline", *where)
     assert code == 0, text
     assert "no baseline before: 2 cells, 24 samples" in text
@@ -285,7 +289,7 @@ def test_baseline_then_gate_then_a_fault(tmp_path: Path, monkeypatch, capsys) ->
     body = json.loads(file.read_text())
     key = body["tasks"]["gqa"]["keys"][4]
     fastv = next(c for c in body["cells"] if c["method"] == "fastv")
-    answers = regress._decoded(fastv["answer"], 12)
+    answers = snapshot._decoded(fastv["answer"], 12)
     real = answers[4]
     fastv["answer"] = {"each": ["another", "thing", *answers[2:4], "said", *answers[5:]]}
     file.write_text(json.dumps(body))
@@ -303,13 +307,13 @@ def test_baseline_then_gate_then_a_fault(tmp_path: Path, monkeypatch, capsys) ->
     code, text = command(monkeypatch, capsys, "baseline", *where)
     assert code == 0
     assert f"{key}  'said' -> {real!r}" in text
-    assert compare(load(file), regress.snapshot(Store(out / "run").cells())).passed
+    assert compare(load(file), snapshot.snapshot(Store(out / "run").cells())).passed
 
 
 def test_a_run_into_a_folder_with_cells_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     with pytest.raises(PrunebenchError, match="without cells for a fresh run"):
-        regress.measure(CONFIG, tmp_path)
+        gate.measure(CONFIG, tmp_path)
 
 
 def test_the_workflow_runs_targets_that_there_are() -> None:
@@ -329,7 +333,7 @@ def test_every_fault_said_to_be_invisible_is_one_and_has_a_reason() -> None:
     assert len(regress_faults.BLIND) < len(FAULTS) / 3
     blind = next(f for f in FAULTS if f.name in regress_faults.BLIND)
     seen = next(f for f in FAULTS if f.name not in regress_faults.BLIND)
-    tried = [regress_faults.Tried(blind, ("caught",)), regress_faults.Tried(seen, ())]
+    tried = [regress_faults.FaultInGate(blind, ("caught",)), regress_faults.FaultInGate(seen, ())]
     assert regress_faults.unexpected(tried) == [f"{blind.name}: caught, although listed as invisible", f"{seen.name}: not seen"]
     assert "1 of 2 faults caught" in regress_faults.markdown(tried)
     assert "**unknown**" in regress_faults.markdown(tried)

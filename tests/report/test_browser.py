@@ -19,7 +19,8 @@ from report_cells import DEPTH, HOSTILE, N_VISUAL, analysis, gauntlet, seal
 
 from harness.core import keeps
 from harness.report import page as report
-from harness.store.store import SealedCell, Store
+from harness.store.sealed import SealedCell
+from harness.store.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -9,8 +9,9 @@ from harness.core import flops
 from harness.core.errors import PrunebenchError
 from harness.method import method_class
 from harness.models.adapters import Features
-from harness.models.load import VICUNA_V1, LoadedModel, locate_model, pad_to_square
-from harness.runner.answering import Answerer, Encoded, FeatureCache, Prompt
+from harness.models.load import LoadedModel, locate_model
+from harness.models.prompt import VICUNA_V1, pad_to_square
+from harness.runner.answering import Answerer, EncodedImage, FeatureCache, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,9 @@ def test_feature_cache_drops_the_least_recently_used() -> None:
     cache = FeatureCache(limit=2 * 400)
     made = []
 
-    def encode(name: str) -> Encoded:
+    def encode(name: str) -> EncodedImage:
         made.append(name)
-        return Encoded(Features(torch.zeros(100)), {})
+        return EncodedImage(Features(torch.zeros(100)), {})
 
     for name in "abacab":
         cache.get(name, lambda name=name: encode(name))

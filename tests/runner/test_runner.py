@@ -14,7 +14,7 @@ from helpers import run
 from safetensors.torch import load_file, save_file
 
 from harness.core.errors import PrunebenchError
-from harness.models.load import REPOSITORY
+from harness.core.paths import REPOSITORY
 from harness.runner import run as runner
 from harness.runner.execute import Batches, InProcess, Work
 from harness.runner.jobs import Job, prepare
@@ -33,8 +33,8 @@ def held(root: Path, job: Job) -> Iterator[None]:
     script = f"""
 import sys
 from pathlib import Path
-from harness.cell import Cell
-from harness.store import Store
+from harness.core.cell import Cell
+from harness.store.store import Store
 with Store(Path({str(root)!r})).open(Cell.from_dict({job.cell.to_dict()!r}), {[s.key for s in job.task.samples]!r}):
     print("held", flush=True)
     sys.stdin.read()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.core.errors import PrunebenchError
-from harness.models.load import REPOSITORY
+from harness.core.paths import REPOSITORY
 from harness.runner import sweep
 from harness.runner.evaluate import evaluate
 from harness.runner.pace import Pace
@@ -200,8 +200,8 @@ def test_cells_of_another_runner_are_left_to_it(tmp_path):
     script = f"""
 import sys, time
 from pathlib import Path
-from harness.cell import Cell
-from harness.store import Store
+from harness.core.cell import Cell
+from harness.store.store import Store
 cell = Cell.from_dict({job.cell.to_dict()!r})
 with Store(Path({str(tmp_path)!r})).open(cell, {[s.key for s in job.task.samples]!r}):
     print("held", flush=True)

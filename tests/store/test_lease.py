@@ -21,14 +21,16 @@ from harness.store.lease import CellBusy, Timing, leased
 from harness.store.store import Store
 
 REPOSITORY = Path(__file__).parents[2]
+#: what a child needs to import these tests
+PATH = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(REPOSITORY)]
 BRIEF = Timing(expires_s=0.6, renew_s=0.15)
 
 HOLD = """
 import sys, time
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {repository!r}]
+sys.path[:0] = {path!r}
 from test_store import *
-from harness.lease import Timing
+from harness.store.lease import Timing
 store, cell = Store(Path(sys.argv[1]), Timing(float(sys.argv[2]), float(sys.argv[2]) / 4)), make_cell()
 try:
     with store.open(cell, keys(4)) as writer:
@@ -44,7 +46,7 @@ except PrunebenchError as error:
 
 def hold(root: Path, expires_s: float) -> subprocess.Popen[str]:
     """Another process that holds a cell until it is told to go on."""
-    code = HOLD.format(tests=str(Path(__file__).parents[1]), repository=str(REPOSITORY))
+    code = HOLD.format(path=PATH)
     process = subprocess.Popen([sys.executable, "-c", code, str(root), str(expires_s)], stdin=-1, stdout=-1, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -272,7 +274,7 @@ def test_a_forked_child_does_not_give_back_its_parents_cell(tmp_path):
 
 def test_an_unfinished_generator_leaves_nothing_at_exit(tmp_path):
     code = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(REPOSITORY)!r}]\n"
+        f"import sys; sys.path[:0] = {PATH!r}\n"
         "from test_store import *\n"
         "import harness.store.lease as module\n"
         "def cells():\n"
@@ -306,13 +308,13 @@ def test_tidy_removes_what_a_killed_runner_left(tmp_path):
     script = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_store import keys, make_cell
-from harness.store import Store
+from harness.store.store import Store
 with Store(Path(sys.argv[1])).open(make_cell(), keys(4)):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parents[1])], check=False)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), *PATH], check=False)
     locks = tmp_path / "locks"
     assert len(list(locks.iterdir())) == 2
     with Store(tmp_path).open(make_cell(seed=1), keys(4)):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.core.errors import PrunebenchError
-from harness.store import store as store_module
+from harness.store import files
 from harness.store.store import Store
 from harness.store.verify import overview, verify
 
@@ -53,7 +53,7 @@ def resign(folder, change):
     body = json.loads(path.read_text())
     body.pop("checksum")
     change(body)
-    path.write_text(json.dumps({**body, "checksum": store_module.checksum(body)}))
+    path.write_text(json.dumps({**body, "checksum": files.checksum(body)}))
 
 
 def rewrite(folder, change):

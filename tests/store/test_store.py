@@ -18,8 +18,11 @@ from helpers import asked, make_cell
 
 from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError
-from harness.store import store as store_module
-from harness.store.store import CellSealed, Record, SampleScore, Store, cost_means, write_atomic
+from harness.store import files
+from harness.store.files import write_atomic
+from harness.store.journal import Record
+from harness.store.sealed import SampleScore, cost_means
+from harness.store.store import CellSealed, Store
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -306,7 +309,7 @@ def test_an_edited_cell_is_an_error_that_names_the_file(tmp_path):
     good = path.read_bytes()
 
     def resign(body):
-        body["checksum"] = store_module.checksum({k: v for k, v in body.items() if k != "checksum"})
+        body["checksum"] = files.checksum({k: v for k, v in body.items() if k != "checksum"})
 
     def other_cell(body):
         body["cell"]["seed"] = 5
@@ -365,7 +368,7 @@ def test_samples_are_missed_and_re_hashed(tmp_path):
 CHILD = """
 import sys, time
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {repository!r}]
+sys.path[:0] = {path!r}
 from test_store import *
 store, cell, n = Store(Path(sys.argv[1])), make_cell(int(sys.argv[2])), int(sys.argv[2])
 with store.open(cell, keys(n)) as writer:
@@ -380,7 +383,7 @@ with store.open(cell, keys(n)) as writer:
 
 
 def child(*arguments: str) -> subprocess.Popen[str]:
-    code = CHILD.format(tests=str(Path(__file__).parents[1]), repository=str(REPOSITORY))
+    code = CHILD.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[1]), str(REPOSITORY)])
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
 
 

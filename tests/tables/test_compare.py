@@ -10,7 +10,7 @@ import scipy.stats
 from answered import answered
 
 from harness.core.errors import PrunebenchError
-from harness.store.store import SealedCell
+from harness.store.sealed import SealedCell
 from harness.tables import compare
 from harness.tables import sections as blocks
 

@@ -12,7 +12,7 @@ from answered import answered
 from PIL import Image
 
 from harness.method import registered
-from harness.store.store import SealedCell
+from harness.store.sealed import SealedCell
 from harness.tables import compare, figures, leaderboard
 from harness.tables import sections as blocks
 

@@ -18,10 +18,11 @@ from harness import cli
 from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError
 from harness.core.stats import Interval
-from harness.store.store import SealedCell
-from harness.tables import leaderboard
+from harness.store.sealed import SealedCell
+from harness.tables import frame, leaderboard, terminal, text
 from harness.tables import sections as blocks
 from harness.tables.compare import Comparison
+from harness.tables.frame import rows
 
 N = {"pope": 100, "gqa": 100, "mme": 100}
 
@@ -119,8 +120,8 @@ def points(row: list[str]) -> list[str]:
 
 
 def test_rows_hold_what_was_measured():
-    df = leaderboard.rows(board())
-    assert tuple(df.columns) == (*leaderboard.COLUMNS, "vision_flops")
+    df = frame.rows(board())
+    assert tuple(df.columns) == (*frame.COLUMNS, "vision_flops")
     row = df[(df.method == "fastv") & (df.task == "pope")].iloc[0]
     assert (row.score, row["max"]) == (0.81, 1)
     assert (row.low, row.high) == pytest.approx((0.76, 0.86))
@@ -137,31 +138,31 @@ def test_rows_hold_what_was_measured():
 def test_only_the_very_same_setting_is_a_baseline():
     pruned = sealed("fastv", "64", score=0.4)
     fits = sealed("none", "none", score=0.8)
-    assert leaderboard.rows([fits, pruned]).pct_of_unpruned.tolist() == [100, 50]
+    assert frame.rows([fits, pruned]).pct_of_unpruned.tolist() == [100, 50]
     other = {"dtype": "bfloat16", "n_samples": 99, "data_fingerprint": "other", "device_type": "cuda", "prompt_template": "p2"}
     for name, value in other.items():
-        df = leaderboard.rows([sealed("none", "none", score=0.8, **{name: value}), pruned])
+        df = frame.rows([sealed("none", "none", score=0.8, **{name: value}), pruned])
         row = df[df.method == "fastv"].iloc[0]
         assert math.isnan(row.pct_of_unpruned), name
         assert math.isnan(row.pct_of_unpruned_flops), name
     for bad in ({"score": 0.0}, {"score": 0.8, "headline": "f1", "metrics": {"f1": 0.8}}):
-        df = leaderboard.rows([sealed("none", "none", **bad), pruned])
+        df = frame.rows([sealed("none", "none", **bad), pruned])
         assert math.isnan(df[df.method == "fastv"].iloc[0].pct_of_unpruned)
 
 
 def test_rows_of_nothing_and_of_repeats():
-    assert leaderboard.rows([]).columns.tolist() == list(leaderboard.COLUMNS)
-    assert leaderboard.table(leaderboard.rows([])) == "no sealed cells yet"
-    assert len(leaderboard.rows([sealed("none", "none"), sealed("none", "none")])) == 1
+    assert frame.rows([]).columns.tolist() == list(frame.COLUMNS)
+    assert terminal.table(frame.rows([])) == "no sealed cells yet"
+    assert len(frame.rows([sealed("none", "none"), sealed("none", "none")])) == 1
 
 
 def test_a_cost_may_not_hide_a_column():
     with pytest.raises(PrunebenchError, match="score"):
-        leaderboard.rows([sealed("none", "none", costs={"score": 1.0})])
+        frame.rows([sealed("none", "none", costs={"score": 1.0})])
 
 
 def test_terminal_table():
-    text = leaderboard.table(leaderboard.rows([c for c in board() if c.cell.method in ("none", "visipruner")]))
+    text = terminal.table(frame.rows([c for c in board() if c.cell.method in ("none", "visipruner")]))
     head, body = text.split("---", 1)
     for unit in ("(tokens)", "(tokens/layer)", "(GFLOPs)", "(MiB)", "score [95 % interval]", "% of unpruned", "answered"):
         assert unit in head
@@ -177,7 +178,7 @@ def test_terminal_table():
 
 
 def test_terminal_table_without_baseline_or_interval():
-    text = leaderboard.table(leaderboard.rows([sealed("fastv", "64", interval=None, costs={"kept": 64})]))
+    text = terminal.table(frame.rows([sealed("fastv", "64", interval=None, costs={"kept": 64})]))
     cells = re.split(r"\s{2,}", text.splitlines()[-1].strip())
     assert cells == ["pope", "pope_accuracy", "80.0 %", "-", "64.0", "-", "-", "-", "-", "100/100"]
 
@@ -222,7 +223,7 @@ def test_no_baseline_is_a_dash_everywhere(tmp_path):
 
 def test_marks_by_printed_number_with_ties():
     def marked(*texts: str, unranked: int = -1) -> list[str]:
-        return leaderboard._marked(texts, [i != unranked for i in range(len(texts))])
+        return text.mark_best(texts, [i != unranked for i in range(len(texts))])
 
     assert marked("1.0", "3.0", "3.0", "2.0", "-") == ["1.0", "**3.0**", "**3.0**", "<u>2.0</u>", "-"]
     assert marked("1,000", "900") == ["**1,000**", "<u>900</u>"]
@@ -475,7 +476,7 @@ def test_the_same_cells_give_the_same_bytes(tmp_path):
         assert written(shuffled, tmp_path / "b") == first
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["LEADERBOARD.md", "leaderboard.csv"]
     frame = pd.read_csv(StringIO(first[0]))
-    pd.testing.assert_frame_equal(frame, leaderboard.rows(cells), check_dtype=False)
+    pd.testing.assert_frame_equal(frame, rows(cells), check_dtype=False)
     answers = halves(tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("downsample", "64", 0.7), ("fastv", "64", 0.9))
     for i in range(2):
         leaderboard.write(random.Random(i).sample(answers, len(answers)), tmp_path / str(i))
@@ -485,7 +486,7 @@ def test_the_same_cells_give_the_same_bytes(tmp_path):
 
 def test_an_empty_store_gives_an_empty_leaderboard(tmp_path):
     csv, markdown = written([], tmp_path)
-    assert csv == ",".join(leaderboard.COLUMNS) + "\n"
+    assert csv == ",".join(frame.COLUMNS) + "\n"
     assert "No sealed cells yet." in markdown
 
 
@@ -497,7 +498,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_numbers_of_every_size_are_readable():
     shown = {8271.6: "8,272", 12345678.0: "12,345,678", 154.26: "154", 3.82: "3.82", 0.0123: "0.0123", 0.0: "0", math.nan: "-"}
-    assert {value: leaderboard._significant(value) for value in shown} == shown
+    assert {value: text.significant(value) for value in shown} == shown
 
 
 def test_budgets_are_ordered_as_people_read_them():

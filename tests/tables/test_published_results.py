@@ -11,7 +11,7 @@ from answered import answered
 
 from harness import cli
 from harness.core.errors import PrunebenchError
-from harness.store.store import SealedCell
+from harness.store.sealed import SealedCell
 from harness.tables import leaderboard
 from harness.tables import published as published_results
 

@@ -21,6 +21,8 @@ from PIL import Image
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
+from harness.plugin import command
+from harness.plugin.model import Abort, PrunebenchLmms
 from tasks import lmms, sources
 from tasks.mini import data
 
@@ -137,7 +139,7 @@ def test_prompts_and_images_are_what_upstream_sends(tmp_path: Path, loaded: dict
     from lmms_eval.api.task import ConfigurableMessagesTask
     from lmms_eval.utils import load_yaml_config
 
-    names = lmms.mini_task_files(tmp_path)
+    names = command.mini_task_files(tmp_path)
     assert names == ["gqa_mini", "mme_mini", "pope_mini", "textvqa_mini"]
     for name in names:
         config = load_yaml_config(str(tmp_path / f"{name}.yaml"), mode="full")
@@ -359,7 +361,7 @@ def test_hub_rows_are_the_same_task(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_sources_and_manifest_stay_light() -> None:
     code = (
-        "import sys; from tasks import manifest, sources; "
+        "import sys; from harness import plugin; from tasks import sources; "
         "sources.read(sources.task_spec('gqa'), sources.DataSource.parse('mini')); "
         "print([m for m in ('torch', 'lmms_eval', 'transformers') if m in sys.modules])"
     )
@@ -431,8 +433,8 @@ def request(task: str, doc_id: int, settings: dict[str, Any] | None = None) -> A
     return types.SimpleNamespace(args=args)
 
 
-def model_with(docs: dict[str, list[list[int]]], **settings: Any) -> lmms.PrunebenchLmms:
-    model = lmms.PrunebenchLmms(**settings)
+def model_with(docs: dict[str, list[list[int]]], **settings: Any) -> PrunebenchLmms:
+    model = PrunebenchLmms(**settings)
     model.task_dict = {
         task: {"test": [{"text": f"{task}{i}", "shades": shades} for i, shades in enumerate(rows)]} for task, rows in docs.items()
     }
@@ -441,7 +443,7 @@ def model_with(docs: dict[str, list[list[int]]], **settings: Any) -> lmms.Pruneb
 
 def test_model_arguments_reach_the_engine(answerer: type[FakeAnswerer]) -> None:
     args = "pretrained=mini,method=fastv,budget=64,boundary=3,seed=5"
-    model = lmms.PrunebenchLmms.create_from_arg_string(args, {"batch_size": "4", "device": "cpu"})
+    model = PrunebenchLmms.create_from_arg_string(args, {"batch_size": "4", "device": "cpu"})
     assert answerer.opened == {
         "model": "mini",
         "method": "fastv",
@@ -504,18 +506,18 @@ def test_no_failure_can_be_swallowed(
 
 def test_bad_model_arguments_abort(answerer: type[FakeAnswerer], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="batch_size: expected a whole number of at least 1, found 'auto'"):
-        lmms.PrunebenchLmms(batch_size="auto")
+        PrunebenchLmms(batch_size="auto")
     monkeypatch.setattr(FakeAnswerer, "fault", "open")
     with pytest.raises(SystemExit, match="prunebench: unknown model 'x'"):
-        lmms.PrunebenchLmms()
+        PrunebenchLmms()
     monkeypatch.setattr(FakeAnswerer, "fault", "")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="expected one process"):
-        lmms.PrunebenchLmms()
+        PrunebenchLmms()
 
 
 def test_only_generation_of_one_turn_is_supported(answerer: type[FakeAnswerer]) -> None:
-    model = lmms.PrunebenchLmms()
+    model = PrunebenchLmms()
     with pytest.raises(SystemExit, match="log-likelihood"):
         model.loglikelihood([])
     with pytest.raises(SystemExit, match="multi-round"):
@@ -567,9 +569,9 @@ def test_cli_adds_the_mini_tasks_and_the_model(evaluation: Any, tmp_path: Path) 
     (tmp_path / "own.yaml").write_text("task: own\n")
     before = list(sys.argv)
     evaluation(evaluate)
-    assert lmms.lmms_cli([*ARGS, "--include_path", str(tmp_path)]) == 0
+    assert command.lmms_cli([*ARGS, "--include_path", str(tmp_path)]) == 0
     assert found == sorted(["gqa_mini.yaml", "mme_mini.yaml", "pope_mini.yaml", "textvqa_mini.yaml", "own.yaml"])
-    assert get_model("prunebench") is lmms.PrunebenchLmms
+    assert get_model("prunebench") is PrunebenchLmms
     assert sys.argv == before
 
 
@@ -578,7 +580,7 @@ def fails(options: argparse.Namespace) -> Any:
 
 
 def aborts(options: argparse.Namespace) -> Any:
-    raise lmms.Abort("prunebench: boom")
+    raise Abort("prunebench: boom")
 
 
 def stops(options: argparse.Namespace) -> Any:
@@ -588,27 +590,27 @@ def stops(options: argparse.Namespace) -> Any:
 @pytest.mark.parametrize("evaluate", [fails, aborts, stops, lambda options: (None, None), lambda options: ({}, None)])
 def test_cli_exits_non_zero_on_every_failure(evaluation: Any, evaluate: Any, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation(evaluate)
-    assert lmms.lmms_cli(ARGS) == 1
+    assert command.lmms_cli(ARGS) == 1
     assert "prunebench: no results for pope_mini" in capsys.readouterr().err
 
 
 def test_cli_notices_results_that_were_not_saved(evaluation: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation(results)
-    assert lmms.lmms_cli([*ARGS, "--output_path", str(tmp_path)]) == 1
+    assert command.lmms_cli([*ARGS, "--output_path", str(tmp_path)]) == 1
     assert f"no results file was written under {tmp_path}" in capsys.readouterr().err
     (tmp_path / "20300101_results.json").write_text("{}")
-    assert lmms.lmms_cli([*ARGS, "--output_path", str(tmp_path)]) == 0
+    assert command.lmms_cli([*ARGS, "--output_path", str(tmp_path)]) == 0
 
 
 def test_cli_refuses_a_limit_that_cuts_an_mme_pair(evaluation: Any, capsys: pytest.CaptureFixture[str]) -> None:
     seen = evaluation(results)
-    assert lmms.lmms_cli(["--model", "prunebench", "--tasks", "mme_mini", "--limit", "5"]) == 1
+    assert command.lmms_cli(["--model", "prunebench", "--tasks", "mme_mini", "--limit", "5"]) == 1
     assert not seen
     assert "--limit 5 would cut a pair of mme_mini: expected an even" in capsys.readouterr().err
-    assert lmms.lmms_cli(["--model", "prunebench", "--tasks", "mme_mini", "--limit", "6"]) == 0
+    assert command.lmms_cli(["--model", "prunebench", "--tasks", "mme_mini", "--limit", "6"]) == 0
 
 
 def test_cli_passes_upstreams_own_exits_on(evaluation: Any) -> None:
     evaluation(stops)
-    assert lmms.lmms_cli(["--tasks", "list"]) == 0
-    assert lmms.lmms_cli(["--no_such_option"]) == 2
+    assert command.lmms_cli(["--tasks", "list"]) == 0
+    assert command.lmms_cli(["--no_such_option"]) == 2

@@ -13,7 +13,9 @@ from test_store import keys, make_record, seal
 
 from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError
-from harness.store.store import Store, checksum, load
+from harness.store.files import checksum
+from harness.store.sealed import load
+from harness.store.store import Store
 from harness.upkeep import migrate as migration
 from harness.upkeep.migrate import migrate
 
@@ -141,7 +143,7 @@ def test_no_disk_leaves_the_old_cell(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.store.store._write", full)
+    monkeypatch.setattr("harness.store.files.write_all", full)
     lines, fine = migrate(tmp_path)
     assert not fine
     assert "No space left on device" in lines[0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.core.errors import PrunebenchError
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """A text as embeddings of its pieces, `pieces (p, width)`, and the FLOPs (1 multiply-add = 2) of encoding it."""
 
     pieces: Tensor
@@ -25,7 +25,7 @@ class Encoded(NamedTuple):
 class TextEncoder(Protocol):
     """What `Run.question` asks."""
 
-    def encode(self, text: str) -> Encoded: ...
+    def encode(self, text: str) -> EncodedText: ...
 
 
 class ClipTextEncoder:
@@ -37,7 +37,7 @@ class ClipTextEncoder:
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
-        self._known: dict[str, Encoded] = {}
+        self._known: dict[str, EncodedText] = {}
 
     @classmethod
     def load(cls, source: str, device: torch.device, dtype: torch.dtype) -> ClipTextEncoder:
@@ -56,12 +56,12 @@ class ClipTextEncoder:
         return cls(model.to(device).eval(), tokenizer)
 
     @torch.inference_mode()
-    def encode(self, text: str) -> Encoded:
+    def encode(self, text: str) -> EncodedText:
         if text not in self._known:
             self._known[text] = self._encoded(text)
         return self._known[text]
 
-    def _encoded(self, text: str) -> Encoded:
+    def _encoded(self, text: str) -> EncodedText:
         config, tokenizer = self._model.config, self._tokenizer
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         room = config.max_position_embeddings - 2
@@ -74,7 +74,7 @@ class ClipTextEncoder:
             # at the end token: pooled by place, for tokenizers differ in which id is the largest
             pieces.append(self._model.text_projection(states[:, -1])[0])
             cost += self._flops(whole.shape[1])
-        return Encoded(torch.stack(pieces), cost)
+        return EncodedText(torch.stack(pieces), cost)
 
     def _flops(self, n: int) -> int:
         """Of one piece of `n` tokens: every layer's projections, feed-forward and attention, and the projection of one token."""

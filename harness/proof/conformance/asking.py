@@ -19,27 +19,9 @@ from harness.core import flops
 from harness.core.shape import ModelShape
 from harness.method import Method, TowerLook
 from harness.models.adapters import Adapter, adapter_for
-from harness.proof.conformance.kit import (
-    PROMPTS,
-    SAME,
-    Decisions,
-    Inside,
-    NotApplicableError,
-    Prompt,
-    Spy,
-    Subject,
-    Token,
-    ask,
-    causal_probs,
-    difference,
-    projected,
-    property_,
-    reference,
-    require,
-    rotated,
-    spied,
-    tiny_model,
-)
+from harness.proof.conformance.reference import Decisions, Inside, Spy, Token, causal_probs, projected, reference, rotated, spied
+from harness.proof.conformance.subject import SAME, NotApplicableError, Subject, property_, require
+from harness.proof.conformance.tiny import PROMPTS, KitPrompt, ask, difference, tiny_model
 
 #: of what is asked: the hook and layer, the question, how often it was asked there before
 Place = tuple[str, int, str, int]
@@ -106,7 +88,7 @@ class _Listening(Spy):
         return self._method.on_image(run, tower)
 
 
-def _listened(method: Method, prompts: Sequence[Prompt], decided: Decisions | None = None) -> dict[Place, Answered]:
+def _listened(method: Method, prompts: Sequence[KitPrompt], decided: Decisions | None = None) -> dict[Place, Answered]:
     log: dict[Place, Answered] = {}
     inner = method if decided is None else spied(method, decided)
     ask(tiny_model(), cast(Method, _Listening(inner, log)), prompts, steps=0)

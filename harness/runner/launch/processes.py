@@ -19,7 +19,7 @@ import torch
 from torch import multiprocessing
 
 from harness.core.errors import PrunebenchError
-from harness.models.load import pick_device
+from harness.models.device import pick_device
 from harness.runner.answering import Clock
 from harness.runner.execute import Batches, Executor, InProcess, Work
 from harness.runner.jobs import prepare

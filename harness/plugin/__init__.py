@@ -1,11 +1,14 @@
-"""The entry point of the group `lmms_eval.models`: tells lmms-eval about our model class without importing it, or torch."""
+"""What lmms-eval loads: its entry point `lmms_eval.models`, and the model class behind it.
+
+`manifests` tells lmms-eval about our model class without importing it, or torch.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 MODEL_ID = "prunebench"
-CLASS_PATH = "tasks.lmms.PrunebenchLmms"
+CLASS_PATH = "harness.plugin.model.PrunebenchLmms"
 
 
 def manifests() -> list[Any]:

@@ -1,0 +1,116 @@
+"""A model of real size with random weights, and an input for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+from harness.bench.settings import Settings
+from harness.core.errors import PrunebenchError
+from harness.core.paths import REPOSITORY
+from harness.core.shape import SHAPES
+from harness.cost import papers as published
+from harness.models.adapters import LlavaAdapter, adapter_class, adapter_for
+from harness.models.config import model_config
+
+#: standard deviation of random weights, the initializer range of Llama and LLaVA: activations stay finite at any depth
+WEIGHT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Input:
+    """A batch of random prompts of one length, without padding: `ids (b, n)` with image tokens, `pixels (b, 3, h, w)`."""
+
+    ids: Tensor
+    pixels: Tensor
+
+    @property
+    def batch(self) -> int:
+        return int(self.ids.shape[0])
+
+
+# ------------------------------------------------------------------------------------------------------------------ model
+
+
+def random_config(settings: Settings) -> PreTrainedConfig:
+    """The configuration of a model that gets random weights: sizes from `SHAPES`, or from the config.json of a local folder.
+
+    Raises PrunebenchError where there is neither.
+    """
+    if settings.model in SHAPES:
+        config = LlavaAdapter.config_of(SHAPES[settings.model])
+    else:
+        known = model_config(settings.model)
+        folder = None if known.path is None else REPOSITORY / known.path
+        if folder is None or not (folder / "config.json").is_file():
+            raise PrunebenchError(
+                f"--random-weights --model {settings.model}: expected {', '.join(SHAPES)}, mini or a local folder with a config.json; "
+                f"found {'a hub id' if folder is None else f'no config.json in {folder}'}"
+            )
+        config = AutoConfig.from_pretrained(folder)
+        adapter_class(config)  # raises where the family is not supported
+    if settings.layers is not None:
+        depth = config.text_config.num_hidden_layers
+        if settings.layers > depth:
+            raise PrunebenchError(f"--layers {settings.layers}: expected at most {depth}, the depth of {settings.model}")
+        config.text_config.num_hidden_layers = settings.layers
+    return config
+
+
+def random_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, seed: int) -> nn.Module:
+    """The model with random weights, made on the device in its dtype: no file, no copy, no other precision on the way.
+
+    Raises PrunebenchError where the memory that is free does not hold it.
+    """
+    with torch.device("meta"):
+        n_weights = sum(p.numel() for p in AutoModelForImageTextToText.from_config(config).parameters())
+    _check_memory(n_weights * dtype.itemsize, device, dtype)
+    with torch.device(device), no_init_weights():
+        model: nn.Module = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    generator = torch.Generator(device).manual_seed(seed)
+    limit = WEIGHT_STD * 3**0.5
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.uniform_(-limit, limit, generator=generator)
+            else:
+                weight.fill_(1.0 if "norm" in name.split(".")[-2] and name.endswith("weight") else 0.0)
+    return model.eval()
+
+
+def _check_memory(weights: int, device: torch.device, dtype: torch.dtype) -> None:
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:
+            return  # no such file outside Linux; the allocator will say
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    needed = weights * 1.1  # activations, logits and caches want about a tenth on top
+    if needed > free:
+        raise PrunebenchError(
+            f"expected about {needed / 2**30:.1f} GiB of free memory on {device} for {weights / 2**30:.1f} GiB of "
+            f"{str(dtype).removeprefix('torch.')} weights, found {free / 2**30:.1f}: use a slice (--layers 4), --dtype bfloat16 or a larger device"
+        )
+
+
+def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
+    """Random pixels and prompts of `text_tokens` text tokens, the image behind as many of them as Vicuna's system prompt has."""
+    adapter, config = adapter_for(model), model.config
+    weight = next(model.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(config.text_config.vocab_size - 1, (batch, text_tokens), generator=generator)
+    token, usual = adapter.image_token_ids[0], adapter.usual
+    ids += ids >= token  # every token but the image's
+    before = min(published.N_SYSTEM, text_tokens // 2)
+    images = torch.full((batch, usual.n_visual), token)
+    pixels = torch.randn(batch, *adapter.pixels_of(config), generator=generator)
+    ids = torch.cat([ids[:, :before], images, ids[:, before:]], 1)
+    return Input(ids.to(weight.device), pixels.to(weight.device, weight.dtype))

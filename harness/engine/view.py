@@ -1,0 +1,211 @@
+"""A run as the method sees it: `harness.method.Run` over the layout, the prompts and the trace of one prefill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.core import flops
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ModelShape, PromptShape, Share, quota
+from harness.core.trace import Trace
+from harness.engine.layout import TokenLayout, take
+from harness.engine.prefix import Shared
+from harness.engine.tower import Seen
+from harness.method import AttentionEdit, DecodePositions, Method, Places, Question, ScoresError, raised
+from harness.models.adapters import Adapter
+from harness.models.adapters.text_encoder import TextEncoder
+
+
+@dataclass
+class CapturedLayer:
+    """What one layer of a prefill leaves for others to start from; keys and values come with its attention."""
+
+    hidden: Tensor
+    edit: AttentionEdit | None
+    layout: TokenLayout
+    #: before a reduction here, with its layout, and where its columns went
+    unreduced: tuple[Tensor, TokenLayout, Tensor] | None
+    keys: Tensor = field(init=False)
+    values: Tensor = field(init=False)
+    silenced: list[int] = field(init=False)
+
+
+class RunView:
+    """The state of a run, and everything that `harness.method.Run` offers to a method."""
+
+    def __init__(self, adapter: Adapter, method: Method, seed: int, positions: str, text_encoder: Callable[[], TextEncoder] | None) -> None:
+        self._adapter, self._method, self._seed, self._positions = adapter, method, seed, positions
+        self._text_encoder = text_encoder
+        self._shape = adapter.shape
+        self._depth = len(adapter.layers)
+        self.samples: Sequence[str] | None = None
+        self.questions: Sequence[str] | None = None
+        self.memo: MutableMapping[str, Any] = {}
+        self._input_ids: Tensor | None = None
+        self._attention_mask: Tensor | None = None
+        self._facts: dict[str, Any] = {}
+        #: (b or 1, n, axes), where the model put the tokens of the prefill that is coming; None: counted
+        self._given_positions: Tensor | None = None
+        #: per early layer, what the model adds behind it to each visual token of the batch
+        self._deepstack: Sequence[Tensor] = ()
+        self._layout: TokenLayout | None = None
+        self._prompts: Sequence[PromptShape] | None = None
+        self._prompt_places: Tensor | None = None
+        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._per_layer: list[TokenLayout] = []
+        self._per_layer_prompt: TokenLayout  # as the prompt came, before any reduction
+        self._silenced: list[list[Tensor]] = []
+        self._notes: dict[str, list[float]] = {}
+        self._trace: Trace | None = None
+        self._decode_positions: DecodePositions = "original"
+        self._hidden_in_decode: list[Tensor | None] = []
+        self._prefilling = False
+        self._steps = 0
+        self._announced: tuple[Shared, Tensor, Tensor] | None = None
+        self._shared: Shared | None = None
+        self._edits: Sequence[AttentionEdit] = ()
+        self._seen: Sequence[Seen] | None = None
+        #: the layers of a prefill inside `capturing`
+        self._captured: list[CapturedLayer] | None = None
+        self._unreduced: tuple[Tensor, TokenLayout, Tensor] | None = None
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._shape
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The layout at the current boundary; raises outside a prefill."""
+        if self._layout is None:
+            raise PrunebenchError("no prefill has run inside attach() yet")
+        return self._layout
+
+    @property
+    def visual_valid(self) -> Tensor:
+        # a copy: `keep = run.visual_valid; keep[...] = False` is a natural thing to write
+        return self.layout.visual_tokens.valid.clone()
+
+    @property
+    def n_prompt_visual(self) -> Tensor:
+        return self._per_layer_prompt.visual.sum(1)
+
+    @property
+    def prompts(self) -> Sequence[PromptShape]:
+        if self._prompts is None:
+            layout = self._per_layer_prompt
+            images = self._adapter.images(layout.visual_counts, self._facts)
+            texts = [n - v for n, v in zip(layout.counts, layout.visual_counts, strict=True)]
+            self._prompts = [PromptShape(self._shape, of, n_text) for of, n_text in zip(images, texts, strict=True)]
+        return self._prompts
+
+    @property
+    def places(self) -> Places:
+        layout = self.layout
+        if self._prompt_places is None:
+            rows = [torch.tensor(prompt.places(), dtype=torch.long).view(-1, len(Places._fields)) for prompt in self.prompts]
+            # one more slot, for tokens that are no token of the prompt
+            padded = nn.utils.rnn.pad_sequence([torch.cat([row, -torch.ones_like(row[:1])]) for row in rows], batch_first=True, padding_value=-1)
+            self._prompt_places = padded.to(layout.valid.device)
+        tokens = layout.visual_tokens
+        origin = torch.where(tokens.valid, layout.origin.gather(1, tokens.columns), -1)
+        index = torch.where(origin >= 0, origin, self.n_prompt_visual[:, None])
+        return Places(*take(self._prompt_places, index).unbind(2))
+
+    def quota(self, keep: int | Share) -> Tensor:
+        counts, device = self._per_layer_prompt.visual_counts, self._per_layer_prompt.valid.device
+        quotas = [quota(keep, n) for n in counts]
+        if len(set(quotas)) == 1:  # made on the device: an upload waits for it
+            return torch.full((len(quotas),), quotas[0], device=device)
+        return torch.tensor(quotas, device=device)
+
+    def generator(self, row: int) -> torch.Generator:
+        self._check_row(row)
+        key = self.samples[row] if self.samples is not None else str(row)
+        digest = hashlib.sha256(f"{self._seed}\0{key}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def matmul(self, a: Tensor, b: Tensor, *, row: int | None = None, entries: Sequence[int] | None = None) -> Tensor:
+        out = a @ b
+        inner, batch = a.shape[-1], self.layout.valid.shape[0]
+        per_row = [0] * batch
+        if row is not None:
+            self._check_row(row)
+            per_row[row] = 2 * out.numel() * inner
+        elif out.ndim < 3 or out.shape[0] != batch:
+            raise PrunebenchError(
+                f"{self._method.name}: expected a product over the batch of {batch}, found shape {tuple(out.shape)}: "
+                "say whose row= it is"
+            )
+        else:
+            real = [out.numel() // batch] * batch if entries is None else entries
+            per_row = [2 * n * inner for n in real]
+        self._count_scoring(2 * out.numel() * inner, per_row)
+        return out
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < self.layout.valid.shape[0]:
+            raise PrunebenchError(f"{self._method.name}: expected a row from 0 to {self.layout.valid.shape[0] - 1} of the batch, found {row}")
+
+    def project(self, features: Tensor, valid: Tensor) -> Tensor:
+        vision = self.prompts[0].images[0].vision
+        per_token, (b, m) = flops.projector(self._shape, vision, tokens=1), features.shape[:2]
+        self._count_scoring(b * m * per_token, [int(n) * per_token for n in valid.sum(1).tolist()])
+        projected: Tensor = self._adapter.project(features)
+        return projected
+
+    def question(self) -> Question:
+        if self._text_encoder is None or self.questions is None:
+            raise PrunebenchError(
+                f"{self._method.name} reads the question through a text encoder, and this run has none: name one in the model's config "
+                "(text_encoder: a CLIP checkpoint), or give attach() text_encoder= and set run.questions"
+            )
+        encoded = [self._text_encoder().encode(text) for text in self.questions]
+        self._count_scoring(sum(e.flops for e in encoded), [e.flops for e in encoded])
+        device = self.layout.valid.device
+        valid = [torch.ones(len(e.pieces), dtype=torch.bool, device=device) for e in encoded]
+        pad = nn.utils.rnn.pad_sequence
+        return Question(pad([e.pieces.to(device) for e in encoded], batch_first=True), pad(valid, batch_first=True))
+
+    def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
+        listed = values.tolist() if isinstance(values, Tensor) else list(values)
+        if len(listed) != self.layout.valid.shape[0]:
+            raise PrunebenchError(f"{self._method.name}: note {name!r}: expected one number a row, {self.layout.valid.shape[0]}, found {len(listed)}")
+        self._notes[name] = [float(x) for x in listed]
+
+    def _sample(self, row: int) -> str:
+        return f"sample {self.samples[row]!r} (row {row})" if self.samples is not None else f"row {row}"
+
+    @contextmanager
+    def _naming(self, where: str) -> Iterator[None]:
+        """What a method's hook raises, and scores that hold nan: here it is known by whom, where and for which sample."""
+        try:
+            yield
+        except ScoresError as error:
+            raise PrunebenchError(f"{self._method.name} at {where}, {self._sample(error.row)}: {error}") from None
+        except (PrunebenchError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            batch = f"a batch of {self.layout.valid.shape[0]} from {self._sample(0)}"
+            raise PrunebenchError(f"{self._method.name} at {where}, {batch}: {raised(error)}") from error
+
+    def _rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        """`vectors (b, heads, n, head_dim)` under RoPE at `positions (b, n, axes)`, in their own dtype, as the model rotates."""
+        cos, sin = self._adapter.rotary(vectors, positions)
+        return self._adapter.rotate(vectors, cos[:, None], sin[:, None])
+
+    def _rotated(self, vector: Tensor, positions: Tensor) -> Tensor:
+        """(b, n, head_dim) float32: `vector (head_dim,)` under RoPE at `positions (b, n, axes)`."""
+        cos, sin = self._adapter.rotary(vector.float()[None, None], positions)
+        return self._adapter.rotate(vector.float().expand_as(cos), cos, sin)
+
+    def _count_scoring(self, executed: int, per_row: Sequence[int]) -> None:
+        assert self._trace is not None
+        self._trace.scoring_executed += executed
+        self._trace.scoring = [a + b for a, b in zip(self._trace.scoring, per_row, strict=True)]

@@ -1,0 +1,215 @@
+"""A sealed cell: cell.json and samples.parquet, read and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.core import stats
+from harness.core.asked import Asked
+from harness.core.cell import KEY_VERSION, Cell
+from harness.core.errors import PrunebenchError
+from harness.store.files import checksum, saying, there
+from harness.store.journal import Record
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+SCHEMA_VERSION = 4
+SAMPLES, SEAL = "samples.parquet", "cell.json"
+COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps")
+
+
+class SampleScore(NamedTuple):
+    """What scoring says about one sample."""
+
+    score: float
+    """0..1."""
+    question_id: str
+    category: str | None
+    question: str
+    target: str
+
+
+@dataclass(frozen=True)
+class SealedCell:
+    """A measured cell, read from its cell.json; the samples are read on request."""
+
+    cell: Cell
+    headline: str
+    """Name of the metric that tables show."""
+    metrics: Mapping[str, float | None]
+    """As the task's own code reports them; None where a metric is undefined."""
+    maximum: float
+    """What the headline metric can reach: 1, or 200 points per MME category present."""
+    interval: stats.Interval | None
+    costs: Mapping[str, float]
+    """Every cost column over the samples, as `cost_means` says."""
+    counts: Mapping[str, int]
+    """Samples `expected` and `answered`, and those that the `headline` metric is computed from."""
+    method_info: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    samples_sha256: str
+    folder: Path
+
+    @property
+    def identity(self) -> str:
+        return self.cell.identity()
+
+    @property
+    def asked(self) -> Asked:
+        """The words of the request that made it."""
+        return Asked.from_dict(self.provenance.get("request"))
+
+    @property
+    def score(self) -> float:
+        """The headline metric, in its own unit."""
+        value = self.metrics[self.headline]
+        assert value is not None  # seal refuses it
+        return value
+
+    def samples(self) -> pd.DataFrame:
+        """One row per sample: key, image, question_id, category, question, target, answer, score, n_new_tokens, keeps, costs.
+
+        `keeps` is the text of harness.core.keeps (which visual tokens were there); the cost `kept` is a number of tokens. Raises
+        PrunebenchError if the file is not the one that was sealed.
+        """
+        import pandas as pd  # half a second that tables of cells do not need
+
+        return pd.read_parquet(io.BytesIO(self._verified()))
+
+    def verify(self) -> None:
+        """Re-hash the samples. Raises PrunebenchError if they are not the ones that were sealed."""
+        self._verified()
+
+    def _verified(self) -> bytes:
+        path = self.folder / SAMPLES
+        with saying("read", path):
+            data = path.read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.samples_sha256:
+            raise damaged(path, f"expected sha256 {self.samples_sha256}, found {found}")
+        return data
+
+
+def cost_means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean per sample of every cost. A layer (`*_layer`) that a sample does not have is -1: its mean is over those that have one, left
+    out where none has, and `*_layer_share` says how many of all samples they are, 0..1."""
+    means: dict[str, float] = {}
+    for name, column in columns.items():
+        had = [value for value in column if value >= 0] if name.endswith("_layer") else column
+        if len(had):
+            means[name] = math.fsum(had) / len(had)
+        if name.endswith("_layer"):
+            means[f"{name}_share"] = len(had) / len(column)
+    return means
+
+
+def load(folder: Path) -> SealedCell:
+    """Read and check a sealed folder's cell.json: one that does not hang together is a PrunebenchError naming it, not a result."""
+    path = folder / SEAL
+    with saying("read", path):
+        data = path.read_bytes()
+        samples = there(folder / SAMPLES)
+    try:
+        body = json.loads(data)
+        versions = body["schema_version"], body["key_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"not a cell file ({type(error).__name__}: {error})") from None
+    if versions == (3, KEY_VERSION):
+        root = shlex.quote(str(folder.parent.parent.parent))
+        raise PrunebenchError(f"{path}: expected schema {SCHEMA_VERSION}, found 3: run `prunebench dev migrate --results {root}`")
+    if versions != (SCHEMA_VERSION, KEY_VERSION):
+        raise PrunebenchError(
+            f"{path}: expected schema and key version {SCHEMA_VERSION} and {KEY_VERSION}, found {versions[0]} and {versions[1]};"
+            f" read it with the prunebench that wrote it, or move {folder} elsewhere"
+        )
+    try:
+        stated = body.pop("checksum")
+        if stated != checksum(body):
+            raise damaged(path, f"its content has checksum {checksum(body)}, expected {stated}: it was edited")
+        cell = Cell.from_dict(body["cell"])
+        if not body["identity"] == cell.identity() == folder.name[-16:]:
+            raise damaged(path, f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}")
+        if not samples:
+            raise damaged(folder / SAMPLES, "it is missing beside cell.json")
+        if body["metrics"].get(body["headline"]) is None:
+            raise damaged(path, f"its headline metric {body['headline']!r} has no value")
+        try:
+            check_origin(body["provenance"], body["method_info"])
+        except PrunebenchError as error:
+            raise damaged(path, str(error)) from None
+        return SealedCell(
+            cell=cell,
+            headline=body["headline"],
+            metrics=body["metrics"],
+            maximum=body["maximum"],
+            interval=body["interval"] and stats.Interval(**body["interval"]),
+            costs=body["costs"],
+            counts=body["counts"],
+            method_info=body["method_info"],
+            provenance=body["provenance"],
+            samples_sha256=body["samples_sha256"],
+            folder=folder,
+        )
+    except PrunebenchError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise damaged(path, f"not a cell file ({type(error).__name__}: {error})") from None
+
+
+def check_origin(provenance: Mapping[str, Any], method_info: Mapping[str, Any]) -> None:
+    """Raise PrunebenchError unless a cell says what was asked and which knobs a budget sets: tables and commands are made from both."""
+    Asked.from_dict(provenance.get("request"))
+    knobs = method_info.get("budget_knobs")
+    if not isinstance(knobs, list) or not all(isinstance(name, str) for name in knobs):
+        raise PrunebenchError(f"method_info: expected budget_knobs, the names of the knobs that a budget sets, found {knobs!r}")
+
+
+def parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequence[float]]) -> bytes:
+    """The samples as Parquet bytes, one row per sample, in the order given."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def text(values: Iterator[object]) -> Any:
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+    columns = {
+        "key": text(record.key for record, _ in rows),
+        "image": text(record.image for record, _ in rows),
+        "question_id": text(scored.question_id for _, scored in rows),
+        "category": text(scored.category for _, scored in rows),
+        "question": text(scored.question for _, scored in rows),
+        "target": text(scored.target for _, scored in rows),
+        "answer": text(record.answer for record, _ in rows),
+        "score": pa.array([float(scored.score) for _, scored in rows], pa.float64()),
+        "n_new_tokens": pa.array([record.n_new_tokens for record, _ in rows], pa.int64()),
+        "keeps": text(record.kept for record, _ in rows),
+    }
+    for name, values in costs.items():
+        whole = all(float(value).is_integer() and abs(value) < 2**62 for value in values)
+        columns[name] = pa.array([int(v) if whole else float(v) for v in values], pa.int64() if whole else pa.float64())
+    buffer = io.BytesIO()
+    # Thousands of small files are committed. 100 rows are 5.1 kB like this, 6.0 kB with dictionaries (zstd finds the repeats of
+    # all columns itself), 11.2 kB by default: statistics and a second copy of the schema are most of a small file.
+    plain = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
+    pq.write_table(pa.table(columns), buffer, compression="zstd", compression_level=19, **plain)
+    return buffer.getvalue()
+
+
+def damaged(path: Path, why: str) -> PrunebenchError:
+    return PrunebenchError(
+        f"{path}: {why}; result files are never edited: restore it, or delete {path.parent} (FRESH=1 does) and measure again"
+    )
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """A cell file's content as it is written, with its checksum."""
+    return (json.dumps({**body, "checksum": checksum(body)}, indent=1) + "\n").encode("ascii")

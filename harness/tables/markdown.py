@@ -1,0 +1,329 @@
+"""The sections of LEADERBOARD.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.core import stats
+from harness.core.asked import Asked
+from harness.core.cell import canonical_json
+from harness.core.command import evaluation
+from harness.store.sealed import SealedCell
+from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, Findings, Hard, Power
+from harness.tables.sections import NAN, Block, Line, Section, average, mean, percent_of_flops
+from harness.tables.text import DASH, decimal, grid, interval_text, mark_best, seeds_score, seeds_spread, significant
+
+FRONT = "† on the Pareto front: no other line here has as few dense prefill FLOPs and as high an Avg %."
+RANKED_FROM = 20
+"""Questions of a hard subset from which on its best is marked."""
+FOOTER = """\
+## Reading this
+
+Every number is read from sealed cells (one folder per model, method, budget, task and seed). `leaderboard.csv` has a row for each
+cell, with its interval, knobs, command and further costs; `significance.csv` has every comparison. Only cells of one model, prompt,
+dtype, device and set of questions share a section, and nothing is compared across sections.
+
+**Scores**
+
+* **budget**: what was asked for. `64`: visual tokens after the method's selection; `64avg`: mean per layer; `0.35flops`:
+  share of the unpruned dense prefill FLOPs; `native`: the method's published defaults, its layers scaled to the model's depth where
+  the method or the model's configuration says so (column `knobs`); `calibrated`: knobs that `make analyze` derived; `none`: unpruned.
+* **task columns**: the task's headline metric on the n questions that it is computed from; a mean of scores in %, MME's perception
+  score as the sum over its perception categories in points (200 each). Cognition questions are asked as well and are in no column here.
+* **71.4 [66.0, 76.8]**: one seed, with its 95 % interval: a percentile bootstrap over whole images, because questions share
+  images. It says what other images of the same kind could have given; it knows nothing of other seeds. Close to 0 and 100 % such
+  intervals are too narrow; where no image differs at all (0.0 or 100.0) the other end is the binomial limit for that many images, of
+  MME for each category's.
+* **71.4 ±1.2 sd**: mean over seeds and their sample standard deviation on the same questions: what the draw alone changes.
+  It is neither an interval nor an error of the mean. "(5 seeds)" says how many; "(1 to 5 seeds)", that tasks have unequally
+  many.
+* **Avg %**: score over the unpruned score, mean over seeds, then over all tasks of the table; "-" unless every task and its
+  unpruned cell is there. Its interval resamples images within each task (both scores on the same draw), and seeds where there
+  are several.
+* **bold** is best and <u>underlined</u> second within a block, by the number as printed, intervals aside; equal numbers share
+  the mark, and `none` takes no part.
+* **Pareto front**: no other line of the section has as few dense prefill FLOPs and as high an Avg %, one of the two strictly;
+  by the numbers, intervals aside.
+
+**Significance**
+
+* **≈R**: indistinguishable from `random` at the same asked budget. **≈U**: indistinguishable from the unpruned model.
+  Two scores are told apart only if the Holm-corrected p is below 0.05, the 95 % interval of their difference excludes 0, and
+  both point the same way. Indistinguishable means that neither sees a difference; where one of them does, it is undecided and
+  has no sign. It does not say that they are equal, and a sign may stand beside a large difference: see its interval in
+  `significance.csv`, and how many questions a claim needs.
+* **p**: exact two-sided McNemar test on the questions that one side answers better and the other worse (for soft scores that is
+  the exact sign test; for MME it counts questions, not points). It takes questions for independent, which questions on one image
+  are not; hence the interval beside it. With several seeds, each pair of seeds is tested and p is twice the median, which is
+  valid however the tests depend on each other.
+* **Holm**: one family per reference (all comparisons with `random`, all with the unpruned model) over all budgets, methods and
+  tasks of a section, and one per reference over its averages.
+* **interval of a difference**: both sides on the same 20,000 draws of whole images, the metric itself recomputed in each (an MME sum
+  stays a sum); where a side has several seeds, its mean over a fresh draw of them. At Avg % the p is twice the share of draws on the
+  rarer side of 0 and never below 1 in 10,000. Where both sides are equal on every question, the interval is the binomial limit for that
+  many images; a task like that beside others adds no width to an average.
+* **which random**: of several settings of `random` at a budget, the one with most seeds; the others are compared with it.
+* **questions needed**: for one planned paired test to find a true difference of one point (one hundredth of the questions) at 5 %
+  error and 80 % power, n = (1.96 √d + 0.84 √(d - 0.01²))² / 0.01² × design effect (Connor 1987); d is the share of questions
+  that two methods answer differently, the design effect how much questions on one image go together (1: independent, and never
+  taken to be less). Both are medians over the pairs of methods here that such a claim would be about: at one budget, at most 5
+  points apart, and not both below 5 %; where there is no such pair, over all. **among N tests**: the same where the claim is the
+  first of N that Holm's correction looks at, which is what this page asks of it. MME's questions are counted, not its points.
+
+**Agreement and the hard subset**
+
+* **agreement (%)**: questions answered exactly as the unpruned model answers them, right or wrong ("loyalty"); letter case and
+  outer spaces aside.
+* **hard: task (%, n)**: mean score on the n questions that `downsample` at the same asked budget gets wrong (score below 0.5):
+  those that a smaller image does not answer; no best is marked below 20 of them. Chosen anew for every model and budget from
+  its own run of `downsample`, which
+  scores 0 there (or little, for soft scores) by construction. MME's perception questions count one by one here.
+
+**Costs**
+
+* **kept (tokens)**: visual tokens after the last content-based selection, merged ones included.
+* **mean visual (tokens/layer)**: visual tokens present per decoder layer, averaged over layers.
+* **prefill dense (GFLOPs)**: column `prefill_dense_flops`, language-model prefill with ordinary kernels over the tokens
+  present plus the method's scoring, 1 multiply-add = 2 FLOPs; vision tower, projector, LM head and decode are separate
+  columns of the CSV.
+* **of unpruned FLOPs (%)**: that, over the same column of the unpruned cell of the same task.
+* **KV (MiB)**: key-value cache after the prefill, 2^20 bytes.
+* **positions**: position policy of the run; `method` leaves it to the method. **query-aware**: the selection reads the question.
+  **vision attention**: the method needs the vision tower's attention.
+* Costs are means over samples, then over seeds, then over the tasks that the row has.
+* **-**: not measured, or no unpruned cell (no `downsample` cell) with the same data, prompt, dtype and device to compare with.
+"""
+
+
+def section_text(section: Section, found: Findings | None, figures: Sequence[str]) -> str:
+    """Everything of one section: figures, an overview, the front, a block per budget, the power of the comparison, published numbers."""
+    parts = [f"## {', '.join(section.short)}", f"Protocol: {section.title}."]
+    parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in figures if path.endswith(".png")]
+    blocks = section.blocks()
+    pruned = any(line.method != "none" for block in blocks for line in block.lines)
+    if pruned:
+        front = _front(section, blocks)
+        parts += ["### Avg % at a glance", _glance(section, blocks, found, front), *([FRONT] if front else [])]
+        parts += ["### Pareto front", _front_table(front)] if front else []
+    for block in blocks:
+        parts += _block(section, block, found)
+    if found and found.power:
+        parts += ["### How many questions a one-point claim needs", _power_table(found.power)]
+    parts += _published(section, blocks)
+    return "\n\n".join(parts) + "\n"
+
+
+class _Point(NamedTuple):
+    line: Line
+    gflops: float
+    percent: float
+
+
+def _front(section: Section, blocks: Sequence[Block]) -> list[_Point]:
+    """The lines on the Pareto front of Avg % against dense prefill FLOPs, cheapest first."""
+    points = [_Point(line, _gflops(line), average(line, section)) for block in blocks for line in block.lines]
+    return [points[i] for i in stats.pareto([p.gflops for p in points], [p.percent for p in points])]
+
+
+def _front_table(front: Sequence[_Point]) -> str:
+    columns = [[p.line.label for p in front], [DASH if p.line.budget == "none" else p.line.budget for p in front]]
+    columns += [[significant(p.gflops) for p in front], [decimal(p.percent) for p in front]]
+    return grid(["method", "budget", "prefill dense (GFLOPs)", "Avg (% of unpruned)"], columns)
+
+
+def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, front: Sequence[_Point]) -> str:
+    """Avg % of every method at every budget; best and second of a column marked, and what is on the front."""
+    budgets = [block.budget for block in blocks if any(line.method != "none" for line in block.lines)]
+    series = [s for s in section.series() if s.method != "none"]
+    columns = [[s.label for s in series]]
+    for budget in budgets:
+        at = [next((line for line in s.lines if line.budget == budget), None) for s in series]
+        points = mark_best([decimal(average(line, section)) if line else DASH for line in at], [True] * len(at))
+        signs = [_signs(found, budget, line.name, AVERAGE) + (" †" if any(p.line is line for p in front) else "") if line else "" for line in at]
+        columns.append([point + sign for point, sign in zip(points, signs, strict=True)])
+    return grid(["method", *budgets], columns)
+
+
+def _gflops(line: Line) -> float:
+    return line.mean(lambda sealed: sealed.costs.get("prefill_dense_flops", NAN)) / 1e9
+
+
+def _block(section: Section, block: Block, found: Findings | None) -> list[str]:
+    """Scores, what they say, agreement and the hard subset, costs and properties, commands."""
+    unpruned = block.budget == "none"
+    parts = [f"### {'unpruned' if unpruned else f'budget {block.budget}'}", _scores(section, block, found)]
+    if found and any(line.method != "none" for line in block.lines):
+        parts += [*_said(section, block, found), _answers(section, block, found)]
+    return [*parts, _costs(section, block), _commands(block)]
+
+
+def _scores(section: Section, block: Block, found: Findings | None) -> str:
+    tasks, ranked = section.tasks, [line.method != "none" for line in block.lines]
+    head = ["method", *(_task_header(section.of_task(task)) for task in tasks), "Avg %"]
+    columns = [[line.label for line in block.lines]]
+    for task in tasks:
+        seeds = [line.cells.get(task, ()) for line in block.lines]
+        marked = mark_best([seeds_score(cells) for cells in seeds], ranked)
+        signs = [_signs(found, block.budget, line.name, task) for line in block.lines]
+        columns.append([point + seeds_spread(cells) + sign for point, cells, sign in zip(marked, seeds, signs, strict=True)])
+    column = []
+    for line, point in zip(block.lines, mark_best([decimal(average(line, section)) for line in block.lines], ranked), strict=True):
+        low, high = found.averages.get((block.budget, line.name), (NAN, NAN)) if found and line.method != "none" else (NAN, NAN)
+        spread = "" if point == DASH or math.isnan(low) else f" [{decimal(low)}, {decimal(high)}]"
+        column.append(point + spread + _signs(found, block.budget, line.name, AVERAGE))
+    return grid(head, [*columns, column])
+
+
+def _signs(found: Findings | None, budget: str, line: str, task: str) -> str:
+    if found is None:
+        return ""
+    same = [sign for sign, none in (("≈R", False), ("≈U", True)) if found.verdict(budget, line, task, none) == SAME]
+    return "".join(f" {sign}" for sign in same)
+
+
+def _said(section: Section, block: Block, found: Findings) -> list[str]:
+    """What the comparisons with `random` and with the unpruned model come to, method by method."""
+    parts = []
+    reference = found.references.get(block.budget)
+    if reference:
+        parts.append(_verdicts(section, block, found, reference, "random", f"Against {reference} at this budget:"))
+    elif block.budget != "none":
+        parts.append(f"Not compared with random: there is no cell of it at budget {block.budget}.")
+    parts.append(_verdicts(section, block, found, "none", "the unpruned model", "Against the unpruned model:"))
+    return parts
+
+
+def _verdicts(section: Section, block: Block, found: Findings, against: str, name: str, title: str) -> str:
+    here = [c for c in found.comparisons if c.budget == block.budget and c.against == against]
+    words = {
+        SAME: f"indistinguishable from {name}", OPEN: f"undecided against {name}", BELOW: f"below {name}", ABOVE: f"above {name}"
+    }  # fmt: skip
+    items = []
+    for verdict, phrase in words.items():
+        named = []
+        for line in block.lines:
+            tasks = [c.task for c in here if c.line == line.name and c.verdict == verdict]
+            single = [task for task in tasks if task != AVERAGE]
+            shown = [f"all {len(single)} tasks"] if len(single) == len(section.tasks) > 1 else single
+            shown = [*shown, *(["Avg %"] if AVERAGE in tasks else [])]
+            named += [f"{line.name} ({', '.join(shown)})"] if shown else []
+        items += [f"* **{phrase}**: {'; '.join(named)}"] if named else []
+    compared = {c.line for c in here if c.task == AVERAGE}
+    absent = [line.name for line in block.lines if line.method != "none" and line.name not in compared and line.label != against]
+    items += [f"* Avg % not compared, a task is missing: {', '.join(absent)}"] if absent else []
+    return "\n".join([title, "", *items]) if items else f"{title} nothing to compare."
+
+
+def _answers(section: Section, block: Block, found: Findings) -> str:
+    """Agreement and the hard subset; the unpruned model has a row, because it is what the others can hope for."""
+    tasks = section.tasks
+    unpruned = [cell for cell in (section.baseline(task) for task in tasks) if cell]
+    lines = list(block.lines)
+    if block.budget != "none" and unpruned:
+        lines.insert(0, Line("none", "none", block.budget, "method", {}, {cell.cell.task: [cell] for cell in unpruned}))
+    ranked = [line.method != "none" for line in lines]
+    columns = [[line.label for line in lines]]
+    agreement = [decimal(line.mean(lambda s: found.agreement.get(s.identity, NAN))) for line in lines]
+    columns.append(mark_best(agreement, ranked))
+    head = ["method", "agreement (%)"]
+    for task in tasks:
+        hard = [[found.hard.get((block.budget, s.identity), Hard(-1, NAN)) for s in line.cells.get(task, ())] for line in lines]
+        size = max((value.n for values in hard for value in values), default=-1)
+        head.append(f"hard: {task} (%, n={size if size >= 0 else DASH})")
+        marked = [r and size >= RANKED_FROM for r in ranked]
+        columns.append(mark_best([decimal(mean([value.percent for value in values])) for values in hard], marked))
+    return grid(head, columns)
+
+
+def _costs(section: Section, block: Block) -> str:
+    head = ["method", "kept (tokens)", "mean visual (tokens/layer)", "prefill dense (GFLOPs)", "of unpruned FLOPs (%)", "KV (MiB)"]
+    head += ["positions", "query-aware", "vision attention", "seeds"]
+    columns = [[line.label for line in block.lines]]
+    numbers: list[tuple[Callable[[float], str], Callable[[SealedCell], float]]] = [
+        (decimal, lambda s: s.costs.get("kept", NAN)),
+        (decimal, lambda s: s.costs.get("mean_visual", NAN)),
+        (significant, lambda s: s.costs.get("prefill_dense_flops", NAN) / 1e9),
+        (decimal, lambda s: percent_of_flops(s, section.baseline(s.cell.task))),
+        (significant, lambda s: s.costs.get("kv_bytes", NAN) / 2**20),
+    ]
+    columns += [[shown(line.mean(value)) for line in block.lines] for shown, value in numbers]
+    columns.append([line.positions for line in block.lines])
+    columns += [[_flag(line, name) for line in block.lines] for name in ("query_aware", "needs_vision_attention")]
+    return grid(head, [*columns, [line.seeds for line in block.lines]])
+
+
+def _flag(line: Line, name: str) -> str:
+    values = {sealed.method_info.get(name) for seeds in line.cells.values() for sealed in seeds}
+    return "yes" if values == {True} else "no" if values == {False} else DASH
+
+
+def _commands(block: Block) -> str:
+    """The commands that made the block, folded away; those that differ in their task only are one."""
+    tasks: dict[str, list[str]] = {}
+    made: dict[str, tuple[Asked, str]] = {}
+    for line in block.lines:
+        for seeds in line.cells.values():
+            for sealed in seeds:
+                source = sealed.cell.method_source
+                same = canonical_json([replace(sealed.asked, task="").to_dict(), source])
+                made[same] = sealed.asked, source
+                tasks.setdefault(same, []).append(sealed.cell.task)
+    shown = [evaluation(asked, tasks=list(dict.fromkeys(tasks[same])), fresh=True, source=source) for same, (asked, source) in made.items()]
+    return "\n".join(["<details><summary>commands</summary>", "", "```sh", *shown, "```", "", "</details>"])
+
+
+def _power_table(power: Sequence[Power]) -> str:
+    tests = f"{power[0].tests:,}"
+    head = ["task", "questions here", "images here", "pairs", "discordant (%)", "design effect", "**questions needed**", "images needed"]
+    head += ["found with the questions here (points)", f"questions needed among {tests} tests", f"found among {tests} tests (points)"]
+    columns = [
+        [p.task for p in power],
+        [f"{p.n:,}" for p in power],
+        [f"{p.images:,}" for p in power],
+        [f"{p.pairs:,}" for p in power],
+        [decimal(100.0 * p.discordant) for p in power],
+        [f"{p.effect:.2f}" for p in power],
+        [f"{p.needed:,}" for p in power],
+        [f"{p.needed_images:,}" for p in power],
+        [decimal(p.detectable) for p in power],
+        [f"{p.needed_in_family:,}" for p in power],
+        [decimal(p.detectable_in_family) for p in power],
+    ]
+    return grid(head, columns)
+
+
+def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
+    """Published numbers beside ours, where model, task, metric and budget unit agree; nothing for models without any."""
+    from harness.tables.published import beside, load, ours
+
+    model = ours(section.model)
+    if model is None:
+        return []
+    matches = beside(load(), model, [line for block in blocks for line in block.lines])
+    if not matches:
+        return []
+    sources = list(dict.fromkeys(source for match in matches for _, source in match.values))
+    head = ["method", "budget", "task: metric", "n", "measured here", "published [source]"]
+    body = []
+    for match in matches:
+        where: dict[str, list[str]] = {}
+        for value, source in match.values:
+            where.setdefault(value, []).append(str(sources.index(source) + 1))
+        published = "; ".join(f"{value} [{', '.join(numbers)}]" for value, numbers in where.items())
+        here = decimal(match.measured) + (interval_text(match.low, match.high, 100.0) if not math.isnan(match.low) else "")
+        body.append([match.line, match.budget, f"{match.task}: {match.metric}", f"{match.n:,}", here, published])
+    listed = "\n".join(f"{i}. {source}" for i, source in enumerate(sources, start=1))
+    note = (
+        "From `published.csv`, which says where each number stands. Other prompts, image preprocessing, settings of the method and code are"
+        " behind them: they are printed beside ours and enter nothing else."
+    )
+    return ["### Published beside measured", note, grid(head, list(zip(*body, strict=True)), left=3), f"Sources:\n\n{listed}"]
+
+
+def _task_header(sealed: SealedCell) -> str:
+    unit = "%" if sealed.maximum == 1 else f"points of {sealed.maximum:g}"
+    return f"{sealed.cell.task}: {sealed.headline} ({unit}, n={sealed.counts['headline']})"

@@ -1,0 +1,67 @@
+"""Numbers as table cells: scores, intervals, significant digits."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.store.sealed import SealedCell
+from harness.tables.sections import mean
+
+DASH = "-"
+
+
+def grid(head: Sequence[str], columns: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first `left` columns are flush left."""
+    body = [head, ["---"] * left + ["---:"] * (len(head) - left), *zip(*columns, strict=True)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in body)
+
+
+def mark_best(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
+    """Best bold, second underlined, by the printed number, among those ranked; nothing is marked among fewer than two."""
+    numbers = [float(text.replace(",", "")) if rank and text != DASH else None for text, rank in zip(texts, ranked, strict=True)]
+    order = sorted({number for number in numbers if number is not None}, reverse=True)
+    if sum(number is not None for number in numbers) < 2:
+        return list(texts)
+    marks = dict(zip(order, ("**{}**", "<u>{}</u>"), strict=False))
+    return [text if number is None else marks.get(number, "{}").format(text) for text, number in zip(texts, numbers, strict=True)]
+
+
+def seeds_score(seeds: Sequence[SealedCell]) -> str:
+    """The score of a line at a task: the mean over seeds."""
+    return _score(mean([sealed.score for sealed in seeds]), seeds[0].maximum) if seeds else DASH
+
+
+def seeds_spread(seeds: Sequence[SealedCell]) -> str:
+    """What follows the score: the sample standard deviation over seeds, or the interval of the only one."""
+    if len(seeds) > 1:
+        return f" ±{_score(statistics.stdev(sealed.score for sealed in seeds), seeds[0].maximum)} sd"
+    interval = seeds[0].interval if seeds else None
+    return interval_text(interval.low, interval.high, seeds[0].maximum) if interval else ""
+
+
+def score_with_interval(row: Mapping[str, Any]) -> str:
+    unit = " %" if row["max"] == 1 else f" of {row['max']:g}"
+    return _score(row["score"], row["max"]) + interval_text(row["low"], row["high"], row["max"]) + unit
+
+
+def interval_text(low: float, high: float, maximum: float) -> str:
+    return "" if math.isnan(low) else f" [{_score(low, maximum)}, {_score(high, maximum)}]"
+
+
+def _score(score: float, maximum: float) -> str:
+    """A mean of scores in %, a sum in points; one decimal."""
+    return decimal(100.0 * score if maximum == 1 else score)
+
+
+def decimal(value: float) -> str:
+    return DASH if math.isnan(value) else f"{value:.1f}"
+
+
+def significant(value: float) -> str:
+    """At least three digits, never an exponent: GFLOPs run from 0.1 (mini) to 10,000."""
+    if math.isnan(value):
+        return DASH
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0}f}"
