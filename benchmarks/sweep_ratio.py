@@ -1,10 +1,12 @@
-"""What does one sweep cost against its cells run one by one? `python benchmarks/sweep_ratio.py` (about 20 minutes on two cores).
+"""What does one sweep cost against its cells run one by one? `python benchmarks/sweep_ratio.py` (about 20 minutes on
+two cores).
 
-Mini model, GQA and POPE, 5 methods x 4 budgets + none, about 100 questions each, float32. One by one: every cell as a command of its own
-(`prunebench eval` of one method, budget and task; batch 1, nothing shared), as somebody without a sweep would run them. The unpruned cell that such a
-command also needs is sealed beforehand and reused, so it is counted once. Both sides get the same threads, one after the other on an otherwise idle
-machine; to keep the run short, every third cell is measured one by one and the sum is scaled by the number of cells (`--every 1` measures all).
-The last line reads `ratio N.Nx`: seconds one by one over seconds in one sweep, process start-up included.
+Mini model, GQA and POPE, 5 methods x 4 budgets + none, about 100 questions each, float32. One by one: every cell as a
+command of its own (`prunebench eval` of one method, budget and task; batch 1, nothing shared), as somebody without a
+sweep would run them. The unpruned cell that such a command also needs is sealed beforehand and reused, so it is counted
+once. Both sides get the same threads, one after the other on an otherwise idle machine; to keep the run short, every
+third cell is measured one by one and the sum is scaled by the number of cells (`--every 1` measures all). The last line
+reads `ratio N.Nx`: seconds one by one over seconds in one sweep, process start-up included.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ TASKS = ("gqa", "pope")
 def timed(arguments: list[str]) -> tuple[float, str]:
     """Wall seconds of a prunebench command, and what it printed; raises where it fails."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "harness.cli", *arguments], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *arguments], capture_output=True, text=True, env=os.environ
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return time.perf_counter() - began, done.stdout
@@ -41,7 +45,14 @@ def main() -> None:
         root = Path(folder)
         config = root / "sweep.yaml"
         config.write_text(
-            json.dumps({"tasks": TASKS, "limit": args.limit, "budgets": BUDGETS, "methods": [{"method": m} for m in ("none", *METHODS)]})
+            json.dumps(
+                {
+                    "tasks": TASKS,
+                    "limit": args.limit,
+                    "budgets": BUDGETS,
+                    "methods": [{"method": m} for m in ("none", *METHODS)],
+                }
+            )
         )
         sweep = ["sweep", str(config), "--results", str(root / "sweep")]
         swept, said = timed(sweep)
@@ -64,7 +75,10 @@ def main() -> None:
         scale = len(cells) / len(measured)
         whole = sum(took for took, _ in unpruned) + scale * sum(took for took, _ in measured)
         inside = sum(took - again for took, again in unpruned) + scale * sum(took - again for took, again in measured)
-        print(f"one by one: {whole:.0f} s for {len(cells) + 2} cells ({len(measured)} of {len(cells)} pruned ones measured, scaled by {scale:.2f})")
+        print(
+            f"one by one: {whole:.0f} s for {len(cells) + 2} cells ({len(measured)} of {len(cells)} pruned ones"
+            f" measured, scaled by {scale:.2f})"
+        )
         print(f"ratio without process start-up {inside / (swept - idle):.1f}x")
         print(f"ratio {whole / swept:.1f}x")
 

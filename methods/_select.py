@@ -7,7 +7,8 @@ from harness.method import PromptShape
 
 
 def grids(prompt: PromptShape) -> list[tuple[int, Grid]]:
-    """The grids of a prompt's images in order, each with the number of its first token among the prompt's visual tokens."""
+    """The grids of a prompt's images in order, each with the number of its first token among the prompt's visual
+    tokens."""
     found, start = [], 0
     for view in (view for image in prompt.images for view in image.views):
         found.append((start, view))
@@ -24,7 +25,8 @@ def shared_out(total: int, views: list[Grid]) -> list[int]:
 
 
 def even_split(total: int, parts: int) -> list[int]:
-    """`total` as `parts` whole numbers that differ by at most one, the larger ones spread evenly: (8, 3) -> [2, 3, 3]."""
+    """`total` as `parts` whole numbers that differ by at most one, the larger ones spread evenly: (8, 3) -> [2, 3,
+    3]."""
     return [(i + 1) * total // parts - i * total // parts for i in range(parts)]
 
 

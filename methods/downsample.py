@@ -1,10 +1,10 @@
 """Image down-sampling: throw pixels away instead of tokens, the control that beats many pruning methods in VTC-Bench.
 
-Paper: https://arxiv.org/abs/2510.07143 (VTC-Bench), which shrinks the input of models with native resolution by a whole factor
-(PIL BICUBIC). LLaVA-1.5 has one resolution, so the image is shrunk until it holds as much as `keep` patches and enlarged to its
-input size again: the detail is gone, the tokens are all there, and the cost honestly shows all of them.
-Differs: works on the normalised pixels, by antialiased bicubic interpolation in float32 without rounding to 8 bits or clamping;
-any `keep`, not whole factors only (the shrunk side is rounded to whole pixels).
+Paper: https://arxiv.org/abs/2510.07143 (VTC-Bench), which shrinks the input of models with native resolution by a whole
+factor (PIL BICUBIC). LLaVA-1.5 has one resolution, so the image is shrunk until it holds as much as `keep` patches and
+enlarged to its input size again: the detail is gone, the tokens are all there, and the cost honestly shows all of them.
+Differs: works on the normalised pixels, by antialiased bicubic interpolation in float32 without rounding to 8 bits or
+clamping; any `keep`, not whole factors only (the shrunk side is rounded to whole pixels).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from harness.method import Method, PromptShape, Share, Traits, check_keep, regis
 @register
 @dataclass(frozen=True)
 class Downsample(Method):
-    """Shows the model an image with the detail of `keep` patches; `side`, the pixels it is shrunk to, follows from `keep` and the image."""
+    """Shows the model an image with the detail of `keep` patches; `side`, the pixels it is shrunk to, follows from
+    `keep` and the image."""
 
     name = "downsample"
     paper = "https://arxiv.org/abs/2510.07143"
@@ -40,11 +41,16 @@ class Downsample(Method):
         check_keep("downsample", method.keep)
         views = [view for image in prompt.images for view in image.views]
         if len(views) != 1 or views[0].newline or views[0].rows != views[0].cols:
-            raise PrunebenchError(f"downsample: expected one square grid of visual tokens, found {len(views)} of other shapes: leave this method out")
+            raise PrunebenchError(
+                f"downsample: expected one square grid of visual tokens, found {len(views)} of other shapes: leave this"
+                " method out"
+            )
         patch = isqrt(prompt.images[0].vision.patch_inputs // 3)
         side = min(round(patch * prompt.quota(method.keep) ** 0.5), patch * views[0].rows)
         if method.side not in (None, side):
-            raise PrunebenchError(f"downsample: keep={method.keep} makes side={side}, found side={method.side}: leave side out")
+            raise PrunebenchError(
+                f"downsample: keep={method.keep} makes side={side}, found side={method.side}: leave side out"
+            )
         return replace(method, side=side)
 
     def plan(self, prompt: PromptShape) -> list[int]:
@@ -55,7 +61,10 @@ class Downsample(Method):
 
     def on_pixels(self, pixels: Tensor) -> Tensor | None:
         if self.side is None:
-            raise PrunebenchError("downsample: expected a side in pixels, found none: make it with build() or at_budget(), which know the image")
+            raise PrunebenchError(
+                "downsample: expected a side in pixels, found none: make it with build() or at_budget(), which know the"
+                " image"
+            )
         height, width = pixels.shape[-2:]
         if self.side >= min(height, width):
             return None

@@ -1,20 +1,24 @@
 """Attention knock-out: cut vision from text in some layers, or take it away for good, and see what the answer loses.
 
-The analysis behind VisiPruner: https://arxiv.org/abs/2510.17205, Tables 3 and 9, and "discard all visual tokens from layer l on";
-its repository has no code for these. Configured in configs/ablations/, run by `prunebench ablate`. It takes no budget.
+The analysis behind VisiPruner: https://arxiv.org/abs/2510.17205, Tables 3 and 9, and "discard all visual tokens from
+layer l on"; its repository has no code for these. Configured in configs/ablations/, run by `prunebench ablate`. It
+takes no budget.
 
-In layers [start, stop), text behind the image (and with `vision_to_vision` each visual token) gets nothing from visual tokens:
+In layers [start, stop), text behind the image (and with `vision_to_vision` each visual token) gets nothing from visual
+tokens:
 
-* mask: their columns are removed before softmax, the rest is renormalised; generated tokens do not see them there either.
-* zero: their probability is removed after softmax, nothing renormalised; the prefill only, as VisiPruner's code does it.
-* redirect: their probability goes to the visual token `sink`, the paper's "merge"; the prefill only. Visual rows are zeroed
-  instead, because a sink behind a row would show it the future.
+* mask: their columns are removed before softmax, the rest is renormalised; generated tokens do not see them there
+  either.
+* zero: their probability is removed after softmax, nothing renormalised; the prefill only, as VisiPruner's code does
+  it.
+* redirect: their probability goes to the visual token `sink`, the paper's "merge"; the prefill only. Visual rows are
+  zeroed instead, because a sink behind a row would show it the future.
 
-`first_how` is another `how` for layer `start` alone: the paper merges in the first layer and cuts in the others. From layer
-`drop_from` on all visual tokens are gone, positions unchanged. `scale_layers`: the layers are those of a 32-layer model and move
-to the same relative depth of this one. Layers that the model does not have are refused, also at the end of a range: an
-ablation of layers that are not there says nothing.
-Differs: the paper does not say whether its masks renormalise; configs/ablations/ uses zero, as VisiPruner's own code does.
+`first_how` is another `how` for layer `start` alone: the paper merges in the first layer and cuts in the others. From
+layer `drop_from` on all visual tokens are gone, positions unchanged. `scale_layers`: the layers are those of a 32-layer
+model and move to the same relative depth of this one. Layers that the model does not have are refused, also at the end
+of a range: an ablation of layers that are not there says nothing. Differs: the paper does not say whether its masks
+renormalise; configs/ablations/ uses zero, as VisiPruner's own code does.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ How = Literal["mask", "zero", "redirect"]
 @register
 @dataclass(frozen=True)
 class Knockout(Method):
-    """Cuts attention to visual tokens in layers [start, stop) and drops them from layer `drop_from` on; by default nothing."""
+    """Cuts attention to visual tokens in layers [start, stop) and drops them from layer `drop_from` on; by default
+    nothing."""
 
     name = "knockout"
     paper = "https://arxiv.org/abs/2510.17205"

@@ -1,6 +1,7 @@
 """The unpruned baseline, run through the same engine as every method.
 
-Differs: nothing; an explicit mask takes another kernel than plain causal attention, so the baseline must take the engine's path.
+Differs: nothing; an explicit mask takes another kernel than plain causal attention, so the baseline must take the
+engine's path.
 """
 
 from __future__ import annotations

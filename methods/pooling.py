@@ -1,12 +1,12 @@
 """Average pooling of the image grid: every visual token counts, none is looked at.
 
-The control of published comparisons (144 tokens: GQA 59.1 on LLaVA-1.5-7B, arXiv 2502.11501), and the analogue of a smaller image
-for a model of one resolution (VTC-Bench, arXiv 2510.07143). Pre-LLM: cell means replace the tokens, positions are renumbered.
-Cells: rows x columns = `keep` with the pair nearest to square, if its cells are at most twice as long as wide (64 = 8 x 8,
-32 = 4 x 8). No such pair (7, 575): round(sqrt(keep)) bands of rows, each cut into the same number of cells or one more. A cell
-edge falls on whole tokens, so cells may differ by a token per side; each token is in one cell.
-Prompts of several images or views: cells are shared out in proportion to the patches of each, and stand in order; newline tokens are dropped.
-Differs: no canonical repository.
+The control of published comparisons (144 tokens: GQA 59.1 on LLaVA-1.5-7B, arXiv 2502.11501), and the analogue of a
+smaller image for a model of one resolution (VTC-Bench, arXiv 2510.07143). Pre-LLM: cell means replace the tokens,
+positions are renumbered. Cells: rows x columns = `keep` with the pair nearest to square, if its cells are at most twice
+as long as wide (64 = 8 x 8, 32 = 4 x 8). No such pair (7, 575): round(sqrt(keep)) bands of rows, each cut into the same
+number of cells or one more. A cell edge falls on whole tokens, so cells may differ by a token per side; each token is
+in one cell. Prompts of several images or views: cells are shared out in proportion to the patches of each, and stand in
+order; newline tokens are dropped. Differs: no canonical repository.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Pooling(Method):
             done = 0
             for (start, view), n in zip(grids(prompt), counts[row], strict=True):
                 if n:
-                    patches = visual[row, start : start + view.tokens].view(view.rows, -1, visual.shape[2])[:, : view.cols]
+                    patches = visual[row, start : start + view.tokens].view(view.rows, -1, visual.shape[2])[
+                        :, : view.cols
+                    ]
                     cell = torch.tensor(cells(n, view.rows, view.cols), device=visual.device)
                     means[row, done : done + n] = cell_means(patches.flatten(0, 1), cell, n)
                 done += n
@@ -95,5 +97,7 @@ def _bands(n: int, height: int, width: int) -> list[int]:
 
 def cell_means(tokens: Tensor, cell: Tensor, n: int) -> Tensor:
     """Means (n, d) of `tokens (v, d)` by `cell (v,)`; summed in float32, exact where a cell holds one token."""
-    sums = torch.zeros(n, tokens.shape[1], dtype=torch.float32, device=tokens.device).index_add_(0, cell, tokens.float())
+    sums = torch.zeros(n, tokens.shape[1], dtype=torch.float32, device=tokens.device).index_add_(
+        0, cell, tokens.float()
+    )
     return (sums / torch.bincount(cell, minlength=n)[:, None]).to(tokens.dtype)

@@ -1,9 +1,8 @@
 """Uniformly random visual tokens, the first question a reviewer asks ("does it beat random?").
 
-No canonical repository. At boundary 0 this is the pre-LLM random of UniPruneBench (sorted, positions renumbered, as LLaVA
-numbers a shorter sequence); at a later boundary the in-LLM random of FastV's ablation (arXiv 2403.06764, Table 7), original
-positions.
-Differs: the draw depends on (seed, sample) only, not on batch, order or device.
+No canonical repository. At boundary 0 this is the pre-LLM random of UniPruneBench (sorted, positions renumbered, as
+LLaVA numbers a shorter sequence); at a later boundary the in-LLM random of FastV's ablation (arXiv 2403.06764, Table
+7), original positions. Differs: the draw depends on (seed, sample) only, not on batch, order or device.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""SparseVLM: question words ("raters") score visual tokens at three stages; a part of what is pruned is clustered and recycled.
+"""SparseVLM: question words ("raters") score visual tokens at three stages; a part of what is pruned is clustered and
+recycled.
 
-Paper: https://arxiv.org/abs/2410.04417 (ICML 2025). Official code: Gumpest/SparseVLMs @ 26a5f48 (v1.5, USE_VERSION=1_0) and
-its SparseVLM+ (USE_VERSION=2_0): no recycling, original positions, scores divided by RoPE's own bias, the heads with most mass.
-Differs: the noise that breaks ties between cluster densities is seeded per (seed, sample). `plus` uses min(14, heads) heads, the
-official 14 being written for 28-head models. Budgets outside the official table are ours, see `stage_counts`.
+Paper: https://arxiv.org/abs/2410.04417 (ICML 2025). Official code: Gumpest/SparseVLMs @ 26a5f48 (v1.5, USE_VERSION=1_0)
+and its SparseVLM+ (USE_VERSION=2_0): no recycling, original positions, scores divided by RoPE's own bias, the heads
+with most mass. Differs: the noise that breaks ties between cluster densities is seeded per (seed, sample). `plus` uses
+min(14, heads) heads, the official 14 being written for 28-head models. Budgets outside the official table are ours, see
+`stage_counts`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,19 @@ from torch import Tensor
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ModelShape
-from harness.method import Attention, Method, PromptShape, Reduction, Run, Share, Stream, Traits, check_keep, keep_top, register
+from harness.method import (
+    Attention,
+    Method,
+    PromptShape,
+    Reduction,
+    Run,
+    Share,
+    Stream,
+    Traits,
+    check_keep,
+    keep_top,
+    register,
+)
 
 #: official top-k per stage, by RETAIN_TOKN; recycled tokens come on top
 OFFICIAL = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
@@ -40,11 +54,12 @@ def n_clusters(pruned: int) -> int:
 @register
 @dataclass(frozen=True)
 class SparseVLM(Method):
-    """`retain` = 192, 128, 96 or 64 is the official stage table (`BUDGET=native` is retain=64); `keep` is any other budget.
+    """`retain` = 192, 128, 96 or 64 is the official stage table (`BUDGET=native` is retain=64); `keep` is any other
+    budget.
 
-    `stages` are the decoder layers whose output is pruned: None moves the official ones to the same relative depth of this model, layers given by
-    hand are literal, and those beyond the last layer but one do not happen, as in the official code. `scale_stages` reads layers given by hand
-    as layers of a 32-layer model. `plus` is SparseVLM+.
+    `stages` are the decoder layers whose output is pruned: None moves the official ones to the same relative depth of
+    this model, layers given by hand are literal, and those beyond the last layer but one do not happen, as in the
+    official code. `scale_stages` reads layers given by hand as layers of a 32-layer model. `plus` is SparseVLM+.
     """
 
     name = "sparsevlm"
@@ -68,11 +83,13 @@ class SparseVLM(Method):
 
     def for_model(self, shape: ModelShape) -> SparseVLM:
         if (self.keep is None) == (self.retain is None):
-            raise PrunebenchError("sparsevlm: give exactly one of keep (any number of tokens) and retain (192, 128, 96 or 64)")
+            raise PrunebenchError(
+                "sparsevlm: give exactly one of keep (any number of tokens) and retain (192, 128, 96 or 64)"
+            )
         if self.retain is not None and self.retain not in OFFICIAL:
             raise PrunebenchError(
-                f"sparsevlm: retain={self.retain} has no official stage table: expected one of {', '.join(map(str, OFFICIAL))}, "
-                f"or keep={self.retain} for our schedule"
+                f"sparsevlm: retain={self.retain} has no official stage table: expected one of"
+                f" {', '.join(map(str, OFFICIAL))}, or keep={self.retain} for our schedule"
             )
         if self.keep is not None:
             check_keep("sparsevlm", self.keep)
@@ -94,10 +111,11 @@ class SparseVLM(Method):
         return not self.plus  # the noise that breaks ties between densities
 
     def stage_counts(self, prompt: PromptShape) -> list[int]:
-        """Visual tokens after each stage that happens, recycled ones included where `keep` is set, top-k only for `retain`.
+        """Visual tokens after each stage that happens, recycled ones included where `keep` is set, top-k only for
+        `retain`.
 
-        For `keep` the last stage keeps exactly that many, earlier ones the proportions of the official 192 schedule with
-        its recycled tokens (309 : 204 : 113); a stage that would not shrink is skipped.
+        For `keep` the last stage keeps exactly that many, earlier ones the proportions of the official 192 schedule
+        with its recycled tokens (309 : 204 : 113); a stage that would not shrink is skipped.
         """
         assert self.stages is not None
         happening = [i for i, s in enumerate(self.stages) if s < prompt.depth - 1]
@@ -112,7 +130,9 @@ class SparseVLM(Method):
         counts, targets = [prompt.n_visual], self.stage_counts(prompt)
         for layer in range(prompt.depth - 1):
             present = counts[-1]
-            counts.append(self._after_stage(present, targets[self.stages.index(layer)]) if layer in self.stages else present)
+            counts.append(
+                self._after_stage(present, targets[self.stages.index(layer)]) if layer in self.stages else present
+            )
         return counts
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
@@ -169,7 +189,8 @@ class SparseVLM(Method):
         return (relevance > mean) & text_valid
 
     def _shrinks_above(self, target: int) -> int:
-        """A stage prunes where more visual tokens than this are present; the official code drops at least one of any two."""
+        """A stage prunes where more visual tokens than this are present; the official code drops at least one of any
+        two."""
         return target if self.plus or self.retain is None else 1
 
     def _after_stage(self, present: int, target: int) -> int:
@@ -180,15 +201,17 @@ class SparseVLM(Method):
         return top if self.plus else top + n_clusters(present - top)
 
     def _top_k(self, present: int, target: int) -> int:
-        """How many to keep by score so that the stage ends at `target` (recycled included for `keep`, on top for `retain`)."""
+        """How many to keep by score so that the stage ends at `target` (recycled included for `keep`, on top for
+        `retain`)."""
         if self.plus or self.retain is not None:
             return min(target, present - 1)
         for k in range(min(target, present), -1, -1):
             if k + n_clusters(present - k) <= target:
                 return k
         raise PrunebenchError(
-            f"sparsevlm cannot end a stage with {target} of {present} visual tokens: its recycled tokens alone are "
-            f"{n_clusters(present)}; expected a budget of at least {n_clusters(present)}, or plus=true, which recycles none"
+            f"sparsevlm cannot end a stage with {target} of {present} visual tokens: its recycled tokens alone are"
+            f" {n_clusters(present)}; expected a budget of at least {n_clusters(present)}, or plus=true, which recycles"
+            " none"
         )
 
     def _recycle(
@@ -212,7 +235,8 @@ class SparseVLM(Method):
         return added, added_valid
 
     def density_noise(self, run: Run, row: int, stage: int, n: int) -> Tensor:
-        """(n,) tie-breaking noise for one row's densities at one stage; a stage's draw does not depend on the others."""
+        """(n,) tie-breaking noise for one row's densities at one stage; a stage's draw does not depend on the
+        others."""
         generator = run.generator(row)
         draws = [torch.rand(n, generator=generator) for _ in range(stage + 1)]
         return draws[-1] * self.tie_noise
@@ -221,7 +245,8 @@ class SparseVLM(Method):
 def cluster_means(run: Run, row: int, x: Tensor, n: int, noise: Tensor) -> Tensor:
     """Density-peak clustering of `x (m, d)` into `n` clusters, (n, d) means, by descending peak score.
 
-    Density from the n nearest neighbours; a peak is dense and far from anything denser; every token joins its nearest peak.
+    Density from the n nearest neighbours; a peak is dense and far from anything denser; every token joins its nearest
+    peak.
     """
     points = x.float()
     squares = points.square().sum(1)

@@ -1,11 +1,11 @@
 """A uniform subset of the image grid: no content, no question, no chance; only coverage.
 
-No canonical repository; pre-LLM as in `random`: positions renumbered, as LLaVA numbers a shorter sequence.
-The tokens stand in rows that are as far apart as the tokens within a row; rows hold the same number, or one more, and rows with
-an odd number lean left and right in turn. The number of rows is even wherever that fits, because a middle row belongs to one half
-of the image. So 64 of 24 x 24 is every third token of every third row, and quadrants are covered alike at any count.
-Prompts of several images or views: tokens are shared out in proportion to the patches of each; newline tokens are never kept before a patch.
-Differs: nothing known.
+No canonical repository; pre-LLM as in `random`: positions renumbered, as LLaVA numbers a shorter sequence. The tokens
+stand in rows that are as far apart as the tokens within a row; rows hold the same number, or one more, and rows with an
+odd number lean left and right in turn. The number of rows is even wherever that fits, because a middle row belongs to
+one half of the image. So 64 of 24 x 24 is every third token of every third row, and quadrants are covered alike at any
+count. Prompts of several images or views: tokens are shared out in proportion to the patches of each; newline tokens
+are never kept before a patch. Differs: nothing known.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Uniform(Ranking):
         marked = torch.zeros(valid.shape)
         for row, prompt in enumerate(run.prompts):
             found = grids(prompt)
-            for (start, view), n in zip(found, shared_out(prompt.quota(self.keep), [view for _, view in found]), strict=True):
+            for (start, view), n in zip(
+                found, shared_out(prompt.quota(self.keep), [view for _, view in found]), strict=True
+            ):
                 for place in spread(n, view.rows, view.cols) if n else ():
                     marked[row, start + place + (place // view.cols if view.newline else 0)] = 1.0
         return marked.to(valid.device)

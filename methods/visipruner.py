@@ -1,31 +1,36 @@
-"""VisiPruner: silence vision in shallow layers, keep what changes the answer at the fusion layer, drop vision when it is done.
+"""VisiPruner: silence vision in shallow layers, keep what changes the answer at the fusion layer, drop vision when it
+is done.
 
-Paper: https://arxiv.org/abs/2510.17205 (EMNLP 2025). Official code: EIT-NLP/VisiPruner @ d778622, custom_modeling_llama.py.
-Three switchable stages, on the attention of the last prompt token (before o_proj, heads concatenated):
+Paper: https://arxiv.org/abs/2510.17205 (EMNLP 2025). Official code: EIT-NLP/VisiPruner @ d778622,
+custom_modeling_llama.py. Three switchable stages, on the attention of the last prompt token (before o_proj, heads
+concatenated):
 
-* shallow, layers < S: layer 0 by `layer0`; in layers 1..S-1 text gets nothing from vision. Nothing is renormalised or skipped.
-* middle, layers > S (strictly; layer S is neither): with C_i the contribution of visual token i to the output O, the first layer
-  in which any cos(O - C_i, O) < `layer_threshold` is the fusion layer; from the next layer on only tokens with
-  |C_i| > `tokens_threshold` stay.
-* deep, after it: a layer votes to exit when every kept token has cos >= `exit_threshold`; after `exit_votes` votes in total, not
-  necessarily consecutive, all visual tokens leave. If all tokens were kept, they never leave.
+* shallow, layers < S: layer 0 by `layer0`; in layers 1..S-1 text gets nothing from vision. Nothing is renormalised or
+  skipped.
+* middle, layers > S (strictly; layer S is neither): with C_i the contribution of visual token i to the output O, the
+  first layer in which any cos(O - C_i, O) < `layer_threshold` is the fusion layer; from the next layer on only tokens
+  with |C_i| > `tokens_threshold` stay.
+* deep, after it: a layer votes to exit when every kept token has cos >= `exit_threshold`; after `exit_votes` votes in
+  total, not necessarily consecutive, all visual tokens leave. If all tokens were kept, they never leave.
 
 Paper and code disagree, so there are two variants. `variant` sets the defaults of these knobs; one given by hand wins:
 
-* `sink`: the visual token that gets layer 0's merged probability: "first" (code), "random" by seed and sample (paper), an index.
-* `shallow_self_attention`: do visual tokens attend each other in layers 1..S-1? Yes (code), no (paper); in layer 0 never.
+* `sink`: the visual token that gets layer 0's merged probability: "first" (code), "random" by seed and sample (paper),
+  an index.
+* `shallow_self_attention`: do visual tokens attend each other in layers 1..S-1? Yes (code), no (paper); in layer 0
+  never.
 * `consecutive_votes`: a layer that does not vote sets the count of votes back to 0: no (code), yes (paper).
 * `decode_shallow_visual`: do generated tokens attend the visual keys and values of layers < S? Yes (code), no (paper).
 
-Differs: the code reads the layer-0 variant from the checkpoint's folder name ("7b" or "13b"), here it is the knob `layer0`.
-S = 6 of 32 scales with depth unless given. VisiPruner has no published budget: at `BUDGET=k` the k tokens with the largest |C_i|
-stay in place of the norm threshold, and where no layer has fired by `last_fusion_layer` (default: half the depth) selection
-happens there, so that the budget is always met; results record how often that was forced. Hidden shallow keys and values stay in
-the cache and its cost.
+Differs: the code reads the layer-0 variant from the checkpoint's folder name ("7b" or "13b"), here it is the knob
+`layer0`. S = 6 of 32 scales with depth unless given. VisiPruner has no published budget: at `BUDGET=k` the k tokens
+with the largest |C_i| stay in place of the norm threshold, and where no layer has fired by `last_fusion_layer`
+(default: half the depth) selection happens there, so that the budget is always met; results record how often that was
+forced. Hidden shallow keys and values stay in the cache and its cost.
 
-For benchmarks on weights or inputs that decide nothing: `force_fusion_layer` and `force_exit_layer` (-1: never) put a layer in place
-of the threshold and of the votes. What these look at is still computed, so that the cost is a real run's; the note `forced` is then
-1 for every prompt.
+For benchmarks on weights or inputs that decide nothing: `force_fusion_layer` and `force_exit_layer` (-1: never) put a
+layer in place of the threshold and of the votes. What these look at is still computed, so that the cost is a real
+run's; the note `forced` is then 1 for every prompt.
 """
 
 from __future__ import annotations
@@ -92,10 +97,14 @@ class VisiPruner(Method):
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
         if budget.unit == "kept" and knobs.get("middle") is False:
-            raise PrunebenchError("visipruner: a budget is met by its middle stage; found middle=false: use BUDGET=native")
+            raise PrunebenchError(
+                "visipruner: a budget is met by its middle stage; found middle=false: use BUDGET=native"
+            )
         method = cls(**knobs) if budget.unit == "native" else super().at_budget(budget, knobs, prompt)
         if isinstance(method.sink, int) and not 0 <= method.sink < prompt.n_visual:
-            raise PrunebenchError(f"visipruner: expected sink as first, random or 0 to {prompt.n_visual - 1}, found {method.sink}")
+            raise PrunebenchError(
+                f"visipruner: expected sink as first, random or 0 to {prompt.n_visual - 1}, found {method.sink}"
+            )
         return method
 
     def for_model(self, shape: ModelShape) -> VisiPruner:
@@ -107,7 +116,9 @@ class VisiPruner(Method):
             check_layer("visipruner", "last_fusion_layer", last, s + 1, shape.depth - 1)
         for name in ("layer_threshold", "exit_threshold"):
             if not -1 <= getattr(self, name) <= 1:
-                raise PrunebenchError(f"visipruner: expected {name} as a cosine in [-1, 1], found {getattr(self, name)}")
+                raise PrunebenchError(
+                    f"visipruner: expected {name} as a cosine in [-1, 1], found {getattr(self, name)}"
+                )
         code = self.variant == "code"
         sink = self.sink
         if self.layer0 == "half":
@@ -128,7 +139,8 @@ class VisiPruner(Method):
             filled._check_choice(shape.depth, self.force_fusion_layer, filled._forced_exit)
         elif self.force_exit_layer is not None:
             raise PrunebenchError(
-                f"visipruner: force_exit_layer={self.force_exit_layer} needs force_fusion_layer: which layers can be left at depends on it"
+                f"visipruner: force_exit_layer={self.force_exit_layer} needs force_fusion_layer: which layers can be"
+                " left at depends on it"
             )
         return filled
 
@@ -163,18 +175,21 @@ class VisiPruner(Method):
         fusion, kept = self.force_fusion_layer, prompt.quota(self.keep)
         if self._forced_exit is not None and kept == n:
             raise PrunebenchError(
-                f"visipruner: force_exit_layer={self._forced_exit}: expected fewer than {n} kept, for with all of them it never exits; "
-                f"found {kept}: use force_exit_layer={NEVER} or a smaller budget"
+                f"visipruner: force_exit_layer={self._forced_exit}: expected fewer than {n} kept, for with all of them"
+                f" it never exits; found {kept}: use force_exit_layer={NEVER} or a smaller budget"
             )
         exit_layer = depth if self._forced_exit is None else self._forced_exit
         return [n] * (fusion + 1) + [kept] * (exit_layer - fusion - 1) + [0] * (depth - exit_layer)
 
     def _check_choice(self, depth: int, fusion_layer: int, exit_layer: int | None) -> None:
-        """Raise PrunebenchError for layers that no prompt can lead to, and for the last one, where nothing is left to prune."""
+        """Raise PrunebenchError for layers that no prompt can lead to, and for the last one, where nothing is left to
+        prune."""
         first, last = self._fusion_range(depth)
         last = min(last, depth - 2)
         if not self.middle or not first <= fusion_layer <= last:
-            raise PrunebenchError(f"visipruner: force_fusion_layer={fusion_layer}: expected {first} to {last} and middle=true")
+            raise PrunebenchError(
+                f"visipruner: force_fusion_layer={fusion_layer}: expected {first} to {last} and middle=true"
+            )
         if exit_layer is None:
             return
         least = fusion_layer + 1 + max(self.exit_votes, 1)
@@ -189,7 +204,9 @@ class VisiPruner(Method):
             return 0
         if not self.deep and visual[-1] == prompt.n_visual:
             return None  # without votes the search ends where a layer fires, which this plan does not tell
-        looking = [v for v in visual[self._fusion_range(prompt.depth)[0] :] if v and (self.deep or v == prompt.n_visual)]
+        looking = [
+            v for v in visual[self._fusion_range(prompt.depth)[0] :] if v and (self.deep or v == prompt.n_visual)
+        ]
         row = 2 * prompt.decoder.heads * prompt.decoder.head_dim  # of QK^T, per key
         return sum(row * (v + prompt.n_text) for v in looking)
 
@@ -216,7 +233,9 @@ class VisiPruner(Method):
     def _sink(self, run: Run, valid: Tensor) -> int | Tensor:
         if self.sink != "random":
             return 0 if self.sink == "first" or self.sink is None else self.sink
-        drawn = [int(torch.randint(n, (1,), generator=run.generator(row))) for row, n in enumerate(valid.sum(1).tolist())]
+        drawn = [
+            int(torch.randint(n, (1,), generator=run.generator(row))) for row, n in enumerate(valid.sum(1).tolist())
+        ]
         return torch.tensor(drawn, device=valid.device)
 
     def hide_in_decode(self, run: Run, layer: int) -> Tensor | None:
@@ -238,7 +257,11 @@ class VisiPruner(Method):
         if not bool(looking.any()):
             return
         norm, cosine = contributions(attn, looking)
-        lowest = torch.where(valid, cosine, 1.0).amin(1) if valid.shape[1] else torch.ones(valid.shape[0], device=valid.device)
+        lowest = (
+            torch.where(valid, cosine, 1.0).amin(1)
+            if valid.shape[1]
+            else torch.ones(valid.shape[0], device=valid.device)
+        )
         fires = searching & (lowest < self.layer_threshold)
         if self.force_fusion_layer is not None:
             fires = searching & (layer == self.force_fusion_layer)
@@ -257,7 +280,11 @@ class VisiPruner(Method):
         memo["log"].append((layer, voting, vote, lowest))
         if self.deep and layer < run.shape.depth - 1:
             # the official code cannot tell "all kept" from "not pruned yet", so it never exits then
-            ready = layer + 1 == self.force_exit_layer if self.force_exit_layer is not None else (memo["votes"] >= self.exit_votes)
+            ready = (
+                layer + 1 == self.force_exit_layer
+                if self.force_exit_layer is not None
+                else (memo["votes"] >= self.exit_votes)
+            )
             done = voting & ready & (memo["kept"] > 0) & (memo["kept"] < run.n_prompt_visual)
             memo["exit"] = torch.where(done, layer + 1, memo["exit"])
             memo["keep"] = memo["keep"] & ~done[:, None]
@@ -265,14 +292,20 @@ class VisiPruner(Method):
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer == run.shape.depth - 1 and "fusion" in run.memo:
             # a layer that fires in the very last layer has nothing left to prune
-            for name, key in (("fusion_layer", "fusion"), ("exit_layer", "exit"), ("forced", "forced"), ("kept", "kept")):
+            for name, key in (
+                ("fusion_layer", "fusion"),
+                ("exit_layer", "exit"),
+                ("forced", "forced"),
+                ("kept", "kept"),
+            ):
                 run.note(name, run.memo[key])
         keep = run.memo.pop("keep", None)
         return None if keep is None else Reduction(keep)
 
 
 def contributions(attn: Attention, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Per visual token (b, v), float32: |C_i| and cos(O - C_i, O) for the last prompt token; 0 and 1 for prompts not in `of (b,)`.
+    """Per visual token (b, v), float32: |C_i| and cos(O - C_i, O) for the last prompt token; 0 and 1 for prompts not in
+    `of (b,)`.
 
     C_i = attention to i times its value vector, heads concatenated; O = the attention output before o_proj.
     """

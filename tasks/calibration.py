@@ -1,8 +1,8 @@
 """Data to derive knobs on: like a task's test data, and proven disjoint from it.
 
-For the mini world these are fresh scenes: same generators and columns, seeds that neither training (below `world.TEST_SEED_BASE`) nor
-the shipped data draw. For other models it is a folder laid out as a copy of the test data, or the hub's own split for training
-or validation, where a task has one, fetched into such a folder.
+For the mini world these are fresh scenes: same generators and columns, seeds that neither training (below
+`world.TEST_SEED_BASE`) nor the shipped data draw. For other models it is a folder laid out as a copy of the test data,
+or the hub's own split for training or validation, where a task has one, fetched into such a folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def mini(folder: Path, questions: int, seed: int = 0) -> src.DataSource:
 
 
 def hub(folder: Path, tasks: Sequence[str], questions: int) -> src.DataSource:
-    """`questions` questions per task from the hub's train or val split, written to `folder` in the layout of the test data.
+    """`questions` questions per task from the hub's train or val split, written to `folder` in the layout of the test
+    data.
 
     Raises PrunebenchError for a task without such a split, and where the hub is out of reach.
     """
@@ -57,8 +58,9 @@ def hub(folder: Path, tasks: Sequence[str], questions: int) -> src.DataSource:
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise PrunebenchError(
-                f"task {spec.name}: cannot load {spec.hub_id} ({table.folder}, split {table.split}) from the hub: {type(error).__name__}: "
-                f"{reason}; check the network and HF_HUB_OFFLINE, or give a folder as --calibration-data"
+                f"task {spec.name}: cannot load {spec.hub_id} ({table.folder}, split {table.split}) from the hub:"
+                f" {type(error).__name__}: {reason}; check the network and HF_HUB_OFFLINE, or give a folder as"
+                " --calibration-data"
             ) from None
 
     def write(spec: src.TaskSpec, table: src.Table, found: list[dict[str, Any]]) -> None:
@@ -70,7 +72,8 @@ def hub(folder: Path, tasks: Sequence[str], questions: int) -> src.DataSource:
         spec = src.task_spec(task)
         if task not in HUB_SPLITS:
             raise PrunebenchError(
-                f"task {task}: the hub has a test split only, nothing to calibrate on: choose of {', '.join(HUB_SPLITS)}, or give a folder"
+                f"task {task}: the hub has a test split only, nothing to calibrate on: choose of"
+                f" {', '.join(HUB_SPLITS)}, or give a folder"
             )
         table, images = HUB_SPLITS[task]
         if images is None:
@@ -100,7 +103,8 @@ def _first(rows: Iterable[dict[str, Any]], questions: int, group: str) -> list[d
 
 
 def check_disjoint(tasks: Sequence[str], calibration: src.DataSource, test: src.DataSource) -> int:
-    """Raise PrunebenchError where an image of the calibration data is one of the test data, by content or by name; -> test images compared.
+    """Raise PrunebenchError where an image of the calibration data is one of the test data, by content or by name; ->
+    test images compared.
 
     Content is the SHA-256 of the encoded image, over all of these tasks; names are compared within a task.
     """
@@ -114,15 +118,16 @@ def check_disjoint(tasks: Sequence[str], calibration: src.DataSource, test: src.
         # the mini world's and MME's own names count from zero in every build
         if shared and task != "mme":
             raise PrunebenchError(
-                f"task {task}: {len(shared)} image(s) of the calibration data carry a name of the test data, the first {shared[0]!r}: "
-                "knobs must not be derived on test images; give another split or folder"
+                f"task {task}: {len(shared)} image(s) of the calibration data carry a name of the test data, the first"
+                f" {shared[0]!r}: knobs must not be derived on test images; give another split or folder"
             )
     for task in tasks:
         for digest in _images(task, calibration)[0]:
             if digest in seen:
                 raise PrunebenchError(
-                    f"task {task}: an image of the calibration data (sha256 {digest.hex()[:16]}) is one of {seen[digest]}'s test images: "
-                    "knobs must not be derived on test images; give another split or folder"
+                    f"task {task}: an image of the calibration data (sha256 {digest.hex()[:16]}) is one of"
+                    f" {seen[digest]}'s test images: knobs must not be derived on test images; give another split or"
+                    " folder"
                 )
     return len(seen)
 
@@ -135,6 +140,8 @@ def _images(task: str, source: src.DataSource) -> tuple[set[bytes], set[str]]:
     for where in sorted(set(rows.image_index)):
         encoded = rows.images[where]["image"]
         if not encoded or not isinstance(encoded["bytes"], bytes):
-            raise PrunebenchError(f"task {task}: expected an encoded image in row {where} of {source}, found none: it cannot be compared")
+            raise PrunebenchError(
+                f"task {task}: expected an encoded image in row {where} of {source}, found none: it cannot be compared"
+            )
         digests.add(hashlib.sha256(encoded["bytes"]).digest())
     return digests, {str(name) for name in rows.docs[spec.group]}

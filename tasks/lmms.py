@@ -1,8 +1,8 @@
 """The bridge to lmms-eval: real prompts and real metrics. harness/plugin/ serves users of its own command line.
 
-`load_task` gives the samples of a seeded subset with the exact prompts. `score` runs lmms-eval's real `simple_evaluate` on
-answers that were computed elsewhere, as often as wanted. Written against lmms-eval 0.7.3; comments name the quirks that
-shape the code.
+`load_task` gives the samples of a seeded subset with the exact prompts. `score` runs lmms-eval's real `simple_evaluate`
+on answers that were computed elsewhere, as often as wanted. Written against lmms-eval 0.7.3; comments name the quirks
+that shape the code.
 """
 
 from __future__ import annotations
@@ -42,20 +42,22 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 if _FIRST_IMPORT:
-    # lmms_eval.models has just pointed loguru's sink at stdout, where our tables go; under lmms-eval's own command line,
-    # which imports us late, its sink is left alone
+    # lmms_eval.models has just pointed loguru's sink at stdout, where our tables go; under lmms-eval's own command
+    # line, which imports us late, its sink is left alone
     logger.remove()
     logger.add(sys.stderr, level="WARNING", format="lmms-eval: {message}")
 
 UPSTREAM = Path(lmms_eval.__file__).parent / "tasks"
 
 
-# ------------------------------------------------------------------------------------------------------- tasks and samples
+# ------------------------------------------------------------------------------------------------------- tasks and
+# samples
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. `key` names its row in the source, so it is the same in every subset; `index` is its place in this one."""
+    """One question. `key` names its row in the source, so it is the same in every subset; `index` is its place in this
+    one."""
 
     task: str
     key: str
@@ -74,7 +76,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task of lmms-eval on a subset of rows. `fingerprint` covers prompts, answers, images and what decides a score."""
+    """A task of lmms-eval on a subset of rows. `fingerprint` covers prompts, answers, images and what decides a
+    score."""
 
     name: str
     headline: str
@@ -89,8 +92,8 @@ class LoadedTask:
 class Scored:
     """What lmms-eval makes of a set of answers.
 
-    `metrics` are in lmms-eval's units (0 to 1; MME sums 0 to 200 per category) under its names without the filter suffix;
-    `categories` holds the same unit per category; `scores` is each sample's own score in [0, 1] by key.
+    `metrics` are in lmms-eval's units (0 to 1; MME sums 0 to 200 per category) under its names without the filter
+    suffix; `categories` holds the same unit per category; `scores` is each sample's own score in [0, 1] by key.
     """
 
     headline: float
@@ -151,8 +154,8 @@ def sha256(*parts: bytes) -> str:
 def choose(groups: Sequence[Hashable], strata: Sequence[Hashable] | None, limit: int | None, seed: int) -> list[int]:
     """Rows of a seeded subset of whole groups, ascending: as many rows as fit in `limit`, and at least one group.
 
-    Groups are drawn in random order; one that no longer fits is passed over. With `strata` (per row; a group lies in one) the
-    strata take turns, in the order in which they first appear.
+    Groups are drawn in random order; one that no longer fits is passed over. With `strata` (per row; a group lies in
+    one) the strata take turns, in the order in which they first appear.
     """
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
@@ -200,10 +203,13 @@ def one_image(messages: Any, key: str) -> tuple[str, Image.Image]:
     kinds = [c["type"] for m in messages or [] for c in m["content"]]
     n = kinds.count("image")
     if n != 1:
-        raise PrunebenchError(f"{key}: expected a prompt with exactly one image, found {n}; choose tasks with one per question")
+        raise PrunebenchError(
+            f"{key}: expected a prompt with exactly one image, found {n}; choose tasks with one per question"
+        )
     if len(messages) != 1 or sorted(kinds) != ["image", "text"]:
         raise PrunebenchError(
-            f"{key}: expected one user turn with an image and a text, found {len(messages)} turn(s) with {', '.join(kinds)}"
+            f"{key}: expected one user turn with an image and a text, found {len(messages)} turn(s) with"
+            f" {', '.join(kinds)}"
         )
     parts = {c["type"]: c for c in messages[0]["content"]}
     image = parts["image"]["url"]
@@ -222,8 +228,8 @@ def _load_image(task: _RowsTask, rows: src.Rows, row: int, index: int, key: str)
     except Exception as error:
         size = len(encoded["bytes"] or b"") if encoded else 0
         raise PrunebenchError(
-            f"{key}: the image does not decode ({size} bytes): {error}; expected a whole JPEG or PNG; replace the data file "
-            "(`make mini` rebuilds the mini data)"
+            f"{key}: the image does not decode ({size} bytes): {error}; expected a whole JPEG or PNG; replace the data"
+            " file (`make mini` rebuilds the mini data)"
         ) from None
     return one_image(visuals, key)[1]
 
@@ -249,9 +255,13 @@ def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -
         if where not in digests:
             encoded = rows.encoded(row)
             if not encoded or not isinstance(encoded["bytes"], bytes):
-                raise PrunebenchError(f"{key}: expected an image embedded in the parquet file, found none; {source.mend}")
+                raise PrunebenchError(
+                    f"{key}: expected an image embedded in the parquet file, found none; {source.mend}"
+                )
             digests[where] = hashlib.sha256(encoded["bytes"]).hexdigest()
-        targets = doc["answers"] if "answers" in doc else [doc["answer"]]  # TextVQA's upstream target is the word "answer"
+        targets = (
+            doc["answers"] if "answers" in doc else [doc["answer"]]
+        )  # TextVQA's upstream target is the word "answer"
         sample = Sample(
             task=name,
             key=key,
@@ -278,7 +288,8 @@ def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- scoring
+# ----------------------------------------------------------------------------------------------------------------
+# scoring
 
 
 class _Replay(lmms):  # type: ignore[misc]
@@ -320,8 +331,8 @@ def _check_answers(loaded: LoadedTask, answers: Mapping[str, str]) -> None:
     strange = sorted(set(answers) - set(keys))
     if strange:
         raise PrunebenchError(
-            f"task {loaded.name}: {len(strange)} answer(s) to samples that are not in this subset, the first {strange[0]}; "
-            "score them with the subset that they were made for"
+            f"task {loaded.name}: {len(strange)} answer(s) to samples that are not in this subset, the first"
+            f" {strange[0]}; score them with the subset that they were made for"
         )
     for key, text in answers.items():
         if not isinstance(text, str):
@@ -331,12 +342,15 @@ def _check_answers(loaded: LoadedTask, answers: Mapping[str, str]) -> None:
 def score(loaded: LoadedTask, answers: Mapping[str, str]) -> Scored:
     """Score answers (by sample key) with lmms-eval's own evaluation; raises on a missing or a surplus answer.
 
-    Nothing carries over from one call to the next. lmms-eval's `pope_yes_ratio` counts the ground truth, so it is replaced
-    by the share of answers that are "yes".
+    Nothing carries over from one call to the next. lmms-eval's `pope_yes_ratio` counts the ground truth, so it is
+    replaced by the share of answers that are "yes".
     """
     _check_answers(loaded, answers)
     texts = [answers[s.key] for s in loaded.samples]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # two progress bars per call
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # two progress bars per call
         result = simple_evaluate(
             model=_Replay(texts),
             tasks=[loaded._task],
@@ -350,11 +364,15 @@ def score(loaded: LoadedTask, answers: Mapping[str, str]) -> Scored:
             torch_random_seed=None,
         )
     if result is None:
-        raise PrunebenchError("lmms-eval gave no result: RANK or WORLD_SIZE is set; run one process per cell instead of torchrun")
+        raise PrunebenchError(
+            "lmms-eval gave no result: RANK or WORLD_SIZE is set; run one process per cell instead of torchrun"
+        )
     name = loaded._task.task_name
     logged = sorted(result["samples"][name], key=lambda s: s["doc_id"])
     if [(s["doc_id"], s["filtered_resps"]) for s in logged] != [(i, [t]) for i, t in enumerate(texts)]:
-        raise RuntimeError(f"task {loaded.name}: lmms-eval scored {len(logged)} other answers than the {len(texts)} it was given")
+        raise RuntimeError(
+            f"task {loaded.name}: lmms-eval scored {len(logged)} other answers than the {len(texts)} it was given"
+        )
     metrics = {}
     for key, value in result["results"][name].items():
         metric = key.removesuffix(",none")
@@ -363,7 +381,9 @@ def score(loaded: LoadedTask, answers: Mapping[str, str]) -> Scored:
     if loaded.name == "pope":
         metrics["pope_yes_ratio"] = sum(t.lower().strip() == "yes" for t in texts) / len(texts)
     if loaded.headline not in metrics:
-        raise PrunebenchError(f"task {loaded.name}: no {loaded.headline} in lmms-eval's result, found {', '.join(metrics)}")
+        raise PrunebenchError(
+            f"task {loaded.name}: no {loaded.headline} in lmms-eval's result, found {', '.join(metrics)}"
+        )
     scores = {s.key: _score_of(entry) for s, entry in zip(loaded.samples, logged, strict=True)}
     return Scored(metrics[loaded.headline], metrics, _per_category(loaded, logged, scores), scores)
 
@@ -377,8 +397,11 @@ def _score_of(entry: Mapping[str, Any]) -> float:
     return float(value["score"] if isinstance(value, Mapping) else value)
 
 
-def _per_category(loaded: LoadedTask, logged: Sequence[Mapping[str, Any]], scores: Mapping[str, float]) -> dict[str, float]:
-    """Mean score per category; MME's by upstream's own aggregation (accuracy plus pairs right, 0 to 200), which only logs it."""
+def _per_category(
+    loaded: LoadedTask, logged: Sequence[Mapping[str, Any]], scores: Mapping[str, float]
+) -> dict[str, float]:
+    """Mean score per category; MME's by upstream's own aggregation (accuracy plus pairs right, 0 to 200), which only
+    logs it."""
     members: dict[str, list[int]] = {}
     for s in loaded.samples:
         members.setdefault(s.category, []).append(s.index)

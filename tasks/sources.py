@@ -1,7 +1,8 @@
 """Which tasks there are and where their rows come from: the shipped mini data, the hub, or a local folder of copies.
 
-Rows are read and checked here, before lmms-eval sees them: its own loader repeats every failure five times and then reports
-a RetryError without the cause. Images stay encoded (`Image(decode=False)`); nothing here imports lmms-eval or torch.
+Rows are read and checked here, before lmms-eval sees them: its own loader repeats every failure five times and then
+reports a RetryError without the cause. Images stay encoded (`Image(decode=False)`); nothing here imports lmms-eval or
+torch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ HUB_OWNER = "lmms-lab-encoder"
 
 @dataclass(frozen=True)
 class Table:
-    """One split of a hub repository: `folder` is the configuration (or "data"), files are `<folder>/<split>-*.parquet`."""
+    """One split of a hub repository: `folder` is the configuration (or "data"), files are
+    `<folder>/<split>-*.parquet`."""
 
     folder: str
     split: str
@@ -89,7 +91,9 @@ TASKS: Mapping[str, TaskSpec] = {
             yes_no=True,
         ),
         # papers differ in whether TextVQA's prompt lists OCR tokens (58 against 46 for LLaVA-1.5-7B): two named tasks
-        TaskSpec("textvqa", "textvqa/textvqa_val.yaml", "textvqa", _TEXTVQA, "exact_match", "image_id", max_new_tokens=16),
+        TaskSpec(
+            "textvqa", "textvqa/textvqa_val.yaml", "textvqa", _TEXTVQA, "exact_match", "image_id", max_new_tokens=16
+        ),
         TaskSpec(
             "textvqa_ocr",
             "textvqa/textvqa_val.yaml",
@@ -120,7 +124,7 @@ class DataSource:
 
     @classmethod
     def parse(cls, text: str) -> DataSource:
-        """"mini", "hub", or a folder with GQA/, MME/, POPE/ and textvqa/ in it."""
+        """ "mini", "hub", or a folder with GQA/, MME/, POPE/ and textvqa/ in it."""
         if text == "mini":
             return cls("mini", mini_data.FOLDER)
         if text == "hub":
@@ -160,7 +164,13 @@ def files(spec: TaskSpec, table: Table, source: DataSource) -> list[Path]:
     found = sorted(folder.glob(table.pattern))
     if not found:
         there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.parquet"))
-        state = f"found {', '.join(there[:6])}" if there else "found no parquet file" if folder.is_dir() else "no such folder"
+        state = (
+            f"found {', '.join(there[:6])}"
+            if there
+            else "found no parquet file"
+            if folder.is_dir()
+            else "no such folder"
+        )
         raise PrunebenchError(f"task {spec.name}: expected {folder / table.pattern}, {state}; {source.mend}")
     return found
 
@@ -190,7 +200,8 @@ def _read_local(spec: TaskSpec, table: Table, source: DataSource) -> Dataset:
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise PrunebenchError(
-                f"task {spec.name}: {path} ({path.stat().st_size} bytes) cannot be read as parquet: {reason}; {source.mend}"
+                f"task {spec.name}: {path} ({path.stat().st_size} bytes) cannot be read as parquet: {reason};"
+                f" {source.mend}"
             ) from None
         _check_columns(spec, table, str(path), part.column_names, source.mend)
         parts.append(part)
@@ -204,8 +215,8 @@ def _read_local(spec: TaskSpec, table: Table, source: DataSource) -> Dataset:
         kind = rows.schema.field("image").type
         if not (pa.types.is_struct(kind) and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}):
             raise PrunebenchError(
-                f"task {spec.name}: column image of {table.pattern} is {kind}: expected an Image feature, that is a struct of "
-                f"bytes and path; {source.mend}"
+                f"task {spec.name}: column image of {table.pattern} is {kind}: expected an Image feature, that is a"
+                f" struct of bytes and path; {source.mend}"
             )
     # the image type is known here, so neither schema metadata nor a guess decides it
     features = Features.from_arrow_schema(rows.schema.remove_metadata())
@@ -215,8 +226,8 @@ def _read_local(spec: TaskSpec, table: Table, source: DataSource) -> Dataset:
             rows = rows.cast(features.arrow_schema)
         except (pa.ArrowException, ValueError) as error:
             raise PrunebenchError(
-                f"task {spec.name}: column image of {table.pattern} is {kind}, expected struct<bytes: binary, path: string>: "
-                f"{error}; {source.mend}"
+                f"task {spec.name}: column image of {table.pattern} is {kind}, expected struct<bytes: binary, path:"
+                f" string>: {error}; {source.mend}"
             ) from None
     return Dataset(rows, info=DatasetInfo(features=features))
 
@@ -231,9 +242,9 @@ def _read_hub(spec: TaskSpec, table: Table) -> Dataset:
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise PrunebenchError(
-            f"task {spec.name}: cannot load {spec.hub_id} ({table.folder}, split {table.split}) from the hub: "
-            f"{type(error).__name__}: {reason}; check the network and HF_HUB_OFFLINE, or give a folder with a copy, or use the "
-            "data source `mini`"
+            f"task {spec.name}: cannot load {spec.hub_id} ({table.folder}, split {table.split}) from the hub:"
+            f" {type(error).__name__}: {reason}; check the network and HF_HUB_OFFLINE, or give a folder with a copy, or"
+            " use the data source `mini`"
         ) from None
     mend = "the data set has changed; use a folder with a copy of the version you know"
     _check_columns(spec, table, spec.hub_id, rows.column_names, mend)
@@ -247,8 +258,8 @@ def _positions(questions: Dataset, images: Dataset) -> list[int]:
     lost = [key for key in wanted if key not in position]
     if lost:
         raise PrunebenchError(
-            f"task gqa: {len(lost)} of {len(wanted)} questions name an image that is not among the {len(position)} of the image "
-            f"table, the first {lost[0]!r}; both tables must come from the same data set"
+            f"task gqa: {len(lost)} of {len(wanted)} questions name an image that is not among the {len(position)} of"
+            f" the image table, the first {lost[0]!r}; both tables must come from the same data set"
         )
     return [position[key] for key in wanted]
 
@@ -272,7 +283,8 @@ def _check_rows(spec: TaskSpec, rows: Dataset, mend: str) -> None:
         for i, answer in enumerate(rows["answer"]):
             if str(answer).lower().strip() not in ("yes", "no"):
                 raise PrunebenchError(
-                    f"task {spec.name}: row {i} of {spec.table.pattern} has answer {answer!r}: expected yes or no; {mend}"
+                    f"task {spec.name}: row {i} of {spec.table.pattern} has answer {answer!r}: expected yes or no;"
+                    f" {mend}"
                 )
     if spec.name == "mme":
         for (category, question_id), n in Counter(zip(rows["category"], rows["question_id"], strict=True)).items():
@@ -286,8 +298,8 @@ def _check_rows(spec: TaskSpec, rows: Dataset, mend: str) -> None:
 class Rows:
     """A task's rows without pixels, and where each row's image is.
 
-    GQA asks 31 questions per image: keeping images apart, rather than joining them as upstream does, reads, hashes and holds
-    each one once (upstream's join decodes all of them and writes every question's copy).
+    GQA asks 31 questions per image: keeping images apart, rather than joining them as upstream does, reads, hashes and
+    holds each one once (upstream's join decodes all of them and writes every question's copy).
     """
 
     docs: Dataset

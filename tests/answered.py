@@ -1,4 +1,5 @@
-"""Sealed cells with samples, for tests of what reads answers: written as a store writes them, from scores given by hand."""
+"""Sealed cells with samples, for tests of what reads answers: written as a store writes them, from scores given by
+hand."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def answered(
     kinds: Sequence[str] = ("existence", "count"),
     **changes: Any,
 ) -> SealedCell:
-    """A cell that got these scores on questions 0, 1, ... (`per_image` on an image); changes go to the cell or to the result.
+    """A cell that got these scores on questions 0, 1, ... (`per_image` on an image); changes go to the cell or to the
+    result.
 
     For MME, questions 2k and 2k+1 are the pair about image k, in the categories `kinds` by turns.
     """
@@ -50,18 +52,33 @@ def answered(
         "costs": {"kept": size, "mean_visual": size, "prefill_dense_flops": size * 1e7 + 1e9, "kv_bytes": size * 1e4},
         "counts": {"expected": n, "answered": n, "headline": sum(stats.in_headline(headline, category))},
         "method_info": {"query_aware": method == "fastv", "needs_vision_attention": False, "budget_knobs": ["keep"]},
-        "provenance": {"request": asked(method=method, budget=budget, task=task), "device": "CPU", "started": "2026-01-01"},
+        "provenance": {
+            "request": asked(method=method, budget=budget, task=task),
+            "device": "CPU",
+            "started": "2026-01-01",
+        },
     }
     fields = {f.name for f in dataclasses.fields(Cell)}
     of_cell = {name: value for name, value in changes.items() if name in fields}
     result |= {name: value for name, value in changes.items() if name not in fields}
-    own = {"model": "mini", "method": method, "knobs": {}, "budget": budget, "task": task, "data_fingerprint": f"data-{task}-{n}"}
+    own = {
+        "model": "mini",
+        "method": method,
+        "knobs": {},
+        "budget": budget,
+        "task": task,
+        "data_fingerprint": f"data-{task}-{n}",
+    }
     made = make_cell(n, **(own | of_cell))
     folder = root / made.identity()
     folder.mkdir(parents=True, exist_ok=True)
     said = answers or [("yes" if i % 3 else "no") if s >= 0.5 else f"wrong {i}" for i, s in enumerate(scores)]
     rows = [
-        (Record(f"{task}/{i:06d}", image[i], said[i], 1, {}, 0.1), SampleScore(scores[i], question[i], category[i], "q", "t")) for i in range(n)
+        (
+            Record(f"{task}/{i:06d}", image[i], said[i], 1, {}, 0.1),
+            SampleScore(scores[i], question[i], category[i], "q", "t"),
+        )
+        for i in range(n)
     ]
     data = parquet(rows, {})
     (folder / "samples.parquet").write_bytes(data)

@@ -1,8 +1,9 @@
 """A pretend CUDA device for machines without one: its tensors say cuda:0 and hold CPU data.
 
-It finds two kinds of faults that a CPU hides. Mixing devices raises, as a GPU does. Every time the host waits for the device is
-written down: a *read* takes a value from it (`.tolist()`, `bool(tensor)`, `nonzero`, a boolean index), an *upload* copies host
-memory to it, which also waits until its queue has run empty. Speed, memory, kernels and rounding are still the CPU's.
+It finds two kinds of faults that a CPU hides. Mixing devices raises, as a GPU does. Every time the host waits for the
+device is written down: a *read* takes a value from it (`.tolist()`, `bool(tensor)`, `nonzero`, a boolean index), an
+*upload* copies host memory to it, which also waits until its queue has run empty. Speed, memory, kernels and rounding
+are still the CPU's.
 
     with fakecuda.device() as gpu:
         model = gpu.moved(model)
@@ -29,20 +30,47 @@ from torch.utils._pytree import tree_flatten, tree_map
 CUDA = torch.device("cuda:0")
 #: operators that wait for the device because the size or the value of their result depends on data
 READS = {
-    "_local_scalar_dense", "equal", "allclose", "nonzero", "masked_select", "bincount", "_unique", "_unique2", "unique_dim",
-    "unique_consecutive", "multinomial", "repeat_interleave", "linalg_inv_ex", "linalg_solve_ex", "linalg_cholesky_ex", "linalg_eigh", "linalg_svd",
-}  # fmt: skip
+    "_local_scalar_dense",
+    "equal",
+    "allclose",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "multinomial",
+    "repeat_interleave",
+    "linalg_inv_ex",
+    "linalg_solve_ex",
+    "linalg_cholesky_ex",
+    "linalg_eigh",
+    "linalg_svd",
+}
 COPIES = {"copy_", "_to_copy"}
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_"}
 #: operators beside pointwise ones that take a CPU tensor without dimensions as a number
-TAKE_NUMBERS = {"masked_fill", "masked_fill_", "fill", "fill_", "where", "scatter", "scatter_", "full_like", "index_put", "index_put_"}
+TAKE_NUMBERS = {
+    "masked_fill",
+    "masked_fill_",
+    "fill",
+    "fill_",
+    "where",
+    "scatter",
+    "scatter_",
+    "full_like",
+    "index_put",
+    "index_put_",
+}
 ROOT = Path(__file__).resolve().parent.parent
 OURS = tuple(f"{ROOT / folder}/" for folder in ("harness", "methods", "tests/examples"))
 
 
 @dataclass(frozen=True)
 class Wait:
-    """The host waited: `kind` is "read" or "upload", `where` the innermost line of ours or of transformers, `phase` what was set."""
+    """The host waited: `kind` is "read" or "upload", `where` the innermost line of ours or of transformers, `phase`
+    what was set."""
 
     kind: str
     op: str
@@ -60,7 +88,13 @@ class FakeTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> FakeTensor:
         made = torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CUDA, requires_grad=False
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=CUDA,
+            requires_grad=False,
         )
         made.held = held
         return made
@@ -75,7 +109,10 @@ class FakeTensor(torch.Tensor):
         return self.held.tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory"
+            " first."
+        )
 
     __array__ = numpy
 
@@ -158,7 +195,10 @@ def _site() -> tuple[str, bool]:
         if file.startswith(OURS):
             return f"{file.removeprefix(f'{ROOT}/')}:{frame.f_lineno} in {frame.f_code.co_name}", True
         if "/transformers/" in file:
-            return f"transformers/{file.rpartition('/transformers/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}", False
+            return (
+                f"transformers/{file.rpartition('/transformers/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}",
+                False,
+            )
         frame = frame.f_back  # type: ignore[assignment]
     return "a test", False
 
@@ -194,7 +234,9 @@ def _ran(func: Any, args: Any, kwargs: Any, mode: Device) -> Any:
     is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
     # a view is an inference tensor if its base is one, whatever the mode
     with torch.inference_mode(cuda[0].is_inference() if is_view and cuda else torch.is_inference_mode_enabled()):
-        return tree_map(lambda x: FakeTensor(x) if target == "cuda" and isinstance(x, torch.Tensor) and not _on_cuda(x) else x, out)
+        return tree_map(
+            lambda x: FakeTensor(x) if target == "cuda" and isinstance(x, torch.Tensor) and not _on_cuda(x) else x, out
+        )
 
 
 def _held(x: Any) -> Any:

@@ -24,7 +24,16 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *ar
 
 def asked(**changes: object) -> dict[str, object]:
     """The words of a request as a cell holds them, with changes."""
-    values = {"method": "fastv", "budget": "64", "model": "mini", "task": "pope", "limit": None, "knobs": {}, "seed": 0, "positions": "method"}
+    values = {
+        "method": "fastv",
+        "budget": "64",
+        "model": "mini",
+        "task": "pope",
+        "limit": None,
+        "knobs": {},
+        "seed": 0,
+        "positions": "method",
+    }
     return values | {"data": None, "device": "cpu", "dtype": None} | changes
 
 

@@ -1,4 +1,5 @@
-"""Sealed cells for the report's tests: the mini data's questions and images, made-up answers, and kept tokens that fit their costs."""
+"""Sealed cells for the report's tests: the mini data's questions and images, made-up answers, and kept tokens that fit
+their costs."""
 
 from __future__ import annotations
 
@@ -39,12 +40,15 @@ def rows(task: str) -> tuple[tuple[str, str, str, str, str, str], ...]:
         answer = doc["answers"][0] if "answers" in doc else doc["answer"]
         category = doc.get("category") or (doc.get("types") or {}).get("semantic") or ""
         question_id = str(doc.get("question_id", doc.get("id")))
-        out.append((f"{task}/{i:06d}", hashlib.sha256(data).hexdigest()[:16], question_id, category, doc["question"], answer))
+        out.append(
+            (f"{task}/{i:06d}", hashlib.sha256(data).hexdigest()[:16], question_id, category, doc["question"], answer)
+        )
     return tuple(out)
 
 
 def schedule(method: str, keep: int, rng: np.random.Generator) -> list[Stage]:
-    """Kept tokens like the method's own: nothing dropped, dropped at once, at layer 2, or at a fusion layer with an exit."""
+    """Kept tokens like the method's own: nothing dropped, dropped at once, at layer 2, or at a fusion layer with an
+    exit."""
     full, some = np.ones(N_VISUAL, dtype=bool), np.zeros(N_VISUAL, dtype=bool)
     some[rng.permutation(N_VISUAL)[:keep]] = True
     if method == "none":
@@ -57,16 +61,40 @@ def schedule(method: str, keep: int, rng: np.random.Generator) -> list[Stage]:
 
 
 def seal(
-    root: Path, method: str, budget: str, task: str, n: int, *, hostile: bool = False, recorded: bool = True, image: str = "", seed: int = 0,
-    request: Mapping[str, Any] | None = None, knobs: Mapping[str, Any] | None = None, keys: Sequence[int] | None = None, **changes: Any,
+    root: Path,
+    method: str,
+    budget: str,
+    task: str,
+    n: int,
+    *,
+    hostile: bool = False,
+    recorded: bool = True,
+    image: str = "",
+    seed: int = 0,
+    request: Mapping[str, Any] | None = None,
+    knobs: Mapping[str, Any] | None = None,
+    keys: Sequence[int] | None = None,
+    **changes: Any,
 ) -> SealedCell:
-    """One sealed cell on the first `n` rows of a task; `changes` are the cell's, `request` what was asked, `image` replaces every image key."""
+    """One sealed cell on the first `n` rows of a task; `changes` are the cell's, `request` what was asked, `image`
+    replaces every image key."""
     keep = int(budget) if budget.isdecimal() else N_VISUAL
-    chosen = [rows(task)[i] for i in (keys or range(n))]
+    chosen = [rows(task)[i] for i in keys or range(n)]
     fields: dict[str, Any] = {
-        "model": "mini", "model_fingerprint": "w1", "method": method, "knobs": dict(knobs or ({"keep": keep} if method != "none" else {})),
-        "budget": budget, "task": task, "data_fingerprint": f"{task}{n}", "n_samples": len(chosen), "prompt_template": "p1", "dtype": "float32",
-        "image_backend": "CLIPImageProcessor+plain", "device_type": "cpu", "max_new_tokens": 16, "seed": seed,
+        "model": "mini",
+        "model_fingerprint": "w1",
+        "method": method,
+        "knobs": dict(knobs or ({"keep": keep} if method != "none" else {})),
+        "budget": budget,
+        "task": task,
+        "data_fingerprint": f"{task}{n}",
+        "n_samples": len(chosen),
+        "prompt_template": "p1",
+        "dtype": "float32",
+        "image_backend": "CLIPImageProcessor+plain",
+        "device_type": "cpu",
+        "max_new_tokens": 16,
+        "seed": seed,
     }
     cell = Cell(**(fields | changes))
     rng, luck = np.random.default_rng(abs(hash((keep, seed))) % 1000), random.Random(f"{method}{budget}{task}{seed}")
@@ -92,19 +120,36 @@ def seal(
     headline = sources.task_spec(task).headline
     ordered = [scores[r.key] for r in records]
     categories, question_ids = [s.category for s in ordered], [s.question_id for s in ordered]
-    point = stats.cluster(headline, [s.score for s in ordered], [r.image for r in records], categories, question_ids).point
+    point = stats.cluster(
+        headline, [s.score for s in ordered], [r.image for r in records], categories, question_ids
+    ).point
     with Store(root).open(cell, [r.key for r in records]) as writer:
         writer.append(*records)
-        words = {"method": method, "budget": None if budget == "none" else budget, "model": cell.model, "task": task, "limit": str(n)}
-        origin = {"request": asked(**words | dict(request or {})), "started": "2026-01-01", "device": "cpu", "decoder_layers": DEPTH}
+        words = {
+            "method": method,
+            "budget": None if budget == "none" else budget,
+            "model": cell.model,
+            "task": task,
+            "limit": str(n),
+        }
+        origin = {
+            "request": asked(**words | dict(request or {})),
+            "started": "2026-01-01",
+            "device": "cpu",
+            "decoder_layers": DEPTH,
+        }
         origin |= {"grids": [[24, 24, False]]}
         traits = {"query_aware": False, "needs_vision_attention": False, "budget_knobs": ["keep"]}
         return writer.seal({headline: point}, scores, origin, headline=headline, method_info=traits)
 
 
 def gauntlet(
-    root: Path, methods: Sequence[str] = ("visipruner", "fastv", "sparsevlm", "random", "uniform"), budgets: Sequence[int] = (192, 128, 64, 32),
-    tasks: Sequence[str] = ("gqa", "mme", "pope", "textvqa"), n: int = 100, **changes: Any,
+    root: Path,
+    methods: Sequence[str] = ("visipruner", "fastv", "sparsevlm", "random", "uniform"),
+    budgets: Sequence[int] = (192, 128, 64, 32),
+    tasks: Sequence[str] = ("gqa", "mme", "pope", "textvqa"),
+    n: int = 100,
+    **changes: Any,
 ) -> Path:
     """Methods x budgets x tasks beside the unpruned model."""
     for task in tasks:
@@ -121,14 +166,21 @@ def analysis(root: Path, **changes: Any) -> None:
     folder.mkdir(parents=True)
     (folder / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>window.hacked=1</script></svg>")
     body = {
-        "model": "mini", "n_samples": 4, "tasks": ["pope"], "command": "make analyze",
-        "fingerprint": "w1", "depth": DEPTH,
+        "model": "mini",
+        "n_samples": 4,
+        "tasks": ["pope"],
+        "command": "make analyze",
+        "fingerprint": "w1",
+        "depth": DEPTH,
         "stages": {
-            "shallow_end": 2, "fusion": [3, 4], "not_needed_from": 8, "rule": {"fusion": "a rule"},
+            "shallow_end": 2,
+            "fusion": [3, 4],
+            "not_needed_from": 8,
+            "rule": {"fusion": "a rule"},
             "uncertainty": {"shallow_end": {"2": 0.9, "1": 0.1}, "fusion": {}, "not_needed_from": {}},
         },
         "layers": [{"layer": 0, "entropy": 0.5, "entropy_low": 0.25, "entropy_high": 0.75, "lens_top": [["a", 1]]}],
         "knockouts": [{"kind": "leave", "start": 0, "end": 12, "accuracy": 0.5, "low": 0.25, "high": 0.75}],
         "figures": [{"file": "a.svg", "title": HOSTILE, "alt": "an alternative"}],
-    }  # fmt: skip
+    }
     (folder / "analysis.json").write_text(json.dumps(body | changes))

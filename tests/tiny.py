@@ -18,16 +18,36 @@ def tiny_llava(
     """`text`: another decoder than the Llama of these sizes."""
     torch.manual_seed(seed)
     text = text or LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=depth, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, max_position_embeddings=512, bos_token_id=1, eos_token_id=None, pad_token_id=0, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=GRID * 14, patch_size=14, initializer_range=0.2
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=GRID * 14,
+        patch_size=14,
+        initializer_range=0.2,
     )
     config = LlavaConfig(
-        text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN, image_seq_length=GRID * GRID, vision_feature_layer=-2,
-        vision_feature_select_strategy="default", tie_word_embeddings=False,
-    )  # fmt: skip
+        text_config=text,
+        vision_config=vision,
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=GRID * GRID,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
     return LlavaForConditionalGeneration(config).to(dtype).eval()
 
 

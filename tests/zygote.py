@@ -1,7 +1,8 @@
-"""A process that has the imports behind it and forks one `prunebench` per line of its input: 20 restarts without 20 imports.
+"""A process that has the imports behind it and forks one `prunebench` per line of its input: 20 restarts without 20
+imports.
 
-Each child starts before anything is loaded: model, tasks, data and results are read by itself, as by a fresh command. It logs
-every batch of answers that it hands to a journal before (`ask`) and after (`done`) the store took it.
+Each child starts before anything is loaded: model, tasks, data and results are read by itself, as by a fresh command.
+It logs every batch of answers that it hands to a journal before (`ask`) and after (`done`) the store took it.
 """
 
 from __future__ import annotations

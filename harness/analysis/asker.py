@@ -25,11 +25,13 @@ from methods.knockout import Knockout
 MAX_NEW_TOKENS = 16
 
 
-# ------------------------------------------------------------------------------------------------------- asking and scoring
+# ------------------------------------------------------------------------------------------------------- asking and
+# scoring
 
 
 class Asker:
-    """The analysed samples and their model: answers of any method, scored by lmms-eval; answers of finished conditions come from the journal."""
+    """The analysed samples and their model: answers of any method, scored by lmms-eval; answers of finished conditions
+    come from the journal."""
 
     def __init__(self, loaded: LoadedModel, tasks: Sequence[Any], batch: int, journal: Path, identity: str) -> None:
         self.loaded = loaded
@@ -90,7 +92,8 @@ class Asker:
         return self._done
 
     def scores(self, texts: Mapping[str, str]) -> NDArray[np.float64]:
-        """Each sample's score in [0, 1], in the order of `keys`; an answer that was scored before is not scored again."""
+        """Each sample's score in [0, 1], in the order of `keys`; an answer that was scored before is not scored
+        again."""
         from tasks import lmms
 
         for task in self.tasks:
@@ -126,7 +129,8 @@ def _read_journal(file: Path, identity: str) -> tuple[dict[str, dict[str, str]],
 
 
 def knockout(cut: Cut, depth: int) -> Method:
-    """The method of a cut. Text cut up to the last layer leaves visual tokens nothing to act on, so there they leave the model, which is cheaper."""
+    """The method of a cut. Text cut up to the last layer leaves visual tokens nothing to act on, so there they leave
+    the model, which is cheaper."""
     if cut.kind == TEXT and cut.end == depth:
         return Knockout(drop_from=cut.start)
     return Knockout(start=cut.start, stop=cut.end, text_to_vision=cut.kind == TEXT, vision_to_vision=cut.kind == VISION)

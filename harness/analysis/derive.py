@@ -30,11 +30,13 @@ def config_file(model: str) -> Path:
     return MODEL_CONFIGS.parent / "visipruner" / f"{file_name(model)}.yaml"
 
 
-# --------------------------------------------------------------------------------------------------------------- the config
+# --------------------------------------------------------------------------------------------------------------- the
+# config
 
 
 def _tried(located: Located, asker: Asker, knobs: Mapping[str, Any]) -> Tried:
-    """VisiPruner with these knobs (the model's own defaults below them) on the asker's samples; from the journal where it is there."""
+    """VisiPruner with these knobs (the model's own defaults below them) on the asker's samples; from the journal where
+    it is there."""
     method = located.method("visipruner", budgets.parse("native"), knobs)
     name = "visipruner " + json.dumps(dict(knobs), sort_keys=True)
     known = asker.numbers(name)
@@ -50,10 +52,14 @@ def _tried(located: Located, asker: Asker, knobs: Mapping[str, Any]) -> Tried:
     return Tried(float(scores.mean()), asker.by_task(scores), known["kept"], known["flops"])
 
 
-def derive(located: Located, askers: Sequence[Asker], document: Mapping[str, Any], say: Callable[[str], None]) -> Calibrated:
+def derive(
+    located: Located, askers: Sequence[Asker], document: Mapping[str, Any], say: Callable[[str], None]
+) -> Calibrated:
     """Knobs that hold on the samples of every asker; the first one's are the analysed ones."""
     found = document["stages"]
-    known = Stages(found["shallow_end"], tuple(found["fusion"]), found["not_needed_from"], found["rule"], found["uncertainty"])
+    known = Stages(
+        found["shallow_end"], tuple(found["fusion"]), found["not_needed_from"], found["rule"], found["uncertainty"]
+    )
     first = askers[0]
 
     def probe(shallow: int) -> Probe:
@@ -86,7 +92,8 @@ def summary(derived: Calibrated, located: Located, asker: Asker) -> dict[str, An
 
 
 def write_config(file: Path, derived: Calibrated, document: Mapping[str, Any]) -> None:
-    """A file that `BUDGET=calibrated` reads: the knobs, and in words how they were derived. The same analysis writes the same bytes."""
+    """A file that `BUDGET=calibrated` reads: the knobs, and in words how they were derived. The same analysis writes
+    the same bytes."""
     split = document["split"]
 
     def by_task(numbers: Mapping[str, float | int]) -> str:
@@ -97,7 +104,10 @@ def write_config(file: Path, derived: Calibrated, document: Mapping[str, Any]) -
     lines = [
         f"command: {document['command']}",
         f"model: {document['model']}, weights {document['fingerprint']}",
-        f"split: {split['data']}, disjoint from the test data by image name and SHA-256 ({split['test_images_compared']} test images compared)",
+        (
+            f"split: {split['data']}, disjoint from the test data by image name and SHA-256"
+            f" ({split['test_images_compared']} test images compared)"
+        ),
         f"analysed: {document['n_samples']} questions about {split['images']} images ({by_task(split['samples'])})",
         f"derived on: {by_task(split['knobs'] or split['samples'])}",
         f"unpruned accuracy: {by_task(derived.unpruned)}",

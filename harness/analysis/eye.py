@@ -27,12 +27,14 @@ KNOBS = 3
 LENS_TOKENS = 5
 
 
-# ----------------------------------------------------------------------------------------------------------------- the eye
+# ----------------------------------------------------------------------------------------------------------------- the
+# eye
 
 
 @dataclass
 class Observed:
-    """What the eye saw, by sample key: arrays (depth, ...) on the host. `pending` is the prefill whose last layer has run."""
+    """What the eye saw, by sample key: arrays (depth, ...) on the host. `pending` is the prefill whose last layer has
+    run."""
 
     samples: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     pending: Run | None = None
@@ -93,9 +95,14 @@ def _reduced(attn: LayerAttention) -> dict[str, Tensor]:
     last = probs[torch.arange(b), :, rows.valid.sum(1) - 1]  # (b, heads, n)
     real = rows.valid[:, None, :, None].float()
     question = (probs * real).sum(2) / real.sum(2)  # (b, heads, n), averaged over rows
-    groups = torch.stack([layout.visual, layout.valid & ~layout.visual & ~layout.after, layout.after], 1).float()  # (b, 3, n)
+    groups = torch.stack(
+        [layout.visual, layout.valid & ~layout.visual & ~layout.after, layout.after], 1
+    ).float()  # (b, 3, n)
     each = torch.einsum("bhrn,bgn->bhrg", probs, groups[:, :1])[..., 0]  # (b, heads, rows): visual mass
-    on_visual = probs.gather(3, visual.columns[:, None, None, :].expand(-1, heads, probs.shape[2], -1)) * visual.valid[:, None, None, :]
+    on_visual = (
+        probs.gather(3, visual.columns[:, None, None, :].expand(-1, heads, probs.shape[2], -1))
+        * visual.valid[:, None, None, :]
+    )
     within = on_visual / each.clamp(min=1e-30)[..., None]
     entropy = -(within * within.clamp(min=1e-30).log()).sum(-1)  # (b, heads, rows)
     values = attn.visual_values().float().transpose(1, 2).flatten(2)  # (b, v, heads x d)
@@ -122,7 +129,8 @@ def lens(adapter: Adapter, state: Tensor) -> Tensor:
 
 
 def _lenses(adapter: Adapter, states: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Per boundary (depth + 1, b) and per layer (depth, b): top token, its probability, and the probability of the final answer token."""
+    """Per boundary (depth + 1, b) and per layer (depth, b): top token, its probability, and the probability of the
+    final answer token."""
     answer = lens(adapter, states[-1]).argmax(-1)
     read: dict[str, list[Tensor]] = {}
     for prefix, stream in (("lens", states), ("value_lens", outputs)):
@@ -137,7 +145,8 @@ def _lenses(adapter: Adapter, states: Sequence[Tensor], outputs: Sequence[Tensor
 
 @contextmanager
 def watching(adapter: Adapter, observer: Observer) -> Iterator[None]:
-    """Hands the observer the state behind the last layer, which no boundary shows. Goes around the observer's attach()."""
+    """Hands the observer the state behind the last layer, which no boundary shows. Goes around the observer's
+    attach()."""
 
     def hook(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         # not while decoding, and not when the lens itself uses the norm
@@ -163,7 +172,9 @@ class ShallowProbe(VisiPruner):
             return
         if layer == 0:
             run.memo["probe"] = []
-        norm, cosine = contributions(attn, torch.ones(run.visual_valid.shape[0], dtype=torch.bool, device=run.visual_valid.device))
+        norm, cosine = contributions(
+            attn, torch.ones(run.visual_valid.shape[0], dtype=torch.bool, device=run.visual_valid.device)
+        )
         run.memo["probe"].append((norm.sort(1, descending=True).values, cosine.amin(1)))
         if layer == run.shape.depth - 1:
             assert run.samples is not None

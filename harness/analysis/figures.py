@@ -1,4 +1,5 @@
-"""Figures of an analysis, drawn from its JSON document alone: attention, lenses, knock-outs with the stages, contributions.
+"""Figures of an analysis, drawn from its JSON document alone: attention, lenses, knock-outs with the stages,
+contributions.
 
 The same document gives the same bytes: no dates, fixed ids, text as text.
 """
@@ -50,7 +51,8 @@ DPI = 120
 
 
 def draw(document: Mapping[str, Any], out: Path) -> list[dict[str, str]]:
-    """Write every figure of `document` to `out` as SVG and PNG; -> file (the SVG, relative to `out`), png, title and alternative text."""
+    """Write every figure of `document` to `out` as SVG and PNG; -> file (the SVG, relative to `out`), png, title and
+    alternative text."""
     drawn = []
     for name, title, make in (
         ("attention", "Attention to visual tokens per layer", _attention),
@@ -91,7 +93,15 @@ def _column(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray[Any, 
     return np.array([np.nan if e.get(name) is None else e[name] for e in entries], dtype=float)
 
 
-def _line(axes: Axes, entries: Sequence[Mapping[str, Any]], name: str, colour: str, label: str, marker: str = "o", scale: float = 1) -> None:
+def _line(
+    axes: Axes,
+    entries: Sequence[Mapping[str, Any]],
+    name: str,
+    colour: str,
+    label: str,
+    marker: str = "o",
+    scale: float = 1,
+) -> None:
     """A mean per layer with its 95 % interval as a band."""
     at = np.flatnonzero(~np.isnan(_column(entries, name)))
     mean, low, high = (scale * _column(entries, n)[at] for n in (name, f"{name}_low", f"{name}_high"))
@@ -121,8 +131,15 @@ def _bands(axes: Axes, document: Mapping[str, Any]) -> None:
         at = [l for s, l in spans if s == stage]
         if at:
             axes.text(
-                (min(at) + max(at)) / 2, 1.015, stage, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=7.5, color=GREY,
-            )  # fmt: skip
+                (min(at) + max(at)) / 2,
+                1.015,
+                stage,
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=7.5,
+                color=GREY,
+            )
 
 
 def _head(document: Mapping[str, Any]) -> str:
@@ -156,21 +173,27 @@ def _attention(document: Mapping[str, Any], plt: Any) -> tuple[Figure, str]:
     right.set_title("Last token's share on sinks")
     most_on_sinks = float(np.nanmax(_column(layers, "sink_share")))
     if most_on_sinks < 0.005:
-        said = f"at most {100 * most_on_sinks:.2g} % goes to sinks" if _column(layers, "n_sinks").any() else "no visual token is a sink"
+        said = (
+            f"at most {100 * most_on_sinks:.2g} % goes to sinks"
+            if _column(layers, "n_sinks").any()
+            else "no visual token is a sink"
+        )
         right.text(0.5, 0.5, said, transform=right.transAxes, ha="center", fontsize=8.5, color=GREY)
     left.legend(loc="best")
     middle.legend(loc="lower right")
     counts, rules = _column(layers, "n_sinks"), document["rules"]
     _caption(
         figure,
-        f"{_head(document)}.\nSinks: residual norm over {rules['sink_norm']:g} x the median visual token's, or a place that draws over "
-        f"{rules['sink_draw']:g} x its share in half of the samples; {counts.min():.1f} to {counts.max():.1f} tokens a layer.",
+        f"{_head(document)}.\nSinks: residual norm over {rules['sink_norm']:g} x the median visual token's, or a place"
+        f" that draws over {rules['sink_draw']:g} x its share in half of the samples; {counts.min():.1f} to"
+        f" {counts.max():.1f} tokens a layer.",
     )
     mass = _column(layers, "mass_visual_last")
     alt = (
-        f"Three line charts over {depth} decoder layers. The last token's attention mass on visual tokens goes from {mass[0]:.2f} in layer 0 to "
-        f"{mass[-1]:.2f} in the last, largest in layer {int(mass.argmax())} ({mass.max():.2f}); its entropy over visual tokens is smallest in layer "
-        f"{int(_column(layers, 'entropy').argmin())}; the share on sinks is at most {most_on_sinks:.2g}."
+        f"Three line charts over {depth} decoder layers. The last token's attention mass on visual tokens goes from"
+        f" {mass[0]:.2f} in layer 0 to {mass[-1]:.2f} in the last, largest in layer {int(mass.argmax())}"
+        f" ({mass.max():.2f}); its entropy over visual tokens is smallest in layer"
+        f" {int(_column(layers, 'entropy').argmin())}; the share on sinks is at most {most_on_sinks:.2g}."
     )
     return figure, alt
 
@@ -185,12 +208,15 @@ def _lens(document: Mapping[str, Any], plt: Any) -> tuple[Figure, str]:
     axes.set_ylabel("probability of the answer's first token")
     _layers_axis(axes, depth)
     axes.legend(loc="best")
-    lines = textwrap.wrap(f"Most frequent top token behind each layer: {_runs([e['lens_top'][0][0] for e in layers])}", 108)
+    lines = textwrap.wrap(
+        f"Most frequent top token behind each layer: {_runs([e['lens_top'][0][0] for e in layers])}", 108
+    )
     _caption(figure, "\n".join([f"{_head(document)}.", *lines]).replace("$", r"\$"))
     p = _column(layers, "lens_answer_p")
     first = next((l for l in range(depth) if p[l] >= 0.5), None)
     alt = (
-        f"Line chart over {depth} decoder layers of the probability that a lens gives the final answer's first token. In the residual stream it "
+        f"Line chart over {depth} decoder layers of the probability that a lens gives the final answer's first token."
+        " In the residual stream it "
         + (f"passes one half behind layer {first}" if first is not None else "stays below one half")
         + f" and ends at {p[-1]:.2f}."
     )
@@ -221,9 +247,15 @@ def _knockouts(document: Mapping[str, Any], plt: Any) -> tuple[Figure, str]:
         _layers_axis(axes, depth)
         axes.set_title(title)
         axes.axhline(100 * document["accuracy"]["mean"], color=GREY, linewidth=0.9, linestyle=":")
-        for kind, colour, label, marker in ((TEXT, BLUE, "text to vision", "o"), (VISION, ORANGE, "vision to vision", "s")):
+        for kind, colour, label, marker in (
+            (TEXT, BLUE, "text to vision", "o"),
+            (VISION, ORANGE, "vision to vision", "s"),
+        ):
             found = [cuts.get((kind, *span), {}) for span in layers]
-            entries = [{"accuracy": k.get("accuracy"), "accuracy_low": k.get("low"), "accuracy_high": k.get("high")} for k in found]
+            entries = [
+                {"accuracy": k.get("accuracy"), "accuracy_low": k.get("low"), "accuracy_high": k.get("high")}
+                for k in found
+            ]
             known = [(l, k) for l, k in enumerate(found) if k]
             if len(known) == depth:
                 _line(axes, entries, "accuracy", colour, label, marker, 100)
@@ -238,15 +270,19 @@ def _knockouts(document: Mapping[str, Any], plt: Any) -> tuple[Figure, str]:
     panels[0].legend(loc="lower right")
     _caption(
         figure,
-        f"{_head(document)}. Dotted: unpruned, {100 * document['accuracy']['mean']:.1f} %.\n"
-        "Text cut from a layer on is the same as all visual tokens leaving there. Points without a line: not measured in between.",
+        f"{_head(document)}. Dotted: unpruned, {100 * document['accuracy']['mean']:.1f} %.\nText cut from a layer on is"
+        " the same as all visual tokens leaving there. Points without a line: not measured in between.",
     )
     found = document["stages"]
-    alt = f"Three charts of accuracy over {depth} decoder layers when attention is cut in one layer, in all layers up to it, and from it on."
+    alt = (
+        f"Three charts of accuracy over {depth} decoder layers when attention is cut in one layer, in all layers up to"
+        " it, and from it on."
+    )
     if found:
         alt += (
-            f" Stages: {found['shallow_end']} shallow layers; fusion layers {', '.join(map(str, found['fusion'])) or 'none'}; vision not needed from "
-            f"layer {found['not_needed_from']}."
+            f" Stages: {found['shallow_end']} shallow layers; fusion layers"
+            f" {', '.join(map(str, found['fusion'])) or 'none'}; vision not needed from layer"
+            f" {found['not_needed_from']}."
         )
     return figure, alt
 
@@ -260,17 +296,32 @@ def _contributions(document: Mapping[str, Any], plt: Any) -> tuple[Figure, str]:
         _layers_axis(axes, depth)
     # log scale, since thresholds lie at 0.9 as well as at 0.999
     change = [
-        {"x": 1 - e["cosine_lowest"], "x_low": 1 - e["cosine_lowest_high"], "x_high": 1 - e["cosine_lowest_low"]} for e in entries
+        {"x": 1 - e["cosine_lowest"], "x_low": 1 - e["cosine_lowest_high"], "x_high": 1 - e["cosine_lowest_low"]}
+        for e in entries
     ]
     _line(left, change, "x", RED, "largest of any token")
     left.set_yscale("log")
     left.axhline(1 - rules["cosine"], color=GREY, linewidth=0.9, linestyle=":")
-    left.text(depth - 0.6, 1 - rules["cosine"], f"cosine {rules['cosine']:g}", ha="right", va="bottom", fontsize=7.5, color=GREY)
+    left.text(
+        depth - 0.6,
+        1 - rules["cosine"],
+        f"cosine {rules['cosine']:g}",
+        ha="right",
+        va="bottom",
+        fontsize=7.5,
+        color=GREY,
+    )
     left.set_title("1 - cosine, largest of any token")
     _line(middle, entries, "norm_max", BLUE, "largest")
     for rank, colour, marker in (("8", GREEN, "^"), ("64", ORANGE, "s")):
         if rank in entries[0]["norm_at_rank"]:
-            middle.plot(range(depth), [e["norm_at_rank"][rank] for e in entries], color=colour, marker=marker, label=f"{rank}th largest")
+            middle.plot(
+                range(depth),
+                [e["norm_at_rank"][rank] for e in entries],
+                color=colour,
+                marker=marker,
+                label=f"{rank}th largest",
+            )
     middle.axhline(rules["norm"], color=GREY, linewidth=0.9, linestyle=":")
     middle.set_title("Norm of contributions")
     middle.set_yscale("log")
@@ -285,7 +336,8 @@ def _contributions(document: Mapping[str, Any], plt: Any) -> tuple[Figure, str]:
     _caption(figure, f"{_head(document)}. Dotted: VisiPruner's default thresholds.")
     lowest = _column(entries, "cosine_lowest")
     alt = (
-        f"Three charts over {depth} decoder layers of what removing one visual token changes in the last token's attention output. The change is "
-        f"largest in layer {int(lowest.argmin())}, where the lowest cosine is {lowest.min():.3f} on average."
+        f"Three charts over {depth} decoder layers of what removing one visual token changes in the last token's"
+        f" attention output. The change is largest in layer {int(lowest.argmin())}, where the lowest cosine is"
+        f" {lowest.min():.3f} on average."
     )
     return figure, alt

@@ -29,7 +29,8 @@ def observe(asker: Asker, seen: Callable[[], object] = lambda: None) -> tuple[di
 
 
 def _with_sinks(seen: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Adds what follows from the rule for sinks: their number, share of the last row's visual attention, and value norms."""
+    """Adds what follows from the rule for sinks: their number, share of the last row's visual attention, and value
+    norms."""
     draw = seen["attention_last"] / np.maximum(seen["attention_last"].sum(-1, keepdims=True), 1e-30)
     shared = np.median(draw, axis=0) * draw.shape[-1] > SINK_DRAW
     sink = (seen["state_norm"] > SINK_NORM * np.median(seen["state_norm"], axis=-1, keepdims=True)) | shared[None]
@@ -54,7 +55,9 @@ def with_bounds(found: tuple[Any, Any, Any]) -> dict[str, float | None]:
     return {"mean": mean, "low": low, "high": high}
 
 
-def by_layer(seen: Mapping[str, NDArray[Any]], weights: NDArray[np.float64], loaded: LoadedModel) -> list[dict[str, Any]]:
+def by_layer(
+    seen: Mapping[str, NDArray[Any]], weights: NDArray[np.float64], loaded: LoadedModel
+) -> list[dict[str, Any]]:
     """One entry per layer; every mean with its interval."""
     tokenizer = loaded.processor.tokenizer
     n, depth = seen["n_sinks"].shape
@@ -132,9 +135,18 @@ def sample_table(seen: Mapping[str, NDArray[Any]], asker: Asker, loaded: LoadedM
             columns[f"mass_{group}_{rows}"] = seen[f"mass_{rows}"][:, :, g].ravel()
         columns[f"entropy_{rows}"] = seen[f"entropy_{rows}"].ravel()
     for name in (
-        "sink_share", "n_sinks", "value_l1_sink", "value_l1_other", "value_l2_sink", "value_l2_other",
-        "norm_max", "norm_mean", "cosine_lowest", "n_cosine_below", "n_norm_above",
-    ):  # fmt: skip
+        "sink_share",
+        "n_sinks",
+        "value_l1_sink",
+        "value_l1_other",
+        "value_l2_sink",
+        "value_l2_other",
+        "norm_max",
+        "norm_mean",
+        "cosine_lowest",
+        "n_cosine_below",
+        "n_norm_above",
+    ):
         columns[name] = seen[name].ravel()
     for rank in (r for r in RANKS if r <= seen["contribution"].shape[-1]):
         columns[f"norm_rank_{rank}"] = seen["contribution_ranked"][:, :, rank - 1].ravel()
@@ -144,12 +156,20 @@ def sample_table(seen: Mapping[str, NDArray[Any]], asker: Asker, loaded: LoadedM
         for name in ("top_p", "answer_p"):
             columns[f"{prefix}_{name}"] = seen[f"{prefix}_{name}"][:, first:].ravel()
     frame = pd.DataFrame(columns)
-    narrow = {c: "int32" if c.startswith("n_") else "float32" for c in frame.columns if frame[c].dtype in (np.float64, np.int64)}
+    narrow = {
+        c: "int32" if c.startswith("n_") else "float32"
+        for c in frame.columns
+        if frame[c].dtype in (np.float64, np.int64)
+    }
     return frame.astype(narrow)
 
 
 def knockout_table(
-    asker: Asker, texts: Mapping[str, str], unpruned: Outcome, answers: Mapping[Cut, Mapping[str, str]], outcomes: Mapping[Cut, Outcome]
+    asker: Asker,
+    texts: Mapping[str, str],
+    unpruned: Outcome,
+    answers: Mapping[Cut, Mapping[str, str]],
+    outcomes: Mapping[Cut, Outcome],
 ) -> Any:
     """One row per sample and cut."""
     import pandas as pd

@@ -1,7 +1,7 @@
 """The stages of a model's use of vision, and VisiPruner knobs, from measured outcomes by stated rules; no torch.
 
-A stage is found from knock-outs: what the answers lose when attention from text to vision is cut. Uncertainty is a bootstrap over
-images of the whole rule: how often each layer would have been chosen had other images been drawn.
+A stage is found from knock-outs: what the answers lose when attention from text to vision is cut. Uncertainty is a
+bootstrap over images of the whole rule: how often each layer would have been chosen had other images been drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ RESAMPLES = 1000
 
 
 class Cut(NamedTuple):
-    """Attention to visual tokens cut in layers [start, end): from the text behind the image, or between visual tokens."""
+    """Attention to visual tokens cut in layers [start, end): from the text behind the image, or between visual
+    tokens."""
 
     kind: str  # "text_to_vision" or "vision_to_vision"
     start: int
@@ -32,7 +33,8 @@ TEXT, VISION = "text_to_vision", "vision_to_vision"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One condition on every sample: `score (n,)` in [0, 1]; `flipped (n,)` bool, the answer is not the unpruned one."""
+    """One condition on every sample: `score (n,)` in [0, 1]; `flipped (n,)` bool, the answer is not the unpruned
+    one."""
 
     score: Floats
     flipped: NDArray[np.bool_]
@@ -40,8 +42,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rule:
-    """`tolerance`: accuracy that may be lost, `flips`: share of answers that may change, `fusion_flips`: share from which a cut counts as
-    felt (all in [0, 1]); `window`: layers of a window cut."""
+    """`tolerance`: accuracy that may be lost, `flips`: share of answers that may change, `fusion_flips`: share from
+    which a cut counts as felt (all in [0, 1]); `window`: layers of a window cut."""
 
     tolerance: float = 0.02
     flips: float = 0.02
@@ -53,18 +55,21 @@ class Rule:
         x, y, z = (f"{100 * v:g}" for v in (self.tolerance, self.flips, self.fusion_flips))
         return {
             "shallow_end": (
-                f"the largest l such that cutting text-to-vision attention in all layers < l, for this and every smaller l, keeps accuracy within "
-                f"{x} points of the unpruned model; layers 0 to l - 1 are shallow"
+                "the largest l such that cutting text-to-vision attention in all layers < l, for this and every"
+                f" smaller l, keeps accuracy within {x} points of the unpruned model; layers 0 to l - 1 are shallow"
             ),
             "not_needed_from": (
-                f"the smallest l such that taking all visual tokens away at layer l, for this and every larger l, changes at most {y} % of the "
-                "answers; the depth of the model where even the last layer needs them"
+                "the smallest l such that taking all visual tokens away at layer l, for this and every larger l,"
+                f" changes at most {y} % of the answers; the depth of the model where even the last layer needs them"
             ),
             "fusion": (
-                f"the layers between these two whose text-to-vision cut alone changes at least {z} % of the answers, and the middle layer of a "
-                f"window of {self.window} whose cut does so although none of its layers does alone; other layers between the two belong to no stage"
+                f"the layers between these two whose text-to-vision cut alone changes at least {z} % of the answers,"
+                f" and the middle layer of a window of {self.window} whose cut does so although none of its layers does"
+                " alone; other layers between the two belong to no stage"
             ),
-            "uncertainty": f"share of {RESAMPLES} bootstrap samples of images, seed 0, in which the same rule chooses each layer",
+            "uncertainty": (
+                f"share of {RESAMPLES} bootstrap samples of images, seed 0, in which the same rule chooses each layer"
+            ),
         }
 
 
@@ -91,14 +96,18 @@ class Stages:
         }
 
 
-def cuts(depth: int, window: int, kinds: Sequence[str] = (TEXT, VISION), layers: tuple[int, int] | None = None) -> list[Cut]:
+def cuts(
+    depth: int, window: int, kinds: Sequence[str] = (TEXT, VISION), layers: tuple[int, int] | None = None
+) -> list[Cut]:
     """Single layers, windows, prefixes and suffixes, each once, within `layers` [first, last] (default: all).
 
     Raises PrunebenchError for layers that the model does not have.
     """
     first, last = (0, depth - 1) if layers is None else layers
     if not 0 <= first <= last < depth:
-        raise PrunebenchError(f"layers {first}-{last}: expected first-last within 0 to {depth - 1} (the model has {depth} decoder layers)")
+        raise PrunebenchError(
+            f"layers {first}-{last}: expected first-last within 0 to {depth - 1} (the model has {depth} decoder layers)"
+        )
     if window < 1:
         raise PrunebenchError(f"window {window}: expected at least 1 layer")
     stop = last + 1
@@ -115,7 +124,8 @@ def cuts(depth: int, window: int, kinds: Sequence[str] = (TEXT, VISION), layers:
 
 
 def resampled(images: Sequence[str], n: int = RESAMPLES, seed: int = 0) -> Floats:
-    """(1 + n, samples) how often each sample counts: once in the first row, in the others by drawing whole images with replacement."""
+    """(1 + n, samples) how often each sample counts: once in the first row, in the others by drawing whole images with
+    replacement."""
     _, owner = np.unique(np.asarray(images, dtype=str), return_inverse=True)
     count = int(owner.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=n).astype(np.float64)
@@ -133,7 +143,8 @@ def means(weights: Floats, values: NDArray[Any]) -> Floats:
 
 
 def interval(weights: Floats, values: NDArray[Any], level: float = 0.95) -> tuple[Floats, Floats, Floats]:
-    """(mean, low, high) of `values (samples, ...)` with the percentile interval over the resamples; nan where there is no value."""
+    """(mean, low, high) of `values (samples, ...)` with the percentile interval over the resamples; nan where there is
+    no value."""
     drawn = means(weights, values)
     tail = (1 - level) / 2
     blank = np.isnan(drawn).all(0)
@@ -142,7 +153,8 @@ def interval(weights: Floats, values: NDArray[Any], level: float = 0.95) -> tupl
     return drawn[0], np.where(blank, np.nan, low), np.where(blank, np.nan, high)
 
 
-# ------------------------------------------------------------------------------------------------------------------- stages
+# -------------------------------------------------------------------------------------------------------------------
+# stages
 
 
 def shallow_end(unpruned: float, prefix: Sequence[float], tolerance: float) -> int:
@@ -155,15 +167,19 @@ def shallow_end(unpruned: float, prefix: Sequence[float], tolerance: float) -> i
 
 
 def not_needed_from(suffix: Sequence[float], flips: float) -> int:
-    """`suffix[l]`: share of answers that change when vision is gone from layer l on. The first layer that does not need it."""
+    """`suffix[l]`: share of answers that change when vision is gone from layer l on. The first layer that does not need
+    it."""
     start = len(suffix)
     while start > 0 and suffix[start - 1] <= flips + 1e-9:
         start -= 1
     return start
 
 
-def fusion_layers(single: Sequence[float], windows: Sequence[float], width: int, least: float, first: int, stop: int) -> tuple[int, ...]:
-    """`single[l]`, `windows[l]`: share of answers that change when layer l, layers l to l + width - 1 are cut; chosen in [first, stop)."""
+def fusion_layers(
+    single: Sequence[float], windows: Sequence[float], width: int, least: float, first: int, stop: int
+) -> tuple[int, ...]:
+    """`single[l]`, `windows[l]`: share of answers that change when layer l, layers l to l + width - 1 are cut; chosen
+    in [first, stop)."""
     felt = {l for l, share in enumerate(single) if share >= least - 1e-9}
     for l, share in enumerate(windows):
         if share >= least - 1e-9 and not felt & set(range(l, l + width)):
@@ -171,19 +187,33 @@ def fusion_layers(single: Sequence[float], windows: Sequence[float], width: int,
     return tuple(sorted(l for l in felt if first <= l < stop))
 
 
-def find(unpruned: Outcome, found: Mapping[Cut, Outcome], depth: int, images: Sequence[str], rule: Rule | None = None, n: int = RESAMPLES) -> Stages:
-    """The stages by `rule`, with the bootstrap over images. `found` must hold every text-to-vision cut of `cuts(depth, rule.window)`."""
+def find(
+    unpruned: Outcome,
+    found: Mapping[Cut, Outcome],
+    depth: int,
+    images: Sequence[str],
+    rule: Rule | None = None,
+    n: int = RESAMPLES,
+) -> Stages:
+    """The stages by `rule`, with the bootstrap over images. `found` must hold every text-to-vision cut of `cuts(depth,
+    rule.window)`."""
     rule = rule or Rule()
     missing = [c for c in cuts(depth, rule.window, (TEXT,)) if c not in found]
     if missing:
-        raise PrunebenchError(f"stages: expected every text-to-vision cut of {depth} layers, found none called {missing[0]}")
+        raise PrunebenchError(
+            f"stages: expected every text-to-vision cut of {depth} layers, found none called {missing[0]}"
+        )
     weights = resampled(images, n)
 
     def score(spans: Sequence[tuple[int, int]]) -> Floats:
         return np.stack([means(weights, found[Cut(TEXT, *s)].score) for s in spans], 1)
 
     def flips(spans: Sequence[tuple[int, int]]) -> Floats:
-        return np.stack([means(weights, found[Cut(TEXT, *s)].flipped) for s in spans], 1) if spans else np.zeros((len(weights), 0))
+        return (
+            np.stack([means(weights, found[Cut(TEXT, *s)].flipped) for s in spans], 1)
+            if spans
+            else np.zeros((len(weights), 0))
+        )
 
     base = means(weights, unpruned.score)
     prefix = score([(0, l + 1) for l in range(depth)])
@@ -195,7 +225,15 @@ def find(unpruned: Outcome, found: Mapping[Cut, Outcome], depth: int, images: Se
         first = shallow_end(base[row], prefix[row], rule.tolerance)
         stop = not_needed_from(suffix[row], rule.flips)
         # where layers stand in for one another the shallow end lies behind the other boundary
-        chosen.append((first, fusion_layers(single[row], windows[row], rule.window, rule.fusion_flips, min(first, stop), max(first, stop)), stop))
+        chosen.append(
+            (
+                first,
+                fusion_layers(
+                    single[row], windows[row], rule.window, rule.fusion_flips, min(first, stop), max(first, stop)
+                ),
+                stop,
+            )
+        )
     first, fusion, stop = chosen[0]
     drawn = chosen[1:]
     uncertainty = {
@@ -210,13 +248,14 @@ def _shares(layers: Sequence[int], of: int) -> dict[str, float]:
     return {str(l): round(layers.count(l) / of, 4) for l in sorted(set(layers))} if of else {}
 
 
-# -------------------------------------------------------------------------------------------------------------- calibration
+# --------------------------------------------------------------------------------------------------------------
+# calibration
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What VisiPruner with some knobs does on calibration samples: accuracy in [0, 1] over all and by task, mean kept tokens, and dense prefill
-    FLOPs as a share of the unpruned model's."""
+    """What VisiPruner with some knobs does on calibration samples: accuracy in [0, 1] over all and by task, mean kept
+    tokens, and dense prefill FLOPs as a share of the unpruned model's."""
 
     accuracy: float
     by_task: Mapping[str, float]
@@ -226,7 +265,8 @@ class Tried:
 
 @dataclass(frozen=True)
 class Trial:
-    """Calibration samples, `counts` of each task: `evaluate(knobs)` runs VisiPruner on them; `unpruned` is the accuracy of each task without it."""
+    """Calibration samples, `counts` of each task: `evaluate(knobs)` runs VisiPruner on them; `unpruned` is the accuracy
+    of each task without it."""
 
     evaluate: Callable[[Mapping[str, Any]], Tried]
     unpruned: Mapping[str, float]
@@ -234,7 +274,10 @@ class Trial:
 
     def holds(self, tried: Tried, tolerance: float, answers: int) -> bool:
         """Does no task lose more than `tolerance`, or more than so many of its answers where that is more?"""
-        return all(before - tried.by_task[task] <= max(tolerance, answers / self.counts[task]) + 1e-9 for task, before in self.unpruned.items())
+        return all(
+            before - tried.by_task[task] <= max(tolerance, answers / self.counts[task]) + 1e-9
+            for task, before in self.unpruned.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -251,13 +294,15 @@ class Probe:
 #: kept tokens that are tried, few first, by a norm threshold that keeps about as many where selection happens
 KEPT_GRID = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 EXIT_GRID = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
-#: quantiles of the fusion layers' lowest cosines that are tried as layer threshold beside the separating one: lower fires later
+#: quantiles of the fusion layers' lowest cosines that are tried as layer threshold beside the separating one: lower
+#: fires later
 QUANTILES = (0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """`knobs` for configs/visipruner/<model>.yaml, what they do on the samples of the last trial, and every step that was tried."""
+    """`knobs` for configs/visipruner/<model>.yaml, what they do on the samples of the last trial, and every step that
+    was tried."""
 
     knobs: dict[str, Any]
     outcome: Tried
@@ -270,14 +315,17 @@ class Calibrated:
 def separate(fusion: Floats, other: Floats) -> tuple[float, float]:
     """The cosine that best tells fusion layers (below it) from the others, and the balanced accuracy it reaches.
 
-    Between two measured values the middle is taken; of equally good ones the lowest. Without others: just above the highest fusion value.
+    Between two measured values the middle is taken; of equally good ones the lowest. Without others: just above the
+    highest fusion value.
     """
     if not fusion.size:
         raise PrunebenchError("calibration: expected cosines of at least one fusion layer, found none")
     values = np.unique(np.concatenate([fusion, other]))
     middles = np.concatenate([(values[1:] + values[:-1]) / 2, [np.nextafter(values[-1], 2.0)]])
     below = np.searchsorted(np.sort(fusion), middles, side="left") / fusion.size
-    above = 1 - np.searchsorted(np.sort(other), middles, side="left") / other.size if other.size else np.ones(len(middles))
+    above = (
+        1 - np.searchsorted(np.sort(other), middles, side="left") / other.size if other.size else np.ones(len(middles))
+    )
     best = int(np.argmax(below + above))
     return float(middles[best]), float((below[best] + above[best]) / 2)
 
@@ -292,8 +340,8 @@ def calibrate(
 ) -> Calibrated:
     """VisiPruner's knobs for one model, stage by stage, each with those before it switched on.
 
-    Knobs must hold in every one of `trials`, small ones first: a failure there spares the large ones. `probe(s)` measures contributions with `s`
-    shallow layers.
+    Knobs must hold in every one of `trials`, small ones first: a failure there spares the large ones. `probe(s)`
+    measures contributions with `s` shallow layers.
     """
     steps: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -309,8 +357,15 @@ def calibrate(
             # a few samples cannot tell one point: one answer of each task is let through to where they can
             holds = trial.holds(tried, tolerance, 0 if n == len(trials) - 1 else 1)
             cheaper = than is None or tried.flops < than[n].flops
-            what = {"accuracy": tried.accuracy, "by_task": dict(tried.by_task), "kept": tried.kept, "flops": tried.flops}
-            steps.append({"stage": stage, "knobs": dict(knobs), "questions": count, **what, "holds": holds, "cheaper": cheaper})
+            what = {
+                "accuracy": tried.accuracy,
+                "by_task": dict(tried.by_task),
+                "kept": tried.kept,
+                "flops": tried.flops,
+            }
+            steps.append(
+                {"stage": stage, "knobs": dict(knobs), "questions": count, **what, "holds": holds, "cheaper": cheaper}
+            )
             worst = 100 * min(tried.by_task[task] - trial.unpruned[task] for task in trial.unpruned)
             named = ", ".join(f"{k}={v}" for k, v in knobs.items())
             say(f"{stage}: {named}: worst task {worst:+.1f} points, FLOPs {tried.flops:.3f}, {count} questions")
@@ -318,7 +373,8 @@ def calibrate(
         return seen[key]
 
     def attempt(stage: str, knobs: Mapping[str, Any], than: Sequence[Tried] | None = None) -> tuple[Tried, ...] | None:
-        """What every trial measured; None where one says that a task loses too much or that they do not cost less `than` others."""
+        """What every trial measured; None where one says that a task loses too much or that they do not cost less
+        `than` others."""
         measured: list[Tried] = []
         for n in range(len(trials)):
             tried, holds, cheaper = judged(n, stage, knobs, than)
@@ -347,7 +403,10 @@ def calibrate(
     if fusion:
         low = measured.lowest
         split, balanced = separate(low[:, fusion].ravel(), low[:, [l for l in searched if l not in fusion]].ravel())
-        notes.append(f"a lowest cosine below {split:.6g} tells fusion layers {fusion} from the other layers with balanced accuracy {balanced:.3f}")
+        notes.append(
+            f"a lowest cosine below {split:.6g} tells fusion layers {fusion} from the other layers with balanced"
+            f" accuracy {balanced:.3f}"
+        )
         thresholds = [split, *(float(q) for q in np.quantile(low[:, fusion], QUANTILES))]
         for threshold in dict.fromkeys(float(f"{t:.6g}") for t in thresholds):
             fires = low[:, searched] < threshold
@@ -357,7 +416,9 @@ def calibrate(
             at = np.array(searched)[fires[fired].argmax(1)]
             norms = measured.norms[fired, at]  # (fired, tokens) where each sample selects
             on, than = {**knobs, "middle": True, "layer_threshold": threshold}, None if middle is None else middle[1]
-            grid = [{**on, "tokens_threshold": float(f"{norms[:, k].mean():.3g}")} for k in KEPT_GRID if k < norms.shape[1]]
+            grid = [
+                {**on, "tokens_threshold": float(f"{norms[:, k].mean():.3g}")} for k in KEPT_GRID if k < norms.shape[1]
+            ]
             if than is not None and not judged(0, "middle", grid[0], than)[2]:
                 continue
             # the fewest tokens that hold in the first trial: fewer lose more, and more cost more
@@ -387,14 +448,16 @@ def calibrate(
         else:
             notes.append("no deep stage: no exit threshold keeps the accuracy")
     counts = [sum(trial.counts.values()) for trial in trials]
-    screened = f" (asked where knobs lost at most one answer of a task, or so much, on {counts[0]})" if len(counts) > 1 else ""
+    screened = (
+        f" (asked where knobs lost at most one answer of a task, or so much, on {counts[0]})" if len(counts) > 1 else ""
+    )
     criterion = (
-        f"every stage keeps every task within {100 * tolerance:g} point(s) of the unpruned model's accuracy on {counts[-1]} questions{screened}, "
-        "with the stages before it on. "
-        "shallow_mid_layer: the largest that does, at most the shallow end found by knock-out and with a fusion layer behind it. layer_threshold: "
-        f"of the cosine that best separates fusion layers from the others and the {', '.join(f'{100 * q:g} %' for q in QUANTILES)} quantiles of "
-        "fusion layers, the one with the fewest FLOPs, each with the norm threshold (tokens_threshold) of the fewest kept tokens that does, over a "
-        "grid. exit_threshold: the smallest that does, over a grid."
+        f"every stage keeps every task within {100 * tolerance:g} point(s) of the unpruned model's accuracy on"
+        f" {counts[-1]} questions{screened}, with the stages before it on. shallow_mid_layer: the largest that does, at"
+        " most the shallow end found by knock-out and with a fusion layer behind it. layer_threshold: of the cosine"
+        f" that best separates fusion layers from the others and the {', '.join(f'{100 * q:g} %' for q in QUANTILES)}"
+        " quantiles of fusion layers, the one with the fewest FLOPs, each with the norm threshold (tokens_threshold)"
+        " of the fewest kept tokens that does, over a grid. exit_threshold: the smallest that does, over a grid."
     )
     outcome = trials[-1].evaluate(knobs) if best is None else best[-1]
     return Calibrated(knobs, outcome, trials[-1].unpruned, tuple(steps), criterion, tuple(notes))

@@ -1,25 +1,28 @@
-"""Where a model uses vision: attention, lenses, knock-outs and contributions per layer, its stages, and a VisiPruner config for it.
+"""Where a model uses vision: attention, lenses, knock-outs and contributions per layer, its stages, and a VisiPruner
+config for it.
 
-`analyse(AnalysisRequest(...))` asks every question once unpruned under an eye that reduces each layer's tensors on the device to a few numbers
-per sample (per visual token: seven), then once per knock-out. Knock-outs of text start from the image's cached prefill, because attention
-is causal: text behind the image cannot change what the image left in the cache. Answers go to a journal after every condition,
-so the same command continues after an interruption. The questions do not go through `runner.run`: knock-outs are conditions of one analysis,
-with that journal and without sealed cells. harness/analysis/stages.py turns the outcomes into stages and knobs.
+`analyse(AnalysisRequest(...))` asks every question once unpruned under an eye that reduces each layer's tensors on the
+device to a few numbers per sample (per visual token: seven), then once per knock-out. Knock-outs of text start from the
+image's cached prefill, because attention is causal: text behind the image cannot change what the image left in the
+cache. Answers go to a journal after every condition, so the same command continues after an interruption. The questions
+do not go through `runner.run`: knock-outs are conditions of one analysis, with that journal and without sealed cells.
+harness/analysis/stages.py turns the outcomes into stages and knobs.
 
-Cost: 62 knock-outs for 12 layers, 183 for 32; then some twenty settings of VisiPruner, of which those that look good run on `KNOBS` times the
-questions. Knock-outs of text run a question's own tokens; one between visual tokens runs each image again, so these stand a window apart. Of
-activations the host holds 7 x layers x visual tokens x 4 bytes a sample (0.5 MB for LLaVA-1.5-7B). The device holds the model, one batch, and
-cached prefills of images in at most 4 GiB, on CUDA a quarter of what is free beside the model; less only costs time. What a run took is in
-the document under `cost`.
+Cost: 62 knock-outs for 12 layers, 183 for 32; then some twenty settings of VisiPruner, of which those that look good
+run on `KNOBS` times the questions. Knock-outs of text run a question's own tokens; one between visual tokens runs each
+image again, so these stand a window apart. Of activations the host holds 7 x layers x visual tokens x 4 bytes a sample
+(0.5 MB for LLaVA-1.5-7B). The device holds the model, one batch, and cached prefills of images in at most 4 GiB, on
+CUDA a quarter of what is free beside the model; less only costs time. What a run took is in the document under `cost`.
 
-Definitions. A cut between visual tokens takes a visual token's own key from it too. Masses are softmax probabilities averaged over heads,
-of the prompt's last token and of all text rows behind the image (`question`, averaged over rows), on visual tokens, text before and text
-behind the image; the three add up to 1. Entropy is that of the probabilities over visual tokens alone, renormalised, per head, in nats. A
-visual token is a sink in a layer where its residual state is more than `SINK_NORM` times as long as the median visual token's, or where
-its place in the image draws more than `SINK_DRAW` times a visual token's fair share of the last row's visual attention in at least half
-of the samples. The logit lens reads the residual stream of the last token behind a layer through the final norm and the head; the
-value-output lens reads what attention alone adds there (attention output through W_O) in the same way. A contribution is VisiPruner's: |C_i|,
-and the cosine of the last token's attention output with and without visual token i.
+Definitions. A cut between visual tokens takes a visual token's own key from it too. Masses are softmax probabilities
+averaged over heads, of the prompt's last token and of all text rows behind the image (`question`, averaged over rows),
+on visual tokens, text before and text behind the image; the three add up to 1. Entropy is that of the probabilities
+over visual tokens alone, renormalised, per head, in nats. A visual token is a sink in a layer where its residual state
+is more than `SINK_NORM` times as long as the median visual token's, or where its place in the image draws more than
+`SINK_DRAW` times a visual token's fair share of the last row's visual attention in at least half of the samples. The
+logit lens reads the residual stream of the last token behind a layer through the final norm and the head; the
+value-output lens reads what attention alone adds there (attention output through W_O) in the same way. A contribution
+is VisiPruner's: |C_i|, and the cosine of the last token's attention output with and without visual token i.
 """
 
 from __future__ import annotations
@@ -59,15 +62,17 @@ DEFAULT_LIMIT = 36
 class AnalysisRequest:
     """What a user asks for; strings as typed.
 
-    `data` is the test data (default: mini for the mini model, else hub). `calibration_data` is what is analysed: a folder, "hub" for its
-    train and val splits, or "fresh" for new scenes of the mini world (the default there). Without it the test data itself is analysed and
-    no config is derived. `layers` ("2-5") restricts the knock-outs; stages need all.
+    `data` is the test data (default: mini for the mini model, else hub). `calibration_data` is what is analysed: a
+    folder, "hub" for its train and val splits, or "fresh" for new scenes of the mini world (the default there). Without
+    it the test data itself is analysed and no config is derived. `layers` ("2-5") restricts the knock-outs; stages need
+    all.
     """
 
     model: str = "mini"
     tasks: Sequence[str] = TASKS
     limit: str | int | None = None
-    #: not 16 as elsewhere: what the eye sees is rounded at the sixth digit, which is to stay that of documents made before
+    #: not 16 as elsewhere: what the eye sees is rounded at the sixth digit, which is to stay that of documents made
+    #: before
     batch: int = 8
     device: str = "auto"
     dtype: str = "auto"
@@ -80,11 +85,13 @@ class AnalysisRequest:
     fresh: bool = False
 
 
-# -------------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------------------------------- the
+# command
 
 
 def parse_layers(text: str | None, depth: int) -> tuple[int, int] | None:
-    """`"2-5"` or `"4"` as first and last layer; None for all. Raises PrunebenchError for anything else and layers the model lacks."""
+    """`"2-5"` or `"4"` as first and last layer; None for all. Raises PrunebenchError for anything else and layers the
+    model lacks."""
     if not text:
         return None
     parts = text.split("-")
@@ -96,7 +103,8 @@ def parse_layers(text: str | None, depth: int) -> tuple[int, int] | None:
 
 
 def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Path:
-    """Run the analysis and return the path of analysis.json. Raises PrunebenchError for anything a user can mend, before weights are read."""
+    """Run the analysis and return the path of analysis.json. Raises PrunebenchError for anything a user can mend,
+    before weights are read."""
     from tasks import calibration
     from tasks.sources import task_spec
 
@@ -114,10 +122,13 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     chosen = request.calibration_data or ("fresh" if test.name == "mini" else None)
     if request.config is not None and (chosen is None or layers is not None):
         raise PrunebenchError(
-            "a config is derived from all layers on data that is no test data: give --calibration-data (a folder, or hub) and leave --layers out"
+            "a config is derived from all layers on data that is no test data: give --calibration-data (a folder, or"
+            " hub) and leave --layers out"
         )
     if chosen == "fresh" and test.name != "mini":
-        raise PrunebenchError("--calibration-data fresh draws new scenes of the mini world: give a folder or hub for this model's data")
+        raise PrunebenchError(
+            "--calibration-data fresh draws new scenes of the mini world: give a folder or hub for this model's data"
+        )
     # beside a whole analysis, not in place of it
     part = "" if layers is None else f"-layers-{layers[0]}-{layers[1]}"
     out = request.out or Path("results/local/analysis") / (file_name(located.config.name) + part)
@@ -132,7 +143,11 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
             source = larger = calibration.hub(Path(folder), request.tasks, KNOBS * limit if limit else 108)
         elif chosen is not None:
             source = larger = source_of_data(chosen, located.config.name)
-        compared = None if chosen is None else max(calibration.check_disjoint(request.tasks, s, test) for s in {source, larger})
+        compared = (
+            None
+            if chosen is None
+            else max(calibration.check_disjoint(request.tasks, s, test) for s in {source, larger})
+        )
         from tasks import lmms
 
         names = list(dict.fromkeys(request.tasks))
@@ -146,22 +161,29 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
             raise PrunebenchError("an analysis averages over images: expected at least 2, found 1; raise LIMIT")
         loaded = located.load()
         split = {
-            "data": "the test data" if chosen is None else "fresh scenes of the mini world" if chosen == "fresh" else f"calibration data {chosen}",
+            "data": (
+                "the test data"
+                if chosen is None
+                else "fresh scenes of the mini world"
+                if chosen == "fresh"
+                else f"calibration data {chosen}"
+            ),
             "samples": {t.name: len(t.samples) for t in tasks},
             "images": n_images,
             "fingerprints": {t.name: t.fingerprint for t in tasks},
             "test_images_compared": compared,
             "knobs": {t.name: len(t.samples) for t in more},
         }
-        # without what knobs are derived on as well: no knock-out depends on it, and its conditions are marked in the journal
+        # without what knobs are derived on as well: no knock-out depends on it, and its conditions are marked in the
+        # journal
         identity = _identity(loaded, {k: v for k, v in split.items() if k != "knobs"})
         journal = out / "journal.jsonl"
         if request.fresh:
             journal.unlink(missing_ok=True)
         asker = Asker(loaded, tasks, request.batch, journal, identity)
         say(
-            f"analysis of {loaded.config.name} ({depth} layers, {loaded.device} in {loaded.dtype}) on {len(asker.keys)} questions about {n_images} "
-            f"images: {', '.join(request.tasks)}; {split['data']}"
+            f"analysis of {loaded.config.name} ({depth} layers, {loaded.device} in {loaded.dtype}) on {len(asker.keys)}"
+            f" questions about {n_images} images: {', '.join(request.tasks)}; {split['data']}"
         )
         rule = stages.Rule(window=min(stages.Rule().window, depth))
         document, frames = _measured(request, loaded, asker, rule, layers, say)
@@ -200,7 +222,14 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
 
 def _identity(loaded: LoadedModel, split: Mapping[str, Any]) -> str:
     """Of everything that may change an answer."""
-    model = [loaded.config.name, loaded.fingerprint, loaded.dtype, loaded.device.type, loaded.template_hash, loaded.image_backend]
+    model = [
+        loaded.config.name,
+        loaded.fingerprint,
+        loaded.dtype,
+        loaded.device.type,
+        loaded.template_hash,
+        loaded.image_backend,
+    ]
     parts = [*model, MAX_NEW_TOKENS, split]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -218,13 +247,25 @@ def _command(request: AnalysisRequest) -> str:
 
 
 def _measured(
-    request: AnalysisRequest, loaded: LoadedModel, asker: Asker, rule: stages.Rule, layers: tuple[int, int] | None, say: Callable[[str], None]
+    request: AnalysisRequest,
+    loaded: LoadedModel,
+    asker: Asker,
+    rule: stages.Rule,
+    layers: tuple[int, int] | None,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Everything but the config: the JSON document and the tables of samples.parquet and knockouts.parquet."""
     depth = loaded.adapter.shape.depth
     planned = stages.cuts(depth, rule.window, layers=layers)
     left = sum(not asker.done(_name(cut)) for cut in planned)
-    with tqdm(total=(1 + left) * len(asker.keys), desc="analysis", unit="q", file=sys.stderr, dynamic_ncols=True, mininterval=1) as bar:
+    with tqdm(
+        total=(1 + left) * len(asker.keys),
+        desc="analysis",
+        unit="q",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=1,
+    ) as bar:
         observed, texts = observe(asker, bar.update)
         asker.record("unpruned", texts)
         outcomes: dict[Cut, Outcome] = {}
@@ -250,11 +291,21 @@ def _measured(
         "interval": "95 % percentile bootstrap over images",
         "rules": {"sink_norm": SINK_NORM, "sink_draw": SINK_DRAW, "cosine": COSINE, "norm": NORM},
         "layers": by_layer(observed, weights, loaded),
-        "knockouts": [knockout_row(*cut, outcome, weights) for cut, outcome in {Cut("none", 0, 0): unpruned, **outcomes}.items()],
+        "knockouts": [
+            knockout_row(*cut, outcome, weights) for cut, outcome in {Cut("none", 0, 0): unpruned, **outcomes}.items()
+        ],
     }
-    # vision that text cannot attend from layer l on and vision that is gone from layer l on are the same thing to the answer
-    document["knockouts"] += [knockout_row("leave", c.start, depth, o, weights) for c, o in outcomes.items() if c.kind == TEXT and c.end == depth]
-    return document, {"samples": sample_table(observed, asker, loaded), "knockouts": knockout_table(asker, texts, unpruned, answers, outcomes)}
+    # vision that text cannot attend from layer l on and vision that is gone from layer l on are the same thing to the
+    # answer
+    document["knockouts"] += [
+        knockout_row("leave", c.start, depth, o, weights)
+        for c, o in outcomes.items()
+        if c.kind == TEXT and c.end == depth
+    ]
+    return document, {
+        "samples": sample_table(observed, asker, loaded),
+        "knockouts": knockout_table(asker, texts, unpruned, answers, outcomes),
+    }
 
 
 def _name(cut: Cut) -> str:

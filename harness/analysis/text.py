@@ -20,15 +20,32 @@ def report(document: Mapping[str, Any]) -> str:
         single, prefix, suffix = (by_cut.get((TEXT, *span)) for span in ((l, l + 1), (0, l + 1), (l, depth)))
         rows.append(
             [
-                l, entry["mass_visual_last"], entry["entropy"], entry["sink_share"], entry["lens_answer_p"], entry["contribution"]["cosine_lowest"],
-                *(None if k is None else 100 * k[what] for k, what in ((single, "flips"), (prefix, "accuracy"), (suffix, "flips"))),
+                l,
+                entry["mass_visual_last"],
+                entry["entropy"],
+                entry["sink_share"],
+                entry["lens_answer_p"],
+                entry["contribution"]["cosine_lowest"],
+                *(
+                    None if k is None else 100 * k[what]
+                    for k, what in ((single, "flips"), (prefix, "accuracy"), (suffix, "flips"))
+                ),
             ]
-        )  # fmt: skip
+        )
     heads = [
-        "layer", "visual mass\n(last row)", "entropy\n(nats)", "share on\nsinks", "answer\n(lens)", "lowest\ncosine",
-        "% flips\ncut alone", "% accuracy\ncut 0..layer", "% flips\nvision gone",
-    ]  # fmt: skip
-    text: str = tabulate(rows, headers=heads, floatfmt=("d", ".3f", ".2f", ".3f", ".3f", ".4f", ".1f", ".1f", ".1f"), missingval="-")
+        "layer",
+        "visual mass\n(last row)",
+        "entropy\n(nats)",
+        "share on\nsinks",
+        "answer\n(lens)",
+        "lowest\ncosine",
+        "% flips\ncut alone",
+        "% accuracy\ncut 0..layer",
+        "% flips\nvision gone",
+    ]
+    text: str = tabulate(
+        rows, headers=heads, floatfmt=("d", ".3f", ".2f", ".3f", ".3f", ".4f", ".1f", ".1f", ".1f"), missingval="-"
+    )
     text += f"\n\nunpruned accuracy {100 * document['accuracy']['mean']:.1f} % of {document['n_samples']} questions"
     found = document["stages"]
     if found:

@@ -1,13 +1,15 @@
 """`prunebench bench`: what pruning saves on the clock, apart from every accuracy run.
 
-Nothing is shared between contenders: each run encodes its own images, fills its own cache and decodes on its own, one after the
-other in one process. The contenders are the bare model (no engine), `none` (the engine, no pruning) and every method at every
-budget; each repeat runs all of them once, in an order that rotates by one from repeat to repeat, so that a device that warms up
-or is slowed down by others slows all of them alike. Warm-up repeats are thrown away. Reported are medians and quartiles.
+Nothing is shared between contenders: each run encodes its own images, fills its own cache and decodes on its own, one
+after the other in one process. The contenders are the bare model (no engine), `none` (the engine, no pruning) and every
+method at every budget; each repeat runs all of them once, in an order that rotates by one from repeat to repeat, so
+that a device that warms up or is slowed down by others slows all of them alike. Warm-up repeats are thrown away.
+Reported are medians and quartiles.
 
-The input is random pixels and random text, and the weights may be random too (`--random-weights`: the real sizes, no download), so
-content decides nothing; adaptive methods get what the prompt would decide from `Method.choices`, or from `--set`. Forward passes take the
-same route as an evaluation's: features of the vision tower as `mm_encoder_outputs`, a `DynamicCache`, logits of the last position.
+The input is random pixels and random text, and the weights may be random too (`--random-weights`: the real sizes, no
+download), so content decides nothing; adaptive methods get what the prompt would decide from `Method.choices`, or from
+`--set`. Forward passes take the same route as an evaluation's: features of the vision tower as `mm_encoder_outputs`, a
+`DynamicCache`, logits of the last position.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from harness.models.load import locate_model
 
 
 def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Measure and write `out`/bench.json and `out`/BENCH.md; what the JSON holds. Bad settings raise before a model is built."""
+    """Measure and write `out`/bench.json and `out`/BENCH.md; what the JSON holds. Bad settings raise before a model is
+    built."""
     device = pick_device(settings.device)
     dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     if dtype not in DTYPES:
@@ -65,10 +68,15 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
         try:
             measured = measure(
                 lambda c, given=given: run_once(model, c, given, clock, settings.new_tokens, settings.seed),  # type: ignore[misc]
-                turns, settings.repeats, settings.warmup, lambda text, b=batch: print(f"batch {b}: {text}", file=sys.stderr, flush=True),  # type: ignore[misc]
-            )  # fmt: skip
+                turns,
+                settings.repeats,
+                settings.warmup,
+                lambda text, b=batch: print(f"batch {b}: {text}", file=sys.stderr, flush=True),  # type: ignore[misc]
+            )
         except torch.OutOfMemoryError:
-            raise PrunebenchError(f"--batch {batch} does not fit the memory of {device}: use smaller batches or a slice (--layers 4)") from None
+            raise PrunebenchError(
+                f"--batch {batch} does not fit the memory of {device}: use smaller batches or a slice (--layers 4)"
+            ) from None
         rows = [summary(m, measured[0], measured[1], prompt, batch) for m in measured]
         batches.append({"batch": batch, "rows": rows, "overhead": overhead(rows)})
         say(f"\nbatch {batch}\n{table(rows)}")

@@ -37,9 +37,9 @@ class Contender:
 
 
 class PassTimes(NamedTuple):
-    """One run on the clock, in seconds: the batch's images encoded, its prefill (language model and logits of the last position), and
-    one decode step for the whole batch, the mean of `new_tokens - 1`. `peak_bytes`: the allocator's peak over all three, weights
-    included; None where nothing can tell."""
+    """One run on the clock, in seconds: the batch's images encoded, its prefill (language model and logits of the last
+    position), and one decode step for the whole batch, the mean of `new_tokens - 1`. `peak_bytes`: the allocator's peak
+    over all three, weights included; None where nothing can tell."""
 
     vision_s: float
     prefill_s: float
@@ -49,7 +49,8 @@ class PassTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class TimedRun:
-    """A sample and what the run did; `trace` is None for the bare model, `kv_bytes` those of the cache tensors after the prefill."""
+    """A sample and what the run did; `trace` is None for the bare model, `kv_bytes` those of the cache tensors after
+    the prefill."""
 
     sample: PassTimes
     kv_bytes: int
@@ -57,7 +58,8 @@ class TimedRun:
 
 
 class Device:
-    """What timing needs of a device. A CPU runs what it is given before it returns, and has no allocator that counts."""
+    """What timing needs of a device. A CPU runs what it is given before it returns, and has no allocator that
+    counts."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -93,11 +95,13 @@ def device_of(device: torch.device) -> Device:
     return CudaDevice(device) if device.type == "cuda" else Device(device)
 
 
-# ------------------------------------------------------------------------------------------------------------- contenders
+# -------------------------------------------------------------------------------------------------------------
+# contenders
 
 
 def contenders(settings: Settings, prompt: PromptShape, own: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
-    """The bare model, `none`, and every other method at every budget, checked against the sizes; `own`: the model's knobs by method.
+    """The bare model, `none`, and every other method at every budget, checked against the sizes; `own`: the model's
+    knobs by method.
 
     Raises PrunebenchError, naming method and budget, for whatever cannot run.
     """
@@ -113,7 +117,9 @@ def contenders(settings: Settings, prompt: PromptShape, own: Mapping[str, Mappin
                 method = _built(name, budget, knobs, prompt)
             except PrunebenchError as error:
                 mend = f"leave {name} out of --methods, change --budgets, or set its knobs (--set {name}.knob=value)"
-                raise PrunebenchError(f"bench of {name} at {budget} on {prompt.depth} layers: {error}; {mend}") from None
+                raise PrunebenchError(
+                    f"bench of {name} at {budget} on {prompt.depth} layers: {error}; {mend}"
+                ) from None
             out.append(Contender(name, str(budget), method))
     return out
 
@@ -124,7 +130,9 @@ def _built(name: str, budget: budgets.Budget, knobs: Mapping[str, Any], prompt: 
         return method
     choices = method.choices(prompt.decoder)
     if not choices:
-        raise PrunebenchError("it lets the prompt decide, which is random here, and its choices() names no knobs that force it")
+        raise PrunebenchError(
+            "it lets the prompt decide, which is random here, and its choices() names no knobs that force it"
+        )
     method = build(name, budget, {**choices, **knobs}, prompt)
     if method.plan(prompt) is None:
         raise PrunebenchError(
@@ -133,7 +141,8 @@ def _built(name: str, budget: budgets.Budget, knobs: Mapping[str, Any], prompt: 
     return method
 
 
-# ------------------------------------------------------------------------------------------------------------ measurement
+# ------------------------------------------------------------------------------------------------------------
+# measurement
 
 
 def order(n: int, repeat: int) -> list[int]:
@@ -143,7 +152,8 @@ def order(n: int, repeat: int) -> list[int]:
 
 @torch.inference_mode()
 def run_once(model: Any, contender: Contender, given: Input, device: Device, new_tokens: int, seed: int) -> TimedRun:
-    """One request from pixels to `new_tokens` tokens a row, on the clock. Raises PrunebenchError for logits that are not finite."""
+    """One request from pixels to `new_tokens` tokens a row, on the clock. Raises PrunebenchError for logits that are
+    not finite."""
     adapter = adapter_for(model)
     mask = torch.ones_like(given.ids)
     cache = DynamicCache(config=model.config.text_config)
@@ -181,8 +191,12 @@ def run_once(model: Any, contender: Contender, given: Input, device: Device, new
     finally:
         gc.enable()
     if not bool(torch.isfinite(first).all() & torch.isfinite(logits).all()):
-        raise PrunebenchError(f"bench of {contender.label}: nan or inf in the logits of random input; try --dtype bfloat16 or float32")
-    return TimedRun(PassTimes(encoded - began, filled - encoded, (ended - resumed) / (new_tokens - 1), peak), kv_bytes, trace)
+        raise PrunebenchError(
+            f"bench of {contender.label}: nan or inf in the logits of random input; try --dtype bfloat16 or float32"
+        )
+    return TimedRun(
+        PassTimes(encoded - began, filled - encoded, (ended - resumed) / (new_tokens - 1), peak), kv_bytes, trace
+    )
 
 
 @dataclass(frozen=True)
@@ -196,9 +210,14 @@ class Times:
 
 
 def measure(
-    once: Callable[[Contender], TimedRun], turns: Sequence[Contender], repeats: int, warmup: int, say: Callable[[str], None] = lambda _: None
+    once: Callable[[Contender], TimedRun],
+    turns: Sequence[Contender],
+    repeats: int,
+    warmup: int,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Times]:
-    """Run all contenders `warmup` times unrecorded and `repeats` times recorded, interleaved in the order of `order`."""
+    """Run all contenders `warmup` times unrecorded and `repeats` times recorded, interleaved in the order of
+    `order`."""
     samples: list[list[PassTimes]] = [[] for _ in turns]
     last: dict[int, TimedRun] = {}
     for repeat in range(warmup + repeats):

@@ -25,7 +25,8 @@ WEIGHT_STD = 0.02
 
 @dataclass(frozen=True)
 class Input:
-    """A batch of random prompts of one length, without padding: `ids (b, n)` with image tokens, `pixels (b, 3, h, w)`."""
+    """A batch of random prompts of one length, without padding: `ids (b, n)` with image tokens, `pixels (b, 3, h,
+    w)`."""
 
     ids: Tensor
     pixels: Tensor
@@ -35,11 +36,13 @@ class Input:
         return int(self.ids.shape[0])
 
 
-# ------------------------------------------------------------------------------------------------------------------ model
+# ------------------------------------------------------------------------------------------------------------------
+# model
 
 
 def random_config(settings: Settings) -> PreTrainedConfig:
-    """The configuration of a model that gets random weights: sizes from `SHAPES`, or from the config.json of a local folder.
+    """The configuration of a model that gets random weights: sizes from `SHAPES`, or from the config.json of a local
+    folder.
 
     Raises PrunebenchError where there is neither.
     """
@@ -50,15 +53,17 @@ def random_config(settings: Settings) -> PreTrainedConfig:
         folder = None if known.path is None else REPOSITORY / known.path
         if folder is None or not (folder / "config.json").is_file():
             raise PrunebenchError(
-                f"--random-weights --model {settings.model}: expected {', '.join(SHAPES)}, mini or a local folder with a config.json; "
-                f"found {'a hub id' if folder is None else f'no config.json in {folder}'}"
+                f"--random-weights --model {settings.model}: expected {', '.join(SHAPES)}, mini or a local folder with"
+                f" a config.json; found {'a hub id' if folder is None else f'no config.json in {folder}'}"
             )
         config = AutoConfig.from_pretrained(folder)
         adapter_class(config)  # raises where the family is not supported
     if settings.layers is not None:
         depth = config.text_config.num_hidden_layers
         if settings.layers > depth:
-            raise PrunebenchError(f"--layers {settings.layers}: expected at most {depth}, the depth of {settings.model}")
+            raise PrunebenchError(
+                f"--layers {settings.layers}: expected at most {depth}, the depth of {settings.model}"
+            )
         config.text_config.num_hidden_layers = settings.layers
     return config
 
@@ -96,13 +101,15 @@ def _check_memory(weights: int, device: torch.device, dtype: torch.dtype) -> Non
     needed = weights * 1.1  # activations, logits and caches want about a tenth on top
     if needed > free:
         raise PrunebenchError(
-            f"expected about {needed / 2**30:.1f} GiB of free memory on {device} for {weights / 2**30:.1f} GiB of "
-            f"{str(dtype).removeprefix('torch.')} weights, found {free / 2**30:.1f}: use a slice (--layers 4), --dtype bfloat16 or a larger device"
+            f"expected about {needed / 2**30:.1f} GiB of free memory on {device} for {weights / 2**30:.1f} GiB of"
+            f" {str(dtype).removeprefix('torch.')} weights, found {free / 2**30:.1f}: use a slice (--layers 4), --dtype"
+            " bfloat16 or a larger device"
         )
 
 
 def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
-    """Random pixels and prompts of `text_tokens` text tokens, the image behind as many of them as Vicuna's system prompt has."""
+    """Random pixels and prompts of `text_tokens` text tokens, the image behind as many of them as Vicuna's system
+    prompt has."""
     adapter, config = adapter_for(model), model.config
     weight = next(model.parameters())
     generator = torch.Generator().manual_seed(seed)

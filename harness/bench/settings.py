@@ -42,10 +42,14 @@ class Settings:
                 raise PrunebenchError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
         for option, listed in (("methods", self.methods), ("budgets", self.budgets), ("batch", self.batches)):
             if not listed or len(set(listed)) < len(listed):
-                raise PrunebenchError(f"--{option}: expected one or several different ones, found {', '.join(map(str, listed)) or 'none'}")
+                raise PrunebenchError(
+                    f"--{option}: expected one or several different ones, found {', '.join(map(str, listed)) or 'none'}"
+                )
         check_batch(min(self.batches))
         if self.layers is not None and not self.random_weights:
-            raise PrunebenchError(f"--layers {self.layers} needs --random-weights: the slice of a trained model is no model")
+            raise PrunebenchError(
+                f"--layers {self.layers} needs --random-weights: the slice of a trained model is no model"
+            )
         check_no_comma(self.methods)
         for name, knobs in self.knobs.items():
             if name not in self.methods:
@@ -59,16 +63,26 @@ class Settings:
         for f in fields(self):
             value, option = getattr(self, f.name), "--" + {"batches": "batch"}.get(f.name, f.name).replace("_", "-")
             if f.name == "knobs":
-                words += [w for name, knobs in value.items() for k, v in knobs.items() for w in ("--set", f"{name}.{k}={v}")]
+                words += [
+                    w for name, knobs in value.items() for k, v in knobs.items() for w in ("--set", f"{name}.{k}={v}")
+                ]
             elif f.name == "random_weights":
                 words += [option] if value else []
             elif value != f.default:
-                words += [option, ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)]
+                words += [
+                    option,
+                    (
+                        ",".join(map(str, value))
+                        if isinstance(value, Sequence) and not isinstance(value, str)
+                        else str(value)
+                    ),
+                ]
         return rendered(words)
 
 
 def knobs_by_method(items: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`["fastv.boundary=3 random.boundary=2", "my file.py:Mine.keep=1"]` -> knobs by method. A method's name may hold blanks, and no =.
+    """`["fastv.boundary=3 random.boundary=2", "my file.py:Mine.keep=1"]` -> knobs by method. A method's name may hold
+    blanks, and no =.
 
     Raises PrunebenchError for what is not METHOD.knob=value, and for a knob that stands twice.
     """
@@ -81,7 +95,9 @@ def knobs_by_method(items: Sequence[str]) -> dict[str, dict[str, str]]:
                 raise PrunebenchError(f"--set {rest.strip()}: expected METHOD.knob=value, as in --set fastv.boundary=3")
             name, knob, value = pair.groups()
             if knob in found.setdefault(name, {}):
-                raise PrunebenchError(f"--set {name}.{knob}={value}: it is given twice, as {found[name][knob]} before: give it once")
+                raise PrunebenchError(
+                    f"--set {name}.{knob}={value}: it is given twice, as {found[name][knob]} before: give it once"
+                )
             found[name][knob] = value
             rest = rest[pair.end() :]
     return found
@@ -93,4 +109,7 @@ def _check_spelt(name: str, knob: str, value: str) -> None:
     with suppress(PrunebenchError):
         if knobs_by_method([said]) == {name: {knob: value}}:
             return
-    raise PrunebenchError(f"--set {said!r} cannot be spelt: expected a method's name without =, and a value without blanks: rename the file")
+    raise PrunebenchError(
+        f"--set {said!r} cannot be spelt: expected a method's name without =, and a value without blanks: rename the"
+        " file"
+    )

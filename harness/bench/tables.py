@@ -14,7 +14,8 @@ from harness.bench.settings import BARE, NONE
 from harness.core import flops
 from harness.core.shape import PromptShape
 
-# ---------------------------------------------------------------------------------------------------------------- results
+# ----------------------------------------------------------------------------------------------------------------
+# results
 
 
 #: quartiles this far apart, as a share of the median, say that something else was running
@@ -38,10 +39,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def summary(measured: Times, bare: Times, none: Times, prompt: PromptShape, batch: int) -> dict[str, Any]:
-    """One contender's row: times in ms, speed-ups over the bare model, FLOPs (1 multiply-add = 2), bytes; plain JSON values.
+    """One contender's row: times in ms, speed-ups over the bare model, FLOPs (1 multiply-add = 2), bytes; plain JSON
+    values.
 
-    `flops_ratio` is unpruned over own dense prefill FLOPs, what a speed-up would be if time were FLOPs; `realised_share` the
-    prefill's speed-up over it. `kv_bytes` were measured, `kv_bytes_closed_form` follow from the trace.
+    `flops_ratio` is unpruned over own dense prefill FLOPs, what a speed-up would be if time were FLOPs;
+    `realised_share` the prefill's speed-up over it. `kv_bytes` were measured, `kv_bytes_closed_form` follow from the
+    trace.
     """
     trace, shape, n_prompt = measured.trace, prompt.decoder, prompt.n_visual + prompt.n_text
     times = {}
@@ -87,7 +90,8 @@ def summary(measured: Times, bare: Times, none: Times, prompt: PromptShape, batc
 
 
 def overhead(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the engine costs without pruning: medians of `none` less the bare model's in ms, and as a share of the bare model's."""
+    """What the engine costs without pruning: medians of `none` less the bare model's in ms, and as a share of the bare
+    model's."""
     bare, none = (next(r for r in rows if r["name"] == name) for name in (BARE, NONE))
     out = {}
     for key in ("prefill_ms", "decode_ms_per_token"):
@@ -100,23 +104,40 @@ def table(rows: Sequence[Mapping[str, Any]], style: str = "simple") -> str:
     """One batch size as text, for the terminal or (`style` "github") for Markdown."""
     join = "\n" if style == "simple" else " "
     head = [
-        "method", "budget", f"mean visual{join}(tokens/layer)", f"vision{join}(ms)", f"prefill (ms){join}median [quartiles]",
-        f"speed-up{join}(x)", f"FLOPs ratio{join}(x)", f"realised{join}(%)", f"decode (ms/token){join}median [quartiles]",
-        f"speed-up{join}(x)", f"KV{join}(MiB)", f"peak{join}(MiB)",
-    ]  # fmt: skip
+        "method",
+        "budget",
+        f"mean visual{join}(tokens/layer)",
+        f"vision{join}(ms)",
+        f"prefill (ms){join}median [quartiles]",
+        f"speed-up{join}(x)",
+        f"FLOPs ratio{join}(x)",
+        f"realised{join}(%)",
+        f"decode (ms/token){join}median [quartiles]",
+        f"speed-up{join}(x)",
+        f"KV{join}(MiB)",
+        f"peak{join}(MiB)",
+    ]
 
     def time_cell(cell: Mapping[str, float]) -> str:
         return f"{cell['median']:.1f} [{cell['q1']:.1f}, {cell['q3']:.1f}]"
 
     body = [
         [
-            r["name"], r["budget"] or "-", f"{r['mean_visual']:.1f}", f"{r['vision_ms']['median']:.1f}", time_cell(r["prefill_ms"]),
-            f"{r['prefill_speedup']:.2f}", f"{r['flops_ratio']:.2f}", f"{100 * r['realised_share']:.0f}",
-            time_cell(r["decode_ms_per_token"]), f"{r['decode_speedup']:.2f}", f"{r['kv_bytes'] / 2**20:.1f}",
+            r["name"],
+            r["budget"] or "-",
+            f"{r['mean_visual']:.1f}",
+            f"{r['vision_ms']['median']:.1f}",
+            time_cell(r["prefill_ms"]),
+            f"{r['prefill_speedup']:.2f}",
+            f"{r['flops_ratio']:.2f}",
+            f"{100 * r['realised_share']:.0f}",
+            time_cell(r["decode_ms_per_token"]),
+            f"{r['decode_speedup']:.2f}",
+            f"{r['kv_bytes'] / 2**20:.1f}",
             "not measured" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:,.0f}",
         ]
         for r in rows
-    ]  # fmt: skip
+    ]
     align = ["left", "left"] + ["right"] * (len(head) - 2)
     return str(tabulate(body, headers=head, tablefmt=style, disable_numparse=True, colalign=align))
 
@@ -124,8 +145,9 @@ def table(rows: Sequence[Mapping[str, Any]], style: str = "simple") -> str:
 def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cost = overhead(rows)
     lines = [
-        f"engine overhead of `none` over the bare model: prefill {cost['prefill_ms']:+.2f} ms ({100 * cost['prefill_share']:+.1f} %), "
-        f"decode {cost['decode_ms_per_token']:+.2f} ms/token ({100 * cost['decode_per_token_share']:+.1f} %)"
+        f"engine overhead of `none` over the bare model: prefill {cost['prefill_ms']:+.2f} ms"
+        f" ({100 * cost['prefill_share']:+.1f} %), decode {cost['decode_ms_per_token']:+.2f} ms/token"
+        f" ({100 * cost['decode_per_token_share']:+.1f} %)"
     ]
     differ = [
         f"{r['name']} {r['budget']}: {r['kv_bytes']} measured, {r['kv_bytes_closed_form']} expected"
@@ -138,7 +160,10 @@ def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if any(r[key]["q3"] - r[key]["q1"] > NOISY * r[key]["median"] for key in ("prefill_ms", "decode_ms_per_token"))
     ]
     if noisy:
-        lines.append(f"NOISY, quote nothing of these: quartiles more than {100 * NOISY:.0f} % of the median apart in {', '.join(noisy)}")
+        lines.append(
+            f"NOISY, quote nothing of these: quartiles more than {100 * NOISY:.0f} % of the median apart in"
+            f" {', '.join(noisy)}"
+        )
     same = f"KV bytes of the cache tensors equal the closed form in all {len(rows)} rows"
     return [*lines, "KV bytes differ from the closed form: " + "; ".join(differ) if differ else same]
 
@@ -165,23 +190,38 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         f"`{result['command']}`",
         "",
-        f"* model: {asked['model']} with {weights}{slice_}: {result['shape']['depth']} decoder layers, {where['dtype']}, "
-        f"{result['weights_bytes'] / 2**20:,.0f} MiB",
+        (
+            f"* model: {asked['model']} with {weights}{slice_}: {result['shape']['depth']} decoder layers,"
+            f" {where['dtype']}, {result['weights_bytes'] / 2**20:,.0f} MiB"
+        ),
         f"* device: {where['device']} ({where['device_type']}), torch {where['torch']}"
         + (f", CUDA {where['cuda']}" if where["cuda"] else "")
         + f", transformers {where['versions']['transformers']}, Python {where['python']}",
-        f"* input: random pixels, {result['n_visual']} visual and {asked['text_tokens']} random text tokens a prompt, "
-        f"seed {asked['seed']}; always {asked['new_tokens']} new tokens",
-        f"* {asked['warmup']} warm-up and {asked['repeats']} recorded repeats; each runs every row once, in rotating order; "
-        "nothing is shared between rows",
+        (
+            f"* input: random pixels, {result['n_visual']} visual and {asked['text_tokens']} random text tokens a"
+            f" prompt, seed {asked['seed']}; always {asked['new_tokens']} new tokens"
+        ),
+        (
+            f"* {asked['warmup']} warm-up and {asked['repeats']} recorded repeats; each runs every row once, in"
+            " rotating order; nothing is shared between rows"
+        ),
         f"* {where['started']}, commit {where['git'] or 'unknown'}{' with changes' if where['dirty'] else ''}",
         "",
-        "Times are of the whole batch: vision is tower and projector, prefill the language model, decode one step. Speed-ups are the bare model's "
-        "median over the row's. FLOPs ratio is the unpruned over the row's dense prefill FLOPs, `realised` the prefill's speed-up in % of it. "
-        "Peak is the CUDA allocator's, weights included; on a CPU it is not measured.",
+        (
+            "Times are of the whole batch: vision is tower and projector, prefill the language model, decode one step."
+            " Speed-ups are the bare model's median over the row's. FLOPs ratio is the unpruned over the row's dense"
+            " prefill FLOPs, `realised` the prefill's speed-up in % of it. Peak is the CUDA allocator's, weights"
+            " included; on a CPU it is not measured."
+        ),
     ]
     for batch in result["batches"]:
         lines += ["", f"## Batch {batch['batch']}", "", table(batch["rows"], "github"), ""]
         lines += [f"* {remark}" for remark in remarks(batch["rows"])]
-    lines += ["", "## Visual tokens per layer", "", *[f"* {line}" for line in schedules(result["batches"][0]["rows"])], ""]
+    lines += [
+        "",
+        "## Visual tokens per layer",
+        "",
+        *[f"* {line}" for line in schedules(result["batches"][0]["rows"])],
+        "",
+    ]
     return "\n".join(lines)

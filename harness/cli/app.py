@@ -32,26 +32,45 @@ def _pairs(items: list[str]) -> dict[str, str]:
 def _one_budget(text: str, command: str) -> None:
     """Raise PrunebenchError for a list of budgets."""
     if "," in text:
-        raise PrunebenchError(f"--budget {text!r}: {command} takes one budget: give one of them, and call it again for the others")
+        raise PrunebenchError(
+            f"--budget {text!r}: {command} takes one budget: give one of them, and call it again for the others"
+        )
 
 
 @app.command("eval")
 def eval_command(
-    method: Annotated[str, typer.Option(help="a name from `prunebench methods`, or path/to/file.py:Class; several with commas")],
-    budget: Annotated[str, typer.Option(help="64 (tokens kept), 64avg (mean per layer), 0.35flops, native or calibrated; several with commas")] = "",
+    method: Annotated[
+        str, typer.Option(help="a name from `prunebench methods`, or path/to/file.py:Class; several with commas")
+    ],
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="64 (tokens kept), 64avg (mean per layer), 0.35flops, native or calibrated; several with commas"
+        ),
+    ] = "",
     model: Annotated[str, typer.Option(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
-    tasks: Annotated[str, typer.Option(help="of gqa, mme, pope, textvqa, textvqa_ocr; comma-separated")] = "gqa,mme,pope,textvqa",
+    tasks: Annotated[
+        str, typer.Option(help="of gqa, mme, pope, textvqa, textvqa_ocr; comma-separated")
+    ] = "gqa,mme,pope,textvqa",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
-    batch: Annotated[int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")] = 16,
+    batch: Annotated[
+        int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")
+    ] = 16,
     seed: Annotated[str, typer.Option(help="of the method's randomness; several with commas")] = "0",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")
+    ] = "auto",
     data: Annotated[str, typer.Option(help="mini, hub or a folder; default: mini for the mini model, else hub")] = "",
-    positions: Annotated[str, typer.Option(help="of kept tokens: method (as the method does), original or compact")] = "method",
+    positions: Annotated[
+        str, typer.Option(help="of kept tokens: method (as the method does), original or compact")
+    ] = "method",
     set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
     results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
-    share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")] = True,
+    share: Annotated[
+        bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")
+    ] = True,
 ) -> None:
     """Evaluate methods at budgets beside the unpruned model; exit code 2 where another runner holds a cell."""
     from harness.install.doctor import torchvision_problem
@@ -66,9 +85,18 @@ def eval_command(
     from harness.tables import frame, terminal
 
     asked = Request(
-        methods=method, model=model, budgets=budget, tasks=tasks, limit=limit, seeds=seed, device=device, dtype=dtype, data=data,
-        positions=positions, knobs=_pairs(set_ or []),
-    )  # fmt: skip
+        methods=method,
+        model=model,
+        budgets=budget,
+        tasks=tasks,
+        limit=limit,
+        seeds=seed,
+        device=device,
+        dtype=dtype,
+        data=data,
+        positions=positions,
+        knobs=_pairs(set_ or []),
+    )
     finished = evaluate(asked, Options(results, Pace(batch, share), fresh))
     cells = list(finished.cells.values())
     print()
@@ -87,14 +115,19 @@ def eval_command(
 def cost_command(
     method: Annotated[str, typer.Argument(help="a name from `prunebench methods`, or path/to/file.py:Class")],
     budget: Annotated[str, typer.Option(help="as in eval")] = "",
-    model: Annotated[str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, mini or a local folder; no weights")] = "llava-1.5-7b",
+    model: Annotated[
+        str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, mini or a local folder; no weights")
+    ] = "llava-1.5-7b",
     text_tokens: Annotated[int, typer.Option(help="text tokens of the prompt, before and behind the image")] = 74,
-    text_before: Annotated[int, typer.Option(help="how many of them stand before the image; 35 is Vicuna's system prompt")] = 35,
+    text_before: Annotated[
+        int, typer.Option(help="how many of them stand before the image; 35 is Vicuna's system prompt")
+    ] = 35,
     set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
 ) -> None:
     """What a method costs at a budget, from its schedule: no weights, no GPU, nothing is run.
 
-    Adaptive methods: force what the prompt decides by knobs, for one prompt or several: --set force_fusion_layer=13,14,15 --set force_exit_layer=24.
+    Adaptive methods: force what the prompt decides by knobs, for one prompt or several: --set
+    force_fusion_layer=13,14,15 --set force_exit_layer=24.
     """
     from harness.core import budget as budgets
     from harness.cost import plan as cost
@@ -103,7 +136,10 @@ def cost_command(
     _one_budget(budget, "cost")
     prompt, asked = cost.usual_prompt(model).with_text(text_tokens), budgets.parse(budget or None)
     own = cost.model_knobs(model, method)
-    built = [build(method, asked, {**own, **knobs}, prompt) for knobs in cost.each_prompt(method_class(method), _pairs(set_ or []))]
+    built = [
+        build(method, asked, {**own, **knobs}, prompt)
+        for knobs in cost.each_prompt(method_class(method), _pairs(set_ or []))
+    ]
     print(cost.report(built, prompt, text_before))
 
 
@@ -113,10 +149,14 @@ def ablate_command(
     model: Annotated[str, typer.Option(help="in place of the file's")] = "",
     tasks: Annotated[str, typer.Option(help="in place of the file's; comma-separated")] = "",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all")] = "",
-    batch: Annotated[int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")] = 16,
+    batch: Annotated[
+        int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")
+    ] = 16,
     seed: Annotated[str, typer.Option(help="of the methods' randomness")] = "0",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")
+    ] = "auto",
     data: Annotated[str, typer.Option(help="mini, hub or a folder; default: mini for the mini model, else hub")] = "",
     results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
 ) -> None:
@@ -133,21 +173,34 @@ def ablate_command(
 
 @app.command("analyze")
 def analyze_command(
-    model: Annotated[str, typer.Argument(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")] = "mini",
-    tasks: Annotated[str, typer.Option("--tasks", "--task", help="of gqa, mme, pope, textvqa, textvqa_ocr; with commas")] = "gqa,mme,pope,textvqa",
+    model: Annotated[
+        str, typer.Argument(help="mini, llava-1.5-7b, llava-1.5-13b, a hub id or a local folder")
+    ] = "mini",
+    tasks: Annotated[
+        str, typer.Option("--tasks", "--task", help="of gqa, mme, pope, textvqa, textvqa_ocr; with commas")
+    ] = "gqa,mme,pope,textvqa",
     limit: Annotated[str, typer.Option(help="questions per task (whole images), or all; default 36")] = "",
-    batch: Annotated[int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); results do not depend on it")] = 8,
+    batch: Annotated[
+        int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); results do not depend on it")
+    ] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")
+    ] = "auto",
     data: Annotated[str, typer.Option(help="the test data, as in eval")] = "",
-    calibration_data: Annotated[str, typer.Option(help="what is analysed: a folder, hub (train and val splits) or fresh (mini scenes)")] = "",
+    calibration_data: Annotated[
+        str, typer.Option(help="what is analysed: a folder, hub (train and val splits) or fresh (mini scenes)")
+    ] = "",
     layers: Annotated[str, typer.Option(help="first-last: restrict the knock-outs; no stages and no config then")] = "",
     out: Annotated[str, typer.Option(help="default: results/local/analysis/<model>")] = "",
-    write_config: Annotated[bool, typer.Option("--write-config", help="write configs/visipruner/<model>.yaml, not just to the output")] = False,
+    write_config: Annotated[
+        bool, typer.Option("--write-config", help="write configs/visipruner/<model>.yaml, not just to the output")
+    ] = False,
     samples: Annotated[bool, typer.Option(help="also write numbers per sample, as parquet")] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="do not continue from the journal of an earlier run")] = False,
 ) -> None:
-    """Where a model uses vision: attention, lenses, knock-outs, contributions, stages, and a VisiPruner config from them."""
+    """Where a model uses vision: attention, lenses, knock-outs, contributions, stages, and a VisiPruner config from
+    them."""
     import json
 
     from harness.analysis.derive import config_file
@@ -158,8 +211,19 @@ def analyze_command(
     names = tuple(t.strip() for t in tasks.split(",") if t.strip())
     file = analyse(
         AnalysisRequest(
-            model, names, limit or None, batch, device, dtype, data or None, calibration_data or None, layers or None,
-            Path(out) if out else None, config_file(model_config(model).name) if write_config else None, samples, fresh,
+            model,
+            names,
+            limit or None,
+            batch,
+            device,
+            dtype,
+            data or None,
+            calibration_data or None,
+            layers or None,
+            Path(out) if out else None,
+            config_file(model_config(model).name) if write_config else None,
+            samples,
+            fresh,
         )
     )
     print()
@@ -216,7 +280,9 @@ def goldens_command(
 
 @app.command("check")
 def check_command(
-    method: Annotated[str, typer.Argument(help="a name from `prunebench methods`, file.py:Class or package.module:Class")] = "",
+    method: Annotated[
+        str, typer.Argument(help="a name from `prunebench methods`, file.py:Class or package.module:Class")
+    ] = "",
     budget: Annotated[int, typer.Option(help="visual tokens to test at; the check models have 64")] = 16,
     set_: Annotated[list[str] | None, typer.Option("--set", help="knob=value of the method, repeatable")] = None,
     all_: Annotated[bool, typer.Option("--all", help="every registered method")] = False,
@@ -266,17 +332,29 @@ def mutations_command(
 @app.command("sweep")
 def sweep_command(
     file: Annotated[Path, typer.Argument(help="YAML, as configs/mini.yaml")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the file: limit=50, budgets=64,32, methods=fastv,random")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the cells, what is sealed and an estimate; run nothing")] = False,
-    limit: Annotated[str, typer.Option(help="questions per task (whole images), or all; default: the file's, else the model's")] = "",
-    batch: Annotated[int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")] = 16,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of the file: limit=50, budgets=64,32, methods=fastv,random"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the cells, what is sealed and an estimate; run nothing")
+    ] = False,
+    limit: Annotated[
+        str, typer.Option(help="questions per task (whole images), or all; default: the file's, else the model's")
+    ] = "",
+    batch: Annotated[
+        int, typer.Option(help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)")
+    ] = 16,
     workers: Annotated[int, typer.Option(min=1, help="processes: one per GPU, or sharing the CPU")] = 1,
-    share: Annotated[bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")] = True,
+    share: Annotated[
+        bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")
+    ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     results: Annotated[Path, typer.Option(help="where cells and tables are written")] = Path("results/local"),
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")] = False,
 ) -> None:
-    """Evaluate models x methods x budgets x seeds in one pass; sealed cells are reused, so the same command continues."""
+    """Evaluate models x methods x budgets x seeds in one pass; sealed cells are reused, so the same command
+    continues."""
     from harness.runner import sweep
     from harness.runner.pace import Pace
     from harness.runner.run import Options
@@ -292,10 +370,16 @@ def sweep_command(
 @app.command("regress")
 def regress_command(
     config: Annotated[Path, typer.Argument(help="a sweep as YAML")] = Path("configs/regress.yaml"),
-    baseline: Annotated[Path, typer.Option(help="what is expected, from `prunebench baseline`")] = Path("results/reference/regress/baseline.json"),
-    out: Annotated[Path, typer.Option(help="where regress.md, images of changed answers and the run are written")] = Path("results/local/regress"),
+    baseline: Annotated[Path, typer.Option(help="what is expected, from `prunebench baseline`")] = Path(
+        "results/reference/regress/baseline.json"
+    ),
+    out: Annotated[
+        Path, typer.Option(help="where regress.md, images of changed answers and the run are written")
+    ] = Path("results/local/regress"),
     workers: Annotated[int, typer.Option(min=1, help="processes that share the CPU")] = 1,
-    faults: Annotated[Path | None, typer.Option(help="instead: which seeded faults the gate catches, written to this file; minutes")] = None,
+    faults: Annotated[
+        Path | None, typer.Option(help="instead: which seeded faults the gate catches, written to this file; minutes")
+    ] = None,
 ) -> None:
     """Run a small sweep afresh and compare every sample with the baseline; exit code 1 where it differs."""
     if faults is not None:
@@ -331,10 +415,16 @@ def baseline_command(
 
 @app.command("bench")
 def bench_command(
-    model: Annotated[str, typer.Option(help="as in eval; with --random-weights llava-1.5-7b, llava-1.5-13b, mini or a local folder")] = "mini",
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="the model's real sizes, weights made on the device, no download")] = False,
+    model: Annotated[
+        str, typer.Option(help="as in eval; with --random-weights llava-1.5-7b, llava-1.5-13b, mini or a local folder")
+    ] = "mini",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="the model's real sizes, weights made on the device, no download")
+    ] = False,
     layers: Annotated[int | None, typer.Option(help="with --random-weights: that many decoder layers of it")] = None,
-    methods: Annotated[str, typer.Option(help="comma-separated; the bare model and none are always timed")] = "none,fastv,sparsevlm,visipruner",
+    methods: Annotated[
+        str, typer.Option(help="comma-separated; the bare model and none are always timed")
+    ] = "none,fastv,sparsevlm,visipruner",
     budgets: Annotated[str, typer.Option(help="as --budget in eval; comma-separated")] = "192,128,64",
     batch: Annotated[str, typer.Option(help="prompts a batch; comma-separated")] = "1,8",
     text_tokens: Annotated[int, typer.Option(help="text tokens of a prompt")] = 74,
@@ -343,7 +433,9 @@ def bench_command(
     warmup: Annotated[int, typer.Option(help="runs of every row before them that are thrown away")] = 2,
     set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.knob=value, repeatable")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="of weights, input and the methods' randomness")] = 0,
     out: Annotated[Path, typer.Option(help="where bench.json and BENCH.md are written")] = Path("results/local/bench"),
 ) -> None:
@@ -359,10 +451,21 @@ def bench_command(
     except ValueError:
         raise PrunebenchError(f"--batch {batch!r}: expected a number of prompts or several, as in 1,8") from None
     settings = Settings(
-        model, random_weights, layers, listed(methods), listed(budgets), batches, text_tokens, new_tokens, repeats, warmup,
+        model,
+        random_weights,
+        layers,
+        listed(methods),
+        listed(budgets),
+        batches,
+        text_tokens,
+        new_tokens,
+        repeats,
+        warmup,
         knobs_by_method(set_ or []),
-        device, dtype, seed,
-    )  # fmt: skip
+        device,
+        dtype,
+        seed,
+    )
     command.run(settings, out)
 
 
@@ -377,7 +480,10 @@ def leaderboard_command(
 
     cells = Store(results).cells()
     if not cells:
-        raise PrunebenchError(f"{results}: expected sealed cells, found none: `make eval METHOD=visipruner BUDGET=64` or `make sweep` makes them")
+        raise PrunebenchError(
+            f"{results}: expected sealed cells, found none: `make eval METHOD=visipruner BUDGET=64` or `make sweep`"
+            " makes them"
+        )
     csv, markdown = leaderboard.write(cells, results, figures=figures)
     print(f"tables  {csv}  {markdown}")
     if figures:
@@ -386,7 +492,9 @@ def leaderboard_command(
 
 @app.command("published")
 def published_command(
-    source: Annotated[Path, typer.Argument(help="CSV of collected results: model, method, budget_label, budget_semantics, ...")],
+    source: Annotated[
+        Path, typer.Argument(help="CSV of collected results: model, method, budget_label, budget_semantics, ...")
+    ],
     out: Annotated[Path, typer.Option(help="the cleaned table")] = Path("results/published.csv"),
 ) -> None:
     """Clean collected published results into tidy columns with our names and budget units."""
@@ -395,14 +503,19 @@ def published_command(
 
     text, dropped = published_results.clean(source)
     write_atomic(out, text.encode())
-    print(f"wrote  {out}: {text.count(chr(10)) - 1} numbers; {dropped} rows left out, whose source names nothing that one could look up")
+    print(
+        f"wrote  {out}: {text.count(chr(10)) - 1} numbers; {dropped} rows left out, whose source names nothing that one"
+        " could look up"
+    )
 
 
 @app.command("report")
 def report_command(
     results: Annotated[Path, typer.Option(help="folder with sealed cells")] = Path("results/local"),
     samples: Annotated[int, typer.Option(help="samples per task to look at; 0 for none")] = 100,
-    data: Annotated[str, typer.Option(help="where the images are: mini, hub or a folder; default: where the cells were measured")] = "",
+    data: Annotated[
+        str, typer.Option(help="where the images are: mini, hub or a folder; default: where the cells were measured")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="the page; default: RESULTS/report/index.html")] = None,
 ) -> None:
     """Write one self-contained page: leaderboard, accuracy against FLOPs, samples with their kept tokens, analysis."""
@@ -417,7 +530,9 @@ def show_command(
     method: Annotated[str, typer.Option(help="one or several, comma-separated: visipruner,fastv")] = "visipruner",
     budget: Annotated[str, typer.Option(help="as measured; default: the only one, else 64")] = "",
     model: Annotated[str, typer.Option(help="needed where the results hold several")] = "",
-    data: Annotated[str, typer.Option(help="where the images are: mini, hub or a folder; default: where the cells were measured")] = "",
+    data: Annotated[
+        str, typer.Option(help="where the images are: mini, hub or a folder; default: where the cells were measured")
+    ] = "",
     results: Annotated[Path, typer.Option(help="folder with sealed cells")] = Path("results/local"),
     out: Annotated[Path | None, typer.Option(help="the picture; default: RESULTS/show/SAMPLE.png")] = None,
 ) -> None:
@@ -438,7 +553,9 @@ app.add_typer(results_app, name="results")
 
 
 @results_app.command("verify")
-def results_verify_command(results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local")) -> None:
+def results_verify_command(
+    results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local"),
+) -> None:
     """Hash and compute again whatever a cell states; exit code 1 if anything is wrong."""
     from harness.store.verify import verify
 
@@ -449,7 +566,9 @@ def results_verify_command(results: Annotated[Path, typer.Option(help="folder wi
 
 
 @results_app.command("list")
-def results_list_command(results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local")) -> None:
+def results_list_command(
+    results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local"),
+) -> None:
     """One line per cell: sealed with its score, unfinished or damaged."""
     from harness.store.verify import overview
 
@@ -462,15 +581,19 @@ app.add_typer(dev_app, name="dev")
 
 @dev_app.command("shipped")
 def dev_shipped_command() -> None:
-    """Declare the present files in methods/ as the released ones: for a change that moves no result. One that does bumps NUMERICS_VERSION."""
+    """Declare the present files in methods/ as the released ones: for a change that moves no result. One that does
+    bumps NUMERICS_VERSION."""
     from harness.method import record_shipped
 
     print(f"wrote {record_shipped()}")
 
 
 @dev_app.command("migrate")
-def dev_migrate_command(results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local")) -> None:
-    """Seal cells of the schema before anew, in today's; identities, samples and numbers stay. Can be interrupted and run again."""
+def dev_migrate_command(
+    results: Annotated[Path, typer.Option(help="folder with cells")] = Path("results/local"),
+) -> None:
+    """Seal cells of the schema before anew, in today's; identities, samples and numbers stay. Can be interrupted and
+    run again."""
     from harness.upkeep.migrate import migrate
 
     lines, fine = migrate(results)
@@ -480,7 +603,11 @@ def dev_migrate_command(results: Annotated[Path, typer.Option(help="folder with 
 
 
 @app.command("readme")
-def readme_command(results: Annotated[Path, typer.Option(help="folder with the sealed cells of the main job")] = Path("results/reference")) -> None:
+def readme_command(
+    results: Annotated[Path, typer.Option(help="folder with the sealed cells of the main job")] = Path(
+        "results/reference"
+    ),
+) -> None:
     """Fill the tables of README.md and the model card from sealed cells and schedules."""
     from harness.upkeep.readme import FILES, filled
 
@@ -489,7 +616,9 @@ def readme_command(results: Annotated[Path, typer.Option(help="folder with the s
         print(f"filled  {file}")
 
 
-@app.command("lmms-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+@app.command(
+    "lmms-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
 def lmms_eval_command(context: typer.Context) -> None:
     """lmms-eval's own command line with our model class and mini tasks; exits non-zero on every failure."""
     from harness.plugin.command import lmms_cli
@@ -497,9 +626,12 @@ def lmms_eval_command(context: typer.Context) -> None:
     raise typer.Exit(lmms_cli(context.args))
 
 
-@app.command("mini", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+@app.command(
+    "mini", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
 def mini_command(context: typer.Context, part: Annotated[str, typer.Argument(help="data, train or export")]) -> None:
-    """Rebuild the mini world: its data (bit-identical), its model (same recipe), or the shipped files from a checkpoint."""
+    """Rebuild the mini world: its data (bit-identical), its model (same recipe), or the shipped files from a
+    checkpoint."""
     if part == "data":
         from tasks.mini import data
 

@@ -1,4 +1,5 @@
-"""What one cell was asked for, as plain values: sealed with the cell, and rendered as the command that measures it again. No torch."""
+"""What one cell was asked for, as plain values: sealed with the cell, and rendered as the command that measures it
+again. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from typing import Any
 
 from harness.core.errors import PrunebenchError
 
-_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "str | None": (str, type(None)), "int": (int,), "Mapping[str, Any]": (dict,)}
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "Mapping[str, Any]": (dict,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,9 @@ class Asked:
         try:
             plain = json.loads(json.dumps(dict(self.knobs), allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise PrunebenchError(f"knobs of {self.method!r} are not plain JSON values ({error}): {self.knobs!r}") from None
+            raise PrunebenchError(
+                f"knobs of {self.method!r} are not plain JSON values ({error}): {self.knobs!r}"
+            ) from None
         object.__setattr__(self, "knobs", plain)
 
     def unpruned(self) -> Asked:
@@ -57,5 +65,8 @@ class Asked:
             raise PrunebenchError(f"a request as sealed holds {', '.join(names)}; found {found!r}")
         for name, kinds in names.items():
             if not isinstance(values[name], kinds) or isinstance(values[name], bool):
-                raise PrunebenchError(f"a request as sealed: {name} is {values[name]!r}, expected {' or '.join(kind.__name__ for kind in kinds)}")
+                raise PrunebenchError(
+                    f"a request as sealed: {name} is {values[name]!r}, expected"
+                    f" {' or '.join(kind.__name__ for kind in kinds)}"
+                )
         return cls(**values)

@@ -4,13 +4,13 @@
     0.25kept    a share of each prompt's own visual tokens after the selection; also 25%; 100% means all
     64avg       mean visual tokens per decoder layer is 64; solved for `keep`
     0.25avg     the same as a share of the prompt's own visual tokens
-    0.35flops   dense prefill FLOPs are 0.35 of the unpruned prefill's, at the task's mean text length; solved for `keep`
+    0.35flops   dense prefill FLOPs are 0.35 of the unpruned prefill's at the task's mean text; solved for `keep`
     native      the method's published defaults
     calibrated  knobs derived for this model (configs/<method>/<model>.yaml)
     none        no pruning (the baseline)
 
-`avg` and `flops` are solved on the schedule that a method states before it runs (`Method.plan`), by bisection: the nearest
-whole token, so the result is off by at most half of what one token is worth.
+`avg` and `flops` are solved on the schedule that a method states before it runs (`Method.plan`), by bisection: the
+nearest whole token, so the result is off by at most half of what one token is worth.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from harness.core.shape import PromptShape, Share
 UNITS = ("kept", "avg", "flops")
 WORDS = ("native", "calibrated", "none")
 _SPELT = (
-    "expected 64 (visual tokens kept), 25% (share of a prompt's own), 64avg (mean visual tokens per layer), 0.35flops (share of the unpruned "
-    "prefill's FLOPs), native, calibrated or none"
+    "expected 64 (visual tokens kept), 25% (share of a prompt's own), 64avg (mean visual tokens per layer), 0.35flops"
+    " (share of the unpruned prefill's FLOPs), native, calibrated or none"
 )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`tokens`, a count or a share of each prompt's own, is set where the unit is "kept" or "avg", `ratio` in (0, 1] where it is "flops"."""
+    """`tokens`, a count or a share of each prompt's own, is set where the unit is "kept" or "avg", `ratio` in (0, 1]
+    where it is "flops"."""
 
     unit: Literal["kept", "avg", "flops", "native", "calibrated", "none"]
     tokens: int | Share | None = None
@@ -61,7 +62,8 @@ _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(%?)(.*)")
 
 
 def parse(text: str | int | None) -> Budget:
-    """Read a budget as a user writes it. Raises PrunebenchError for 0, negative, nan, fractions of a token and unknown units."""
+    """Read a budget as a user writes it. Raises PrunebenchError for 0, negative, nan, fractions of a token and unknown
+    units."""
     if text is None:
         return NONE
     word = str(text).strip().lower()
@@ -93,7 +95,8 @@ def _ratio(number: str, percent: str) -> float:
 
 
 def tokens(text: str, number: str, percent: str, unit: bool) -> int | Share:
-    """An amount of visual tokens in the budget or knob `text`: whole numbers count, a % or a fraction with a unit is a share."""
+    """An amount of visual tokens in the budget or knob `text`: whole numbers count, a % or a fraction with a unit is a
+    share."""
     whole = re.fullmatch(r"[+-]?\d+", number) is not None
     if percent or (unit and not whole):
         ratio = _ratio(number, percent)
@@ -102,17 +105,22 @@ def tokens(text: str, number: str, percent: str, unit: bool) -> int | Share:
             raise PrunebenchError(f"budget {text!r}: expected {share}; found {number}{percent}")
         return Share(ratio)
     if not whole:
-        raise PrunebenchError(f"budget {text!r} is not a whole number of tokens (a share has a unit: {number}kept); {_SPELT}")
+        raise PrunebenchError(
+            f"budget {text!r} is not a whole number of tokens (a share has a unit: {number}kept); {_SPELT}"
+        )
     if int(number) < 1:
         raise PrunebenchError(f"budget {text!r} keeps no visual token: expected at least 1; {_SPELT}")
     return int(number)
 
 
 def amount(text: str) -> int | Share:
-    """A knob's amount of visual tokens as a user writes it: "64", "25%" or "0.25kept". Raises PrunebenchError as `parse`."""
+    """A knob's amount of visual tokens as a user writes it: "64", "25%" or "0.25kept". Raises PrunebenchError as
+    `parse`."""
     budget = parse(text)
     if budget.unit != "kept" or budget.tokens is None:
-        raise PrunebenchError(f"expected a number of visual tokens (64) or a share of a prompt's own (25%), found {text!r}")
+        raise PrunebenchError(
+            f"expected a number of visual tokens (64) or a share of a prompt's own (25%), found {text!r}"
+        )
     return budget.tokens
 
 
@@ -125,7 +133,8 @@ class Scheduled(Protocol):
 
 
 class Cost(NamedTuple):
-    """What a schedule costs: visual tokens in the last layer and per layer; dense prefill FLOPs, absolute and of the unpruned."""
+    """What a schedule costs: visual tokens in the last layer and per layer; dense prefill FLOPs, absolute and of the
+    unpruned."""
 
     kept: int
     mean_visual: float
@@ -147,17 +156,18 @@ def cost_of(method: Scheduled, prompt: PromptShape) -> Cost | None:
 
 
 def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, label: str) -> int:
-    """The `keep` with which `at(keep)` comes nearest to an `avg` or `flops` budget on this prompt; the smaller one of two as near.
+    """The `keep` with which `at(keep)` comes nearest to an `avg` or `flops` budget on this prompt; the smaller one of
+    two as near.
 
-    `at` or its plan may raise PrunebenchError for counts that the method cannot keep, below some count. `label` names the method
-    in errors. Raises PrunebenchError where the prompt's content decides the schedule, and where the budget is out of reach, with what is in
-    reach.
+    `at` or its plan may raise PrunebenchError for counts that the method cannot keep, below some count. `label` names
+    the method in errors. Raises PrunebenchError where the prompt's content decides the schedule, and where the budget
+    is out of reach, with what is in reach.
     """
     average, highest = budget.unit == "avg", prompt.n_visual
     if cost_of(at(highest), prompt) is None:
         raise PrunebenchError(
-            f"{label.split()[0]} does not say before it runs how many tokens each layer will see (it has no plan(), or the prompt decides), so "
-            f"BUDGET={budget} cannot be solved: give the number of tokens to keep (BUDGET=64)"
+            f"{label.split()[0]} does not say before it runs how many tokens each layer will see (it has no plan(), or"
+            f" the prompt decides), so BUDGET={budget} cannot be solved: give the number of tokens to keep (BUDGET=64)"
         )
 
     def value(keep: int) -> float:
@@ -191,8 +201,9 @@ def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, l
     why = f"its floor is {floor:.{digits}f}" + (f" ({n_full} of {depth} layers see all {n})" if n_full else "")
     spelt = [f"{number / step:g}{budget.unit}" for number in (math.ceil(low * step), math.floor(high * step))]
     raise PrunebenchError(
-        f"{label} cannot {asked}: {why}; keeping {least} to {n} tokens it reaches {low:.{digits}f} to {high:.{digits}f}: "
-        f"give BUDGET={spelt[0]} to {spelt[1]}, or the number of tokens to keep (BUDGET={least} to {n})"
+        f"{label} cannot {asked}: {why}; keeping {least} to {n} tokens it reaches {low:.{digits}f} to"
+        f" {high:.{digits}f}: give BUDGET={spelt[0]} to {spelt[1]}, or the number of tokens to keep (BUDGET={least} to"
+        f" {n})"
     )
 
 

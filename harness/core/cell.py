@@ -1,8 +1,8 @@
 """A cell: everything that may change a number, and nothing else, with the hash that names it.
 
-The identity is the first 16 hex digits of the SHA-256 of the canonical JSON of all fields plus `KEY_VERSION`. Batch size,
-cell order, caching, worker count, paths and time are not part of it: answers do not depend on them (a test elsewhere holds
-the engine to that), so a cell measured at batch 8 is the cell measured at batch 1.
+The identity is the first 16 hex digits of the SHA-256 of the canonical JSON of all fields plus `KEY_VERSION`. Batch
+size, cell order, caching, worker count, paths and time are not part of it: answers do not depend on them (a test
+elsewhere holds the engine to that), so a cell measured at batch 8 is the cell measured at batch 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from harness.core.errors import PrunebenchError, unknown
 
 SHIPPED = "prunebench"
-"""`Cell.method_source` of our own methods as released (methods/shipped.json), whose changes of a number `numerics_version` names."""
+"""`Cell.method_source` of our own methods as released (methods/shipped.json), whose changes of a number
+`numerics_version` names."""
 
 KEY_VERSION = 1
 """Version of the identity itself: bump when a field is added, renamed or read differently."""
@@ -40,7 +41,8 @@ class Cell:
     knobs: Mapping[str, Any] = field(hash=False)
     """Every knob of the method with its resolved value, defaults included; JSON values only."""
     method_source: str = SHIPPED
-    """Hash of the code of a method from elsewhere, or of ours edited: another cell. Not part of the identity where it is `SHIPPED`."""
+    """Hash of the code of a method from elsewhere, or of ours edited: another cell. Not part of the identity where it
+    is `SHIPPED`."""
     budget: str
     """Canonical: "64", "64avg", "0.35flops", "native", "calibrated", "none"."""
     task: str
@@ -68,14 +70,20 @@ class Cell:
             if f.type == "str" and not (isinstance(value, str) and value):
                 raise PrunebenchError(f"cell field {f.name!r}: expected a non-empty string, found {value!r}")
             if f.type == "int" and (type(value) is not int or value < (f.name in ("n_samples", "max_new_tokens"))):
-                raise PrunebenchError(f"cell field {f.name!r}: expected a whole number that is not negative, found {value!r}")
+                raise PrunebenchError(
+                    f"cell field {f.name!r}: expected a whole number that is not negative, found {value!r}"
+                )
         if not isinstance(self.knobs, Mapping) or not all(isinstance(name, str) for name in self.knobs):
-            raise PrunebenchError(f"cell field 'knobs': expected a mapping from knob names to values, found {self.knobs!r}")
+            raise PrunebenchError(
+                f"cell field 'knobs': expected a mapping from knob names to values, found {self.knobs!r}"
+            )
         try:
             # A private copy in JSON's own types, so that tuples equal the lists that are read back.
             plain = json.loads(json.dumps(dict(self.knobs), allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise PrunebenchError(f"knobs of {self.method!r} are not plain JSON values ({error}): {self.knobs!r}") from None
+            raise PrunebenchError(
+                f"knobs of {self.method!r} are not plain JSON values ({error}): {self.knobs!r}"
+            ) from None
         object.__setattr__(self, "knobs", plain)
 
     def identity(self) -> str:
@@ -86,15 +94,17 @@ class Cell:
     def baseline(self) -> Cell:
         """The unpruned cell this one is compared with: method "none", same everything else.
 
-        The seed is 0 whatever this cell's is: `none` draws nothing, so every seed shares one baseline. Its position policy is
-        "method" because nothing is removed and all policies agree.
+        The seed is 0 whatever this cell's is: `none` draws nothing, so every seed shares one baseline. Its position
+        policy is "method" because nothing is removed and all policies agree.
         """
         return replace(self, method="none", knobs={}, method_source=SHIPPED, budget="none", positions="method", seed=0)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What tells cells of one method apart: its knobs, and for a method from elsewhere its code."""
-        return dict(self.knobs) if self.method_source == SHIPPED else {**self.knobs, "method_source": self.method_source}
+        return (
+            dict(self.knobs) if self.method_source == SHIPPED else {**self.knobs, "method_source": self.method_source}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values, knobs copied; `method_source` only where the method is not ours."""
@@ -105,7 +115,8 @@ class Cell:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cell:
-        """The cell that `to_dict` wrote; unknown and missing fields are refused: another version meant something else."""
+        """The cell that `to_dict` wrote; unknown and missing fields are refused: another version meant something
+        else."""
         names = [f.name for f in fields(cls)]
         for name in values:
             if name not in names:
@@ -117,7 +128,8 @@ class Cell:
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, ASCII, and 2.0 written as 2, because a knob given as 2 is the knob 2.0."""
+    """One text per value: sorted keys, no spaces, ASCII, and 2.0 written as 2, because a knob given as 2 is the knob
+    2.0."""
     return json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 

@@ -1,4 +1,5 @@
-"""Commands as a person types them, rendered from structure and quoted for a shell. Nothing is ever read back out of one. No torch."""
+"""Commands as a person types them, rendered from structure and quoted for a shell. Nothing is ever read back out of
+one. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from harness.core.errors import PrunebenchError
 
 
 def rendered(words: Sequence[str], values: Mapping[str, str | None] | None = None, comment: str = "") -> str:
-    """`make eval METHOD=fastv`: `words`, then NAME=value for every value that is given, each part quoted where a shell needs it.
+    """`make eval METHOD=fastv`: `words`, then NAME=value for every value that is given, each part quoted where a shell
+    needs it.
 
     A value that holds an = is quoted too, for people. `shlex.split(..., comments=True)` gives the parts back.
     """
@@ -30,7 +32,8 @@ def _quoted(value: str) -> str:
 def evaluation(asked: Asked, *, tasks: Sequence[str] = (), fresh: bool = False, source: str = SHIPPED) -> str:
     """The `make eval` that measures this again, or the same for other `tasks`; `fresh`: also where it is sealed.
 
-    `source`: the cell's `method_source`, named behind the command of a method from elsewhere, for a file can change under its name.
+    `source`: the cell's `method_source`, named behind the command of a method from elsewhere, for a file can change
+    under its name.
     """
     values = {
         "METHOD": asked.method,
@@ -55,18 +58,23 @@ def pairs(knobs: Mapping[str, Any]) -> str:
 
 
 def word(value: Any) -> str:
-    """A knob's value in one word: a list with commas, None as none. What it cannot say is refused where a request is checked."""
+    """A knob's value in one word: a list with commas, None as none. What it cannot say is refused where a request is
+    checked."""
     if isinstance(value, list | tuple):
         return ",".join(map(word, value))
     return "none" if value is None else str(value)
 
 
 def check_no_comma(methods: Sequence[str]) -> None:
-    """Raise PrunebenchError for a method whose path holds a comma, in one piece or in those that a list of methods made of it."""
+    """Raise PrunebenchError for a method whose path holds a comma, in one piece or in those that a list of methods made
+    of it."""
     for end, name in enumerate(methods, 1):
         whole = [",".join(methods[start:end]) for start in reversed(range(end))]
         found = [one for one in whole if "," in one and ("," in name or Path(one.rpartition(":")[0]).is_file())]
         if end < len(methods) and "/" in name and ":" not in name and not name.endswith(".py"):
             found.append(f"{name},{methods[end]}")
         if found:
-            raise PrunebenchError(f"a method's path holds a comma ({found[0]!r}), which parts the methods of a list: rename the file or the folder")
+            raise PrunebenchError(
+                f"a method's path holds a comma ({found[0]!r}), which parts the methods of a list: rename the file or"
+                " the folder"
+            )

@@ -2,23 +2,25 @@
 
 The language model's prefill, in four columns:
 
-* `executed`: every matrix product that ran for the whole batch: padding, the extra attention calls of edits and the method's
-  scoring. Equal to torch's `FlopCounterMode` to the integer under the math SDPA backend (tests/core/test_flops.py); on the CPU's fused
-  SDPA that counter reads 0 for attention, so it proves nothing there. Silenced and hidden pairs are in it, because they are
-  computed and thrown away.
-* `dense`: one sample without padding: ordinary attention kernels (n x n, the causal half that a fused kernel may skip is not
-  taken off) over the tokens present, plus the method's scoring. Equals `executed` at batch 1 without edits. Leaves out the
-  attention calls of edits, which a kernel made for the method would not need.
-* `ideal`: `dense` less QK^T and AV of every causal pair that an edit silenced: what a paper argues, were those pairs never
-  computed. No kernel of ours does that, and zeroing after softmax still needs QK^T for the denominator; read it as a lower bound.
-* `paper_macs`: multiply-adds of the decoder layers over *visual tokens only*, SwiGLU with its three matrices, n x n attention
-  among them: the "3.82 T FLOPs" convention of most papers. Leaves out all text, attention between text and vision, and scoring.
+* `executed`: every matrix product that ran for the whole batch: padding, the extra attention calls of edits and the
+  method's scoring. Equal to torch's `FlopCounterMode` to the integer under the math SDPA backend
+  (tests/core/test_flops.py); on the CPU's fused SDPA that counter reads 0 for attention, so it proves nothing there.
+  Silenced and hidden pairs are in it, because they are computed and thrown away.
+* `dense`: one sample without padding: ordinary attention kernels (n x n, the causal half that a fused kernel may skip
+  is not taken off) over the tokens present, plus the method's scoring. Equals `executed` at batch 1 without edits.
+  Leaves out the attention calls of edits, which a kernel made for the method would not need.
+* `ideal`: `dense` less QK^T and AV of every causal pair that an edit silenced: what a paper argues, were those pairs
+  never computed. No kernel of ours does that, and zeroing after softmax still needs QK^T for the denominator; read it
+  as a lower bound.
+* `paper_macs`: multiply-adds of the decoder layers over *visual tokens only*, SwiGLU with its three matrices, n x n
+  attention among them: the "3.82 T FLOPs" convention of most papers. Leaves out all text, attention between text and
+  vision, and scoring.
 
 Apart from the prefill: vision tower and projector (per image), `lm_head` (per position that gets logits), `decode`
 (per sample) and `decode_executed` (the batch with its padding), `kv_bytes`.
 
-Left out everywhere: norms, activations, softmax, RoPE, embedding look-ups, sorting, gathers, resizing of images; they are no
-matrix products. FLOPs are not wall time, which is claimed only where tokens are dropped.
+Left out everywhere: norms, activations, softmax, RoPE, embedding look-ups, sorting, gathers, resizing of images; they
+are no matrix products. FLOPs are not wall time, which is claimed only where tokens are dropped.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def decode(shape: ModelShape, trace: Trace, row: int, steps: int) -> int:
     """FLOPs of `steps` decode steps of one sample, LM head excluded; each layer attends its own cache."""
     per_token = shape.depth * linear_per_token(shape)
     return sum(
-        per_token + sum(attention_pairs(shape, 1, t.tokens[row] + step + 1) for t in trace.layers) for step in range(steps)
+        per_token + sum(attention_pairs(shape, 1, t.tokens[row] + step + 1) for t in trace.layers)
+        for step in range(steps)
     )
 
 
@@ -106,7 +109,8 @@ def vision_tower(vision: VisionShape) -> int:
 
 
 def cls_row(vision: VisionShape) -> int:
-    """FLOPs of one tower layer's [CLS] softmax row for one image: one query's product with the keys of all tokens, all heads."""
+    """FLOPs of one tower layer's [CLS] softmax row for one image: one query's product with the keys of all tokens, all
+    heads."""
     return 2 * vision.hidden * vision.tokens
 
 

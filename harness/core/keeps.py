@@ -1,7 +1,8 @@
 """Which visual tokens were there in which layer, as one short text per sample: what a picture of a prune needs.
 
-`0:0:*;5:0:AAAB...` reads: from layer 0 on all of the prompt's visual tokens, from layer 5 on those of the bit mask (base64 of
-`numpy.packbits` over the prompt's visual tokens in raster order), no merged tokens added in either. The empty text means that nothing was recorded.
+`0:0:*;5:0:AAAB...` reads: from layer 0 on all of the prompt's visual tokens, from layer 5 on those of the bit mask
+(base64 of `numpy.packbits` over the prompt's visual tokens in raster order), no merged tokens added in either. The
+empty text means that nothing was recorded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ ALL = "*"
 
 
 class Stage(NamedTuple):
-    """From decoder layer `layer` on: `keep (n_visual,)` bool over the prompt's visual tokens, and `added` merged tokens."""
+    """From decoder layer `layer` on: `keep (n_visual,)` bool over the prompt's visual tokens, and `added` merged
+    tokens."""
 
     layer: int
     keep: NDArray[np.bool_]
@@ -30,7 +32,8 @@ class Stage(NamedTuple):
 def encode(stages: Iterable[Stage]) -> str:
     """The text of some stages, in order of layers."""
     return ";".join(
-        f"{s.layer}:{s.added}:{ALL if s.keep.all() else base64.b64encode(np.packbits(s.keep).tobytes()).decode()}" for s in stages
+        f"{s.layer}:{s.added}:{ALL if s.keep.all() else base64.b64encode(np.packbits(s.keep).tobytes()).decode()}"
+        for s in stages
     )
 
 
@@ -49,5 +52,7 @@ def decode(text: str, n_visual: int) -> list[Stage]:
                 keep = np.unpackbits(packed, count=n_visual).astype(bool)
             stages.append(Stage(int(layer), keep, int(added)))
     except (ValueError, binascii.Error) as error:
-        raise PrunebenchError(f"expected kept tokens as harness.core.keeps writes them, found {text[:60]!r} ({error})") from None
+        raise PrunebenchError(
+            f"expected kept tokens as harness.core.keeps writes them, found {text[:60]!r} ({error})"
+        ) from None
     return stages

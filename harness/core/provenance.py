@@ -29,15 +29,21 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit this checkout is at, and whether tracked files outside results/ were changed; None outside a checkout."""
+    """The commit this checkout is at, and whether tracked files outside results/ were changed; None outside a
+    checkout."""
 
     def git(*args: str) -> str | None:
         try:
-            return subprocess.run(["git", *args], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            return subprocess.run(
+                ["git", *args], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=20
+            ).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
 
-    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+    commit, status = (
+        git("rev-parse", "HEAD"),
+        git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results"),
+    )
     return {"git": commit, "dirty": None if status is None else bool(status)}
 
 
@@ -47,7 +53,9 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+        )
     except OSError:
         model = platform.processor() or platform.machine()
     return f"{model}, {torch.get_num_threads()} threads"

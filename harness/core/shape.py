@@ -1,6 +1,7 @@
 """The sizes that costs and schedules depend on: of a decoder, of an image, of a prompt; plain numbers, no torch.
 
-A decoder has no number of visual tokens: a prompt has one, and each of its images. Plans and budgets are made from a `PromptShape`.
+A decoder has no number of visual tokens: a prompt has one, and each of its images. Plans and budgets are made from a
+`PromptShape`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from harness.core.errors import PrunebenchError
 
 @dataclass(frozen=True)
 class Share:
-    """A share of a prompt's own visual tokens, above 0 and at most 1; 1 means all. A count of tokens is an int, never a share."""
+    """A share of a prompt's own visual tokens, above 0 and at most 1; 1 means all. A count of tokens is an int, never a
+    share."""
 
     ratio: float
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
-            raise PrunebenchError(f"a share of the visual tokens: expected more than 0 and at most 1 (100%), found {self.ratio:g}")
+            raise PrunebenchError(
+                f"a share of the visual tokens: expected more than 0 and at most 1 (100%), found {self.ratio:g}"
+            )
 
     def __str__(self) -> str:
         # never as 1e-05, which no budget is spelt as
@@ -30,16 +34,22 @@ class Share:
 
 
 def quota(keep: int | Share, n_visual: int) -> int:
-    """How many of a prompt's `n_visual` visual tokens `keep` is: a count, at most all of them, or a share, halves rounded up.
+    """How many of a prompt's `n_visual` visual tokens `keep` is: a count, at most all of them, or a share, halves
+    rounded up.
 
     The one place that turns either into a number. Raises PrunebenchError where a share of the tokens rounds to none.
     """
     if isinstance(keep, int):
         return min(keep, n_visual)
-    tokens = math.floor(Decimal(repr(keep.ratio)) * n_visual + Decimal("0.5"))  # as it is spelt: 0.29 x 50 is 14.5, which floats miss
+    tokens = math.floor(
+        Decimal(repr(keep.ratio)) * n_visual + Decimal("0.5")
+    )  # as it is spelt: 0.29 x 50 is 14.5, which floats miss
     if tokens < 1 <= n_visual:
         least = f"{math.ceil(5000 / n_visual) / 100:g}%"
-        raise PrunebenchError(f"budget {keep}: expected at least one token, found a prompt of {n_visual} visual tokens: give {least} or more")
+        raise PrunebenchError(
+            f"budget {keep}: expected at least one token, found a prompt of {n_visual} visual tokens: give {least} or"
+            " more"
+        )
     return tokens
 
 
@@ -57,7 +67,8 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class VisionShape:
-    """What a ViT tower and its projector run for one image: `layers_used` are the layers that run, `tokens` includes [CLS]."""
+    """What a ViT tower and its projector run for one image: `layers_used` are the layers that run, `tokens` includes
+    [CLS]."""
 
     layers_used: int
     hidden: int
@@ -100,7 +111,10 @@ class ModelShape:
     def __getattr__(self, name: str) -> Any:
         # reached for names that a decoder does not have; methods written for 0.1 ask it for these two
         if name in ("n_visual", "vision"):
-            raise AttributeError(f"a decoder has no {name} since prunebench 0.2: ask the prompt (plan(prompt), run.prompts); see docs/migrating.md")
+            raise AttributeError(
+                f"a decoder has no {name} since prunebench 0.2: ask the prompt (plan(prompt), run.prompts); see"
+                " docs/migrating.md"
+            )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
@@ -127,7 +141,8 @@ class PromptShape:
         return quota(keep, self.n_visual)
 
     def places(self) -> list[tuple[int, int, int, int, int, int]]:
-        """(image, view, row, col, rows and cols of the view) of every visual token, in order; row and col -1 for a newline."""
+        """(image, view, row, col, rows and cols of the view) of every visual token, in order; row and col -1 for a
+        newline."""
         found = []
         for i, image in enumerate(self.images):
             for j, view in enumerate(image.views):
@@ -138,7 +153,9 @@ class PromptShape:
 
     def __getattr__(self, name: str) -> Any:
         if name in ModelShape.__dataclass_fields__ or name == "scaled_layer":
-            raise AttributeError(f"a prompt has no {name}: ask its decoder (prompt.decoder.{name}); see docs/migrating.md")
+            raise AttributeError(
+                f"a prompt has no {name}: ask its decoder (prompt.decoder.{name}); see docs/migrating.md"
+            )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def with_text(self, n_text: int) -> PromptShape:
@@ -150,11 +167,21 @@ _CLIP_L_336 = {"layers_used": 24, "hidden": 1024, "mlp": 4096, "tokens": 577, "p
 
 
 def _llava15(decoder: ModelShape) -> PromptShape:
-    return PromptShape(decoder, (ImageShape((Grid(24, 24),), VisionShape(**_CLIP_L_336, projector_hidden=decoder.hidden)),))
+    return PromptShape(
+        decoder, (ImageShape((Grid(24, 24),), VisionShape(**_CLIP_L_336, projector_hidden=decoder.hidden)),)
+    )
 
 
 #: a prompt of one image, without text, for models whose sizes are known without their config file; 16 bit values
 SHAPES = {
-    "llava-1.5-7b": _llava15(ModelShape(depth=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, mlp=11008, vocab=32064, bytes_per_value=2)),
-    "llava-1.5-13b": _llava15(ModelShape(depth=40, hidden=5120, heads=40, kv_heads=40, head_dim=128, mlp=13824, vocab=32064, bytes_per_value=2)),
+    "llava-1.5-7b": _llava15(
+        ModelShape(
+            depth=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, mlp=11008, vocab=32064, bytes_per_value=2
+        )
+    ),
+    "llava-1.5-13b": _llava15(
+        ModelShape(
+            depth=40, hidden=5120, heads=40, kv_heads=40, head_dim=128, mlp=13824, vocab=32064, bytes_per_value=2
+        )
+    ),
 }

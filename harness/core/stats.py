@@ -1,8 +1,9 @@
 """Intervals, exact tests and sample sizes. Images are what is resampled, because questions share images.
 
-Every headline metric here is a sum over groups of (sum of values / number of units): one group for a mean of scores, one
-per category for MME. So a resample of images is a vector of image weights, and all resamples are two matrix products.
-Equal images, seed and number of resamples give equal weights: differences between two cells' resamples are paired.
+Every headline metric here is a sum over groups of (sum of values / number of units): one group for a mean of scores,
+one per category for MME. So a resample of images is a vector of image weights, and all resamples are two matrix
+products. Equal images, seed and number of resamples give equal weights: differences between two cells' resamples are
+paired.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from harness.core.errors import PrunebenchError
 
 RESAMPLES = 2000
 DECISIVE = 20_000
-"""Resamples where a verdict hangs on an end or a p: 2,000 let the end of one in a few hundred intervals fall on the wrong side of 0."""
+"""Resamples where a verdict hangs on an end or a p: 2,000 let the end of one in a few hundred intervals fall on the
+wrong side of 0."""
 LEVEL = 0.95
 MME_PERCEPTION = frozenset(
     ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]
@@ -45,8 +47,8 @@ class Interval:
 class Clustered:
     """A metric's additive form: what each image contributes to each group.
 
-    values, counts: (groups, images) float64: sum of the unit values, number of units. A unit is a question (worth 0..1), or
-    for MME a pair of questions (worth 0..200 points). `unit_max` is what one unit can be worth.
+    values, counts: (groups, images) float64: sum of the unit values, number of units. A unit is a question (worth
+    0..1), or for MME a pair of questions (worth 0..200 points). `unit_max` is what one unit can be worth.
     """
 
     values: NDArray[np.float64]
@@ -69,7 +71,8 @@ class Clustered:
         return float((self.values.sum(axis=1) / self.counts.sum(axis=1)).sum())
 
     def unlike(self, level: float = LEVEL) -> float:
-        """How far the metric may be from what images that are all alike gave: `unlike` of each group's images, together at `level`."""
+        """How far the metric may be from what images that are all alike gave: `unlike` of each group's images, together
+        at `level`."""
         groups = (self.counts > 0).sum(axis=1)
         return self.unit_max * sum(unlike(int(n), 1.0 - (1.0 - level) / len(groups)) for n in groups)
 
@@ -81,13 +84,15 @@ class Clustered:
 def resample_together(cells: Sequence[Clustered], n: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
     """(cells, n) the metric of each cell on the same n draws of images, so that differences between rows are paired.
 
-    The cells must be over the same images. A group that a draw misses altogether stands in with its value on all rows: dropping
-    it would move a sum over categories by up to 200 points for no reason. It matters only for subsets with a few images per
-    category.
+    The cells must be over the same images. A group that a draw misses altogether stands in with its value on all rows:
+    dropping it would move a sum over categories by up to 200 points for no reason. It matters only for subsets with a
+    few images per category.
     """
     images = cells[0].n_clusters
     if any(cell.n_clusters != images for cell in cells):
-        raise PrunebenchError(f"expected cells over the same images, found {sorted({cell.n_clusters for cell in cells})} images")
+        raise PrunebenchError(
+            f"expected cells over the same images, found {sorted({cell.n_clusters for cell in cells})} images"
+        )
     rng = np.random.default_rng(seed)
     ends = np.cumsum([len(cell.values) for cell in cells])[:-1]
     values, counts = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("values", "counts"))
@@ -104,8 +109,8 @@ def resample_together(cells: Sequence[Clustered], n: int = RESAMPLES, seed: int 
 def over_seeds(resamples: NDArray[np.float64], stream: int, seed: int = 0) -> NDArray[np.float64]:
     """(n,) the mean over seeds where every resample also draws the seeds anew: `resamples` is (seeds, n).
 
-    So an interval of it covers both what other images and what other draws of a method's randomness could have given. `stream`
-    numbers independent draws: two methods that are compared need different ones.
+    So an interval of it covers both what other images and what other draws of a method's randomness could have given.
+    `stream` numbers independent draws: two methods that are compared need different ones.
     """
     seeds, n = resamples.shape
     if seeds == 1:
@@ -121,14 +126,16 @@ def quantiles(resamples: NDArray[np.float64], level: float = LEVEL) -> tuple[flo
 
 
 def bootstrap_p(resamples: NDArray[np.float64]) -> float:
-    """Two-sided p of "the true value is 0": twice the share of resamples on the rarer side of it, never below 2 / (n + 1)."""
+    """Two-sided p of "the true value is 0": twice the share of resamples on the rarer side of it, never below 2 / (n +
+    1)."""
     n = len(resamples)
     beyond = min(int((resamples <= TINY).sum()), int((resamples >= -TINY).sum()))
     return min(1.0, 2.0 * (beyond + 1) / (n + 1))
 
 
 def unlike(images: int, level: float = LEVEL) -> float:
-    """How many of all images (0..1) may be unlike `images` seen ones that were all alike: Clopper and Pearson's binomial limit.
+    """How many of all images (0..1) may be unlike `images` seen ones that were all alike: Clopper and Pearson's
+    binomial limit.
 
     A bootstrap of images that do not differ knows of no other kind and gives an interval of no width.
     """
@@ -136,7 +143,8 @@ def unlike(images: int, level: float = LEVEL) -> float:
 
 
 def in_headline(metric: str, category: Sequence[str | None]) -> list[bool]:
-    """Which questions a metric is computed from: all, but an MME score of perception or cognition has its own categories."""
+    """Which questions a metric is computed from: all, but an MME score of perception or cognition has its own
+    categories."""
     if not metric.startswith("mme_") or not ("perception" in metric or "cognition" in metric):
         return [True] * len(category)
     return [(str(kind) in MME_PERCEPTION) == ("perception" in metric) for kind in category]
@@ -152,8 +160,8 @@ def cluster(
     """The additive form of `metric` from one row per question.
 
     Names that start with "mme_" are MME sums ("perception" or "cognition" in the name picks the categories, else all);
-    every other name is the mean of `score` (0..1). Raises PrunebenchError for no rows, and for an MME pair that is not two
-    questions about one image.
+    every other name is the mean of `score` (0..1). Raises PrunebenchError for no rows, and for an MME pair that is not
+    two questions about one image.
     """
     scores = np.asarray(score, dtype=np.float64)
     if not len(scores):
@@ -163,7 +171,9 @@ def cluster(
         return Clustered(*_sums(scores, np.zeros(len(scores), dtype=np.int64), owner, 1, len(names)), unit_max=1.0)
 
     pairs: dict[tuple[str, str], list[int]] = {}
-    for row, (kind, question, counts) in enumerate(zip(category, question_id, in_headline(metric, category), strict=True)):
+    for row, (kind, question, counts) in enumerate(
+        zip(category, question_id, in_headline(metric, category), strict=True)
+    ):
         if counts:
             pairs.setdefault((str(kind), str(question)), []).append(row)
     if not pairs:
@@ -173,7 +183,8 @@ def cluster(
         if len(rows) != 2 or image[rows[0]] != image[rows[1]]:
             found = f"{len(rows)} question(s) about {len({image[row] for row in rows})} image(s)"
             raise PrunebenchError(
-                f"{metric}: expected two questions about one image for {kind}/{question}, found {found}; take whole pairs"
+                f"{metric}: expected two questions about one image for {kind}/{question}, found {found}; take whole"
+                " pairs"
             )
     first, second = np.array(list(pairs.values())).T
     # acc (both questions' mean) + acc_plus (both right), each in 0..100
@@ -183,7 +194,9 @@ def cluster(
     return Clustered(*_sums(points, group, owner, len(kinds), len(names)), unit_max=200.0)
 
 
-def interval(metric: str, rows: Clustered, *, level: float = LEVEL, n: int = RESAMPLES, seed: int = 0) -> Interval | None:
+def interval(
+    metric: str, rows: Clustered, *, level: float = LEVEL, n: int = RESAMPLES, seed: int = 0
+) -> Interval | None:
     """The percentile interval of `metric` over resampled images; None for one image, which says nothing about spread.
 
     Where every image is wholly right, or wholly wrong, the other end is a binomial limit (`Clustered.unlike`).
@@ -203,9 +216,9 @@ def interval(metric: str, rows: Clustered, *, level: float = LEVEL, n: int = RES
 def mcnemar(better: int, worse: int) -> float:
     """Exact two-sided McNemar test from the discordant questions: is "better" as likely as "worse"?
 
-    P(at most min(better, worse) of n = better + worse fair coins) twice, at most 1. Soft scores need no threshold: a question
-    is better or worse by its score, which makes this the exact sign test; for scores of 0 and 1 the two are one. It takes
-    questions for independent: read it beside an interval by image.
+    P(at most min(better, worse) of n = better + worse fair coins) twice, at most 1. Soft scores need no threshold: a
+    question is better or worse by its score, which makes this the exact sign test; for scores of 0 and 1 the two are
+    one. It takes questions for independent: read it beside an interval by image.
     """
     from scipy.special import bdtr
 
@@ -216,8 +229,8 @@ def mcnemar(better: int, worse: int) -> float:
 def combined_p(values: Sequence[float]) -> float:
     """One p-value from several dependent ones: twice their median, at most 1; one value is itself.
 
-    Valid whatever the dependence, as between tests against several seeds on the same questions: the k-th smallest of K times K/k
-    is (Rueger 1978), and K/k is at most 2 at the median, of an even number the upper one.
+    Valid whatever the dependence, as between tests against several seeds on the same questions: the k-th smallest of K
+    times K/k is (Rueger 1978), and K/k is at most 2 at the median, of an even number the upper one.
     """
     if len(values) == 1:
         return values[0]
@@ -225,7 +238,8 @@ def combined_p(values: Sequence[float]) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values of one family, in the order given: below 0.05 holds for all with 5 % error in total."""
+    """Holm's step-down adjusted p-values of one family, in the order given: below 0.05 holds for all with 5 % error in
+    total."""
     adjusted = [0.0] * len(values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
@@ -237,8 +251,8 @@ def holm(values: Sequence[float]) -> list[float]:
 def design_effect(values: Sequence[float] | NDArray[np.float64], image: Sequence[str] | NDArray[np.int64]) -> float:
     """Variance of the mean with whole images as units, over that with independent questions. NaN where nothing varies.
 
-    It is 1 + (questions per image - 1) x intra-image correlation for images of equal size (Kish 1965). Chance can take an
-    estimate below 1: average several before planning with them.
+    It is 1 + (questions per image - 1) x intra-image correlation for images of equal size (Kish 1965). Chance can take
+    an estimate below 1: average several before planning with them.
     """
     away = np.asarray(values, dtype=np.float64) - np.mean(values)
     alone = float((away**2).sum())
@@ -249,12 +263,14 @@ def design_effect(values: Sequence[float] | NDArray[np.float64], image: Sequence
     return together / alone
 
 
-def questions_needed(difference: float, discordant: float, effect: float = 1.0, power: float = 0.8, level: float = LEVEL) -> int:
+def questions_needed(
+    difference: float, discordant: float, effect: float = 1.0, power: float = 0.8, level: float = LEVEL
+) -> int:
     """Questions for a paired test to find a true `difference` (0.01 = one point) with this power.
 
-    `discordant` is the share of questions on which the two differ. n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2 (Connor 1987,
-    Biometrics 43, 207-211, for McNemar's test), times the design effect. A difference above the discordance cannot be: then
-    the discordance is taken to be the difference itself.
+    `discordant` is the share of questions on which the two differ. n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2
+    (Connor 1987, Biometrics 43, 207-211, for McNemar's test), times the design effect. A difference above the
+    discordance cannot be: then the discordance is taken to be the difference itself.
     """
     from scipy.special import ndtri
 
@@ -265,7 +281,8 @@ def questions_needed(difference: float, discordant: float, effect: float = 1.0, 
 
 
 def detectable(n: int, discordant: float, effect: float = 1.0, power: float = 0.8, level: float = LEVEL) -> float:
-    """The smallest difference that `n` questions find with this power: `questions_needed` turned round; NaN where even 1 needs more."""
+    """The smallest difference that `n` questions find with this power: `questions_needed` turned round; NaN where even
+    1 needs more."""
     low, high = 1e-6, 1.0
     if questions_needed(high, discordant, effect, power, level) > n:
         return math.nan
@@ -276,11 +293,14 @@ def detectable(n: int, discordant: float, effect: float = 1.0, power: float = 0.
 
 
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Which points are on the front, cheapest first: none other costs no more and is worth no less, and one of the two strictly.
+    """Which points are on the front, cheapest first: none other costs no more and is worth no less, and one of the two
+    strictly.
 
     Points with equal cost and value are on it together; a point with NaN is never.
     """
-    points = [(c, v, i) for i, (c, v) in enumerate(zip(costs, values, strict=True)) if not (math.isnan(c) or math.isnan(v))]
+    points = [
+        (c, v, i) for i, (c, v) in enumerate(zip(costs, values, strict=True)) if not (math.isnan(c) or math.isnan(v))
+    ]
     front: list[int] = []
     best, best_cost = -math.inf, -math.inf
     for cost, value, index in sorted(points, key=lambda p: (p[0], -p[1], p[2])):

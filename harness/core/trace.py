@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 class LayerTrace:
     """One decoder layer of one prefill batch.
 
-    `columns`: padded length every row was run at; `rows`: query rows run, None for all columns (fewer where a prefix is shared).
-    `tokens`, `visual`: per row, tokens and visual tokens without padding. `edit_rows`: query rows (padded) of each extra attention call
-    that an edit made. `silenced`: per row, causal (query, key) pairs whose probability an edit removed.
+    `columns`: padded length every row was run at; `rows`: query rows run, None for all columns (fewer where a prefix is
+    shared). `tokens`, `visual`: per row, tokens and visual tokens without padding. `edit_rows`: query rows (padded) of
+    each extra attention call that an edit made. `silenced`: per row, causal (query, key) pairs whose probability an
+    edit removed.
     """
 
     columns: int
@@ -26,8 +27,8 @@ class LayerTrace:
 class Trace:
     """A prefill of `batch` rows and the decode steps after it.
 
-    `scoring_executed` / `scoring` are FLOPs (1 multiply-add = 2) of the matrix products methods asked for: as run on the padded
-    batch, and per row without padding. `notes[name]` holds one number per row (fusion layer, forced, ...).
+    `scoring_executed` / `scoring` are FLOPs (1 multiply-add = 2) of the matrix products methods asked for: as run on
+    the padded batch, and per row without padding. `notes[name]` holds one number per row (fusion layer, forced, ...).
     """
 
     batch: int
@@ -39,7 +40,8 @@ class Trace:
     decode_steps: int = 0
 
     def kept(self, row: int) -> int:
-        """Visual tokens after the method's last content-based selection; methods that choose late note it, or the last layer's count."""
+        """Visual tokens after the method's last content-based selection; methods that choose late note it, or the last
+        layer's count."""
         noted = self.notes.get("kept")
         return int(noted[row]) if noted is not None else self.layers[-1].visual[row]
 

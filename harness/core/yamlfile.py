@@ -1,4 +1,5 @@
-"""YAML files that people write: a key given twice is refused, and errors say where they are and what would have fitted."""
+"""YAML files that people write: a key given twice is refused, and errors say where they are and what would have
+fitted."""
 
 from __future__ import annotations
 
@@ -41,11 +42,14 @@ def read(file: Path, what: str) -> dict[str, Any]:
 
 
 def said(error: ValidationError, models: Mapping[str, type[BaseModel]]) -> str:
-    """What does not fit, one clause per error. `models`: the class that holds the keys of a list ("methods"), and of the file ("")."""
+    """What does not fit, one clause per error. `models`: the class that holds the keys of a list ("methods"), and of
+    the file ("")."""
     clauses = []
     found = error.errors()
     for one in found:
-        if one["type"] == "too_short" and any(len(o["loc"]) > len(one["loc"]) and o["loc"][: len(one["loc"])] == one["loc"] for o in found):
+        if one["type"] == "too_short" and any(
+            len(o["loc"]) > len(one["loc"]) and o["loc"][: len(one["loc"])] == one["loc"] for o in found
+        ):
             continue  # a list whose entries were refused is not short
         *at, key = one["loc"] or ("",)
         where = ".".join(map(str, one["loc"]))
@@ -56,5 +60,7 @@ def said(error: ValidationError, models: Mapping[str, type[BaseModel]]) -> str:
             clauses.append(f"{where}: missing")
         else:
             message = one["msg"].replace("a valid tuple", "a list, as in [a, b]").removeprefix("Value error, ")
-            clauses.append(f"{where + ': ' if where else ''}{message}" + (f"; found {str(one['input'])[:60]!r}" if where else ""))
+            clauses.append(
+                f"{where + ': ' if where else ''}{message}" + (f"; found {str(one['input'])[:60]!r}" if where else "")
+            )
     return "; ".join(clauses)

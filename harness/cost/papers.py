@@ -4,9 +4,10 @@ All papers here call one multiply-add a FLOP. With n tokens in a layer of width 
 
     c(n, f) = 4 n d^2 + 2 n^2 d + f n d m        projections, QK^T and AV (n x n), f feed-forward matrices
 
-LLaMA has f = 3 (SwiGLU); FastV and DivPrune count 2. None counts vision tower, projector, LM head, scoring or decoding. They
-also differ in which tokens are n. `visual` is the number of visual tokens entering each decoder layer, as in a trace or from
-`Method.plan`; fractions are welcome (means over samples, though n^2 of a mean is a little below the mean of n^2).
+LLaMA has f = 3 (SwiGLU); FastV and DivPrune count 2. None counts vision tower, projector, LM head, scoring or decoding.
+They also differ in which tokens are n. `visual` is the number of visual tokens entering each decoder layer, as in a
+trace or from `Method.plan`; fractions are welcome (means over samples, though n^2 of a mean is a little below the mean
+of n^2).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ N_SYSTEM = 35
 
 @dataclass(frozen=True)
 class Reported:
-    """One paper's number for a run: multiply-adds of the prefill or of its mean layer (`per`), and the unpruned model's."""
+    """One paper's number for a run: multiply-adds of the prefill or of its mean layer (`per`), and the unpruned
+    model's."""
 
     who: str
     macs: float
@@ -65,8 +67,9 @@ def divprune(shape: ModelShape, visual: Sequence[float], n_question: float) -> f
 
 
 def visipruner(shape: ModelShape, visual: Sequence[float]) -> float:
-    """Layers that still hold all visual tokens are counted without attention, as if the shallow stage skipped it up to the filter
-    layer, which neither its code nor the method does: text has to attend vision for the filter layer to be found."""
+    """Layers that still hold all visual tokens are counted without attention, as if the shallow stage skipped it up to
+    the filter layer, which neither its code nor the method does: text has to attend vision for the filter layer to be
+    found."""
     full = max(visual)
     if min(visual) == full:
         return pyramiddrop(shape, visual)
@@ -79,7 +82,8 @@ def honest(shape: ModelShape, visual: Sequence[float], n_text: float) -> float:
 
 
 def visual_attention(visual: Sequence[float], n_text: float, n_visual: int) -> float:
-    """VisiPruner's "visual attention" of a run over that of the unpruned model: mean over layers of v^2 + v n_text; in [0, 1]."""
+    """VisiPruner's "visual attention" of a run over that of the unpruned model: mean over layers of v^2 + v n_text; in
+    [0, 1]."""
 
     def pairs(v: float) -> float:
         return v * v + v * n_text
@@ -87,13 +91,17 @@ def visual_attention(visual: Sequence[float], n_text: float, n_visual: int) -> f
     return sum(pairs(v) for v in visual) / (len(visual) * pairs(n_visual))
 
 
-def reports(shape: ModelShape, visual: Sequence[float], n_text: float, n_visual: int, n_system: int = N_SYSTEM) -> list[Reported]:
-    """The run with `visual[l]` of `n_visual` visual tokens in layer l and `n_text` text tokens (`n_system` before the image), as each paper
-    would have reported it, and last as it is."""
+def reports(
+    shape: ModelShape, visual: Sequence[float], n_text: float, n_visual: int, n_system: int = N_SYSTEM
+) -> list[Reported]:
+    """The run with `visual[l]` of `n_visual` visual tokens in layer l and `n_text` text tokens (`n_system` before the
+    image), as each paper would have reported it, and last as it is."""
     unpruned = [float(n_visual)] * len(visual)
     n_question = n_text - n_system
 
-    def of(who: str, count: Callable[[Sequence[float]], float], formula: str, source: str, per: str = "prefill") -> Reported:
+    def of(
+        who: str, count: Callable[[Sequence[float]], float], formula: str, source: str, per: str = "prefill"
+    ) -> Reported:
         return Reported(who, count(visual), count(unpruned), per, formula, source)
 
     return [
@@ -117,5 +125,10 @@ def reports(shape: ModelShape, visual: Sequence[float], n_text: float, n_visual:
             "sum of c(visual, f=3), no attention while all visual tokens are there",
             "arXiv 2510.17205, appendix M",
         ),
-        of("as it runs", lambda v: honest(shape, v, n_text), f"sum of c(visual + {n_text:g} text, f=3), dense", "prunebench"),
+        of(
+            "as it runs",
+            lambda v: honest(shape, v, n_text),
+            f"sum of c(visual + {n_text:g} text, f=3), dense",
+            "prunebench",
+        ),
     ]

@@ -1,8 +1,10 @@
-"""What a method will cost, without weights and without running: `prunebench cost METHOD --budget 64 --model llava-1.5-7b`.
+"""What a method will cost, without weights and without running: `prunebench cost METHOD --budget 64 --model
+llava-1.5-7b`.
 
-A method with a known schedule says how many visual tokens enter each layer (`Method.plan`); that schedule becomes a trace of one
-prompt, and every number comes from the trace by the functions that also count real runs. Adaptive methods are asked with the
-layers that they would choose, as the knobs that force them (`Method.choices`); several prompts may be given, and their costs are averaged.
+A method with a known schedule says how many visual tokens enter each layer (`Method.plan`); that schedule becomes a
+trace of one prompt, and every number comes from the trace by the functions that also count real runs. Adaptive methods
+are asked with the layers that they would choose, as the knobs that force them (`Method.choices`); several prompts may
+be given, and their costs are averaged.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class _PlannedRun:
 
 
 def usual_prompt(name: str) -> PromptShape:
-    """A prompt of one image for a model by name: from `SHAPES`, otherwise from its config file. Raises as `locate_model` does."""
+    """A prompt of one image for a model by name: from `SHAPES`, otherwise from its config file. Raises as
+    `locate_model` does."""
     return SHAPES[name] if name in SHAPES else locate_model(name, "cpu").usual
 
 
@@ -66,7 +69,8 @@ def model_knobs(name: str, method: str) -> dict[str, object]:
 
 
 def each_prompt(cls: type[Method], knobs: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The knobs of each prompt, where one that holds a single value was given several: {"force_fusion_layer": "13,14"} are two prompts.
+    """The knobs of each prompt, where one that holds a single value was given several: {"force_fusion_layer": "13,14"}
+    are two prompts.
 
     One value stands for all prompts. Raises PrunebenchError for lists of unlike length.
     """
@@ -81,20 +85,23 @@ def each_prompt(cls: type[Method], knobs: Mapping[str, str]) -> list[dict[str, A
     unlike = {k: len(values) for k, values in lists.items() if len(values) != longest}
     if unlike:
         found = ", ".join(f"{len(values)} of {k}" for k, values in lists.items())
-        raise PrunebenchError(f"--set: expected as many values of each knob that has several (one prompt each); found {found}")
+        raise PrunebenchError(
+            f"--set: expected as many values of each knob that has several (one prompt each); found {found}"
+        )
     return [{k: lists[k][i].strip() if k in lists else v for k, v in knobs.items()} for i in range(longest)]
 
 
 def schedule(method: Method, prompt: PromptShape) -> list[int]:
-    """Visual tokens per layer. Raises PrunebenchError where the method cannot say, with the knobs that would force what the prompt decides."""
+    """Visual tokens per layer. Raises PrunebenchError where the method cannot say, with the knobs that would force what
+    the prompt decides."""
     plan = method.plan(prompt)
     if plan is not None:
         return plan
     forced = " ".join(f"--set {name}={value}" for name, value in method.choices(prompt.decoder).items())
     if forced:
         raise PrunebenchError(
-            f"{method.name} lets the prompt decide: give a number of tokens (--budget 10) and force its choices, once or for several prompts "
-            f"(13,14,15), as in {forced}"
+            f"{method.name} lets the prompt decide: give a number of tokens (--budget 10) and force its choices, once"
+            f" or for several prompts (13,14,15), as in {forced}"
         )
     raise PrunebenchError(f"{method.name} has no plan(): what it costs is known only after a run, from its cells")
 
@@ -102,8 +109,8 @@ def schedule(method: Method, prompt: PromptShape) -> list[int]:
 def planned_trace(method: Method, prompt: PromptShape, visual: Sequence[int], n_before: int) -> Trace:
     """The trace of one prompt: `visual[l]` visual tokens enter layer l, `n_before` of its text tokens before them.
 
-    Edits are those the method asks for; scoring is what `plan_scoring` says, 0 where the prompt decides. Raises PrunebenchError
-    where edits depend on the prompt.
+    Edits are those the method asks for; scoring is what `plan_scoring` says, 0 where the prompt decides. Raises
+    PrunebenchError where edits depend on the prompt.
     """
     layers = []
     for layer, v in enumerate(visual):
@@ -112,7 +119,8 @@ def planned_trace(method: Method, prompt: PromptShape, visual: Sequence[int], n_
             edits = method.edit_attention(_PlannedRun(prompt, layout), layer)  # type: ignore[arg-type]  # no matmul, no note
         except (KeyError, AttributeError) as missing:
             raise PrunebenchError(
-                f"{method.name}: its attention edits in layer {layer} depend on the prompt ({missing}): run it, and see its cells"
+                f"{method.name}: its attention edits in layer {layer} depend on the prompt ({missing}): run it, and see"
+                " its cells"
             ) from None
         pairs = [edited_pairs(edit, layout) for edit in edits]
         rows = [p.rows.columns.shape[1] for p in pairs]
@@ -137,8 +145,8 @@ def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = publi
     method, shape, n_text = methods[0], prompt.decoder, prompt.n_text
     if not 0 <= n_before < n_text:
         raise PrunebenchError(
-            f"expected some text behind the image: fewer text tokens before it (--text-before, found {n_before}) than in all "
-            f"(--text-tokens, found {n_text})"
+            f"expected some text behind the image: fewer text tokens before it (--text-before, found {n_before}) than"
+            f" in all (--text-tokens, found {n_text})"
         )
     schedules = [schedule(each, prompt) for each in methods]
     traces = [planned_trace(each, prompt, visual, n_before) for each, visual in zip(methods, schedules, strict=True)]
@@ -162,7 +170,9 @@ def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = publi
         ("projector", lambda t: sum(flops.projector(shape, i.vision) for i in prompt.images), 1e12, "TFLOPs"),
         ("KV cache after the prefill", lambda t: flops.kv_bytes(shape, t, 0), 2**20, "MiB"),
     ]
-    unknown_scoring = any(each.plan_scoring(prompt, visual) is None for each, visual in zip(methods, schedules, strict=True))
+    unknown_scoring = any(
+        each.plan_scoring(prompt, visual) is None for each, visual in zip(methods, schedules, strict=True)
+    )
     body = []
     for name, value, unit, word in columns:
         mine, whole = mean(value, traces) / unit, value(base) / unit
@@ -172,12 +182,20 @@ def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = publi
         else:
             body.append([name, f"{mine:,.4g}", f"{whole:,.4g}", share, word])
     head = ["", method.name, "unpruned", "% of unpruned", "unit"]
-    lines += ["", str(tabulate(body, headers=head, disable_numparse=True, colalign=["left", "right", "right", "right", "left"]))]
+    lines += [
+        "",
+        str(tabulate(body, headers=head, disable_numparse=True, colalign=["left", "right", "right", "right", "left"])),
+    ]
     if unknown_scoring:
-        lines.append("(the rows above leave out this method's scoring: it depends on the prompt, or the method has no plan_scoring())")
+        lines.append(
+            "(the rows above leave out this method's scoring: it depends on the prompt, or the method has no"
+            " plan_scoring())"
+        )
     lines += ["", "One multiply-add counted as one FLOP, the papers would have reported for this run:"]
     body = []
-    for same in zip(*(published.reports(shape, visual, n_text, prompt.n_visual, n_before) for visual in schedules), strict=True):
+    for same in zip(
+        *(published.reports(shape, visual, n_text, prompt.n_visual, n_before) for visual in schedules), strict=True
+    ):
         macs, first = sum(r.macs for r in same) / len(same), same[0]
         scale, unit_name = (1e12, "T") if first.per == "prefill" else (1e9, "G a layer")
         change = f"{100 * (macs / first.unpruned - 1):+.1f} %"
@@ -187,7 +205,9 @@ def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = publi
     align = ["left", "right", "right", "right", "left", "left"]
     lines.append(str(tabulate(body, headers=head, disable_numparse=True, colalign=align)))
     seen = sum(published.visual_attention(visual, n_text, prompt.n_visual) for visual in schedules) / len(schedules)
-    lines.append(f"visual attention as VisiPruner counts it: {100 * (seen - 1):+.2f} %   c(n, f) = 4nd^2 + 2n^2 d + fndm")
+    lines.append(
+        f"visual attention as VisiPruner counts it: {100 * (seen - 1):+.2f} %   c(n, f) = 4nd^2 + 2n^2 d + fndm"
+    )
     return "\n".join(lines)
 
 

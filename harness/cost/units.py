@@ -1,4 +1,5 @@
-"""The README's table: what "64 tokens" costs under each unit of budget, for one model, from the methods' own schedules."""
+"""The README's table: what "64 tokens" costs under each unit of budget, for one model, from the methods' own
+schedules."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ def units_table(
     tokens: int = 64,
     methods: Sequence[str] = ("uniform", "fastv", "sparsevlm", "downsample"),
 ) -> str:
-    """Markdown: per unit and method the `keep` that meets the budget, mean visual tokens, prefill TFLOPs and their share.
+    """Markdown: per unit and method the `keep` that meets the budget, mean visual tokens, prefill TFLOPs and their
+    share.
 
-    The FLOPs budget is what `tokens` before the language model cost, so all three lines of a method mean "64" to somebody.
+    The FLOPs budget is what `tokens` before the language model cost, so all three lines of a method mean "64" to
+    somebody.
     """
     before_llm = cost_of(build(methods[0], Budget("kept", tokens), {}, prompt), prompt)
     assert before_llm is not None

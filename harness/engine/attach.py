@@ -1,9 +1,9 @@
 """`attach(model, method)`: prune every prefill inside the block, measure what ran, leave nothing behind.
 
-How it holds on to a transformers 5 model without forking a file: pre-hooks on the decoder layers own the residual stream and
-hand every layer its own mask, positions and rotary embeddings (what a hook passes reaches that layer only); the attention
-function is ours through `AttentionInterface`, so q, k, v are the model's own, after RoPE. A prefill is recognised by an empty
-cache at layer 0. In decode every layer has its own cache length, hence its own mask.
+How it holds on to a transformers 5 model without forking a file: pre-hooks on the decoder layers own the residual
+stream and hand every layer its own mask, positions and rotary embeddings (what a hook passes reaches that layer only);
+the attention function is ours through `AttentionInterface`, so q, k, v are the model's own, after RoPE. A prefill is
+recognised by an empty cache at layer 0. In decode every layer has its own cache length, hence its own mask.
 """
 
 from __future__ import annotations
@@ -23,20 +23,27 @@ from harness.models.adapters import adapter_for
 from harness.models.adapters.text_encoder import TextEncoder
 
 KERNEL = "prunebench"
-#: decoder attention modules under an attached engine; found by module, since hook kwargs do not reach the attention function
+#: decoder attention modules under an attached engine; found by module, since hook kwargs do not reach the attention
+#: function
 _ACTIVE: dict[int, EngineRun] = {}
 #: keywords of an attention function that change its arithmetic in a way that ours does not do
 _REFUSED = ("sliding_window", "softcap", "s_aux")
 
 
 def _engine_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **others: object
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **others: object,
 ) -> tuple[Tensor, None]:
     for name in _REFUSED:
         if others.get(name) is not None:
             raise PrunebenchError(
-                f"decoder layer {module.layer_idx}: expected plain softmax attention, found {name}={others[name]}, which prunebench does not "
-                "compute: use a model without it"
+                f"decoder layer {module.layer_idx}: expected plain softmax attention, found {name}={others[name]},"
+                " which prunebench does not compute: use a model without it"
             )
     run = _ACTIVE.get(id(module))
     if run is None:
@@ -61,13 +68,14 @@ def attach(
     looks: Iterable[TowerLook] = (),
     text_encoder: Callable[[], TextEncoder] | None = None,
 ) -> Iterator[EngineRun]:
-    """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an exception.
+    """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an
+    exception.
 
-    `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after every
-    reduction (each layer then decodes at its own cache length), "method" leaves it to the method. `looks`: more of the vision tower than
-    the method sees, for `EngineRun.encode`. `text_encoder` gives what `Run.question` encodes with, when it is first asked.
-    Works with `forward` and with `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError for
-    unsupported models and for a second attach.
+    `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after
+    every reduction (each layer then decodes at its own cache length), "method" leaves it to the method. `looks`: more
+    of the vision tower than the method sees, for `EngineRun.encode`. `text_encoder` gives what `Run.question` encodes
+    with, when it is first asked. Works with `forward` and with `generate` (KV cache of different length per layer,
+    left-padded batches). Raises PrunebenchError for unsupported models and for a second attach.
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", positions, POSITION_POLICIES)
@@ -75,7 +83,9 @@ def attach(
     method = method.for_model(adapter.shape)
     attentions = [layer.self_attn for layer in adapter.layers]
     if any(id(a) in _ACTIVE for a in attentions):
-        raise PrunebenchError("a method is already attached to this model: leave its attach() block before entering another")
+        raise PrunebenchError(
+            "a method is already attached to this model: leave its attach() block before entering another"
+        )
     run = EngineRun(adapter, method, seed, positions, text_encoder)
     text_config = adapter.text.config
     before = text_config._attn_implementation
@@ -97,7 +107,9 @@ def attach(
         handles.append(adapter.core.register_forward_pre_hook(run._on_core, with_kwargs=True))
         handles.append(adapter.text.register_forward_pre_hook(run._on_text, with_kwargs=True))
         handles.append(adapter.tower.register_forward_pre_hook(run._on_tower, with_kwargs=True))
-        handles += [module.register_forward_pre_hook(pre_hook(i), with_kwargs=True) for i, module in enumerate(adapter.layers)]
+        handles += [
+            module.register_forward_pre_hook(pre_hook(i), with_kwargs=True) for i, module in enumerate(adapter.layers)
+        ]
         yield run
     finally:
         eye.remove()

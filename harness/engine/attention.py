@@ -1,8 +1,8 @@
 """One layer's attention under the engine: SDPA, exact edits without an n x n matrix, and softmax rows on demand.
 
-Zeroing the probabilities of columns J after softmax is attention with v_j := 0 on J; sending them to a sink is attention with
-v_j := v_sink. So an edit on a group of rows is one more SDPA call on just those rows with other values, and nothing is
-renormalised. Scores are the softmax of the asked rows only, from the layer's own q and k.
+Zeroing the probabilities of columns J after softmax is attention with v_j := 0 on J; sending them to a sink is
+attention with v_j := v_sink. So an edit on a group of rows is one more SDPA call on just those rows with other values,
+and nothing is renormalised. Scores are the softmax of the asked rows only, from the layer's own q and k.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from harness.method import AttentionEdit, Heads, Probabilities, Rows
 CountScoring = Callable[[int, Sequence[int]], None]
 #: `vector (..., n or 1, head_dim)` rotated at `positions (b, n, axes)`, in float32
 Rotate = Callable[[Tensor, Tensor], Tensor]
-#: rows whose probabilities are held at once where heads are reduced: all rows of a long prompt would be a matrix of n x n a head
+#: rows whose probabilities are held at once where heads are reduced: all rows of a long prompt would be a matrix of n x
+#: n a head
 ROWS_AT_ONCE = 64
 
 
@@ -58,8 +59,8 @@ class EditTrace:
 
 
 class EditedPairs(NamedTuple):
-    """Which pairs an edit is about: its query `rows`, its key `cols (b, n)` bool, what those rows may attend, `allowed (b, r, n)`
-    bool, and `silenced (b,)`: causal pairs that lose their probability."""
+    """Which pairs an edit is about: its query `rows`, its key `cols (b, n)` bool, what those rows may attend, `allowed
+    (b, r, n)` bool, and `silenced (b,)`: causal pairs that lose their probability."""
 
     rows: Gathered
     cols: Tensor
@@ -124,7 +125,8 @@ def apply_edits(
 
 
 def asked_rows(layout: TokenLayout, rows: Rows, of: Tensor | None = None) -> Gathered:
-    """The columns of the asked query rows, (b, r); those of prompts outside `of (b,)` bool are no real rows. Raises PrunebenchError for others."""
+    """The columns of the asked query rows, (b, r); those of prompts outside `of (b,)` bool are no real rows. Raises
+    PrunebenchError for others."""
     if isinstance(rows, str):
         if rows == "last":
             last = torch.full((layout.valid.shape[0], 1), layout.n - 1, device=layout.valid.device)
@@ -132,7 +134,9 @@ def asked_rows(layout: TokenLayout, rows: Rows, of: Tensor | None = None) -> Gat
         elif rows in ("after", "visual"):
             asked = layout.after_tokens if rows == "after" else layout.visual_tokens
         else:
-            raise PrunebenchError(f"expected rows last, after, visual or a bool mask over the text behind the image, found {rows!r}")
+            raise PrunebenchError(
+                f"expected rows last, after, visual or a bool mask over the text behind the image, found {rows!r}"
+            )
     else:
         after = layout.after_tokens
         if rows.shape != after.columns.shape or rows.dtype != torch.bool:
@@ -145,12 +149,16 @@ def asked_rows(layout: TokenLayout, rows: Rows, of: Tensor | None = None) -> Gat
     if of is None:
         return asked
     if of.shape != asked.valid.shape[:1] or of.dtype != torch.bool:
-        raise PrunebenchError(f"expected of as bool ({asked.valid.shape[0]},), one a prompt of the batch; found {of.dtype} {tuple(of.shape)}")
+        raise PrunebenchError(
+            f"expected of as bool ({asked.valid.shape[0]},), one a prompt of the batch; found {of.dtype}"
+            f" {tuple(of.shape)}"
+        )
     return Gathered(asked.columns, asked.valid & of[:, None])
 
 
 def softmax_rows(q: Tensor, k: Tensor, layout: TokenLayout, asked: Gathered, scaling: float) -> Tensor:
-    """(b, heads, r, n) float32: softmax of the rows `q (b, heads, r, d)` over all columns; rows that are none hold column 0."""
+    """(b, heads, r, n) float32: softmax of the rows `q (b, heads, r, d)` over all columns; rows that are none hold
+    column 0."""
     scores = (q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)) * scaling
     key_index = torch.arange(layout.n, device=q.device)
     allowed = (key_index <= asked.columns[:, :, None]) & layout.valid[:, None, :]
@@ -187,8 +195,11 @@ def n_asked(layout: TokenLayout, rows: Rows, of: Tensor | None, asked: Gathered)
     return [int(n) for n in asked.valid.sum(1).tolist()]
 
 
-def product_flops(layout: TokenLayout, n_rows: Sequence[int], width: int, heads: int, head_dim: int) -> tuple[int, list[int]]:
-    """FLOPs of the product of query rows with all keys: of the batch padded to `width` rows, and per prompt without padding."""
+def product_flops(
+    layout: TokenLayout, n_rows: Sequence[int], width: int, heads: int, head_dim: int
+) -> tuple[int, list[int]]:
+    """FLOPs of the product of query rows with all keys: of the batch padded to `width` rows, and per prompt without
+    padding."""
     per_row = [2 * heads * head_dim * rows * n for rows, n in zip(n_rows, layout.counts, strict=True)]
     return 2 * len(n_rows) * heads * width * layout.n * head_dim, per_row
 
@@ -197,7 +208,15 @@ class LayerAttention:
     """`harness.method.Attention` for one layer of a prefill."""
 
     def __init__(
-        self, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor, out: Tensor, scaling: float, count: CountScoring, rotate: Rotate
+        self,
+        layout: TokenLayout,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        scaling: float,
+        count: CountScoring,
+        rotate: Rotate,
     ) -> None:
         self._layout, self._q, self._k, self._v, self._out = layout, q, k, v, out
         self._scaling, self._count, self._rotate = scaling, count, rotate
@@ -206,7 +225,9 @@ class LayerAttention:
         asked = asked_rows(self._layout, rows, of)
         n_rows = n_asked(self._layout, rows, of, asked)
         self._count(*product_flops(self._layout, n_rows, asked.columns.shape[1], self._q.shape[1], self._q.shape[3]))
-        return visual_probs(lambda columns: _gather_rows(self._q, columns), self._k, self._layout, asked, self._scaling, heads)
+        return visual_probs(
+            lambda columns: _gather_rows(self._q, columns), self._k, self._layout, asked, self._scaling, heads
+        )
 
     @property
     def layout(self) -> TokenLayout:
@@ -214,7 +235,8 @@ class LayerAttention:
         return self._layout
 
     def row_probs(self, asked: Gathered) -> Tensor:
-        """(b, heads, r, n) float32: softmax of the asked rows over all columns; rows that are none hold column 0. Not charged to the trace."""
+        """(b, heads, r, n) float32: softmax of the asked rows over all columns; rows that are none hold column 0. Not
+        charged to the trace."""
         return softmax_rows(_gather_rows(self._q, asked.columns), self._k, self._layout, asked, self._scaling)
 
     def _of_tokens(self, x: Tensor, tokens: Gathered) -> Tensor:

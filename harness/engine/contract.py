@@ -13,7 +13,14 @@ from harness.engine.layout import TokenLayout
 from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction
 
 
-def check_mask(where: str, what: str, mask: object, shape: torch.Size, device: torch.device, axes: str = "batch, visual tokens present now") -> None:
+def check_mask(
+    where: str,
+    what: str,
+    mask: object,
+    shape: torch.Size,
+    device: torch.device,
+    axes: str = "batch, visual tokens present now",
+) -> None:
     """Raise PrunebenchError unless `mask` is a bool tensor of this shape on this device."""
     if isinstance(mask, Tensor) and mask.shape == shape and mask.dtype == torch.bool and mask.device == device:
         return
@@ -21,8 +28,11 @@ def check_mask(where: str, what: str, mask: object, shape: torch.Size, device: t
     raise PrunebenchError(f"{where}: expected {what} as bool {tuple(shape)} on {device} ({axes}); found {found}")
 
 
-def check_reduction(where: str, reduction: object, layout: TokenLayout, hidden: Tensor, sample: Callable[[int], str]) -> None:
-    """Raise PrunebenchError for a Reduction that cannot be made. `hidden (b, n, d)` enters the layer; `sample` names a row."""
+def check_reduction(
+    where: str, reduction: object, layout: TokenLayout, hidden: Tensor, sample: Callable[[int], str]
+) -> None:
+    """Raise PrunebenchError for a Reduction that cannot be made. `hidden (b, n, d)` enters the layer; `sample` names a
+    row."""
     expected = layout.visual_tokens.valid
     if not isinstance(reduction, Reduction):
         raise PrunebenchError(f"{where}: expected a Reduction or None, found {type(reduction).__name__}")
@@ -37,24 +47,38 @@ def check_reduction(where: str, reduction: object, layout: TokenLayout, hidden: 
     if order is not None:
         _check_tensor(where, "order", order, expected.shape, expected.device)
         _check_finite(where, "order", torch.where(reduction.keep & expected, order, 0), sample)
-    for name, tokens, valid in (("added", reduction.added, reduction.added_valid), ("front", reduction.front, reduction.front_valid)):
+    for name, tokens, valid in (
+        ("added", reduction.added, reduction.added_valid),
+        ("front", reduction.front, reduction.front_valid),
+    ):
         _check_tokens(where, name, tokens, valid, hidden, sample)
 
 
 def _check_tensor(where: str, what: str, values: object, shape: Sequence[int | str], device: torch.device) -> Tensor:
-    """`values` if it is a tensor of real numbers of this shape (words stand for any size) on this device; raises PrunebenchError otherwise."""
+    """`values` if it is a tensor of real numbers of this shape (words stand for any size) on this device; raises
+    PrunebenchError otherwise."""
     if isinstance(values, Tensor) and values.device == device and len(values.shape) == len(shape):
         sizes = all(isinstance(want, str) or have == want for have, want in zip(values.shape, shape, strict=True))
         if sizes and values.dtype != torch.bool and not values.is_complex():
             return values
-    found = f"{values.dtype} {tuple(values.shape)} on {values.device}" if isinstance(values, Tensor) else type(values).__name__
-    raise PrunebenchError(f"{where}: expected {what} as numbers ({', '.join(map(str, shape))}) on {device}; found {found}")
+    found = (
+        f"{values.dtype} {tuple(values.shape)} on {values.device}"
+        if isinstance(values, Tensor)
+        else type(values).__name__
+    )
+    raise PrunebenchError(
+        f"{where}: expected {what} as numbers ({', '.join(map(str, shape))}) on {device}; found {found}"
+    )
 
 
-def _check_tokens(where: str, name: str, tokens: object, valid: object, hidden: Tensor, sample: Callable[[int], str]) -> None:
+def _check_tokens(
+    where: str, name: str, tokens: object, valid: object, hidden: Tensor, sample: Callable[[int], str]
+) -> None:
     if tokens is None:
         if valid is not None:
-            raise PrunebenchError(f"{where}: expected {name}_valid beside {name} tokens, found it alone: leave it out, or give the tokens")
+            raise PrunebenchError(
+                f"{where}: expected {name}_valid beside {name} tokens, found it alone: leave it out, or give the tokens"
+            )
         return
     added = _check_tensor(where, f"{name} tokens", tokens, (hidden.shape[0], "m", hidden.shape[2]), hidden.device)
     if valid is not None:
@@ -69,14 +93,22 @@ def _check_finite(where: str, what: str, values: Tensor, sample: Callable[[int],
 
 
 def check_edits(where: str, edits: object, layout: TokenLayout, sample: Callable[[int], str]) -> None:
-    """Raise PrunebenchError for what is no sequence of AttentionEdits, for columns that do not fit, and for a sink that is no visual token."""
+    """Raise PrunebenchError for what is no sequence of AttentionEdits, for columns that do not fit, and for a sink that
+    is no visual token."""
     if not isinstance(edits, Sequence) or not all(isinstance(edit, AttentionEdit) for edit in edits):
-        raise PrunebenchError(f"{where}: expected a list of AttentionEdits from edit_attention, () for none; found {type(edits).__name__}")
+        raise PrunebenchError(
+            f"{where}: expected a list of AttentionEdits from edit_attention, () for none; found {type(edits).__name__}"
+        )
     expected = layout.visual_tokens.valid
     for edit in edits:
-        for name, word, known in (("rows", edit.rows, ("after", "visual")), ("how", edit.how, ("mask", "zero", "redirect"))):
+        for name, word, known in (
+            ("rows", edit.rows, ("after", "visual")),
+            ("how", edit.how, ("mask", "zero", "redirect")),
+        ):
             if word not in known:
-                raise PrunebenchError(f"{where}: expected {name} of an AttentionEdit as one of {', '.join(known)}; found {word!r}")
+                raise PrunebenchError(
+                    f"{where}: expected {name} of an AttentionEdit as one of {', '.join(known)}; found {word!r}"
+                )
         if edit.cols is not None:
             check_mask(where, "the cols of an AttentionEdit", edit.cols, expected.shape, expected.device)
         if edit.how != "redirect":
@@ -85,13 +117,25 @@ def check_edits(where: str, edits: object, layout: TokenLayout, sample: Callable
         sinks = [edit.sink] * len(counts) if isinstance(edit.sink, int) else _sinks(where, edit.sink, expected)
         for row, (sink, count) in enumerate(zip(sinks, counts, strict=True)):
             if not 0 <= sink < count:
-                raise PrunebenchError(f"{where}, {sample(row)}: expected a sink from 0 to {count - 1} (visual tokens present now), found {sink}")
+                raise PrunebenchError(
+                    f"{where}, {sample(row)}: expected a sink from 0 to {count - 1} (visual tokens present now), found"
+                    f" {sink}"
+                )
 
 
 def _sinks(where: str, sink: object, expected: Tensor) -> list[int]:
-    if not isinstance(sink, Tensor) or sink.shape != expected.shape[:1] or sink.dtype != torch.long or sink.device != expected.device:
-        found = f"{sink.dtype} {tuple(sink.shape)} on {sink.device}" if isinstance(sink, Tensor) else type(sink).__name__
-        raise PrunebenchError(f"{where}: expected a sink as a whole number or long ({len(expected)},) on {expected.device}; found {found}")
+    if (
+        not isinstance(sink, Tensor)
+        or sink.shape != expected.shape[:1]
+        or sink.dtype != torch.long
+        or sink.device != expected.device
+    ):
+        found = (
+            f"{sink.dtype} {tuple(sink.shape)} on {sink.device}" if isinstance(sink, Tensor) else type(sink).__name__
+        )
+        raise PrunebenchError(
+            f"{where}: expected a sink as a whole number or long ({len(expected)},) on {expected.device}; found {found}"
+        )
     return [int(index) for index in sink.tolist()]
 
 

@@ -1,8 +1,8 @@
 """Where every token of the current sequence stands: which columns are visual, which are text, which are padding.
 
-A layout describes the residual stream at one boundary for every row of a batch. Methods never see its columns: they speak
-*visual* coordinates 0..v-1 and named text rows, and the engine translates. Sequences are padded on the left, so the last
-column is every row's last token, before and after a reduction.
+A layout describes the residual stream at one boundary for every row of a batch. Methods never see its columns: they
+speak *visual* coordinates 0..v-1 and named text rows, and the engine translates. Sequences are padded on the left, so
+the last column is every row's last token, before and after a reduction.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class TokenLayout:
     """All tensors are (b, n), on the model's device.
 
     `valid` is False on padding. `visual` marks slots that came from an image (merged tokens included), `after` the text
-    behind the last image. `positions (b, n, axes)` are RoPE positions: one axis, or three (time, height, width) where the model rotates by
-    M-RoPE. `origin` is a visual token's number in the prompt, -1 for text and -2 for tokens a method added.
+    behind the last image. `positions (b, n, axes)` are RoPE positions: one axis, or three (time, height, width) where
+    the model rotates by M-RoPE. `origin` is a visual token's number in the prompt, -1 for text and -2 for tokens a
+    method added.
     """
 
     valid: Tensor
@@ -49,7 +50,11 @@ class TokenLayout:
 
     @classmethod
     def of_prompt(
-        cls, input_ids: Tensor, attention_mask: Tensor | None, image_token_ids: Sequence[int], positions: Tensor | None = None
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_token_ids: Sequence[int],
+        positions: Tensor | None = None,
     ) -> TokenLayout:
         """The layout of a prompt batch; visual tokens are found by their ids, never by a constant.
 
@@ -58,13 +63,16 @@ class TokenLayout:
         """
         valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if not bool(valid[:, -1].all()):
-            raise PrunebenchError("expected prompts padded on the left; found a row that ends in padding: set padding_side='left'")
+            raise PrunebenchError(
+                "expected prompts padded on the left; found a row that ends in padding: set padding_side='left'"
+            )
         visual = torch.stack([input_ids == token for token in image_token_ids]).any(0) & valid
         without = (~visual.any(1)).nonzero().flatten().tolist()
         if without:
             raise PrunebenchError(
-                f"expected an image in every prompt; row(s) {without} hold no image token (id {', '.join(map(str, image_token_ids))}): "
-                "add the image placeholder to the prompt, or run text-only prompts outside attach()"
+                f"expected an image in every prompt; row(s) {without} hold no image token (id"
+                f" {', '.join(map(str, image_token_ids))}): add the image placeholder to the prompt, or run text-only"
+                " prompts outside attach()"
             )
         count = visual.long().cumsum(1)
         after = valid & ~visual & (count == count[:, -1:])
@@ -98,11 +106,12 @@ class TokenLayout:
 
     @cached_property
     def compact(self) -> TokenLayout:
-        """The same tokens numbered 0 .. n-1, as the model numbers a sequence without gaps. Raises PrunebenchError on more than one axis."""
+        """The same tokens numbered 0 .. n-1, as the model numbers a sequence without gaps. Raises PrunebenchError on
+        more than one axis."""
         if self.positions.shape[2] != 1:
             raise PrunebenchError(
-                "positions=compact: expected positions on one axis, found a model that rotates by three (M-RoPE), where no official code "
-                "renumbers: use positions=original"
+                "positions=compact: expected positions on one axis, found a model that rotates by three (M-RoPE), where"
+                " no official code renumbers: use positions=original"
             )
         return replace(self, positions=(self.valid.long().cumsum(1) - 1).clamp(min=0)[:, :, None])
 
@@ -137,13 +146,20 @@ class TokenLayout:
         return out.scatter_(1, target, chosen & tokens.valid)[:, : self.n]
 
     def reduce(
-        self, keep: Tensor, added: Tensor | None, compact: bool, order: Tensor | None = None, front: Tensor | None = None
+        self,
+        keep: Tensor,
+        added: Tensor | None,
+        compact: bool,
+        order: Tensor | None = None,
+        front: Tensor | None = None,
     ) -> Reduced:
-        """Drop the visual tokens that `keep (b, v)` does not mark; `added`, `front (b, m)` bool mark valid added tokens.
+        """Drop the visual tokens that `keep (b, v)` does not mark; `added`, `front (b, m)` bool mark valid added
+        tokens.
 
-        Kept tokens stand in ascending `order (b, v)`, in the columns of kept tokens. Added tokens stand behind the last kept one (where the first
-        visual token stood, if none is kept) at the position after it; front tokens before the first kept one, where the first visual
-        token stood. `compact` renumbers positions 0..n-1, otherwise tokens keep theirs. `source` counts old columns, then added, then front.
+        Kept tokens stand in ascending `order (b, v)`, in the columns of kept tokens. Added tokens stand behind the last
+        kept one (where the first visual token stood, if none is kept) at the position after it; front tokens before the
+        first kept one, where the first visual token stood. `compact` renumbers positions 0..n-1, otherwise tokens keep
+        theirs. `source` counts old columns, then added, then front.
         """
         b, n = self.valid.shape
         device = self.valid.device
@@ -160,7 +176,10 @@ class TokenLayout:
         positions, visual, after, origin = self.positions, self.visual, self.after, self.origin
         place = take(positions, first.clamp(max=n - 1)[:, None])
         behind = torch.where(some[:, None, None], take(positions, last.clamp(min=0)[:, None]) + 1, place)
-        keys = torch.where(some, 4 * (last + 1) + 2, 4 * first + 2), torch.where(some, 4 * (head + 1) - 1, 4 * first + 1)
+        keys = (
+            torch.where(some, 4 * (last + 1) + 2, 4 * first + 2),
+            torch.where(some, 4 * (head + 1) - 1, 4 * first + 1),
+        )
         for more, at, key in ((added, behind, keys[0]), (front, place, keys[1])):
             if more is None:
                 continue
@@ -175,12 +194,17 @@ class TokenLayout:
         source = order_key.argsort(dim=1, stable=True)[:, -n_new:]
         valid = stays.gather(1, source)
         layout = TokenLayout(
-            valid, visual.gather(1, source) & valid, after.gather(1, source) & valid, take(positions, source), origin.gather(1, source)
+            valid,
+            visual.gather(1, source) & valid,
+            after.gather(1, source) & valid,
+            take(positions, source),
+            origin.gather(1, source),
         )
         return Reduced(layout.compact if compact else layout, source)
 
     def _reordered(self, order: Tensor, kept_visual: Tensor, column: Tensor) -> Tensor:
-        """(b, n): the column that each token moves to, where kept visual tokens trade theirs so as to ascend in `order`."""
+        """(b, n): the column that each token moves to, where kept visual tokens trade theirs so as to ascend in
+        `order`."""
         tokens = self.visual_tokens
         kept = kept_visual.gather(1, tokens.columns) & tokens.valid
         by_order = torch.where(kept, order.double(), float("inf")).argsort(dim=1, stable=True)

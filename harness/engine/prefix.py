@@ -1,13 +1,15 @@
-"""What the tokens up to the end of an image leave in a decoder, so that all questions about the image can start from it.
+"""What the tokens up to the end of an image leave in a decoder, so that all questions about the image can start from
+it.
 
-Attention is causal: until a method removes tokens, the streams, keys and values of the system prompt and the image do not depend on the
-question. They are computed once per image (`EngineRun.capturing`) and put under every question (`EngineRun.share`), which then runs its
-own tokens only, up to the first layer where its method reduces; from there on it runs what is left, as ever. A method that edits the
-attention of visual rows has a prefix of its own (`Method.prefix_key`), and an edit other than the captured one ends the sharing at its layer.
-So has one that reduces before the first layer by the image alone (`Traits.image_only`): its prefix is captured with its reductions, and a
-question that reduces likewise goes on from what they left. Where a question does not, sharing ends there, so a wrong declaration costs time
-and no answer. (A method that reduces by the image alone at a later layer shares up to there with all others instead: an image's prefill
-of its own would cost more than it saves unless questions about it are many.)
+Attention is causal: until a method removes tokens, the streams, keys and values of the system prompt and the image do
+not depend on the question. They are computed once per image (`EngineRun.capturing`) and put under every question
+(`EngineRun.share`), which then runs its own tokens only, up to the first layer where its method reduces; from there on
+it runs what is left, as ever. A method that edits the attention of visual rows has a prefix of its own
+(`Method.prefix_key`), and an edit other than the captured one ends the sharing at its layer. So has one that reduces
+before the first layer by the image alone (`Traits.image_only`): its prefix is captured with its reductions, and a
+question that reduces likewise goes on from what they left. Where a question does not, sharing ends there, so a wrong
+declaration costs time and no answer. (A method that reduces by the image alone at a later layer shares up to there with
+all others instead: an image's prefill of its own would cost more than it saves unless questions about it are many.)
 
 Costs are unaffected: a trace says what the prompt alone would run.
 """
@@ -30,8 +32,8 @@ from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Str
 
 @dataclass(frozen=True)
 class ReducedPrefix:
-    """A reduction of a prefix: the `stream (p, d)` before it, and of the tokens it left the `source (p',)`, their place in that stream or -1
-    for added ones, and the RoPE `positions (p', axes)`.
+    """A reduction of a prefix: the `stream (p, d)` before it, and of the tokens it left the `source (p',)`, their place
+    in that stream or -1 for added ones, and the RoPE `positions (p', axes)`.
     """
 
     stream: Tensor
@@ -41,11 +43,13 @@ class ReducedPrefix:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The first `p` tokens of a prompt, its image's last token included, at each decoder layer; fewer from a reduction on.
+    """The first `p` tokens of a prompt, its image's last token included, at each decoder layer; fewer from a reduction
+    on.
 
-    `ids (p,)` and their RoPE `positions (p, axes)`. `deepstack`: per early layer the `(v, d)` that the model adds behind it to the visual tokens.
-    Per layer: `hidden (p, d)` that it runs on, and `keys` and `values (kv_heads, p, head_dim)` after RoPE. `edits` are those of its visual rows,
-    `silenced` counts the causal pairs that they take. Of layers with a reduction, `reduced` says what it did.
+    `ids (p,)` and their RoPE `positions (p, axes)`. `deepstack`: per early layer the `(v, d)` that the model adds
+    behind it to the visual tokens. Per layer: `hidden (p, d)` that it runs on, and `keys` and `values (kv_heads, p,
+    head_dim)` after RoPE. `edits` are those of its visual rows, `silenced` counts the causal pairs that they take. Of
+    layers with a reduction, `reduced` says what it did.
     """
 
     ids: Tensor
@@ -64,7 +68,11 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for part in (self.hidden, self.keys, self.values, [r.stream for r in self.reduced.values()]) for t in part)
+        return sum(
+            t.nbytes
+            for part in (self.hidden, self.keys, self.values, [r.stream for r in self.reduced.values()])
+            for t in part
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ class OnImage(OnVisualRows):
 
 
 def on_prefix(method: Method, usual: PromptShape) -> Method:
-    """What is attached while a prefix of `method` (as `for_model` made it) is captured; `usual`: a prompt as the model is asked them."""
+    """What is attached while a prefix of `method` (as `for_model` made it) is captured; `usual`: a prompt as the model
+    is asked them."""
     if method.traits.image_only:
         plan = method.plan(usual.with_text(1))
         if plan is None or plan[0] < usual.n_visual:
@@ -107,7 +116,8 @@ def on_prefix(method: Method, usual: PromptShape) -> Method:
 
 
 def prefix_kind(method: Method, usual: PromptShape, positions: str) -> str:
-    """Names the prefixes that questions to this method (as `for_model` made it) start from; methods of one kind share them."""
+    """Names the prefixes that questions to this method (as `for_model` made it) start from; methods of one kind share
+    them."""
     if not isinstance(on_prefix(method, usual), OnImage):
         return method.prefix_key()
     return f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())} {positions}"
@@ -182,7 +192,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def _allocate(self, like: Tensor, length: int) -> None:
         b, heads, _, d = like.shape
-        self._buffers = (like.new_empty(b, heads, length + self._room, d), like.new_empty(b, heads, length + self._room, d))
+        self._buffers = (
+            like.new_empty(b, heads, length + self._room, d),
+            like.new_empty(b, heads, length + self._room, d),
+        )
 
     def _publish(self, like: Tensor) -> None:
         assert self._buffers is not None
@@ -196,11 +209,12 @@ def roomy_cache(depth: int) -> Cache:
 
 
 class Shared:
-    """A batch whose prompts start with known prefixes: which columns are run (the `window`, as wide as the longest question) and
-    what stands under the others.
+    """A batch whose prompts start with known prefixes: which columns are run (the `window`, as wide as the longest
+    question) and what stands under the others.
 
-    Prompts are left-padded to one width n. The window is the last w columns; rows with shorter questions have the end of their prefix in it,
-    whose stream is set anew from the prefix at every layer. `since`: the layer whose reduction left these columns, -1 for none.
+    Prompts are left-padded to one width n. The window is the last w columns; rows with shorter questions have the end
+    of their prefix in it, whose stream is set anew from the prefix at every layer. `since`: the layer whose reduction
+    left these columns, -1 for none.
     """
 
     def __init__(self, prefixes: Sequence[Prefix], valid: Tensor, since: int = -1) -> None:
@@ -225,12 +239,14 @@ class Shared:
         self._valid = valid
 
     def _entering(self, prefix: Prefix, layer: int) -> Tensor:
-        """The prefix's stream entering `layer` in these columns: before a reduction there, unless it is the one that left them."""
+        """The prefix's stream entering `layer` in these columns: before a reduction there, unless it is the one that
+        left them."""
         reduced = prefix.reduced.get(layer)
         return prefix.hidden[layer] if reduced is None or layer == self.since else reduced.stream
 
     def reduced(self, layer: int, after: Reduced, added: Tensor | None) -> Shared | None:
-        """The same batch behind a reduction with `added (b, m, d)` tokens; None where the prefixes were not reduced likewise."""
+        """The same batch behind a reduction with `added (b, m, d)` tokens; None where the prefixes were not reduced
+        likewise."""
         if any(layer not in p.reduced for p in self.prefixes):
             return None
         shared = Shared(self.prefixes, after.layout.valid, layer)

@@ -31,11 +31,13 @@ HookInputs = tuple[tuple[Any, ...], dict[str, Any]]
 class EngineRun(RunView):
     """An attached engine; `harness.method.Run` to the method, and `trace` to everyone else.
 
-    Set `samples` (one key per row) before each batch where the method is random: its draws depend on (seed, sample key) only.
-    Without keys a row's number in the batch stands in. Set `questions` (one text per row) where the method reads them.
+    Set `samples` (one key per row) before each batch where the method is random: its draws depend on (seed, sample key)
+    only. Without keys a row's number in the batch stands in. Set `questions` (one text per row) where the method reads
+    them.
     """
 
-    # -------------------------------------------------------------------------------------------------------------- results
+    # --------------------------------------------------------------------------------------------------------------
+    # results
 
     @property
     def trace(self) -> Trace:
@@ -56,7 +58,8 @@ class EngineRun(RunView):
         return list(self._per_layer)
 
     def stages(self, row: int) -> list[Stage]:
-        """Which of the prompt's visual tokens were there from which layer on in the last prefill, and how many merged ones."""
+        """Which of the prompt's visual tokens were there from which layer on in the last prefill, and how many merged
+        ones."""
         found: list[Stage] = []
         n = int(self._per_layer_prompt.visual_counts[row])
         seen: TokenLayout | None = None
@@ -73,19 +76,22 @@ class EngineRun(RunView):
                 found.append(stage)
         return found
 
-    # --------------------------------------------------------------------------------------------------------------- images
+    # ---------------------------------------------------------------------------------------------------------------
+    # images
 
     def encode(self, **inputs: Any) -> tuple[list[Features], Sequence[Seen]]:
         """Features of what the processor made of images, and what was seen of the tower, per image.
 
-        For features that are used again: give the model `adapter.outputs(features)` as `mm_encoder_outputs`, and `see` the rest.
+        For features that are used again: give the model `adapter.outputs(features)` as `mm_encoder_outputs`, and `see`
+        the rest.
         """
         features = self._adapter.encode(**inputs)
         seen, self._seen = self._seen, None
         return features, seen if seen is not None else [{} for _ in features]
 
     def see(self, images: Sequence[Seen]) -> None:
-        """Announce what the tower showed of the next prefill's images, in the order of the prompts, whose features are given."""
+        """Announce what the tower showed of the next prefill's images, in the order of the prompts, whose features are
+        given."""
         self._seen = images
 
     def _show(self, seen: Sequence[Seen] | None) -> None:
@@ -96,25 +102,34 @@ class EngineRun(RunView):
         name = self._method.name
         if seen is None or any(look not in one for look in looks for one in seen):
             raise PrunebenchError(
-                f"{name} looks at the vision tower, but this prefill came with features made elsewhere: pass pixel_values, "
-                "or make the features with encode() of this attach() and announce what it saw with see()"
+                f"{name} looks at the vision tower, but this prefill came with features made elsewhere: pass"
+                " pixel_values, or make the features with encode() of this attach() and announce what it saw with"
+                " see()"
             )
         images = [len(prompt.images) for prompt in self.prompts]
         if sum(images) != len(seen):
-            raise PrunebenchError(f"{name}: expected one vision-tower output for each of the prompts' {sum(images)} images, found {len(seen)}")
+            raise PrunebenchError(
+                f"{name}: expected one vision-tower output for each of the prompts' {sum(images)} images, found"
+                f" {len(seen)}"
+            )
         costs = {"cls_row": flops.cls_row, "column_sums": flops.column_sums}
-        per_row = [sum(costs[look.what](i.vision) for look in looks if look.what in costs for i in prompt.images) for prompt in self.prompts]
+        per_row = [
+            sum(costs[look.what](i.vision) for look in looks if look.what in costs for i in prompt.images)
+            for prompt in self.prompts
+        ]
         self._count_scoring(sum(per_row), per_row)
         with self._naming("on_image"):
             self._method.on_image(self, batched(seen, images, looks))
 
-    # -------------------------------------------------------------------------------------------------------------- sharing
+    # --------------------------------------------------------------------------------------------------------------
+    # sharing
 
     def share(self, prefixes: Sequence[Prefix], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Announce that the next prefill starts from known prefixes, one per row; -> ids (b, w) to call the model with, and nothing else.
+        """Announce that the next prefill starts from known prefixes, one per row; -> ids (b, w) to call the model with,
+        and nothing else.
 
-        `input_ids`, `attention_mask (b, n)` are the whole left-padded prompts. The cache must be a `prefix.roomy_cache`. Raises
-        PrunebenchError where a prompt does not start with its prefix or ends with it.
+        `input_ids`, `attention_mask (b, n)` are the whole left-padded prompts. The cache must be a
+        `prefix.roomy_cache`. Raises PrunebenchError where a prompt does not start with its prefix or ends with it.
         """
         lengths = attention_mask.sum(1).tolist()
         for row, (prefix, n) in enumerate(zip(prefixes, lengths, strict=True)):
@@ -122,19 +137,22 @@ class EngineRun(RunView):
             known = input_ids[row, start : start + prefix.length]
             if n <= prefix.length or not torch.equal(known, prefix.ids):
                 raise PrunebenchError(
-                    f"{self._sample(row)}: expected a prompt that goes on after its {prefix.length} prefix tokens; found other tokens "
-                    "(text in front of the image differs between questions?): run with --no-share"
+                    f"{self._sample(row)}: expected a prompt that goes on after its {prefix.length} prefix tokens;"
+                    " found other tokens (text in front of the image differs between questions?): run with --no-share"
                 )
         shared = Shared(prefixes, attention_mask.bool())
         self._announced = (shared, input_ids, attention_mask)
         return input_ids[:, -shared.window :]
 
     def prefixes(self) -> list[Prefix]:
-        """What the last prefill, of prompts that end with their image and run inside `capturing`, left for others to start from."""
+        """What the last prefill, of prompts that end with their image and run inside `capturing`, left for others to
+        start from."""
         assert self._captured is not None
         assert self._input_ids is not None
         if self._per_layer_prompt.padded:
-            raise PrunebenchError("expected prefixes of one length in a batch, found padding: capture images of one size together")
+            raise PrunebenchError(
+                "expected prefixes of one length in a batch, found padding: capture images of one size together"
+            )
         found, counts = [], self._per_layer_prompt.visual_counts
         for row in range(self._input_ids.shape[0]):
             layers, reduced = [], {}
@@ -142,7 +160,9 @@ class EngineRun(RunView):
                 # images of one size may be reduced to unlike lengths
                 pad = c.layout.n - c.layout.counts[row]
                 edit = one_row(c.edit, row, c.layout.visual_counts[row])
-                layers.append((c.hidden[row, pad:], c.keys[row, :, pad:], c.values[row, :, pad:], edit, c.silenced[row]))
+                layers.append(
+                    (c.hidden[row, pad:], c.keys[row, :, pad:], c.values[row, :, pad:], edit, c.silenced[row])
+                )
                 if c.unreduced is not None:
                     stream, before, source = c.unreduced
                     was, source = before.n - before.counts[row], source[row, pad:]
@@ -152,12 +172,15 @@ class EngineRun(RunView):
             mine = slice(sum(counts[:row]), sum(counts[: row + 1]))
             deepstack = [features[mine] for features in self._deepstack]
             positions = self._per_layer_prompt.positions[row]
-            found.append(Prefix(self._input_ids[row], positions, deepstack, hidden, keys, values, edits, silenced, reduced))
+            found.append(
+                Prefix(self._input_ids[row], positions, deepstack, hidden, keys, values, edits, silenced, reduced)
+            )
         return found
 
     @contextmanager
     def capturing(self, samples: Sequence[str]) -> Iterator[None]:
-        """Keep what `prefixes` needs of the prefill inside, of prompts of these samples; the method does there what `on_prefix` says."""
+        """Keep what `prefixes` needs of the prefill inside, of prompts of these samples; the method does there what
+        `on_prefix` says."""
         method, others = self._method, self.samples
         self._captured = []
         self._method, self.samples = on_prefix(method, self._adapter.usual), samples
@@ -166,7 +189,8 @@ class EngineRun(RunView):
         finally:
             self._captured, self._method, self.samples = None, method, others
 
-    # ---------------------------------------------------------------------------------------------------------------- hooks
+    # ----------------------------------------------------------------------------------------------------------------
+    # hooks
 
     def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
@@ -181,7 +205,8 @@ class EngineRun(RunView):
             self._deepstack = self._adapter.take_deepstack(kwargs)
             if len(self._deepstack) >= self._depth:
                 raise PrunebenchError(
-                    f"expected more decoder layers than the {len(self._deepstack)} behind which visual features are added, found {self._depth}"
+                    f"expected more decoder layers than the {len(self._deepstack)} behind which visual features are"
+                    f" added, found {self._depth}"
                 )
         return args, kwargs
 
@@ -197,8 +222,8 @@ class EngineRun(RunView):
             if _empty(cache):
                 if getattr(cache, "is_compileable", False):
                     raise PrunebenchError(
-                        f"expected a cache that grows, found {type(cache).__name__}, whose length is fixed: layers hold unlike numbers of tokens; "
-                        "use a DynamicCache"
+                        f"expected a cache that grows, found {type(cache).__name__}, whose length is fixed: layers hold"
+                        " unlike numbers of tokens; use a DynamicCache"
                     )
                 self._begin_prefill(hidden)
             elif hidden.shape[1] != 1:
@@ -246,7 +271,9 @@ class EngineRun(RunView):
         assert self._shared is not None
         entry = cache.layers[layer] if layer < len(cache.layers) else None
         if not isinstance(entry, RoomyLayer):
-            raise PrunebenchError("expected a cache made by harness.engine.prefix.roomy_cache for a prefill that shares its prefix")
+            raise PrunebenchError(
+                "expected a cache made by harness.engine.prefix.roomy_cache for a prefill that shares its prefix"
+            )
         known = self._shared.prefixes[0].keys[layer]
         like = known.new_empty(hidden.shape[0], known.shape[0], 0, known.shape[2])
         entry.start(like, self._shared.n - self._shared.window, self._shared.fill(layer), self._shared.window)
@@ -259,12 +286,15 @@ class EngineRun(RunView):
             ids = self._input_ids
             if hidden.shape[:2] != (ids.shape[0], self._shared.window):
                 raise PrunebenchError(
-                    f"expected the window {(ids.shape[0], self._shared.window)} that share() returned, found {tuple(hidden.shape[:2])}"
+                    f"expected the window {(ids.shape[0], self._shared.window)} that share() returned, found"
+                    f" {tuple(hidden.shape[:2])}"
                 )
         else:
             self._shared = None
         if ids is None:
-            raise PrunebenchError("expected input_ids (image tokens are found by their id), found inputs_embeds: pass input_ids")
+            raise PrunebenchError(
+                "expected input_ids (image tokens are found by their id), found inputs_embeds: pass input_ids"
+            )
         if self._shared is None and ids.shape != hidden.shape[:2]:
             raise PrunebenchError(f"expected input_ids of shape {tuple(hidden.shape[:2])}, found {tuple(ids.shape)}")
         self.memo = {}
@@ -279,13 +309,17 @@ class EngineRun(RunView):
         given = self._given_positions
         if self._shared is not None:
             given = self._shared.positions
-            self._deepstack = [torch.cat(features) for features in zip(*(p.deepstack for p in self._shared.prefixes), strict=True)]
+            self._deepstack = [
+                torch.cat(features) for features in zip(*(p.deepstack for p in self._shared.prefixes), strict=True)
+            ]
         elif given is not None:
             given = given.expand(ids.shape[0], -1, -1)
         self._layout = TokenLayout.of_prompt(ids, mask, self._adapter.image_token_ids, given)
         self._prompts, self._prompt_places = None, None
         if self.samples is not None and len(self.samples) != ids.shape[0]:
-            raise PrunebenchError(f"expected one sample key per row, found {len(self.samples)} keys for {ids.shape[0]} rows")
+            raise PrunebenchError(
+                f"expected one sample key per row, found {len(self.samples)} keys for {ids.shape[0]} rows"
+            )
         self._per_layer_prompt = self._layout
         self._trace = Trace(
             batch=ids.shape[0], layers=[], n_prompt_visual=self._layout.visual_counts, scoring=[0] * ids.shape[0]
@@ -334,7 +368,9 @@ class EngineRun(RunView):
                     hidden = everything()
                     if self._captured is not None:
                         self._unreduced = hidden, layout, reduced.source
-                    hidden = take(hidden if added is None else torch.cat([hidden, added.to(hidden.dtype)], 1), reduced.source)
+                    hidden = take(
+                        hidden if added is None else torch.cat([hidden, added.to(hidden.dtype)], 1), reduced.source
+                    )
                 self._layout, self._rotary = reduced.layout, None
         if self._shared is not None and not self._shared.goes_on(layer):
             hidden, self._shared = everything(), None
@@ -348,13 +384,14 @@ class EngineRun(RunView):
         row = int(rows[0])
         mean_was, mean_now = was[row].float().mean().item(), now[row].float().mean().item()
         return PrunebenchError(
-            f"{self._method.name} at boundary {layer}, {self._sample(row)}: stream.{name} was changed in place "
-            f"(mean {mean_was:.4g}, now {mean_now:.4g}), which the model would not see: work on a clone and return a Reduction "
-            "with `added` tokens"
+            f"{self._method.name} at boundary {layer}, {self._sample(row)}: stream.{name} was changed in place (mean"
+            f" {mean_was:.4g}, now {mean_now:.4g}), which the model would not see: work on a clone and return a"
+            " Reduction with `added` tokens"
         )
 
     def _with_deepstack(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """The stream with `features (visual tokens of the batch's prompts, d)` added to those that are still here; merged tokens get nothing."""
+        """The stream with `features (visual tokens of the batch's prompts, d)` added to those that are still here;
+        merged tokens get nothing."""
         layout, counts = self.layout, self._per_layer_prompt.visual.sum(1)
         here = layout.visual & (layout.origin >= 0)
         index = (counts.cumsum(0) - counts)[:, None] + layout.origin.clamp(min=0)
@@ -403,14 +440,18 @@ class EngineRun(RunView):
             if self._captured is not None:
                 seen = self._captured[layer]
                 seen.keys, seen.values = k, v
-                seen.silenced = torch.stack(self._silenced[layer]).sum(0).tolist() if self._silenced[layer] else [0] * k.shape[0]
+                seen.silenced = (
+                    torch.stack(self._silenced[layer]).sum(0).tolist() if self._silenced[layer] else [0] * k.shape[0]
+                )
             view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotated)
             with self._naming(f"layer {layer}"):
                 self._method.on_attention(self, layer, view)
                 hide = self._method.hide_in_decode(self, layer)
             if hide is not None:
                 expected = layout.visual_tokens.valid
-                check_mask(f"{self._method.name} at layer {layer}", "hide_in_decode", hide, expected.shape, expected.device)
+                check_mask(
+                    f"{self._method.name} at layer {layer}", "hide_in_decode", hide, expected.shape, expected.device
+                )
             self._hidden_in_decode.append(hide)
             if layer == self._depth - 1:
                 self._prefilling = False
@@ -429,5 +470,3 @@ def _valid(tokens: Tensor | None, valid: Tensor | None) -> Tensor | None:
 def _empty(cache: Any) -> bool:
     """Is this call a prefill?"""
     return cache is None or cache.get_seq_length(0) == 0
-
-

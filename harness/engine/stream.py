@@ -1,4 +1,5 @@
-"""The residual stream at a boundary as a method sees it: copies by token kind, also under the final norm, and the coming layer's attention."""
+"""The residual stream at a boundary as a method sees it: copies by token kind, also under the final norm, and the
+coming layer's attention."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class BoundaryStream:
 
     @cached_property
     def normed(self) -> BoundaryStream:
-        return BoundaryStream(self._adapter, self._layer, self._layout, self._hidden, self._count, self._rotate, under_norm=True)
+        return BoundaryStream(
+            self._adapter, self._layer, self._layout, self._hidden, self._count, self._rotate, under_norm=True
+        )
 
     def coming_probs(self, rows: Rows = "last", of: Tensor | None = None, heads: Heads = "each") -> Probabilities:
         layout, adapter, layer, hidden = self._layout, self._adapter, self._layer, self._hidden()
@@ -60,7 +63,10 @@ class BoundaryStream:
         a_key, a_query = (2 * shape.hidden * heads_ * shape.head_dim for heads_ in (shape.kv_heads, shape.heads))
         executed, per_row = attention.product_flops(layout, n_rows, asked.columns.shape[1], shape.heads, shape.head_dim)
         executed += len(n_rows) * (layout.n * a_key + asked.columns.shape[1] * a_query)
-        self._count(executed, [cost + n * a_key + r * a_query for cost, n, r in zip(per_row, layout.counts, n_rows, strict=True)])
+        self._count(
+            executed,
+            [cost + n * a_key + r * a_query for cost, n, r in zip(per_row, layout.counts, n_rows, strict=True)],
+        )
         return attention.visual_probs(queries, keys, layout, asked, adapter.scaling(layer), heads)
 
     def _copy(self, name: str, tokens: Gathered) -> Tensor:
@@ -80,6 +86,10 @@ class BoundaryStream:
         """(name, what it is now, what it was) of a tensor that the method changed in place."""
         for name, copy, version in self._handed:
             if copy._version != version:
-                return name, copy, self._gathered(self._layout.visual_tokens if name == "visual" else self._layout.after_tokens)
+                return (
+                    name,
+                    copy,
+                    self._gathered(self._layout.visual_tokens if name == "visual" else self._layout.after_tokens),
+                )
         found = self.normed.edited() if "normed" in vars(self) else None
         return found and (f"normed.{found[0]}", *found[1:])

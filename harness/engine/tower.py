@@ -1,7 +1,8 @@
-"""What methods see of the vision tower: softmax rows of [CLS], column sums, keys, and streams of its layers, kept while it runs.
+"""What methods see of the vision tower: softmax rows of [CLS], column sums, keys, and streams of its layers, kept while
+it runs.
 
-Softmax rows are computed from the layer's own q and k, a block of queries at a time, so the tower keeps its fused kernel and no n x n matrix
-exists. A look is delivered in the order of the language model's visual tokens.
+Softmax rows are computed from the layer's own q and k, a block of queries at a time, so the tower keeps its fused
+kernel and no n x n matrix exists. A look is delivered in the order of the language model's visual tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class TowerView(dict[TowerLook, Tensor]):
     """What `Method.on_image` gets: the declared looks, for a batch of prompts."""
 
     def __missing__(self, look: TowerLook) -> Tensor:
-        raise PrunebenchError(f"{look} was not asked for: return it from looks() as well (found {', '.join(map(str, self)) or 'nothing'})")
+        raise PrunebenchError(
+            f"{look} was not asked for: return it from looks() as well (found {', '.join(map(str, self)) or 'nothing'})"
+        )
 
 
 def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
@@ -37,11 +40,17 @@ def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
     depth = len(adapter.tower_layers)
     for look in looks:
         if not isinstance(look, TowerLook) or look.what not in get_args(What) or type(look.layer) is not int:
-            raise PrunebenchError(f"expected TowerLook(what, layer) with what one of {', '.join(get_args(What))}; found {look!r}")
+            raise PrunebenchError(
+                f"expected TowerLook(what, layer) with what one of {', '.join(get_args(What))}; found {look!r}"
+            )
         if not -depth <= look.layer < depth:
-            raise PrunebenchError(f"{look}: expected a layer from {-depth} to {depth - 1} (of the vision tower), found {look.layer}")
+            raise PrunebenchError(
+                f"{look}: expected a layer from {-depth} to {depth - 1} (of the vision tower), found {look.layer}"
+            )
         if adapter.tower_prefix is None and look.what in ("cls_row", *PER_IMAGE):
-            raise PrunebenchError(f"{look}: expected a vision tower with a [CLS] token; that of {type(adapter.model).__name__} has none")
+            raise PrunebenchError(
+                f"{look}: expected a vision tower with a [CLS] token; that of {type(adapter.model).__name__} has none"
+            )
 
 
 class TowerEye:
@@ -94,7 +103,10 @@ class TowerEye:
                 self._kept[look] = _summed_rows(q, k, attention.scaling)[:, :, patches]
 
             # queries are projected before keys
-            self._handles += [attention.q_proj.register_forward_hook(query), attention.k_proj.register_forward_hook(rows)]
+            self._handles += [
+                attention.q_proj.register_forward_hook(query),
+                attention.k_proj.register_forward_hook(rows),
+            ]
 
     def _keep(self, module: nn.Module, look: TowerLook, tokens: slice) -> None:
         """Keep what a module says of these tokens."""
@@ -111,7 +123,8 @@ class TowerEye:
 
 
 def _summed_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:
-    """(images, heads, tokens) float32: the softmax rows of `q (images, heads, rows, d)` on all keys, summed over rows."""
+    """(images, heads, tokens) float32: the softmax rows of `q (images, heads, rows, d)` on all keys, summed over
+    rows."""
     total: Tensor | None = None
     for some in torch.split(q, QUERIES_AT_ONCE, 2):
         rows = ((some @ k.transpose(-1, -2)) * scaling).float().softmax(-1).sum(2)
@@ -121,7 +134,8 @@ def _summed_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:
 
 
 def batched(seen: Sequence[Seen], images: Sequence[int], looks: Iterable[TowerLook]) -> TowerView:
-    """The looks at a batch of prompts with `images` images each: patches (or images) of a prompt one after the other, 0 beyond a row's count.
+    """The looks at a batch of prompts with `images` images each: patches (or images) of a prompt one after the other, 0
+    beyond a row's count.
 
     The tensors are copies: what a method writes into them stays its own.
     """

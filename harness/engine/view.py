@@ -40,7 +40,14 @@ class CapturedLayer:
 class RunView:
     """The state of a run, and everything that `harness.method.Run` offers to a method."""
 
-    def __init__(self, adapter: Adapter, method: Method, seed: int, positions: str, text_encoder: Callable[[], TextEncoder] | None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        method: Method,
+        seed: int,
+        positions: str,
+        text_encoder: Callable[[], TextEncoder] | None,
+    ) -> None:
         self._adapter, self._method, self._seed, self._positions = adapter, method, seed, positions
         self._text_encoder = text_encoder
         self._shape = adapter.shape
@@ -109,9 +116,13 @@ class RunView:
     def places(self) -> Places:
         layout = self.layout
         if self._prompt_places is None:
-            rows = [torch.tensor(prompt.places(), dtype=torch.long).view(-1, len(Places._fields)) for prompt in self.prompts]
+            rows = [
+                torch.tensor(prompt.places(), dtype=torch.long).view(-1, len(Places._fields)) for prompt in self.prompts
+            ]
             # one more slot, for tokens that are no token of the prompt
-            padded = nn.utils.rnn.pad_sequence([torch.cat([row, -torch.ones_like(row[:1])]) for row in rows], batch_first=True, padding_value=-1)
+            padded = nn.utils.rnn.pad_sequence(
+                [torch.cat([row, -torch.ones_like(row[:1])]) for row in rows], batch_first=True, padding_value=-1
+            )
             self._prompt_places = padded.to(layout.valid.device)
         tokens = layout.visual_tokens
         origin = torch.where(tokens.valid, layout.origin.gather(1, tokens.columns), -1)
@@ -151,7 +162,10 @@ class RunView:
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < self.layout.valid.shape[0]:
-            raise PrunebenchError(f"{self._method.name}: expected a row from 0 to {self.layout.valid.shape[0] - 1} of the batch, found {row}")
+            raise PrunebenchError(
+                f"{self._method.name}: expected a row from 0 to {self.layout.valid.shape[0] - 1} of the batch, found"
+                f" {row}"
+            )
 
     def project(self, features: Tensor, valid: Tensor) -> Tensor:
         vision = self.prompts[0].images[0].vision
@@ -163,8 +177,9 @@ class RunView:
     def question(self) -> Question:
         if self._text_encoder is None or self.questions is None:
             raise PrunebenchError(
-                f"{self._method.name} reads the question through a text encoder, and this run has none: name one in the model's config "
-                "(text_encoder: a CLIP checkpoint), or give attach() text_encoder= and set run.questions"
+                f"{self._method.name} reads the question through a text encoder, and this run has none: name one in the"
+                " model's config (text_encoder: a CLIP checkpoint), or give attach() text_encoder= and set"
+                " run.questions"
             )
         encoded = [self._text_encoder().encode(text) for text in self.questions]
         self._count_scoring(sum(e.flops for e in encoded), [e.flops for e in encoded])
@@ -176,7 +191,10 @@ class RunView:
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
         listed = values.tolist() if isinstance(values, Tensor) else list(values)
         if len(listed) != self.layout.valid.shape[0]:
-            raise PrunebenchError(f"{self._method.name}: note {name!r}: expected one number a row, {self.layout.valid.shape[0]}, found {len(listed)}")
+            raise PrunebenchError(
+                f"{self._method.name}: note {name!r}: expected one number a row, {self.layout.valid.shape[0]}, found"
+                f" {len(listed)}"
+            )
         self._notes[name] = [float(x) for x in listed]
 
     def _sample(self, row: int) -> str:
@@ -184,7 +202,8 @@ class RunView:
 
     @contextmanager
     def _naming(self, where: str) -> Iterator[None]:
-        """What a method's hook raises, and scores that hold nan: here it is known by whom, where and for which sample."""
+        """What a method's hook raises, and scores that hold nan: here it is known by whom, where and for which
+        sample."""
         try:
             yield
         except ScoresError as error:
@@ -196,7 +215,8 @@ class RunView:
             raise PrunebenchError(f"{self._method.name} at {where}, {batch}: {raised(error)}") from error
 
     def _rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
-        """`vectors (b, heads, n, head_dim)` under RoPE at `positions (b, n, axes)`, in their own dtype, as the model rotates."""
+        """`vectors (b, heads, n, head_dim)` under RoPE at `positions (b, n, axes)`, in their own dtype, as the model
+        rotates."""
         cos, sin = self._adapter.rotary(vectors, positions)
         return self._adapter.rotate(vectors, cos[:, None], sin[:, None])
 

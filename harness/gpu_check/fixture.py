@@ -1,6 +1,8 @@
-"""Questions on mini images with the answers that this repository committed for them, in one file that needs no package to read.
+"""Questions on mini images with the answers that this repository committed for them, in one file that needs no package
+to read.
 
-`python -m harness.gpu_check --write-answers` makes it again from the mini data and the sealed cells of results/reference.
+`python -m harness.gpu_check --write-answers` makes it again from the mini data and the sealed cells of
+results/reference.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ PER_TASK, SUBSET, SEED = 12, 108, 0
 
 
 def read() -> dict[str, Any]:
-    """`questions`: key, text, image, max_new_tokens, until; `images`: JPEG bytes by key; `answers`: by arm, then by question.
+    """`questions`: key, text, image, max_new_tokens, until; `images`: JPEG bytes by key; `answers`: by arm, then by
+    question.
 
     Raises PrunebenchError where the file is missing.
     """
@@ -42,7 +45,8 @@ def write() -> Path:
 
 
 def make() -> dict[str, Any]:
-    """The content, from the mini data, lmms-eval's prompts and the sealed cells. Raises PrunebenchError where a cell is missing."""
+    """The content, from the mini data, lmms-eval's prompts and the sealed cells. Raises PrunebenchError where a cell is
+    missing."""
     from harness.gpu_check.house import knobs_of
     from harness.store.store import Store
     from tasks import lmms
@@ -55,7 +59,13 @@ def make() -> dict[str, Any]:
     # tasks by turns, so that the first questions are of all of them
     mixed = [pair for pairs in zip(*chosen, strict=True) for pair in pairs]
     questions = [
-        {"key": s.key, "text": s.prompt, "image": s.image_key, "max_new_tokens": task.max_new_tokens, "until": list(task.until)}
+        {
+            "key": s.key,
+            "text": s.prompt,
+            "image": s.image_key,
+            "max_new_tokens": task.max_new_tokens,
+            "until": list(task.until),
+        }
         for task, s in mixed
     ]
     keys = [q["key"] for q in questions]
@@ -65,15 +75,22 @@ def make() -> dict[str, Any]:
         if arm.answers is not None:
             continue
         found: dict[str, str] = {}
-        wanted = json.loads(json.dumps(["mini", arm.method, arm.budget or "none", knobs_of(arm), 0, "method", "float32", "cpu"]))
+        wanted = json.loads(
+            json.dumps(["mini", arm.method, arm.budget or "none", knobs_of(arm), 0, "method", "float32", "cpu"])
+        )
         for one in cells:
             c = one.cell
-            is_of = json.loads(json.dumps([c.model, c.method, c.budget, c.knobs, c.seed, c.positions, c.dtype, c.device_type]))
+            is_of = json.loads(
+                json.dumps([c.model, c.method, c.budget, c.knobs, c.seed, c.positions, c.dtype, c.device_type])
+            )
             if is_of == wanted:
                 found |= dict(zip(one.samples()["key"], one.samples()["answer"], strict=True))
         lacking = [key for key in keys if key not in found]
         if lacking:
-            raise PrunebenchError(f"results/reference: expected answers of {arm.label}, found none for {lacking[0]} and {len(lacking) - 1} more")
+            raise PrunebenchError(
+                f"results/reference: expected answers of {arm.label}, found none for {lacking[0]} and"
+                f" {len(lacking) - 1} more"
+            )
         answers[arm.label] = {key: found[key] for key in keys}
     return {"questions": questions, "images": _images({str(q["image"]) for q in questions}), "answers": answers}
 

@@ -1,4 +1,5 @@
-"""The only file of the check that speaks the interface of engine, models and answering: what changes there is changed here."""
+"""The only file of the check that speaks the interface of engine, models and answering: what changes there is changed
+here."""
 
 from __future__ import annotations
 
@@ -73,19 +74,26 @@ class HouseReply:
     def _method(self, arm: MethodAtBudget) -> Method:
         return self._located.method(arm.method, budgets.parse(arm.budget), arm.knobs)
 
-    def answers(self, arm: MethodAtBudget, questions: Sequence[Prompt], batch: int = 8, share: bool = False) -> dict[str, str]:
+    def answers(
+        self, arm: MethodAtBudget, questions: Sequence[Prompt], batch: int = 8, share: bool = False
+    ) -> dict[str, str]:
         """The answer by question; nothing is kept between calls."""
-        answerer = Answerer(self._loaded, self._method(arm), batch_size=batch, prefixes=PrefixCache() if share else None)
+        answerer = Answerer(
+            self._loaded, self._method(arm), batch_size=batch, prefixes=PrefixCache() if share else None
+        )
         return {answer.key: answer.text for answer in answerer.answer(questions)}
 
     @torch.inference_mode()
     def logits(self, questions: Sequence[Prompt], arm: MethodAtBudget | None) -> Tensor:
-        """(b, vocabulary) float32 on the CPU: the last position of a padded batch, under an arm or of the bare model."""
+        """(b, vocabulary) float32 on the CPU: the last position of a padded batch, under an arm or of the bare
+        model."""
         rows = [self._loaded.prompt_ids(q.text) for q in questions]
         width = max(map(len, rows))
         given = {
             "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self._loaded.device),
-            "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._loaded.device),
+            "attention_mask": torch.tensor(
+                [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._loaded.device
+            ),
             "pixel_values": torch.cat([self._loaded.pixels(q.image()) for q in questions]),
         }
         with nullcontext() if arm is None else attach(self._loaded.model, self._method(arm)):
@@ -100,7 +108,8 @@ def questions_of(held: Mapping[str, Any], n: int) -> list[Prompt]:
         return lambda: Image.open(io.BytesIO(held["images"][key])).convert("RGB")
 
     return [
-        Prompt(q["key"], q["text"], image(q["image"]), q["image"], q["max_new_tokens"], tuple(q["until"])) for q in held["questions"][:n]
+        Prompt(q["key"], q["text"], image(q["image"]), q["image"], q["max_new_tokens"], tuple(q["until"]))
+        for q in held["questions"][:n]
     ]
 
 
@@ -132,7 +141,8 @@ class Prefill(NamedTuple):
 
 
 def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
-    """Every contender of `measured` at every batch size, on one model with random weights. Call `run` before taking the next."""
+    """Every contender of `measured` at every batch size, on one model with random weights. Call `run` before taking the
+    next."""
     asked = Settings(**settings)
     device = pick_device(asked.device)
     dtype = asked.dtype if asked.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
@@ -144,7 +154,11 @@ def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
         for contender in measure.contenders(asked, adapter.usual.with_text(asked.text_tokens), knobs):
             with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine:
                 with torch.inference_mode():
-                    features, seen = (adapter.encode(pixel_values=given.pixels), None) if engine is None else engine.encode(pixel_values=given.pixels)
+                    features, seen = (
+                        (adapter.encode(pixel_values=given.pixels), None)
+                        if engine is None
+                        else engine.encode(pixel_values=given.pixels)
+                    )
 
                 @torch.inference_mode()
                 def once(engine: Any = engine, features: Any = features, seen: Any = seen, given: Any = given) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MethodAtBudget:
-    """A method with its budget as typed and its knobs. `answers`: whose committed answers it must give, if not its own."""
+    """A method with its budget as typed and its knobs. `answers`: whose committed answers it must give, if not its
+    own."""
 
     method: str
     budget: str | None = None
@@ -23,7 +24,8 @@ class MethodAtBudget:
 
 
 NONE = MethodAtBudget("none")
-#: every registered method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that do
+#: every registered method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that
+#: do
 ARMS = (
     NONE,
     *(
@@ -39,9 +41,11 @@ STAGES = {"goldens": 1, "equal": 3, "sweep": 1, "bench": 4}
 #: seconds for all of them together, in a rehearsal on a CPU, and what is kept back for writing and leaving
 LIMIT_S, REHEARSAL_S, RESERVE_S = 540, 1800, 15
 
-#: answers in float32 that may differ from the committed ones, of all arms together: near ties between two words or two tokens
+#: answers in float32 that may differ from the committed ones, of all arms together: near ties between two words or two
+#: tokens
 NEAR_TIES = 4
-#: shares of answers that must be equal in 16 bit, where rounding turns near ties: per arm, and over all arms (on a CPU 0.96 and 0.99)
+#: shares of answers that must be equal in 16 bit, where rounding turns near ties: per arm, and over all arms (on a CPU
+#: 0.96 and 0.99)
 ARM_FLOOR, FLOOR = 0.75, 0.95
 #: largest difference between the logits of `none` and of the bare model, as a share of the largest logit
 LOGITS_SHARE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -51,7 +55,8 @@ GOLDEN_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Size:
-    """How much is run. `questions` are the first of the fixture, `singles` the first of these that are asked alone too."""
+    """How much is run. `questions` are the first of the fixture, `singles` the first of these that are asked alone
+    too."""
 
     dtypes: tuple[str, ...]
     arms: tuple[MethodAtBudget, ...]
@@ -68,18 +73,58 @@ class Size:
 SWEEP = (NONE, MethodAtBudget("fastv", "64"), MethodAtBudget("sparsevlm", "64"), MethodAtBudget("visipruner", "64"))
 SIZES = {
     "full": Size(
-        ("float32", "float16", "bfloat16"), ARMS, 48, 8, 1000, (*SWEEP, MethodAtBudget("fastv", "16"), MethodAtBudget("random", "64")),
-        {"model": "llava-1.5-7b", "random_weights": True, "dtype": "bfloat16", "budgets": ("192", "128", "64"), "batches": (1, 8)}, 10, 3,
+        ("float32", "float16", "bfloat16"),
+        ARMS,
+        48,
+        8,
+        1000,
+        (*SWEEP, MethodAtBudget("fastv", "16"), MethodAtBudget("random", "64")),
+        {
+            "model": "llava-1.5-7b",
+            "random_weights": True,
+            "dtype": "bfloat16",
+            "budgets": ("192", "128", "64"),
+            "batches": (1, 8),
+        },
+        10,
+        3,
     ),
     "small": Size(
-        ("float32", "bfloat16"), tuple(arm for arm in ARMS if arm.budget != "64"), 2, 1, 8, SWEEP,
-        {"model": "mini", "random_weights": True, "budgets": ("64",), "batches": (1, 2), "new_tokens": 3, "text_tokens": 20}, 2, 1,
+        ("float32", "bfloat16"),
+        tuple(arm for arm in ARMS if arm.budget != "64"),
+        2,
+        1,
+        8,
+        SWEEP,
+        {
+            "model": "mini",
+            "random_weights": True,
+            "budgets": ("64",),
+            "batches": (1, 2),
+            "new_tokens": 3,
+            "text_tokens": 20,
+        },
+        2,
+        1,
     ),
     "smallest": Size(
-        ("float32",), (NONE, MethodAtBudget("fastv", "64"), MethodAtBudget("visipruner", "16")), 2, 1, 1, SWEEP[1:2],
+        ("float32",),
+        (NONE, MethodAtBudget("fastv", "64"), MethodAtBudget("visipruner", "16")),
+        2,
+        1,
+        1,
+        SWEEP[1:2],
         {
-            "model": "mini", "random_weights": True, "methods": ("none", "fastv"), "layers": 4, "budgets": ("64",), "batches": (1,),
-            "new_tokens": 2, "text_tokens": 8,
-        }, 1, 1,
+            "model": "mini",
+            "random_weights": True,
+            "methods": ("none", "fastv"),
+            "layers": 4,
+            "budgets": ("64",),
+            "batches": (1,),
+            "new_tokens": 2,
+            "text_tokens": 8,
+        },
+        1,
+        1,
     ),
-}  # fmt: skip
+}

@@ -1,4 +1,5 @@
-"""Which packages the check needs beside torch, and versions known to compute otherwise. Python's own library only: it runs before all else."""
+"""Which packages the check needs beside torch, and versions known to compute otherwise. Python's own library only: it
+runs before all else."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-#: what a machine with torch usually lacks, as constraints.txt has it, and what it often has; torch and numpy are expected
+#: what a machine with torch usually lacks, as constraints.txt has it, and what it often has; torch and numpy are
+#: expected
 LACKING = {
     "transformers": "==5.23.0",
     "pydantic": "==2.14.3",
@@ -42,12 +44,18 @@ RECORDED = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pill
 
 def wheel_list() -> str:
     """The requirements, one a line, as pip reads them."""
-    groups = (("beside torch and numpy, with pip's --no-deps", LACKING), ("often there already: leave out what is", OFTEN_THERE))
-    return "\n".join(line for said, group in groups for line in (f"# {said}", *(f"{name}{spec}" for name, spec in group.items())))
+    groups = (
+        ("beside torch and numpy, with pip's --no-deps", LACKING),
+        ("often there already: leave out what is", OFTEN_THERE),
+    )
+    return "\n".join(
+        line for said, group in groups for line in (f"# {said}", *(f"{name}{spec}" for name, spec in group.items()))
+    )
 
 
 class Known(NamedTuple):
-    """A version that is no good: `fails` versions of `package`; `refused` where nothing can run, otherwise the numbers are in doubt."""
+    """A version that is no good: `fails` versions of `package`; `refused` where nothing can run, otherwise the numbers
+    are in doubt."""
 
     package: str
     fails: Callable[[tuple[int, ...]], bool]
@@ -58,10 +66,25 @@ class Known(NamedTuple):
 KNOWN = (
     Known("python", lambda v: not (3, 11) <= v[:2] <= (3, 13), "expected Python 3.11 to 3.13", True),
     Known("torch", lambda v: v < (2, 11), "expected torch 2.11 or later", True),
-    Known("torch", lambda v: v == (2, 13, 0), "torch 2.13.0 is a CPU-only build that no torchvision fits: take 2.12.0 or 2.14", True),
-    Known("transformers", lambda v: v < (5, 18), "before 5.18 LLaVA ignores image features that are given, so every answer is blind", True),
+    Known(
+        "torch",
+        lambda v: v == (2, 13, 0),
+        "torch 2.13.0 is a CPU-only build that no torchvision fits: take 2.12.0 or 2.14",
+        True,
+    ),
+    Known(
+        "transformers",
+        lambda v: v < (5, 18),
+        "before 5.18 LLaVA ignores image features that are given, so every answer is blind",
+        True,
+    ),
     Known("transformers", lambda v: v >= (6,), "expected transformers 5", True),
-    Known("tokenizers", lambda v: not (0, 23, 1) <= v < (0, 24), "expected tokenizers 0.23.1 or later and before 0.24, as transformers asks", True),
+    Known(
+        "tokenizers",
+        lambda v: not (0, 23, 1) <= v < (0, 24),
+        "expected tokenizers 0.23.1 or later and before 0.24, as transformers asks",
+        True,
+    ),
     Known("torch", lambda v: v >= (2, 13), "nothing was measured with torch 2.13 or later yet", False),
 )
 
@@ -88,7 +111,9 @@ def problems(found: Mapping[str, str]) -> tuple[list[str], list[str]]:
     hub = numbers(found.get("huggingface_hub", "2"))
     needed = [name for name in ("torch", "numpy", *WHEELS) if hub >= (2,) or name not in OF_HUB_2]
     lacking = [name for name in needed if name not in found]
-    refused = [f"not installed: {', '.join(lacking)}; `make gpu-check WHEELS=1` lists what is needed"] if lacking else []
+    refused = (
+        [f"not installed: {', '.join(lacking)}; `make gpu-check WHEELS=1` lists what is needed"] if lacking else []
+    )
     doubtful: list[str] = []
     for known in KNOWN:
         if known.package in found and known.fails(numbers(found[known.package])):

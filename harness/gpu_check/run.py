@@ -58,7 +58,14 @@ class StageReport:
 
     def save(self) -> None:
         took = round(time.monotonic() - self.began, 1)
-        what = {"stage": self.name, "finished": self.finished, "failed": self.failed, "seconds": took, **self.about, "result": self.result}
+        what = {
+            "stage": self.name,
+            "finished": self.finished,
+            "failed": self.failed,
+            "seconds": took,
+            **self.about,
+            "result": self.result,
+        }
         write(self.out / f"{self.name}.json", what)
 
 
@@ -94,7 +101,8 @@ def run(
     limit: float = plan.LIMIT_S,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Run `stages` in order, a stage's unused time going to the next; True if nothing failed. `about` stands in every file."""
+    """Run `stages` in order, a stage's unused time going to the next; True if nothing failed. `about` stands in every
+    file."""
     began = time.monotonic()
     done: list[dict[str, Any]] = []
     names = list(stages)
@@ -105,12 +113,20 @@ def run(
         run_stage(report, stages[name])
         took = time.monotonic() - report.began
         done.append({"stage": name, "seconds": round(took, 1), "failed": report.failed})
-        write(out / "gpu-check.json", {**about, "seconds": round(time.monotonic() - began, 1), "stages": done, "to_come": names[i + 1 :]})
-        say(f"{name:8} {took:5.0f} s  " + (f"FAILED ({len(report.failed)}): {report.failed[0]}" if report.failed else "ok"))
+        write(
+            out / "gpu-check.json",
+            {**about, "seconds": round(time.monotonic() - began, 1), "stages": done, "to_come": names[i + 1 :]},
+        )
+        say(
+            f"{name:8} {took:5.0f} s  "
+            + (f"FAILED ({len(report.failed)}): {report.failed[0]}" if report.failed else "ok")
+        )
     return not any(stage["failed"] for stage in done)
 
 
-def described(command: Sequence[str], versions: Mapping[str, str], doubtful: Sequence[str], device: str, size: str) -> dict[str, Any]:
+def described(
+    command: Sequence[str], versions: Mapping[str, str], doubtful: Sequence[str], device: str, size: str
+) -> dict[str, Any]:
     """What every file says of the run: device, versions, command, and whether it was a rehearsal."""
     from harness.core.provenance import git_state
     from harness.gpu_check import house

@@ -36,7 +36,8 @@ def freed() -> None:
         torch.cuda.empty_cache()
 
 
-# ------------------------------------------------------------------------------------------------------------------- equal
+# -------------------------------------------------------------------------------------------------------------------
+# equal
 
 COMPARED = ("committed", "batched", "shared")
 
@@ -47,10 +48,15 @@ def differing(got: Mapping[str, str], want: Mapping[str, str]) -> list[str]:
 
 
 def equal(report: Report) -> None:
-    """`none` equals the bare model, batches equal singles, shared prefixes equal none, and answers equal the committed ones."""
+    """`none` equals the bare model, batches equal singles, shared prefixes equal none, and answers equal the committed
+    ones."""
     held = fixture.read()
     questions = house.questions_of(held, report.size.questions)
-    report.result |= {"questions": len(questions), "near_ties_allowed": plan.NEAR_TIES, "floors": [plan.ARM_FLOOR, plan.FLOOR]}
+    report.result |= {
+        "questions": len(questions),
+        "near_ties_allowed": plan.NEAR_TIES,
+        "floors": [plan.ARM_FLOOR, plan.FLOOR],
+    }
     report.result |= {"tf32": house.tf32(), "dtypes": {}}
     for dtype in report.size.dtypes:
         asked = house.HouseReply(report.device, dtype)
@@ -58,7 +64,10 @@ def equal(report: Report) -> None:
         bare, none = (asked.logits(questions[:4], arm) for arm in (None, plan.NONE))
         gap = float((bare - none).abs().max() / bare.abs().max())
         if not gap <= plan.LOGITS_SHARE[dtype]:
-            report.failed.append(f"{dtype}: `none` and the bare model differ by {gap:.1e} of the largest logit, allowed {plan.LOGITS_SHARE[dtype]}")
+            report.failed.append(
+                f"{dtype}: `none` and the bare model differ by {gap:.1e} of the largest logit, allowed"
+                f" {plan.LOGITS_SHARE[dtype]}"
+            )
         found: dict[str, Any] = {"none_from_bare": gap, "arms": rows}
         report.result["dtypes"][dtype] = found
         for arm in report.size.arms:
@@ -71,8 +80,15 @@ def equal(report: Report) -> None:
         freed()
 
 
-def _compared(asked: house.HouseReply, arm: MethodAtBudget, questions: Sequence[Any], answers: Mapping[str, Mapping[str, str]], singles: int) -> dict[str, Any]:
-    """How many answers differ, and of how many (`of`): from the committed ones, of a batch from singles, with shared prefixes from without."""
+def _compared(
+    asked: house.HouseReply,
+    arm: MethodAtBudget,
+    questions: Sequence[Any],
+    answers: Mapping[str, Mapping[str, str]],
+    singles: int,
+) -> dict[str, Any]:
+    """How many answers differ, and of how many (`of`): from the committed ones, of a batch from singles, with shared
+    prefixes from without."""
     got = asked.answers(arm, questions)
     alone = asked.answers(arm, questions[:singles], batch=1)
     shared = asked.answers(arm, questions, share=True)
@@ -88,10 +104,13 @@ def _compared(asked: house.HouseReply, arm: MethodAtBudget, questions: Sequence[
     }
 
 
-def _too_many(dtype: str, rows: Sequence[Mapping[str, Any]], sums: Mapping[str, int], of: Mapping[str, int]) -> list[str]:
+def _too_many(
+    dtype: str, rows: Sequence[Mapping[str, Any]], sums: Mapping[str, int], of: Mapping[str, int]
+) -> list[str]:
     if dtype == "float32":
         return [
-            f"float32: {n} answers differ ({what}), allowed {plan.NEAR_TIES} near ties; first {next(r['arm'] for r in rows if r[what])}"
+            f"float32: {n} answers differ ({what}), allowed {plan.NEAR_TIES} near ties; first"
+            f" {next(r['arm'] for r in rows if r[what])}"
             for what, n in sums.items()
             if n > plan.NEAR_TIES
         ]
@@ -99,14 +118,17 @@ def _too_many(dtype: str, rows: Sequence[Mapping[str, Any]], sums: Mapping[str, 
     for what in sums:
         shares = [(row["arm"], 1 - row[what] / row["of"][what]) for row in rows if row["of"][what]]
         low = [(arm, share) for arm, share in shares if share < plan.ARM_FLOOR]
-        said += [f"{dtype}: {arm}: {share:.2f} of the answers equal ({what}), floor {plan.ARM_FLOOR}" for arm, share in low]
+        said += [
+            f"{dtype}: {arm}: {share:.2f} of the answers equal ({what}), floor {plan.ARM_FLOOR}" for arm, share in low
+        ]
         whole = 1 - sums[what] / of[what]
         if whole < plan.FLOOR:
             said.append(f"{dtype}: {whole:.2f} of all answers equal ({what}), floor {plan.FLOOR}")
     return said
 
 
-# ----------------------------------------------------------------------------------------------------------------- goldens
+# -----------------------------------------------------------------------------------------------------------------
+# goldens
 
 
 def goldens(report: Report) -> None:
@@ -119,20 +141,29 @@ def goldens(report: Report) -> None:
             if case.mismatch:
                 report.failed.append(f"{case.case}: {case.mismatch}")
     worst = max(cases, key=lambda case: case["largest"])
-    report.result |= {"tolerance": tolerance or "the replay's own", "cases": len(cases), "largest": worst, "differences": cases}
+    report.result |= {
+        "tolerance": tolerance or "the replay's own",
+        "cases": len(cases),
+        "largest": worst,
+        "differences": cases,
+    }
     freed()
 
 
-# ------------------------------------------------------------------------------------------------------------------- sweep
+# -------------------------------------------------------------------------------------------------------------------
+# sweep
 
 
 def sweep(report: Report) -> None:
-    """Questions through prefixes and features as a sweep asks them, and the share of time in which the device worked."""
+    """Questions through prefixes and features as a sweep asks them, and the share of time in which the device
+    worked."""
     held = fixture.read()
     questions = house.questions_of(held, report.size.questions)
     asked, rows = house.HouseReply(report.device, "auto"), list[dict[str, Any]]()
     for arm in report.size.sweep_arms:
-        seen = timing.busy(partial(asked.answers, arm, questions, batch=16, share=True), report.device, report.size.busy_repeats)
+        seen = timing.busy(
+            partial(asked.answers, arm, questions, batch=16, share=True), report.device, report.size.busy_repeats
+        )
         rows.append({"arm": arm.label, **_shares(seen), "questions_per_s": 1000 * len(questions) / seen.wall_ms})
         report.failed += _unseen(arm.label, seen)
         report.result |= {"questions": len(questions), "rows": rows, "busy_share": _mean_share(rows)}
@@ -149,14 +180,20 @@ def _mean_share(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _unseen(label: str, seen: timing.BusyTime) -> list[str]:
-    return [] if seen.n else [f"{label}: expected kernels in the profile, found none: the profiler does not see this device"]
+    return (
+        []
+        if seen.n
+        else [f"{label}: expected kernels in the profile, found none: the profiler does not see this device"]
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------- bench
+# -------------------------------------------------------------------------------------------------------------------
+# bench
 
 
 def bench(report: Report) -> None:
-    """`prunebench bench` at real sizes with random weights, repeats by the time that is left, then the host's gaps in each prefill."""
+    """`prunebench bench` at real sizes with random weights, repeats by the time that is left, then the host's gaps in
+    each prefill."""
     settings = {**report.size.bench, "device": report.device}
     gaps: list[dict[str, Any]] = []
     for prefill in house.prefills(settings):
@@ -171,7 +208,8 @@ def bench(report: Report) -> None:
     report.result |= {"repeats": 1, **_kept(first)}
     report.save()
     freed()
-    # one turn of all contenders is at most half of what the first measurement took; a tenth is kept for the model and for writing
+    # one turn of all contenders is at most half of what the first measurement took; a tenth is kept for the model and
+    # for writing
     repeats = min(report.size.repeats, int(0.9 * report.left() / (took / 2)) - 1)
     if repeats > 1:
         result = house.measured({**settings, "repeats": repeats, "warmup": 1}, report.out / "bench")
@@ -183,7 +221,16 @@ def bench(report: Report) -> None:
 
 def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
     """What the stage's own file repeats of bench.json."""
-    names = ("name", "budget", "prefill_speedup", "decode_speedup", "flops_ratio", "realised_share", "peak_bytes", "kv_bytes")
+    names = (
+        "name",
+        "budget",
+        "prefill_speedup",
+        "decode_speedup",
+        "flops_ratio",
+        "realised_share",
+        "peak_bytes",
+        "kv_bytes",
+    )
     medians = ("vision_ms", "prefill_ms", "decode_ms_per_token")
     batches = [
         {

@@ -1,4 +1,5 @@
-"""How long the device was busy: the union of what the profiler saw on it, beside the wall time of the same work without a profiler."""
+"""How long the device was busy: the union of what the profiler saw on it, beside the wall time of the same work without
+a profiler."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class BusyTime(NamedTuple):
-    """Milliseconds of one piece of work: the median wall time, and the time in which at least one of `n` kernels ran."""
+    """Milliseconds of one piece of work: the median wall time, and the time in which at least one of `n` kernels
+    ran."""
 
     wall_ms: float
     busy_ms: float
@@ -34,7 +36,8 @@ def union(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def busy(work: Callable[[], Any], device: str, repeats: int) -> BusyTime:
-    """Run `work` once unrecorded, `repeats` times on the clock, and once under the profiler, which slows the host and no kernel.
+    """Run `work` once unrecorded, `repeats` times on the clock, and once under the profiler, which slows the host and
+    no kernel.
 
     On a CPU its operators stand in for kernels, which rehearses the way and measures nothing.
     """
@@ -47,7 +50,9 @@ def busy(work: Callable[[], Any], device: str, repeats: int) -> BusyTime:
         work()
         wait()
         walls.append(1000 * (time.perf_counter() - began))
-    activity, kind = (ProfilerActivity.CUDA, DeviceType.CUDA) if device == "cuda" else (ProfilerActivity.CPU, DeviceType.CPU)
+    activity, kind = (
+        (ProfilerActivity.CUDA, DeviceType.CUDA) if device == "cuda" else (ProfilerActivity.CPU, DeviceType.CPU)
+    )
     with profile(activities=[activity], acc_events=True) as seen:
         work()
         wait()
@@ -56,7 +61,8 @@ def busy(work: Callable[[], Any], device: str, repeats: int) -> BusyTime:
 
 
 def bench_faults(result: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a result of `prunebench bench`: peaks that cannot be, caches that are not as the trace says."""
+    """What is wrong with a result of `prunebench bench`: peaks that cannot be, caches that are not as the trace
+    says."""
     said = []
     on_gpu = result["where"]["device_type"] == "cuda"
     for batch in result["batches"]:
@@ -64,7 +70,11 @@ def bench_faults(result: Mapping[str, Any]) -> list[str]:
             label = f"{row['name']} {row['budget']}".strip() + f" at batch {batch['batch']}"
             least = result["weights_bytes"] + row["kv_bytes"]
             if on_gpu and not (row["peak_bytes"] or 0) > least:
-                said.append(f"{label}: expected a peak above weights and cache, {least} bytes, found {row['peak_bytes']}")
+                said.append(
+                    f"{label}: expected a peak above weights and cache, {least} bytes, found {row['peak_bytes']}"
+                )
             if row["kv_bytes"] != row["kv_bytes_closed_form"]:
-                said.append(f"{label}: the cache holds {row['kv_bytes']} bytes, the trace says {row['kv_bytes_closed_form']}")
+                said.append(
+                    f"{label}: the cache holds {row['kv_bytes']} bytes, the trace says {row['kv_bytes_closed_form']}"
+                )
     return said

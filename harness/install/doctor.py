@@ -6,7 +6,19 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 
-PINNED = ("torch", "torchvision", "transformers", "lmms-eval", "datasets", "pandas", "pyarrow", "pillow", "scipy", "tokenizers", "safetensors")
+PINNED = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "lmms-eval",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "scipy",
+    "tokenizers",
+    "safetensors",
+)
 REINSTALL = "make clean-venv && make venv"
 
 
@@ -36,7 +48,10 @@ def report(say: Callable[[str], None] = print) -> bool:
         except importlib.metadata.PackageNotFoundError:
             problems.append(f"{name} is not installed; mend it with: {REINSTALL}")
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        problems.append(f"expected Python 3.11 to 3.13, found {sys.version.split()[0]}; mend it with: make clean-venv && make venv PYTHON=python3.12")
+        problems.append(
+            f"expected Python 3.11 to 3.13, found {sys.version.split()[0]}; mend it with: make clean-venv && make venv"
+            " PYTHON=python3.12"
+        )
     mismatch = torchvision_problem()
     say(f"torch pair     {'torch and torchvision do not match' if mismatch else 'torch and torchvision match'}")
     if mismatch:
@@ -47,18 +62,28 @@ def report(say: Callable[[str], None] = print) -> bool:
         if torch.cuda.is_available():
             for i in range(torch.cuda.device_count()):
                 free, total = torch.cuda.mem_get_info(i)
-                say(f"device         cuda:{i} {torch.cuda.get_device_name(i)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+                say(
+                    f"device         cuda:{i} {torch.cuda.get_device_name(i)}, {free / 2**30:.1f} of"
+                    f" {total / 2**30:.1f} GiB free"
+                )
         else:
             say(f"device         cpu, {torch.get_num_threads()} threads (no CUDA device; torch {torch.__version__})")
         from transformers import CLIPImageProcessor
 
-        backend = "torchvision" if "Torchvision" in str(CLIPImageProcessor.__mro__) or "Fast" in CLIPImageProcessor.__name__ else "PIL"
+        backend = (
+            "torchvision"
+            if "Torchvision" in str(CLIPImageProcessor.__mro__) or "Fast" in CLIPImageProcessor.__name__
+            else "PIL"
+        )
         say(f"images         {CLIPImageProcessor.__name__} ({backend} backend)")
         try:
             from harness.models.load import locate_model
 
             located = locate_model("mini", "cpu")
-            say(f"mini model     {located.shape.depth} layers, {located.usual.n_visual} visual tokens an image, in {located.folder.name}/")
+            say(
+                f"mini model     {located.shape.depth} layers, {located.usual.n_visual} visual tokens an image, in"
+                f" {located.folder.name}/"
+            )
             from tasks.mini.data import verify
 
             verify()

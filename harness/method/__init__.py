@@ -1,4 +1,7 @@
-"""Everything that the author of a method imports; `interface` documents the hooks, `ranking` the narrow base of methods that rank."""
+"""Everything that the author of a method imports.
+
+`interface` documents the hooks, `ranking` the narrow base of methods that rank.
+"""
 
 from harness.core.shape import PromptShape, Share
 from harness.method.build import build, check_budget, typed_knobs

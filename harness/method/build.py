@@ -24,7 +24,9 @@ def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> Non
         if cls.budget_knobs and not given:
             raise PrunebenchError(f"{cls.name} needs a budget, as in BUDGET=64 (visual tokens)")
     elif not cls.budget_knobs:
-        raise PrunebenchError(f"{cls.name} prunes nothing to a count, so it takes no budget; found BUDGET={budget}: leave BUDGET out")
+        raise PrunebenchError(
+            f"{cls.name} prunes nothing to a count, so it takes no budget; found BUDGET={budget}: leave BUDGET out"
+        )
     elif given:
         either = f"give either BUDGET={budget} or {given[0]}, not both"
         raise PrunebenchError(f"{cls.name}: knob {given[0]!r} is what the budget sets; {either}")
@@ -40,7 +42,10 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
     typed = dict(typed_knobs(cls, knobs))
     check_budget(cls, budget, typed)
     if budget.asked(prompt.n_visual) > prompt.n_visual:
-        raise PrunebenchError(f"budget {budget}: expected 1 to {prompt.n_visual}, an image of this model has {prompt.n_visual} visual tokens")
+        raise PrunebenchError(
+            f"budget {budget}: expected 1 to {prompt.n_visual}, an image of this model has {prompt.n_visual} visual"
+            " tokens"
+        )
 
     _check_shares(cls, budget)
 
@@ -48,7 +53,8 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
         return _made(cls, Budget("kept", keep), typed, prompt)
 
     if budget.unit in ("avg", "flops"):
-        # for errors: the knobs that say where the method prunes, which are layers and sizes, not what is derived from the count
+        # for errors: the knobs that say where the method prunes, which are layers and sizes, not what is derived from
+        # the count
         now, half = (at(max(prompt.n_visual // part, 1)).knobs() for part in (1, 2))
         placed = [k for k, v in now.items() if k not in cls.budget_knobs and type(v) in (int, tuple) and half[k] == v]
         label = cls.name + (" with " + ", ".join(f"{k}={now[k]}" for k in placed) if placed else "")
@@ -65,9 +71,13 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
         least = lowest(at, prompt)
         if budget.asked(prompt.n_visual) >= least:
             raise
-        raise PrunebenchError(f"{name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})") from None
+        raise PrunebenchError(
+            f"{name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})"
+        ) from None
     if plan is not None and len(plan) != prompt.depth:
-        raise PrunebenchError(f"{name}: expected a plan of {prompt.depth} numbers, one a decoder layer, found {len(plan)}")
+        raise PrunebenchError(
+            f"{name}: expected a plan of {prompt.depth} numbers, one a decoder layer, found {len(plan)}"
+        )
     return built
 
 
@@ -98,7 +108,8 @@ def _check_shares(cls: type[Method], budget: Budget) -> None:
 
 
 def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(knob, value of the declared type) for each of `knobs`; raises PrunebenchError for unknown knobs and unfit values.
+    """(knob, value of the declared type) for each of `knobs`; raises PrunebenchError for unknown knobs and unfit
+    values.
 
     As text, `none` is None where the knob may be None, and commas part the values of a knob that holds several.
     """
@@ -123,7 +134,9 @@ def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[s
                 value = _amount(cls, key, value)
             yield key, TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
-            raise PrunebenchError(f"{cls.name}: knob {key}={value!r} is not valid: {error.errors()[0]['msg']}") from None
+            raise PrunebenchError(
+                f"{cls.name}: knob {key}={value!r} is not valid: {error.errors()[0]['msg']}"
+            ) from None
 
 
 def _amount(cls: type[Method], knob: str, value: Any) -> int | Share:

@@ -1,8 +1,9 @@
 """What a pruning method is: a frozen dataclass of knobs and a few hooks; what it may ask for and what it may return.
 
-Eyes (`on_image`, `on_attention`) look and return nothing; hands (`edit_attention`, `at_boundary`, ...) return what to do; the engine owns every
-tensor of the model. A method speaks visual coordinates 0..v-1, `v` being the visual tokens present now, in order; it never sees
-a sequence index. State of one prompt batch lives in `run.memo`, which dies with the prefill.
+Eyes (`on_image`, `on_attention`) look and return nothing; hands (`edit_attention`, `at_boundary`, ...) return what to
+do; the engine owns every tensor of the model. A method speaks visual coordinates 0..v-1, `v` being the visual tokens
+present now, in order; it never sees a sequence index. State of one prompt batch lives in `run.memo`, which dies with
+the prefill.
 
 Most methods rank tokens at one layer: they derive from `Ranking` (harness/method/ranking.py) and write `score` alone.
 """
@@ -23,7 +24,8 @@ from harness.core.shape import ModelShape, PromptShape, Share
 
 Positions = Literal["original", "compact"]
 DecodePositions = Literal["original", "compact", "per_layer"]
-#: query rows: the prompt's last token; every text token behind the image; every visual token; or (b, t) bool over the text behind the image
+#: query rows: the prompt's last token; every text token behind the image; every visual token; or (b, t) bool over the
+#: text behind the image
 Rows = Literal["last", "after", "visual"] | Tensor
 Heads = Literal["each", "mean", "max"]
 What = Literal["cls_row", "cls_hidden", "cls_query", "cls_key", "keys", "hidden", "column_sums"]
@@ -48,13 +50,14 @@ class AttentionEdit:
 class Reduction:
     """What stays of the visual tokens at a boundary.
 
-    `keep (b, v)` bool over the visual tokens present now; text cannot be lost. `order (b, v)`: kept tokens stand in ascending `order`, equal ones
-    in their old order; None leaves the old order. `added (b, m, d)`: merged or recycled tokens, placed behind the last kept one;
-    `front (b, m, d)`: tokens placed before the first kept one; `added_valid`, `front_valid (b, m)` bool where rows differ in number.
-    `positions`: RoPE positions of what stays from here on, kept ("original") or renumbered in the new order ("compact"). Kept in place,
-    an added token stands one behind the position of the last kept token of the old order, a front one where the first visual token stood.
-    `decode_positions`: where generated tokens stand: the absolute count of the unpruned prompt, the length of the final sequence, or
-    each layer's own cache length.
+    `keep (b, v)` bool over the visual tokens present now; text cannot be lost. `order (b, v)`: kept tokens stand in
+    ascending `order`, equal ones in their old order; None leaves the old order. `added (b, m, d)`: merged or recycled
+    tokens, placed behind the last kept one; `front (b, m, d)`: tokens placed before the first kept one; `added_valid`,
+    `front_valid (b, m)` bool where rows differ in number. `positions`: RoPE positions of what stays from here on, kept
+    ("original") or renumbered in the new order ("compact"). Kept in place, an added token stands one behind the
+    position of the last kept token of the old order, a front one where the first visual token stood.
+    `decode_positions`: where generated tokens stand: the absolute count of the unpruned prompt, the length of the final
+    sequence, or each layer's own cache length.
     """
 
     keep: Tensor
@@ -68,7 +71,8 @@ class Reduction:
 
 
 class Probabilities(NamedTuple):
-    """Softmax rows: `values (b, heads, r, v)` float32, 0 beyond a row's count, heads 1 where reduced; `rows (b, r)` bool marks real query rows."""
+    """Softmax rows: `values (b, heads, r, v)` float32, 0 beyond a row's count, heads 1 where reduced; `rows (b, r)`
+    bool marks real query rows."""
 
     values: Tensor
     rows: Tensor
@@ -77,8 +81,8 @@ class Probabilities(NamedTuple):
 class Places(NamedTuple):
     """Where the visual tokens present now stand, each (b, v) long.
 
-    The `image` of the prompt, the `view` (grid) of the image, `row` and `col` in it, and its size, `rows` and `cols`. A newline token has row and
-    col -1. An added token has -1 everywhere, and so has a slot beyond a row's count.
+    The `image` of the prompt, the `view` (grid) of the image, `row` and `col` in it, and its size, `rows` and `cols`. A
+    newline token has row and col -1. An added token has -1 everywhere, and so has a slot beyond a row's count.
     """
 
     image: Tensor
@@ -90,11 +94,13 @@ class Places(NamedTuple):
 
 
 class TowerLook(NamedTuple):
-    """Something of the vision tower that a method asks to see: `what` of its layer `layer`, counted from 0, or back from -1, the last.
+    """Something of the vision tower that a method asks to see: `what` of its layer `layer`, counted from 0, or back
+    from -1, the last.
 
-    Per patch: "keys": the layer's key projection, heads side by side; "hidden": the stream leaving the layer; that of layer -2 is what
-    LLaVA-1.5 projects; "cls_row": the softmax row of [CLS] over all tokens, without [CLS] itself, one row a head, float32; "column_sums": the
-    same summed over the rows of all tokens, [CLS] included. Per image: "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS].
+    Per patch: "keys": the layer's key projection, heads side by side; "hidden": the stream leaving the layer; that of
+    layer -2 is what LLaVA-1.5 projects; "cls_row": the softmax row of [CLS] over all tokens, without [CLS] itself, one
+    row a head, float32; "column_sums": the same summed over the rows of all tokens, [CLS] included. Per image:
+    "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS].
     """
 
     what: What
@@ -107,18 +113,20 @@ class Attention(Protocol):
     def visual_probs(self, rows: Rows, of: Tensor | None = None, heads: Heads = "each") -> Probabilities:
         """Exact softmax probabilities of the asked query rows on the visual tokens (over all keys, before any edit).
 
-        `of (b,)` bool: the prompts of the batch that need it; the others read 0 and are not charged. `heads`: all of them, or their mean or
-        maximum. Its cost, one product of the asked rows with all keys, is added to the trace.
+        `of (b,)` bool: the prompts of the batch that need it; the others read 0 and are not charged. `heads`: all of
+        them, or their mean or maximum. Its cost, one product of the asked rows with all keys, is added to the trace.
         """
 
     def visual_values(self) -> Tensor:
         """(b, heads, v, head_dim): value vectors of the visual tokens, grouped heads repeated."""
 
     def visual_keys(self) -> Tensor:
-        """(b, heads, v, head_dim): rotated key vectors of the visual tokens, grouped heads repeated, 0 beyond a row's count."""
+        """(b, heads, v, head_dim): rotated key vectors of the visual tokens, grouped heads repeated, 0 beyond a row's
+        count."""
 
     def after_keys(self) -> Tensor:
-        """(b, heads, t, head_dim): rotated key vectors of the text behind the image, grouped heads repeated, 0 beyond a row's count."""
+        """(b, heads, t, head_dim): rotated key vectors of the text behind the image, grouped heads repeated, 0 beyond a
+        row's count."""
 
     def last_output(self) -> Tensor:
         """(b, heads, head_dim): the attention output of the last token before o_proj."""
@@ -147,14 +155,16 @@ class Stream(Protocol):
         """The same states under the model's final norm."""
 
     def coming_probs(self, rows: Rows = "last", of: Tensor | None = None, heads: Heads = "each") -> Probabilities:
-        """`Attention.visual_probs` of the layer that the stream is about to enter: its norm, projections and RoPE at the present positions.
+        """`Attention.visual_probs` of the layer that the stream is about to enter: its norm, projections and RoPE at
+        the present positions.
 
         Its cost is added to the trace: keys of all tokens, queries of the asked rows, and their product.
         """
 
 
 class Question(NamedTuple):
-    """A prompt's question as a text encoder sees it: `embeddings (b, p, width)` of its p pieces, `valid (b, p)` bool."""
+    """A prompt's question as a text encoder sees it: `embeddings (b, p, width)` of its p pieces, `valid (b, p)`
+    bool."""
 
     embeddings: Tensor
     valid: Tensor
@@ -189,17 +199,19 @@ class Run(Protocol):
         """(b,) long: how many of its own visual tokens each prompt keeps: a count, at most all of them, or a share."""
 
     def generator(self, row: int) -> torch.Generator:
-        """A CPU generator that depends on (seed, sample of this row) only: the same draw at any batch size and device."""
+        """A CPU generator that depends on (seed, sample of this row) only: the same draw at any batch size and
+        device."""
 
     def matmul(self, a: Tensor, b: Tensor, *, row: int | None = None, entries: Sequence[int] | None = None) -> Tensor:
         """`a @ b`, its FLOPs added to the trace as scoring; a method makes its matrix products here.
 
-        `row`: the product belongs to this row of the batch alone. Otherwise it is batched, and `entries` says how many of each
-        row's output numbers are no padding (default: all).
+        `row`: the product belongs to this row of the batch alone. Otherwise it is batched, and `entries` says how many
+        of each row's output numbers are no padding (default: all).
         """
 
     def project(self, features: Tensor, valid: Tensor) -> Tensor:
-        """(b, m, d): `features (b, m, width)` of the vision tower through the model's projector; `valid (b, m)` bool are charged to the trace."""
+        """(b, m, d): `features (b, m, width)` of the vision tower through the model's projector; `valid (b, m)` bool
+        are charged to the trace."""
 
     def question(self) -> Question:
         """The questions through the text encoder that belongs to the vision tower; its cost is added to the trace.
@@ -212,7 +224,8 @@ class Run(Protocol):
 
 
 class ScoresError(PrunebenchError):
-    """Scores that cannot be ranked, in `row` of the batch; found where tokens are selected, the engine says by whom and where."""
+    """Scores that cannot be ranked, in `row` of the batch; found where tokens are selected, the engine says by whom and
+    where."""
 
     def __init__(self, row: int, message: str) -> None:
         super().__init__(message)
@@ -223,10 +236,10 @@ class ScoresError(PrunebenchError):
 class Traits:
     """What a table says about a method; declared by the method, checked by the conformance tests.
 
-    `merges`: it adds tokens that were none of the image's. `reorders`: kept tokens do not stand in the order of the image.
-    `keeps_most_attended`: at a budget, a visual token that all text attends to most, in every head and layer, stays.
-    `image_only`: what it keeps and merges depends on the image alone, not on text or a draw, so that questions about an image share the
-    prefill behind its reductions if the first is before layer 0 (harness/engine/prefix.py).
+    `merges`: it adds tokens that were none of the image's. `reorders`: kept tokens do not stand in the order of the
+    image. `keeps_most_attended`: at a budget, a visual token that all text attends to most, in every head and layer,
+    stays. `image_only`: what it keeps and merges depends on the image alone, not on text or a draw, so that questions
+    about an image share the prefill behind its reductions if the first is before layer 0 (harness/engine/prefix.py).
     `calibrated`: BUDGET=calibrated gives it knobs derived for one model.
     """
 
@@ -246,9 +259,10 @@ class Traits:
 class Method:
     """Base of all methods: knobs are dataclass fields with the paper's defaults. Without hooks it prunes nothing.
 
-    Subclasses set `name` (lower case, as the paper is called), `paper` (its link, for `prunebench methods`) and `traits`, and override the hooks
-    they need. Layers are knobs: None is the official layer at the same relative depth of this model, a layer given by hand is literal, and a
-    stage at or beyond the model's depth does not happen. Knobs under which no stage would happen are refused.
+    Subclasses set `name` (lower case, as the paper is called), `paper` (its link, for `prunebench methods`) and
+    `traits`, and override the hooks they need. Layers are knobs: None is the official layer at the same relative depth
+    of this model, a layer given by hand is literal, and a stage at or beyond the model's depth does not happen. Knobs
+    under which no stage would happen are refused.
     """
 
     name: ClassVar[str] = ""
@@ -263,21 +277,27 @@ class Method:
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
         """The method with its knobs set for a budget; raises PrunebenchError where the method cannot reach it.
 
-        `prompt`: one as the model is asked them, its text not counted. The default takes `kept` budgets into the knob `keep` and refuses `native`,
-        and `calibrated` where its traits do not say so; `avg` and `flops` have been solved for a kept count before they come here.
+        `prompt`: one as the model is asked them, its text not counted. The default takes `kept` budgets into the knob
+        `keep` and refuses `native`, and `calibrated` where its traits do not say so; `avg` and `flops` have been solved
+        for a kept count before they come here.
         """
         if budget.unit == "none" or (budget.unit == "calibrated" and cls.traits.calibrated):
             return cls(**knobs)
         if budget.unit == "kept":
             return cls(**{"keep": budget.tokens, **knobs})
         if budget.unit == "native":
-            raise PrunebenchError(f"{cls.name} has no published defaults, so BUDGET=native means nothing: give a number, as in BUDGET=64")
+            raise PrunebenchError(
+                f"{cls.name} has no published defaults, so BUDGET=native means nothing: give a number, as in BUDGET=64"
+            )
         if budget.unit == "calibrated":
-            raise PrunebenchError(f"{cls.name} has nothing to calibrate, so BUDGET=calibrated means nothing: give a number (BUDGET=64)")
+            raise PrunebenchError(
+                f"{cls.name} has nothing to calibrate, so BUDGET=calibrated means nothing: give a number (BUDGET=64)"
+            )
         raise PrunebenchError(f"{cls.name} takes a number of visual tokens as budget (BUDGET=64); found {budget}")
 
     def for_model(self, shape: ModelShape) -> Self:
-        """The method with depth-dependent defaults filled in for this decoder, checked: raises PrunebenchError on a bad knob."""
+        """The method with depth-dependent defaults filled in for this decoder, checked: raises PrunebenchError on a bad
+        knob."""
         return self
 
     def knobs(self) -> dict[str, Any]:
@@ -293,50 +313,57 @@ class Method:
     def prefix_key(self) -> str:
         """Names what this method's attention edits do to visual rows, where that depends on knobs only; "" for nothing.
 
-        Questions about one image share the prefill of the image up to the first reduction (harness/engine/prefix.py), among all methods of one
-        key. A method that edits visual rows and leaves this empty is right as well; less of its work is shared.
+        Questions about one image share the prefill of the image up to the first reduction (harness/engine/prefix.py),
+        among all methods of one key. A method that edits visual rows and leaves this empty is right as well; less of
+        its work is shared.
         """
         return ""
 
     def choices(self, shape: ModelShape) -> Mapping[str, Any]:
-        """What the prompt would decide, as knobs that force it, at usual values: how an adaptive method is timed on random input.
+        """What the prompt would decide, as knobs that force it, at usual values: how an adaptive method is timed on
+        random input.
 
-        With these knobs set `plan` knows the schedule. Empty where the prompt decides nothing, or nothing can be forced.
+        With these knobs set `plan` knows the schedule. Empty where the prompt decides nothing, or nothing can be
+        forced.
         """
         return {}
 
-    # ------------------------------------------------------------------------------------------------------ before any run
+    # ------------------------------------------------------------------------------------------------------ before any
+    # run
 
     def plan(self, prompt: PromptShape) -> list[int] | None:
         """Visual tokens entering each decoder layer for this prompt: what the trace will say.
 
-        One number per layer; merged tokens included. None where the content of the prompt decides (adaptive methods) or the
-        method does not say. Ask a method that went through `for_model(shape)`; plain Python, no tensors. Raises PrunebenchError where the
-        prompt does not fit the knobs.
+        One number per layer; merged tokens included. None where the content of the prompt decides (adaptive methods) or
+        the method does not say. Ask a method that went through `for_model(shape)`; plain Python, no tensors. Raises
+        PrunebenchError where the prompt does not fit the knobs.
         """
         return None
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int | None:
-        """FLOPs of one prompt's scoring under the plan `visual`: what `trace.scoring` will say; None where the prompt decides.
+        """FLOPs of one prompt's scoring under the plan `visual`: what `trace.scoring` will say; None where the prompt
+        decides.
 
         The default knows that a method without eyes and without reductions scores nothing.
         """
         silent = type(self).on_attention is Method.on_attention and type(self).at_boundary is Method.at_boundary
         return 0 if silent else None
 
-    # --------------------------------------------------------------------------------------------------------------- hooks
+    # ---------------------------------------------------------------------------------------------------------------
+    # hooks
 
     def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
-        """What `on_image` wants to see of the vision tower. It is kept with the image's features, which are computed once.
+        """What `on_image` wants to see of the vision tower. It is kept with the image's features, which are computed
+        once.
 
-        A "cls_row" costs one query's product with all keys and image (`flops.cls_row`), "column_sums" that of all queries (`flops.column_sums`);
-        both are added to the trace.
+        A "cls_row" costs one query's product with all keys and image (`flops.cls_row`), "column_sums" that of all
+        queries (`flops.column_sums`); both are added to the trace.
         """
         return ()
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
-        """Eye, before boundary 0, for methods with `looks`: "cls_row" and "column_sums" as (b, heads, v) float32, "keys" and "hidden" as
-        (b, v, width), what is per image as (b, images, width).
+        """Eye, before boundary 0, for methods with `looks`: "cls_row" and "column_sums" as (b, heads, v) float32,
+        "keys" and "hidden" as (b, v, width), what is per image as (b, images, width).
 
         `v` as in `run.visual_valid`: the patches of a prompt's images in order, 0 beyond a row's count.
         """
@@ -349,12 +376,13 @@ class Method:
         """Eye, after a layer's attention in the prefill, before o_proj."""
 
     def on_pixels(self, pixels: Tensor) -> Tensor | None:
-        """Hand, before the vision tower: `pixels (images, 3, h, w)` as the processor made them -> same shape, or None."""
+        """Hand, before the vision tower: `pixels (images, 3, h, w)` as the processor made them -> same shape, or
+        None."""
         return None
 
     def hide_in_decode(self, run: Run, layer: int) -> Tensor | None:
-        """Hand, once per layer after the prefill: `(b, v)` bool over the visual tokens in this layer's cache that generated
-        tokens must not attend, or None."""
+        """Hand, once per layer after the prefill: `(b, v)` bool over the visual tokens in this layer's cache that
+        generated tokens must not attend, or None."""
         return None
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
@@ -368,12 +396,16 @@ def check_layer(method: str, knob: str, layer: int, low: int, depth: int) -> Non
         raise PrunebenchError(f"{method}: {knob}={layer!r}: expected a layer as a whole number")
     if not low <= layer < depth:
         expected = f"expected {low} to {depth - 1}" if low < depth else f"it takes at least {low + 1} layers"
-        raise PrunebenchError(f"{method}: {knob}={layer} does not fit this model: {expected} (it has {depth} decoder layers)")
+        raise PrunebenchError(
+            f"{method}: {knob}={layer} does not fit this model: {expected} (it has {depth} decoder layers)"
+        )
 
 
 def check_keep(method: str, keep: object) -> None:
     """Raise PrunebenchError for a count below 1, and for what is neither a count nor a Share."""
     if type(keep) is not int and not isinstance(keep, Share):
-        raise PrunebenchError(f"{method}: expected keep as a number of tokens (64) or a Share (0.25 of a prompt's own), found {keep!r}")
+        raise PrunebenchError(
+            f"{method}: expected keep as a number of tokens (64) or a Share (0.25 of a prompt's own), found {keep!r}"
+        )
     if isinstance(keep, int) and keep < 1:
         raise PrunebenchError(f"{method}: expected keep >= 1, found {keep}")

@@ -37,23 +37,31 @@ def _check_class(cls: type[Method]) -> None:
     """Raise PrunebenchError for a class that cannot be a method, and for a name that another method has."""
     where = f"{cls.__module__}.{cls.__qualname__}"
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.+-]*", cls.name):
-        raise PrunebenchError(f"{where}: expected a `name` of lower-case letters, digits, _ . + and -, found {cls.name!r}")
+        raise PrunebenchError(
+            f"{where}: expected a `name` of lower-case letters, digits, _ . + and -, found {cls.name!r}"
+        )
     # a subclass of a dataclass looks like one without being one
     if "__dataclass_params__" not in vars(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise PrunebenchError(f"{where}: a method is a frozen dataclass; decorate the class with @dataclass(frozen=True)")
+        raise PrunebenchError(
+            f"{where}: a method is a frozen dataclass; decorate the class with @dataclass(frozen=True)"
+        )
     if cls.traits.image_only and (cls.traits.query_aware or cls.traits.random):
-        raise PrunebenchError(f"{where}: its traits say image_only, and query_aware or random as well: it cannot be both, drop one")
+        raise PrunebenchError(
+            f"{where}: its traits say image_only, and query_aware or random as well: it cannot be both, drop one"
+        )
     _check_interface(cls, where)
     knobs = {f.name for f in dataclasses.fields(cls)}
     source_of(cls)  # of what was just imported, not of what may stand in the file by the time a result is filed
     lacking = [knob for knob in cls.budget_knobs if knob not in knobs]
     if lacking:
         raise PrunebenchError(
-            f"{where}: a budget sets the knob {lacking[0]!r}, and the class has no such field: add `{lacking[0]}: int`, or set "
-            "`budget_knobs` to the fields that a budget sets, () for none, and override at_budget"
+            f"{where}: a budget sets the knob {lacking[0]!r}, and the class has no such field: add `{lacking[0]}: int`,"
+            " or set `budget_knobs` to the fields that a budget sets, () for none, and override at_budget"
         )
     if issubclass(cls, Ranking) and cls.score is Ranking.score:
-        raise PrunebenchError(f"{where}: a Ranking needs a method score(self, run, stream) -> (b, v): a number for each visual token")
+        raise PrunebenchError(
+            f"{where}: a Ranking needs a method score(self, run, stream) -> (b, v): a number for each visual token"
+        )
     other = _REGISTRY.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         both = f"{other.__module__}.{other.__qualname__} and {where}"
@@ -73,9 +81,13 @@ def _check_interface(cls: type[Method], where: str) -> None:
         found = tuple(inspect.signature(getattr(cls, hook)).parameters)
         if len(found) != len(wanted):
             now, was = f"{hook}({', '.join(wanted)})", f"{hook}({', '.join(found)})"
-            raise PrunebenchError(f"{where}: expected {now}, found {was} as in prunebench 0.1: {write}; see docs/migrating.md")
+            raise PrunebenchError(
+                f"{where}: expected {now}, found {was} as in prunebench 0.1: {write}; see docs/migrating.md"
+            )
     if hasattr(cls, "plan_with"):
-        now = "knobs that force what the prompt decides, named by choices(self, shape), and plan(self, prompt) under them"
+        now = (
+            "knobs that force what the prompt decides, named by choices(self, shape), and plan(self, prompt) under them"
+        )
         raise PrunebenchError(f"{where}: expected {now}, found plan_with as in prunebench 0.1; see docs/migrating.md")
 
 
@@ -112,14 +124,24 @@ def _load(spec: str) -> type[Method]:
     if where.endswith(".py") and not Path(where).is_file():
         raise PrunebenchError(f"expected a Python file before ':' in {spec!r}; {Path(where).absolute()} does not exist")
     try:
-        module = _file_module(Path(where).resolve(), Path(where).read_bytes()) if where.endswith(".py") else importlib.import_module(where)
+        module = (
+            _file_module(Path(where).resolve(), Path(where).read_bytes())
+            if where.endswith(".py")
+            else importlib.import_module(where)
+        )
     except Exception as error:
-        beside = isinstance(error, ModuleNotFoundError) and error.name and Path(where).with_name(f"{error.name}.py").is_file()
+        beside = (
+            isinstance(error, ModuleNotFoundError)
+            and error.name
+            and Path(where).with_name(f"{error.name}.py").is_file()
+        )
         hint = f"; it lies beside the file: set PYTHONPATH={Path(where).parent}" if beside else ""
         raise PrunebenchError(f"{spec!r} does not load: {raised(error)}{hint}") from error
     cls = getattr(module, attribute, None)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise PrunebenchError(f"{spec!r}: expected a subclass of harness.method.Method called {attribute!r} there, found {cls!r}")
+        raise PrunebenchError(
+            f"{spec!r}: expected a subclass of harness.method.Method called {attribute!r} there, found {cls!r}"
+        )
     registered()
     _check_class(cls)
     return cls
@@ -155,5 +177,3 @@ def _file_module(file: Path, _content: bytes) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-

@@ -1,7 +1,9 @@
-"""Which code a method is: the digest under which results of a third party's method, or of an edited one of ours, are filed.
+"""Which code a method is: the digest under which results of a third party's method, or of an edited one of ours, are
+filed.
 
-A change of a file in methods/ that moves no number is recorded with `prunebench dev shipped` in the same commit; one that moves a number bumps
-`harness.core.cell.NUMERICS_VERSION` as well. Until then results of the edited file are filed under its digest, apart from the released ones.
+A change of a file in methods/ that moves no number is recorded with `prunebench dev shipped` in the same commit; one
+that moves a number bumps `harness.core.cell.NUMERICS_VERSION` as well. Until then results of the edited file are filed
+under its digest, apart from the released ones.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ _SHIPPED_FILES = Path(__file__).resolve().parents[2] / "methods" / "shipped.json
 
 
 def source_of(cls: type) -> str:
-    """Names the code of a method: `SHIPPED` for ours as released, else 12 hex of SHA-256 over the Python files behind it.
+    """Names the code of a method: `SHIPPED` for ours as released, else 12 hex of SHA-256 over the Python files behind
+    it.
 
-    Those are the files of the class and its bases and what they import outside functions, except Python's own, installed packages and the
-    harness; of a package, all its files. Ours are as released if they are as methods/shipped.json says. Raises PrunebenchError for a class
-    without a file, as in a notebook.
+    Those are the files of the class and its bases and what they import outside functions, except Python's own,
+    installed packages and the harness; of a package, all its files. Ours are as released if they are as
+    methods/shipped.json says. Raises PrunebenchError for a class without a file, as in a notebook.
     """
     if cls not in _SOURCES:
         digests: dict[str, str] = {}
@@ -38,16 +41,22 @@ def source_of(cls: type) -> str:
             if base.__module__.partition(".")[0] in {*OWN, *sys.stdlib_module_names}:
                 continue
             if not Path(getattr(sys.modules.get(base.__module__), "__file__", None) or "").is_file():
-                raise PrunebenchError(f"{base.__qualname__}: expected a class in a file, whose code its results are filed under: put it in one")
+                raise PrunebenchError(
+                    f"{base.__qualname__}: expected a class in a file, whose code its results are filed under: put it"
+                    " in one"
+                )
             _add_files(base.__module__, digests, installed=True)
         known = json.loads(_SHIPPED_FILES.read_text())
         released = all(known.get(name) == digest for name, digest in digests.items())
-        _SOURCES[cls] = SHIPPED if released else hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
+        _SOURCES[cls] = (
+            SHIPPED if released else hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
+        )
     return _SOURCES[cls]
 
 
 def record_shipped() -> Path:
-    """Take the files in methods/ for released as they are: for a change that moves no number (otherwise `NUMERICS_VERSION` moves too)."""
+    """Take the files in methods/ for released as they are: for a change that moves no number (otherwise
+    `NUMERICS_VERSION` moves too)."""
     files = sorted(p for p in _SHIPPED_FILES.parent.glob("*.py") if p.name != "__init__.py")
     _SHIPPED_FILES.write_text(json.dumps({f"methods.{p.stem}": _digest(p) for p in files}, indent=1) + "\n")
     return _SHIPPED_FILES
@@ -58,13 +67,15 @@ def _digest(file: Path) -> str:
 
 
 def _digest_of(module: ModuleType, file: Path) -> str:
-    """Of the file as it was when this module was first looked at: an edit changes the module only once it is imported again."""
+    """Of the file as it was when this module was first looked at: an edit changes the module only once it is imported
+    again."""
     # the module is kept with it: its id would be another's one day
     return _DIGESTS.setdefault((id(module), str(file)), (module, _digest(file)))[1]
 
 
 def _add_files(name: str, digests: dict[str, str], installed: bool = False) -> None:
-    """Put the digest of a loaded module's file into `digests` under its name, with those that it imports; of a package, of all files.
+    """Put the digest of a loaded module's file into `digests` under its name, with those that it imports; of a package,
+    of all files.
 
     Installed packages count where the method is one of them.
     """
@@ -96,5 +107,3 @@ def _add_files(name: str, digests: dict[str, str], installed: bool = False) -> N
                 _add_files(imported, digests)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             todo += ast.iter_child_nodes(node)  # type: ignore[arg-type]
-
-

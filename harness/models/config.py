@@ -41,7 +41,8 @@ class Calibration(BaseModel):
 
 
 def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
-    """The knobs in configs/<method>/<model>.yaml. Raises PrunebenchError where there is no such file, or none that fits."""
+    """The knobs in configs/<method>/<model>.yaml. Raises PrunebenchError where there is no such file, or none that
+    fits."""
     file = MODEL_CONFIGS.parent / method / f"{model.replace('/', '--')}.yaml"
     where = file.relative_to(REPOSITORY)
     if not file.is_file():

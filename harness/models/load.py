@@ -40,7 +40,8 @@ class LoadedModel(Prompter):
         object.__setattr__(self, "adapter", adapter_for(self.model))
 
     def text_encoder(self) -> ClipTextEncoder:
-        """The text encoder of the model's vision tower, loaded when it is first asked for. Raises PrunebenchError where the config names none."""
+        """The text encoder of the model's vision tower, loaded when it is first asked for. Raises PrunebenchError where
+        the config names none."""
         return self._text_encoder
 
     @cached_property
@@ -48,8 +49,9 @@ class LoadedModel(Prompter):
         source = self.config.text_encoder
         if source is None:
             raise PrunebenchError(
-                f"model {self.config.name}: expected text_encoder in its config (the CLIP checkpoint of its vision tower), for the method reads the "
-                f"question through it; found none: add it to configs/models/{self.config.name}.yaml"
+                f"model {self.config.name}: expected text_encoder in its config (the CLIP checkpoint of its vision"
+                " tower), for the method reads the question through it; found none: add it to"
+                f" configs/models/{self.config.name}.yaml"
             )
         return ClipTextEncoder.load(source, self.device, DTYPES[self.dtype])
 
@@ -86,11 +88,13 @@ class Located:
         """The decoder's sizes."""
         return self.usual.decoder
 
-    def method(self, name: str, budget: Budget, knobs: Mapping[str, Any] | None = None, n_text: int | None = None) -> Method:
+    def method(
+        self, name: str, budget: Budget, knobs: Mapping[str, Any] | None = None, n_text: int | None = None
+    ) -> Method:
         """The method at a budget, with this model's own knob defaults below the given ones; checked against its sizes.
 
-        `n_text`: the text length, in tokens, at which a FLOPs budget is solved; such a budget without one raises PrunebenchError.
-        `calibrated` takes the knobs of configs/<method>/<model>.yaml below the given ones.
+        `n_text`: the text length, in tokens, at which a FLOPs budget is solved; such a budget without one raises
+        PrunebenchError. `calibrated` takes the knobs of configs/<method>/<model>.yaml below the given ones.
         """
         own = dict(self.config.knobs.get(name, {}))
         if budget.unit == "calibrated" and method_class(name).traits.calibrated:
@@ -109,14 +113,24 @@ class Located:
 
         token = AutoConfig.from_pretrained(self.folder).image_token_id
         return Prompter(
-            config=self.config, processor=_processor(self.config, self.folder), device=self.device, dtype=self.dtype,
-            fingerprint=self.revision or weight_hash(self.folder), revision=self.revision, usual=self.usual, image_token_id=int(token),
-        )  # fmt: skip
+            config=self.config,
+            processor=_processor(self.config, self.folder),
+            device=self.device,
+            dtype=self.dtype,
+            fingerprint=self.revision or weight_hash(self.folder),
+            revision=self.revision,
+            usual=self.usual,
+            image_token_id=int(token),
+        )
 
     def load(self) -> LoadedModel:
-        """Load the weights, from the hub if need be; raises PrunebenchError where they are broken or do not fit the GPU."""
+        """Load the weights, from the hub if need be; raises PrunebenchError where they are broken or do not fit the
+        GPU."""
         if self.config.hub is not None:
-            _fetch(self.config.model_copy(update={"revision": self.revision}), ["*.safetensors", "*.safetensors.index.json"])
+            _fetch(
+                self.config.model_copy(update={"revision": self.revision}),
+                ["*.safetensors", "*.safetensors.index.json"],
+            )
         _check_memory(self.folder, self.device, self.dtype)
         if self.device.type == "cuda" and self.dtype == "float32":
             # torch lets cuDNN round float32 convolutions to TF32, the tower's patch embedding among them
@@ -130,8 +144,8 @@ class Located:
 def locate_model(name: str, device: str = "auto", dtype: str = "auto") -> Located:
     """Find a model for evaluation: bfloat16 on CUDA and float32 on the CPU unless `dtype` says otherwise.
 
-    Weights come from safetensors only and no remote code is run. Raises PrunebenchError naming what to do for unknown names,
-    unsupported architectures, missing files and no hub, before anything heavy is loaded.
+    Weights come from safetensors only and no remote code is run. Raises PrunebenchError naming what to do for unknown
+    names, unsupported architectures, missing files and no hub, before anything heavy is loaded.
     """
     config = model_config(name)
     target = pick_device(device)
@@ -153,7 +167,9 @@ def _locate(config: ModelConfig) -> tuple[Path, str | None]:
             if not (folder / needed).is_file():
                 raise PrunebenchError(f"model {config.name}: expected {needed} in {folder}, found none: {mend}")
         if not list(folder.glob("*.safetensors")):
-            raise PrunebenchError(f"model {config.name}: expected *.safetensors weights in {folder}, found none: {mend}")
+            raise PrunebenchError(
+                f"model {config.name}: expected *.safetensors weights in {folder}, found none: {mend}"
+            )
         return folder, None
     _check_config(config, _fetch(config, ["config.json"]))
     folder = _fetch(config, ["*.json", "*.jinja", "*.model"])
@@ -170,9 +186,9 @@ def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
         return Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise PrunebenchError(
-            f"model {config.name}: {config.hub} could not be fetched from the Hugging Face hub ({type(error).__name__}). "
-            "Connect to the hub, log in if the model is gated, set HF_HOME to a cache that holds it, or give a local folder as MODEL; "
-            "MODEL=mini needs no hub"
+            f"model {config.name}: {config.hub} could not be fetched from the Hugging Face hub"
+            f" ({type(error).__name__}). Connect to the hub, log in if the model is gated, set HF_HOME to a cache that"
+            " holds it, or give a local folder as MODEL; MODEL=mini needs no hub"
         ) from None
 
 
@@ -180,7 +196,9 @@ def _check_config(config: ModelConfig, folder: Path) -> None:
     try:
         architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ["?"]
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise PrunebenchError(f"model {config.name}: {folder / 'config.json'} is not JSON: fetch the model again") from None
+        raise PrunebenchError(
+            f"model {config.name}: {folder / 'config.json'} is not JSON: fetch the model again"
+        ) from None
     if architectures[0] not in ADAPTERS:
         raise PrunebenchError(f"model {config.name} is a {architectures[0]}; prunebench supports {', '.join(ADAPTERS)}")
 
@@ -194,8 +212,8 @@ def _check_memory(folder: Path, device: torch.device, dtype: str) -> None:
     free, _total = torch.cuda.mem_get_info(device)
     if needed > free:
         raise PrunebenchError(
-            f"{folder.name}: expected about {needed / 2**30:.1f} GiB of free memory on {device} for {dtype}, found {free / 2**30:.1f}: "
-            "free the GPU, use DTYPE=bfloat16, a smaller model, or DEVICE=cpu"
+            f"{folder.name}: expected about {needed / 2**30:.1f} GiB of free memory on {device} for {dtype}, found"
+            f" {free / 2**30:.1f}: free the GPU, use DTYPE=bfloat16, a smaller model, or DEVICE=cpu"
         )
 
 
@@ -241,7 +259,9 @@ def _load(config: ModelConfig, folder: Path, dtype: str) -> nn.Module:
     # from_pretrained gives random values to weights a checkpoint lacks and only warns; a guess is not an answer
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])
-        raise PrunebenchError(f"model {config.name}: the weights in {folder} lack {len(lacking)} tensors, first {lacking[0]}: {mend}")
+        raise PrunebenchError(
+            f"model {config.name}: the weights in {folder} lack {len(lacking)} tensors, first {lacking[0]}: {mend}"
+        )
     stray = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if stray:
         raise PrunebenchError(f"model {config.name}: weights of {stray[0]} in {folder} hold nan or inf: {mend}")

@@ -18,8 +18,8 @@ from harness.models.device import DTYPES
 
 #: Vicuna v1's conversation as LLaVA-1.5 was trained and evaluated with it
 VICUNA_V1 = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
-    "answers to the user's questions. USER: <image>\n{text} ASSISTANT:"
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and"
+    " polite answers to the user's questions. USER: <image>\n{text} ASSISTANT:"
 )
 
 
@@ -27,7 +27,8 @@ VICUNA_V1 = (
 class Prompter:
     """What of a model needs no weights: its processor, prompts, and the names under which results are kept.
 
-    `fingerprint` names the weights: the hub commit, or a hash of the local weight files. `usual`: a prompt of one image as the model is asked them.
+    `fingerprint` names the weights: the hub commit, or a hash of the local weight files. `usual`: a prompt of one image
+    as the model is asked them.
     """
 
     config: ModelConfig
@@ -46,9 +47,13 @@ class Prompter:
         if self.config.prompt == "vicuna_v1":
             return VICUNA_V1
         content = [{"type": "image"}, {"type": "text", "text": "{text}"}]
-        rendered: str = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        rendered: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
         if rendered.count("{text}") != 1 or rendered.count("<image>") != 1:
-            raise PrunebenchError(f"{self.config.name}: its chat template lost the image or the question; it renders {rendered!r}")
+            raise PrunebenchError(
+                f"{self.config.name}: its chat template lost the image or the question; it renders {rendered!r}"
+            )
         return rendered
 
     @property
@@ -82,7 +87,8 @@ class Prompter:
         found = ids.count(self.image_token_id)
         if found != n:
             raise PrunebenchError(
-                f"{self.config.name}: expected {n} image tokens in the prompt, found {found}: does the question itself hold '<image>'?"
+                f"{self.config.name}: expected {n} image tokens in the prompt, found {found}: does the question itself"
+                " hold '<image>'?"
             )
         return ids
 

@@ -25,7 +25,8 @@ from lmms_eval.utils import load_yaml_config
 
 from tasks.mini import data as mini_data
 
-# ------------------------------------------------------------------------------------------------------------- its own CLI
+# ------------------------------------------------------------------------------------------------------------- its own
+# CLI
 
 
 def mini_task_files(folder: Path) -> list[str]:
@@ -61,7 +62,9 @@ def _check_limit(options: argparse.Namespace) -> None:
     """MME is scored in pairs: a limit that cuts one fails in upstream's aggregation, after all inference."""
     mme = [t for t in (options.tasks or "").split(",") if t in ("mme", "mme_mini")]
     if mme and options.limit is not None and options.limit > 0 and options.limit % 2 != 0:
-        raise Abort(f"prunebench: --limit {options.limit:g} would cut a pair of {mme[0]}: expected an even whole number")
+        raise Abort(
+            f"prunebench: --limit {options.limit:g} would cut a pair of {mme[0]}: expected an even whole number"
+        )
 
 
 def _saved(output: str | None, since: float) -> bool:
@@ -76,8 +79,8 @@ def _saved(output: str | None, since: float) -> bool:
 def lmms_cli(args: Sequence[str]) -> int:
     """lmms-eval's command line with our model class and mini tasks; 0 only if every evaluation asked for has results.
 
-    Upstream exits with 0 after a failure, so each of its evaluations is watched: `cli_evaluate_single` is wrapped for the
-    time of the call, which also covers the several runs of one `--config` file.
+    Upstream exits with 0 after a failure, so each of its evaluations is watched: `cli_evaluate_single` is wrapped for
+    the time of the call, which also covers the several runs of one `--config` file.
     """
     from lmms_eval import __main__ as upstream
     from lmms_eval.cli import dispatch
@@ -92,7 +95,9 @@ def lmms_cli(args: Sequence[str]) -> int:
         def watched(options: argparse.Namespace) -> Any:
             began = time.time()
             failures.append(f"no results for {options.tasks}")  # taken back below
-            theirs = [options.include_path] if isinstance(options.include_path, str) else list(options.include_path or [])
+            theirs = (
+                [options.include_path] if isinstance(options.include_path, str) else list(options.include_path or [])
+            )
             options.include_path = [folder, *theirs]
             _check_limit(options)
             try:

@@ -80,7 +80,9 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
         super().__init__()
         with _fatal():
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                raise PrunebenchError("expected one process, found WORLD_SIZE > 1; give each GPU its own runs, without torchrun")
+                raise PrunebenchError(
+                    "expected one process, found WORLD_SIZE > 1; give each GPU its own runs, without torchrun"
+                )
             from harness.core import budget as budgets
             from harness.runner.answering import Answerer
 
@@ -98,7 +100,8 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             )
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
-        """Answers in the order of the requests. Tasks, splits and generation settings are never mixed in one call below."""
+        """Answers in the order of the requests. Tasks, splits and generation settings are never mixed in one call
+        below."""
         with _fatal():
             return self._generate(requests)
 
@@ -112,7 +115,9 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             places.append((group, key))
             prompts = groups.setdefault(group, {})
             if key not in prompts:  # `repeats` sends the same request several times
-                prompts[key] = self._prompt(key, partial(self._messages, doc_to_messages, task, split, doc_id, key), settings)
+                prompts[key] = self._prompt(
+                    key, partial(self._messages, doc_to_messages, task, split, doc_id, key), settings
+                )
         answers = {group: self._answer(list(prompts.values())) for group, prompts in groups.items()}
         return [self._result(answers[group][key]) for group, key in places]
 
@@ -129,13 +134,17 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
 
         # temperature, top_p and the like say nothing when nothing is sampled
         if settings.get("do_sample") or (settings.get("num_beams") or 1) != 1:
-            raise PrunebenchError(f"{key}: expected greedy decoding, found {dict(settings)}; drop do_sample and num_beams")
+            raise PrunebenchError(
+                f"{key}: expected greedy decoding, found {dict(settings)}; drop do_sample and num_beams"
+            )
         text, image = one_image(messages(), key)
         until = settings.get("until") or ()
         return Prompt(
             key=key,
             text=text,
-            image=lambda: one_image(messages(), key)[1].convert("RGB"),  # decoded again: 10,000 images do not fit in memory
+            image=lambda: one_image(messages(), key)[1].convert(
+                "RGB"
+            ),  # decoded again: 10,000 images do not fit in memory
             image_key=sha256(image.mode.encode(), str(image.size).encode(), image.tobytes())[:16],
             max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens", self._max_new_tokens)),
             until=(until,) if isinstance(until, str) else tuple(until),
@@ -155,7 +164,9 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
 
     @staticmethod
     def _result(answer: Answer) -> GenerationResult:
-        return GenerationResult(answer.text, TokenCounts(input_tokens=answer.n_input_tokens, output_tokens=answer.n_new_tokens))
+        return GenerationResult(
+            answer.text, TokenCounts(input_tokens=answer.n_input_tokens, output_tokens=answer.n_new_tokens)
+        )
 
     def loglikelihood(self, requests: list[Any]) -> Any:
         raise Abort("prunebench: tasks scored by log-likelihood are not supported; choose tasks that generate text")

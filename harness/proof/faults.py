@@ -1,8 +1,10 @@
-"""Do the tests bite? Seeded faults that the conformance kit or a recorded official run must catch: `prunebench mutations`.
+"""Do the tests bite? Seeded faults that the conformance kit or a recorded official run must catch: `prunebench
+mutations`.
 
-A fault is one piece of one function's source replaced while the kit and a few golden cases run. The function object stays and
-only its code changes, so every module that imported it sees the fault. A fault that nothing catches fails the command. Faults in
-what questions about one image share are looked for where they can be seen: in answers with sharing and without.
+A fault is one piece of one function's source replaced while the kit and a few golden cases run. The function object
+stays and only its code changes, so every module that imported it sees the fault. A fault that nothing catches fails the
+command. Faults in what questions about one image share are looked for where they can be seen: in answers with sharing
+and without.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ from methods.pooling import Pooling
 from methods.random import Random
 
 GOLDENS = REPOSITORY / "tests" / "goldens"
+
+
 @dataclass(frozen=True)
 class Fault:
     """`where` is "module:function" or "module:Class.function"; `old` stands once in its source and becomes `new`.
 
-    `method` with `knobs` goes through the kit, `cases` are replayed; where `sharing`, it answers with shared prefixes and without
-    instead (neither kit nor cases share any).
+    `method` with `knobs` goes through the kit, `cases` are replayed; where `sharing`, it answers with shared prefixes
+    and without instead (neither kit nor cases share any).
     """
 
     name: str
@@ -69,7 +73,11 @@ class Weighted(Pooling):
         reduction = super().at_boundary(run, layer, stream)
         if reduction is None or reduction.added is None:
             return None
-        text = stream.after.sum(1, keepdim=True) if stream.after.shape[1] else torch.zeros(1, device=reduction.added.device)
+        text = (
+            stream.after.sum(1, keepdim=True)
+            if stream.after.shape[1]
+            else torch.zeros(1, device=reduction.added.device)
+        )
         return replace(reduction, added=reduction.added + 0.05 * text)
 
 
@@ -99,8 +107,8 @@ FAULTS = _read()
 
 @dataclass(frozen=True)
 class Caught:
-    """`kit`: properties that fail under the fault; `cases`: golden cases that no longer reproduce, of `fault.cases`; `sharing`: what
-    differs between answers with shared prefixes and without."""
+    """`kit`: properties that fail under the fault; `cases`: golden cases that no longer reproduce, of `fault.cases`;
+    `sharing`: what differs between answers with shared prefixes and without."""
 
     fault: Fault
     kit: tuple[str, ...]
@@ -135,7 +143,8 @@ def seeded(fault: Fault) -> Iterator[None]:
     source = textwrap.dedent(inspect.getsource(function))
     if source.count(fault.old) != 1:
         raise PrunebenchError(
-            f"fault {fault.name!r}: expected {fault.old!r} once in {fault.where}, found it {source.count(fault.old)} times"
+            f"fault {fault.name!r}: expected {fault.old!r} once in {fault.where}, found it {source.count(fault.old)}"
+            " times"
         )
     lines = source.replace(fault.old, fault.new).splitlines(keepends=True)
     while lines[0].startswith("@"):  # decorators are one line each here
@@ -182,12 +191,15 @@ def _asked() -> tuple[Any, list[Any]]:
 
     samples = lmms.load_task("textvqa", DataSource.parse("mini"), 24, 0).samples
     images = list({s.image_key: s for s in samples}.values())[:2]
-    prompts = [Prompt(f"{s.key}-{n}", s.prompt + n * " x x x", s.load_image, s.image_key, 4) for s in images for n in (0, 2, 7)]
+    prompts = [
+        Prompt(f"{s.key}-{n}", s.prompt + n * " x x x", s.load_image, s.image_key, 4) for s in images for n in (0, 2, 7)
+    ]
     return locate_model("mini", "cpu", "float32").load(), prompts
 
 
 def failing_sharing(method: str, knobs: Mapping[str, Any]) -> tuple[str, ...]:
-    """What differs between answers with shared prefixes and without, on the mini model: answers, first logits, kept tokens, costs."""
+    """What differs between answers with shared prefixes and without, on the mini model: answers, first logits, kept
+    tokens, costs."""
     from harness.core import budget
     from harness.engine.prefix import PrefixCache
     from harness.method import build
@@ -234,7 +246,8 @@ def try_fault(fault: Fault) -> Caught:
 
 
 def try_sound(faults: Sequence[Fault] = FAULTS) -> None:
-    """Raises PrunebenchError unless kit and golden cases pass without a fault: a test that always fails catches everything."""
+    """Raises PrunebenchError unless kit and golden cases pass without a fault: a test that always fails catches
+    everything."""
     for method, knobs, sharing in {(f.method, tuple(f.knobs.items()), f.sharing) for f in faults}:
         failing = (failing_sharing if sharing else failing_properties)(method, dict(knobs))
         if failing:
@@ -248,15 +261,20 @@ def try_sound(faults: Sequence[Fault] = FAULTS) -> None:
 def markdown(caught: Sequence[Caught]) -> str:
     """Who caught what, as a table; no numbers that depend on the machine."""
     survived = [c.fault.name for c in caught if c.survived]
-    by_kit, by_cases, by_sharing = (sum(map(bool, found)) for found in zip(*((c.kit, c.cases, c.sharing) for c in caught), strict=True))
+    by_kit, by_cases, by_sharing = (
+        sum(map(bool, found)) for found in zip(*((c.kit, c.cases, c.sharing) for c in caught), strict=True)
+    )
     lines = [
         "# Seeded faults, and what caught them",
         "",
         "Written by `prunebench mutations`. Each fault replaces one piece of one function while the conformance kit",
         "(`prunebench check`) and some recorded runs of the official implementations (`tests/goldens`) run.",
         "",
-        f"{len(caught) - len(survived)} of {len(caught)} faults caught: {by_kit} by the kit, {by_cases} by recorded runs (of the "
-        f"{sum(bool(c.fault.cases) for c in caught)} that were replayed on them), {by_sharing} (of {sum(c.fault.sharing for c in caught)} in what",
+        (
+            f"{len(caught) - len(survived)} of {len(caught)} faults caught: {by_kit} by the kit, {by_cases} by recorded"
+            f" runs (of the {sum(bool(c.fault.cases) for c in caught)} that were replayed on them), {by_sharing} (of"
+            f" {sum(c.fault.sharing for c in caught)} in what"
+        ),
         "questions about one image share) by answers with shared prefixes and without.",
         "",
         "| fault | seeded in | kit: failing properties | recorded runs: failing | sharing: what differs |",
@@ -266,7 +284,9 @@ def markdown(caught: Sequence[Caught]) -> str:
         kit = "; ".join(c.kit[:3]) + (f"; {len(c.kit) - 3} more" if len(c.kit) > 3 else "")
         shown = ", ".join(c.cases[:2]) + ("..." if len(c.cases) > 2 else "")
         cases = (
-            f"{len(c.cases)} of {len(c.fault.cases)}" + (f" ({shown})" if c.cases else "") if c.fault.cases else "not replayed"
+            f"{len(c.cases)} of {len(c.fault.cases)}" + (f" ({shown})" if c.cases else "")
+            if c.fault.cases
+            else "not replayed"
         )
         kit = kit or ("**SURVIVED**" if c.survived else "not run" if c.fault.sharing else "none")
         sharing = ", ".join(c.sharing) or ("none" if c.fault.sharing else "not run")

@@ -1,6 +1,8 @@
-"""Does the regression gate bite? Every seeded fault of harness.proof.faults in a cut-down gate: `prunebench regress --faults FILE`.
+"""Does the regression gate bite? Every seeded fault of harness.proof.faults in a cut-down gate: `prunebench regress
+--faults FILE`.
 
-The cells of the methods concerned are measured without a fault and with it, on a few questions, and compared as `make regress` compares.
+The cells of the methods concerned are measured without a fault and with it, on a few questions, and compared as `make
+regress` compares.
 """
 
 from __future__ import annotations
@@ -28,14 +30,26 @@ ELSEWHERE: Mapping[str, str] = {
 }
 #: faults that the gate cannot see, and why
 BLIND: Mapping[str, str] = {
-    "decode attends padding": "padding dilutes a generated token's attention a little; no answer to these questions changes",
-    "prefill attends padding": "padding dilutes the attention of what is left after a reduction a little; no answer to these questions changes",
-    "shallow keys hidden from generated tokens are attended": "only tokens after the first see them; no answer to these questions changes",
+    "decode attends padding": (
+        "padding dilutes a generated token's attention a little; no answer to these questions changes"
+    ),
+    "prefill attends padding": (
+        "padding dilutes the attention of what is left after a reduction a little; no answer to these questions changes"
+    ),
+    "shallow keys hidden from generated tokens are attended": (
+        "only tokens after the first see them; no answer to these questions changes"
+    ),
     "the model's attention kernel is not restored": "the gate runs nothing outside a method's block",
     "a second attach is accepted": "the gate attaches one method at a time",
-    "a prefix is used under edits that it was not computed with": "every shipped method that edits visual rows names the prefix they make",
-    "a question goes on from what a prefix kept, whatever it keeps itself": "every shipped method that says image_only keeps by the image alone",
-    "what a question merges is not compared with its prefix": "every shipped method that says image_only merges by the image alone",
+    "a prefix is used under edits that it was not computed with": (
+        "every shipped method that edits visual rows names the prefix they make"
+    ),
+    "a question goes on from what a prefix kept, whatever it keeps itself": (
+        "every shipped method that says image_only keeps by the image alone"
+    ),
+    "what a question merges is not compared with its prefix": (
+        "every shipped method that says image_only merges by the image alone"
+    ),
     "a quota of the first prompt's tokens for every prompt": "all prompts of the gate have as many visual tokens",
 }
 UNASKED = "no shipped method asks this"
@@ -71,7 +85,9 @@ def try_gate(fault: Fault, config: Path, before: Snapshot) -> FaultInGate:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()), seeded(fault):
             after = measure(config, Path(folder), _cut(fault), say=_silent)
     except Exception as error:  # a fault may raise anything
-        return FaultInGate(fault, (f"the run stops: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",))
+        return FaultInGate(
+            fault, (f"the run stops: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",)
+        )
     found = compare(before, after)
     return FaultInGate(fault, (*found.first, *found.failures))
 
@@ -85,7 +101,9 @@ def _silent(text: str) -> None:
     """Says nothing."""
 
 
-def try_all(config: Path = command.CONFIG, faults: Sequence[Fault] = FAULTS, say: Callable[[str], None] = print) -> list[FaultInGate]:
+def try_all(
+    config: Path = command.CONFIG, faults: Sequence[Fault] = FAULTS, say: Callable[[str], None] = print
+) -> list[FaultInGate]:
     """Every fault in turn; minutes."""
     before: dict[tuple[str, ...], Snapshot] = {}
     tried = []
@@ -96,7 +114,10 @@ def try_all(config: Path = command.CONFIG, faults: Sequence[Fault] = FAULTS, say
         if _cut(fault) not in before:
             before[_cut(fault)] = sound(fault, config)
         tried.append(try_gate(fault, config, before[_cut(fault)]))
-        say(f"{'caught  ' if tried[-1].reasons else 'not seen'}  {fault.name}" + (f": {tried[-1].reasons[0]}" if tried[-1].reasons else ""))
+        say(
+            f"{'caught  ' if tried[-1].reasons else 'not seen'}  {fault.name}"
+            + (f": {tried[-1].reasons[0]}" if tried[-1].reasons else "")
+        )
     return tried
 
 
@@ -115,7 +136,10 @@ def markdown(tried: Sequence[FaultInGate]) -> str:
     lines = [
         "# Seeded faults and the regression gate",
         "",
-        "Written by `prunebench regress --faults`. Each fault replaces one piece of one function while a part of configs/regress.yaml runs",
+        (
+            "Written by `prunebench regress --faults`. Each fault replaces one piece of one function while a part of"
+            " configs/regress.yaml runs"
+        ),
         f"({' '.join(CUT)}, the methods concerned), and the result is compared with the same run without it.",
         "",
         f"{len(caught)} of {len(tried)} faults caught.",

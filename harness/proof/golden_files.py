@@ -5,7 +5,8 @@
     models/*.safetensors, inputs/*.safetensors    the same names and .xz
     index.json, models/models.json          as they are
 
-index.json names the plain files in both forms. A plain file is read first, so a new case can lie beside an archive until the next `pack`.
+index.json names the plain files in both forms. A plain file is read first, so a new case can lie beside an archive
+until the next `pack`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from harness.core.errors import PrunebenchError
 from harness.store.files import write_atomic
 
 _TEXT = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
-#: numbers of 2 and 4 bytes: bytes are predicted by their place in the number, not by their neighbours (4 % smaller than the preset)
+#: numbers of 2 and 4 bytes: bytes are predicted by their place in the number, not by their neighbours (4 % smaller than
+#: the preset)
 _NUMBERS = [{**_TEXT[0], "lc": 0, "lp": 2, "pb": 2}]
 MEND = "restore it with git, or fetch it again"
 
@@ -35,7 +37,8 @@ class Packed(NamedTuple):
 
 
 def load_index(folder: Path) -> list[dict[str, Any]]:
-    """The cases of a golden folder: dicts with `file`. Raises PrunebenchError if index.json is missing or something else."""
+    """The cases of a golden folder: dicts with `file`. Raises PrunebenchError if index.json is missing or something
+    else."""
     index = folder / "index.json"
     if not index.is_file():
         raise PrunebenchError(f"expected a folder of recorded cases with an index.json; found none at {index}")
@@ -46,7 +49,8 @@ def load_index(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_case(folder: Path, file: str) -> dict[str, Any]:
-    """The case that index.json calls `file`, from that file or its archive. Raises PrunebenchError if it is missing or damaged."""
+    """The case that index.json calls `file`, from that file or its archive. Raises PrunebenchError if it is missing or
+    damaged."""
     if (folder / file).is_file():
         return _case((folder / file).read_bytes(), folder / file)
     archive = _archive(folder, file)
@@ -74,9 +78,11 @@ def read_json(path: Path) -> Any:
 
 
 def pack(folder: Path) -> Packed:
-    """Pack a folder's cases, models and inputs; the same content gives the same bytes, and what is packed already stays.
+    """Pack a folder's cases, models and inputs; the same content gives the same bytes, and what is packed already
+    stays.
 
-    Each archive is read back before the plain files go. Raises PrunebenchError if index.json lacks a case of the folder.
+    Each archive is read back before the plain files go. Raises PrunebenchError if index.json lacks a case of the
+    folder.
     """
     before, cases = _size(folder), _grouped(folder)
     plain = _plain(folder, cases)
@@ -115,18 +121,27 @@ def _grouped(folder: Path) -> dict[Path, dict[str, bytes]]:
     for file in (entry["file"] for entry in load_index(folder)):
         case, name = read_case(folder, file), Path(file).stem
         if not Path(file).match("cases/*/*.json") or case.get("id") != name:
-            raise PrunebenchError(f"{file}: expected cases/<method>/<id>.json with that id, found the id {case.get('id')!r}: rename it")
+            raise PrunebenchError(
+                f"{file}: expected cases/<method>/<id>.json with that id, found the id {case.get('id')!r}: rename it"
+            )
         cases.setdefault(_archive(folder, file), {})[name] = json.dumps(case, separators=(",", ":")).encode() + b"\n"
     return cases
 
 
 def _plain(folder: Path, cases: dict[Path, dict[str, bytes]]) -> list[Path]:
-    """The plain files of `cases`. Raises PrunebenchError if the folder holds a case or an archive that is not among them."""
-    named = {archive.with_name(archive.name.removesuffix(".jsonl.xz")) / f"{name}.json" for archive, lines in cases.items() for name in lines}
+    """The plain files of `cases`. Raises PrunebenchError if the folder holds a case or an archive that is not among
+    them."""
+    named = {
+        archive.with_name(archive.name.removesuffix(".jsonl.xz")) / f"{name}.json"
+        for archive, lines in cases.items()
+        for name in lines
+    }
     found = {*(folder / "cases").rglob("*.json")}
     stray = (found - named) | ({*(folder / "cases").rglob("*.jsonl.xz")} - cases.keys())
     if stray:
-        raise PrunebenchError(f"{min(stray)}: not in index.json ({len(stray)} such files): add it there or remove it, then pack again")
+        raise PrunebenchError(
+            f"{min(stray)}: not in index.json ({len(stray)} such files): add it there or remove it, then pack again"
+        )
     return sorted(found)
 
 
@@ -154,13 +169,17 @@ def _unpacked(archive: Path) -> bytes:
     try:
         return lzma.decompress(archive.read_bytes(), lzma.FORMAT_XZ)
     except lzma.LZMAError as error:
-        raise PrunebenchError(f"{archive}: expected a whole xz file, found a damaged or cut one ({error}): {MEND}") from None
+        raise PrunebenchError(
+            f"{archive}: expected a whole xz file, found a damaged or cut one ({error}): {MEND}"
+        ) from None
 
 
 def _write(archive: Path, content: bytes, filters: list[dict[str, int]]) -> None:
     write_atomic(archive, lzma.compress(content, lzma.FORMAT_XZ, filters=filters))
     if _unpacked(archive) != content:
-        raise PrunebenchError(f"{archive}: does not read back as written; no plain file was removed: check the disk, then pack again")
+        raise PrunebenchError(
+            f"{archive}: does not read back as written; no plain file was removed: check the disk, then pack again"
+        )
 
 
 def _size(folder: Path) -> int:

@@ -1,8 +1,9 @@
 """Replay recorded outputs of official implementations through the engine: `prunebench goldens DIR`.
 
-A folder holds index.json, models/ (Llama weights), inputs/ (prompt embeddings) and cases/ (one JSON per case, as described in its
-README), plain or packed (harness/proof/golden_files.py). Every case runs through the same engine and hooks as an evaluation: a
-`LlavaForConditionalGeneration` whose text model holds the recorded weights, with the recorded visual rows passed as encoder outputs.
+A folder holds index.json, models/ (Llama weights), inputs/ (prompt embeddings) and cases/ (one JSON per case, as
+described in its README), plain or packed (harness/proof/golden_files.py). Every case runs through the same engine and
+hooks as an evaluation: a `LlavaForConditionalGeneration` whose text model holds the recorded weights, with the recorded
+visual rows passed as encoder outputs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """`mismatch` is the first thing that differs, None where everything agrees; `largest` is the largest logit difference."""
+    """`mismatch` is the first thing that differs, None where everything agrees; `largest` is the largest logit
+    difference."""
 
     case: str
     largest: float
@@ -87,7 +89,9 @@ def _model(folder: Path, name: str, device: torch.device) -> LlavaAdapter:
         vocab=known["vocab_size"],
         bytes_per_value=4,
     )
-    tower = VisionShape(layers_used=2, hidden=8, mlp=8, tokens=24 * 24 + 1, patch_inputs=3 * 14**2, projector_hidden=decoder.hidden)
+    tower = VisionShape(
+        layers_used=2, hidden=8, mlp=8, tokens=24 * 24 + 1, patch_inputs=3 * 14**2, projector_hidden=decoder.hidden
+    )
     config = LlavaAdapter.config_of(
         PromptShape(decoder, (ImageShape((Grid(24, 24),), tower),)),
         tower_heads=1,
@@ -115,7 +119,8 @@ def _with_noise(method: Method, case: dict[str, Any]) -> Method:
 
 
 def method_of(case: dict[str, Any]) -> Method:
-    """The method and knobs that a case recorded. Raises NotReplayableError if there is no such method here, or no rule for its knobs."""
+    """The method and knobs that a case recorded. Raises NotReplayableError if there is no such method here, or no rule
+    for its knobs."""
     name = case.get("method")
     if name == "vanilla":
         return registry.method_class("none")()
@@ -160,11 +165,15 @@ def replay(folder: Path, case: dict[str, Any], method: Method, device: torch.dev
     positions: list[list[int]] = []
     with attach(model, method) as run, torch.inference_mode():
         handles = [
-            layer.register_forward_hook(lambda _m, _a, out: norms.append(float((out[0] if isinstance(out, tuple) else out).norm())))
+            layer.register_forward_hook(
+                lambda _m, _a, out: norms.append(float((out[0] if isinstance(out, tuple) else out).norm()))
+            )
             for layer in adapter.layers
         ]
         handles += [
-            layer.register_forward_pre_hook(lambda _m, _a, kw: positions[-1].append(int(kw["position_ids"][0, -1])), with_kwargs=True)
+            layer.register_forward_pre_hook(
+                lambda _m, _a, kw: positions[-1].append(int(kw["position_ids"][0, -1])), with_kwargs=True
+            )
             for layer in adapter.layers
         ]
         cache = DynamicCache(config=model.config.text_config)
@@ -175,7 +184,9 @@ def replay(folder: Path, case: dict[str, Any], method: Method, device: torch.dev
             logits = [out.logits[0, -1].cpu()]
             for token in case["tokens"][: len(case["logits"]) - 1]:
                 positions.append([])
-                logits.append(model(input_ids=torch.tensor([[token]], device=device), past_key_values=cache).logits[0, -1].cpu())
+                logits.append(
+                    model(input_ids=torch.tensor([[token]], device=device), past_key_values=cache).logits[0, -1].cpu()
+                )
         finally:
             for handle in handles:
                 handle.remove()
@@ -185,9 +196,11 @@ def replay(folder: Path, case: dict[str, Any], method: Method, device: torch.dev
 
 
 def compare(case: dict[str, Any], got: Replayed, tolerance: float = LOGIT_TOLERANCE) -> CaseOutcome:
-    """Everything a case recorded against a run: kept sets, layers, votes, lengths, positions, norms, logits within `tolerance`."""
+    """Everything a case recorded against a run: kept sets, layers, votes, lengths, positions, norms, logits within
+    `tolerance`."""
     wanted = case["logits"]
-    # FastV's variants that rank again at every token agree at prefill only; the masking one also keeps all tokens in place
+    # FastV's variants that rank again at every token agree at prefill only; the masking one also keeps all tokens in
+    # place
     prefill_only = case["method"] == "fastv" and case["variant"] in ("inplace", "mask")
     steps = 1 if prefill_only else len(wanted)
     largest = max(float((got.logits[t] - torch.tensor(wanted[t])).abs().max()) for t in range(steps))
@@ -226,7 +239,10 @@ def _first_difference(case: dict[str, Any], got: Replayed, steps: int, largest: 
             at = recorded_step["position_id"]
             expected = at if isinstance(at, list) else [at] * len(got.lengths)
             if got.decode_positions[step] != expected:
-                return f"decode step {step + 1} at positions {got.decode_positions[step][:4]}..., recorded {expected[:4]}..."
+                return (
+                    f"decode step {step + 1} at positions {got.decode_positions[step][:4]}..., recorded"
+                    f" {expected[:4]}..."
+                )
     if not largest <= tolerance:
         return f"logits differ by {largest:.2e}, tolerance {tolerance:.0e}"
     return None
@@ -237,7 +253,9 @@ def _sets(got: list[int], recorded: list[int]) -> str:
     return f"kept {len(got)} tokens, recorded {len(recorded)}; not recorded: {extra[:5]}, missing: {missing[:5]}"
 
 
-def run_folder(folder: Path, device: torch.device = CPU, tolerance: float = LOGIT_TOLERANCE, n: int | None = None) -> Iterator[CaseOutcome]:
+def run_folder(
+    folder: Path, device: torch.device = CPU, tolerance: float = LOGIT_TOLERANCE, n: int | None = None
+) -> Iterator[CaseOutcome]:
     """Replay the first `n` cases of a folder (None: all), in index order, in float32 on a device.
 
     A case that cannot be replayed counts as a mismatch and says why.

@@ -1,7 +1,9 @@
-"""One self-contained page from sealed cells: leaderboard, accuracy against FLOPs, sample by sample, and the analysis of the model.
+"""One self-contained page from sealed cells: leaderboard, accuracy against FLOPs, sample by sample, and the analysis of
+the model.
 
-The page needs no server and no network. Texts of data sets and models enter it as JSON with `<`, `>` and `&` escaped, and the
-page's script puts them into the document as text only. What a task's samples say is compressed and unpacked when it is looked at.
+The page needs no server and no network. Texts of data sets and models enter it as JSON with `<`, `>` and `&` escaped,
+and the page's script puts them into the document as text only. What a task's samples say is compressed and unpacked
+when it is looked at.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Page:
         return len(self.html.encode())
 
 
-def write(results: Path, out: Path | None = None, samples: int = SAMPLES, data: str = "", say: Callable[[str], None] = print) -> Path:
+def write(
+    results: Path, out: Path | None = None, samples: int = SAMPLES, data: str = "", say: Callable[[str], None] = print
+) -> Path:
     """Write the page of a results folder and return its path; `samples` per task, fewer where it would exceed 25 MB.
 
     Raises PrunebenchError where there are no sealed cells, or where they do not fit a page even without samples.
@@ -62,8 +66,8 @@ def write(results: Path, out: Path | None = None, samples: int = SAMPLES, data: 
     cells = Store(results).cells()
     if not cells:
         raise PrunebenchError(
-            f"{results}: expected sealed cells for the report, found none; `make eval METHOD=visipruner BUDGET=64` or `make sweep` makes them "
-            "(RESULTS= or --results names another folder)"
+            f"{results}: expected sealed cells for the report, found none; `make eval METHOD=visipruner BUDGET=64` or"
+            " `make sweep` makes them (RESULTS= or --results names another folder)"
         )
     if samples < 0:
         raise PrunebenchError(f"--samples {samples}: expected a number of samples per task of at least 0")
@@ -74,14 +78,21 @@ def write(results: Path, out: Path | None = None, samples: int = SAMPLES, data: 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PrunebenchError(f"cannot create {path.parent}: {error.strerror}; choose a file that you can write with --out") from None
+        raise PrunebenchError(
+            f"cannot create {path.parent}: {error.strerror}; choose a file that you can write with --out"
+        ) from None
     write_atomic(path, page.html.encode())
     say(f"report  {path}  ({page.n_bytes / 1e6:.1f} MB, {page.n_cells} cells, {page.n_samples} samples to look at)")
     return path
 
 
 def fitting(
-    cells: Sequence[SealedCell], results: Path, samples: int, data: str = "", max_bytes: int = MAX_BYTES, say: Callable[[str], None] = print
+    cells: Sequence[SealedCell],
+    results: Path,
+    samples: int,
+    data: str = "",
+    max_bytes: int = MAX_BYTES,
+    say: Callable[[str], None] = print,
 ) -> Page:
     """The page with at most `samples` samples per task that stays within `max_bytes`."""
     builder = _Builder(cells, results, data)
@@ -93,8 +104,8 @@ def fitting(
         page = builder.page(samples)
         if page.n_bytes <= max_bytes:
             say(
-                f"with --samples {asked} the page would have more than {max_bytes / 1e6:.0f} MB: it shows {samples} samples per task; "
-                "fewer cells in --results leave room for more"
+                f"with --samples {asked} the page would have more than {max_bytes / 1e6:.0f} MB: it shows {samples}"
+                " samples per task; fewer cells in --results leave room for more"
             )
     if page.n_bytes > max_bytes:
         raise PrunebenchError(
@@ -136,7 +147,9 @@ class _Builder:
                 notes += [f"{questions.label}: {without_image}"] if without_image else []
                 unpruned = "" if questions.baseline else views.command(questions.cells[0], unpruned=True)
                 if unpruned:
-                    notes.append(f"{protocol.label}, {questions.label}: no unpruned cell to compare with; `{unpruned}` makes it")
+                    notes.append(
+                        f"{protocol.label}, {questions.label}: no unpruned cell to compare with; `{unpruned}` makes it"
+                    )
                 first = questions.cells[0]
                 sets.append(
                     {
@@ -155,7 +168,9 @@ class _Builder:
                 )
                 chunks.append(_packed({**chunk, "first_cell": len(records)}))
                 for sealed in questions.cells:
-                    records.append(self._cell(sealed, number, order.index(named[sealed.identity]), budgets, said[sealed.identity]))
+                    records.append(
+                        self._cell(sealed, number, order.index(named[sealed.identity]), budgets, said[sealed.identity])
+                    )
             missing = _missing(protocol, named)
             notes += [f"{protocol.label}: {m['what']} missing; `{m['command']}` makes them" for m in missing]
             models.append(
@@ -174,13 +189,24 @@ class _Builder:
             )
         meta = {"models": models, "right": views.RIGHT, "version": _version()}
         encoded = [self._jpegs[key] for key in images]
-        return Page(_render(meta, chunks, encoded), sum(len(p.cells) for p in self.protocols), total, tuple(dict.fromkeys(notes)))
+        return Page(
+            _render(meta, chunks, encoded),
+            sum(len(p.cells) for p in self.protocols),
+            total,
+            tuple(dict.fromkeys(notes)),
+        )
 
     def _analysis(self, protocol: views.Protocol) -> dict[str, Any]:
         """The analysis of the model with these very weights, and the command that makes it where there is none."""
-        out = None if self.results == Path("results/local") else str(self.results / "analysis" / protocol.model.replace("/", "--"))
+        out = (
+            None
+            if self.results == Path("results/local")
+            else str(self.results / "analysis" / protocol.model.replace("/", "--"))
+        )
         found = self.analyses.get(protocol.model)
-        other = found["fingerprint"] if found and found["fingerprint"] not in (None, protocol.facts["weights"]) else None
+        other = (
+            found["fingerprint"] if found and found["fingerprint"] not in (None, protocol.facts["weights"]) else None
+        )
         make = rendered(["make", "analyze"], {"MODEL": protocol.model, "OUT": out})
         return {"analysis": None if other else found, "analysis_of": other, "make_analysis": make}
 
@@ -189,7 +215,9 @@ class _Builder:
             self._frames[sealed.identity] = sealed.samples()
         return self._frames[sealed.identity]
 
-    def _cell(self, sealed: SealedCell, number: int, line: int, budgets: Sequence[str], flips: Mapping[str, int]) -> dict[str, Any]:
+    def _cell(
+        self, sealed: SealedCell, number: int, line: int, budgets: Sequence[str], flips: Mapping[str, int]
+    ) -> dict[str, Any]:
         row = self.rows[sealed.identity]
         cell = sealed.cell
         return {
@@ -213,8 +241,11 @@ class _Builder:
             **flips,
         }
 
-    def _chunk(self, questions: views.Questions, samples: int, images: dict[str, int]) -> tuple[dict[str, Any], dict[str, dict[str, int]], str]:
-        """What the page shows of a set's samples, how often each cell flips (over all samples), and why images lack, if they do."""
+    def _chunk(
+        self, questions: views.Questions, samples: int, images: dict[str, int]
+    ) -> tuple[dict[str, Any], dict[str, dict[str, int]], str]:
+        """What the page shows of a set's samples, how often each cell flips (over all samples), and why images lack, if
+        they do."""
         first = self._frame(questions.cells[0]).set_index("key")
         # evenly over the questions, so that a task's last categories are seen as well
         n = min(samples, len(first))
@@ -238,13 +269,17 @@ class _Builder:
                     "grid": views.grid_of(questions.cells[0], n_visual),
                 }
             )
-        base = (self._frame(questions.baseline).set_index("key")["score"] >= views.RIGHT) if questions.baseline else None
+        base = (
+            (self._frame(questions.baseline).set_index("key")["score"] >= views.RIGHT) if questions.baseline else None
+        )
         cells, flips = [], {}
         for sealed in questions.cells:
             frame = self._frame(sealed).set_index("key")
             right = frame["score"] >= views.RIGHT
             was = base.loc[right.index] if base is not None else right
-            flips[sealed.identity] = {"lost": int((was & ~right).sum()), "gained": int((~was & right).sum())} if base is not None else {}
+            flips[sealed.identity] = (
+                {"lost": int((was & ~right).sum()), "gained": int((~was & right).sum())} if base is not None else {}
+            )
             part = frame.loc[keys]
             cells.append(
                 {
@@ -252,7 +287,11 @@ class _Builder:
                     "score": [float(s) for s in part["score"]],
                     "keeps": [k or "" for k in part["keeps"]] if "keeps" in part else [],
                     # what a method notes of layers, as a layer that it chose
-                    **{name: [_finite(v) for v in part[name]] for name in part.columns if name in _PER_SAMPLE or name.endswith("_layer")},
+                    **{
+                        name: [_finite(v) for v in part[name]]
+                        for name in part.columns
+                        if name in _PER_SAMPLE or name.endswith("_layer")
+                    },
                 }
             )
         return {"samples": shown, "cells": cells}, flips, lost
@@ -283,7 +322,10 @@ def read_analyses(results: Path) -> dict[str, dict[str, Any]]:
     for path in sorted((results / "analysis").glob("*/analysis.json")):
         try:
             raw = json.loads(path.read_text())
-            figures = [{**{k: str(f.get(k, "")) for k in ("title", "alt")}, "src": _data_url(path.parent, str(f["file"]))} for f in raw["figures"]]
+            figures = [
+                {**{k: str(f.get(k, "")) for k in ("title", "alt")}, "src": _data_url(path.parent, str(f["file"]))}
+                for f in raw["figures"]
+            ]
             # nothing where the analysis was restricted to some layers
             parts = ("shallow_end", "fusion", "not_needed_from", "rule", "uncertainty")
             stages = {name: raw["stages"][name] for name in parts} if raw["stages"] else None
@@ -340,7 +382,8 @@ def _finite(value: Any) -> float | int | None:
 
 
 def embed_json(value: Any) -> str:
-    """JSON that may stand inside a script element whatever its texts are: no `<`, `>`, `&`, U+2028 or U+2029 remains."""
+    """JSON that may stand inside a script element whatever its texts are: no `<`, `>`, `&`, U+2028 or U+2029
+    remains."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
@@ -359,7 +402,10 @@ def _render(meta: Mapping[str, Any], chunks: Iterable[str], images: Iterable[str
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
     # only this script runs and nothing is fetched, whatever a text might contain
-    policy = f"default-src 'none'; script-src {hashed(js)}; style-src {hashed(css)}; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; script-src {hashed(js)}; style-src {hashed(css)}; img-src data:; base-uri 'none';"
+        " form-action 'none'"
+    )
     blocks = [f'<script type="application/json" id="meta">{embed_json(meta)}</script>']
     blocks += [f'<script type="text/plain" id="chunk-{i}">{text}</script>' for i, text in enumerate(chunks)]
     blocks += [f'<script type="text/plain" id="image-{i}">{text}</script>' for i, text in enumerate(images)]

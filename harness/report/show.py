@@ -65,12 +65,16 @@ class ShownSample:
 def find(
     cells: Sequence[SealedCell], key: str, methods: Sequence[str], budget: str = "", model: str = "", data: str = ""
 ) -> ShownSample:
-    """The sample under the methods at a budget. Raises PrunebenchError for what was not measured, with the command that measures it.
+    """The sample under the methods at a budget. Raises PrunebenchError for what was not measured, with the command that
+    measures it.
 
-    Without `budget` it is the one that the methods were measured at, 64 where there are several. Several models need `model`.
+    Without `budget` it is the one that the methods were measured at, 64 where there are several. Several models need
+    `model`.
     """
     if not cells:
-        raise PrunebenchError("expected sealed cells, found none; `make eval METHOD=visipruner BUDGET=64` or `make sweep` makes them")
+        raise PrunebenchError(
+            "expected sealed cells, found none; `make eval METHOD=visipruner BUDGET=64` or `make sweep` makes them"
+        )
     if not methods:
         raise PrunebenchError("no method was named: give --method visipruner,fastv or one of them")
     from harness.method import method_class  # torch
@@ -84,9 +88,17 @@ def find(
     if model and model not in models:
         raise unknown("model", model, models)
     if not model and len(models) > 1:
-        raise PrunebenchError(f"the results hold cells of several models: name one with --model (of {', '.join(models)})")
+        raise PrunebenchError(
+            f"the results hold cells of several models: name one with --model (of {', '.join(models)})"
+        )
     task = key.partition("/")[0]
-    of_task = [(p, q) for p in protocols if p.model in (model, models[0]) and (not model or p.model == model) for q in p.questions if q.task == task]
+    of_task = [
+        (p, q)
+        for p in protocols
+        if p.model in (model, models[0]) and (not model or p.model == model)
+        for q in p.questions
+        if q.task == task
+    ]
     if not of_task:
         tasks = sorted({s.cell.task for s in cells})
         known_tasks = f"(tasks: {', '.join(tasks)}); a sample is named as in {tasks[0]}/000012"
@@ -101,7 +113,9 @@ def find(
     holding = [(p, q) for p, q in of_task if key in rows(q.cells[0]).index]
     if not holding:
         known = sorted({k for _, q in of_task for k in rows(q.cells[0]).index})
-        raise PrunebenchError(f"no sample {key!r} was measured; near it: {', '.join(_near(key, known))} ({len(known)} samples of {task})")
+        raise PrunebenchError(
+            f"no sample {key!r} was measured; near it: {', '.join(_near(key, known))} ({len(known)} samples of {task})"
+        )
     # of several sets with this sample, the one where most of the methods were measured; the primary set first
     holding.sort(key=lambda pq: (-sum(m in {s.cell.method for s in pq[1].cells} for m in methods), not pq[1].primary))
     protocol, questions = holding[0]
@@ -117,7 +131,12 @@ def find(
         at = "" if sealed.cell.budget == "none" else f" at {sealed.cell.budget}"
         seed = f", seed {sealed.cell.seed}" if sealed.cell.seed else ""
         return Shown(
-            f"{named[sealed.identity]}{at}{seed}", str(row["answer"]), right, right != was, float(row["score"]), _notes(row),
+            f"{named[sealed.identity]}{at}{seed}",
+            str(row["answer"]),
+            right,
+            right != was,
+            float(row["score"]),
+            _notes(row),
             _changes(keeps.decode(row["keeps"] or "", n_visual)) if "keeps" in row else (),
         )
 
@@ -154,14 +173,17 @@ def _pick(questions: views.Questions, named: dict[str, str], method: str, budget
         wanted = (budget or example.asked.budget or PREFERRED_BUDGET) if takes else ""
         other = views.command(example, unpruned=not takes, method=spelt, budget=wanted)
         measured = ", ".join(sorted(known))
-        raise PrunebenchError(f"{questions.label} was not measured with {method!r}{hint}; measured: {measured}; `{other}` measures it")
+        raise PrunebenchError(
+            f"{questions.label} was not measured with {method!r}{hint}; measured: {measured}; `{other}` measures it"
+        )
     budgets = sorted({s.cell.budget for s in of}, key=budget_order)
     at = budget or (budgets[0] if len(budgets) == 1 else PREFERRED_BUDGET)
     found = [s for s in of if s.cell.budget == at or s.cell.method == "none"]
     if not found:
         other = views.command(of[0], budget=at)
         raise PrunebenchError(
-            f"{questions.label} was measured with {method} at {', '.join(budgets)}, not at {at}: name one with --budget, or measure it with `{other}`"
+            f"{questions.label} was measured with {method} at {', '.join(budgets)}, not at {at}: name one with"
+            f" --budget, or measure it with `{other}`"
         )
     one_seed: dict[str, SealedCell] = {}
     for sealed in sorted(found, key=lambda s: s.cell.seed):
@@ -173,14 +195,21 @@ def _near(key: str, known: Sequence[str]) -> list[str]:
     """Up to three known keys: the nearest numbers, or the nearest spellings where the key has no number."""
     number = key.rpartition("/")[2]
     if number.isdecimal():
-        by_distance = sorted((k for k in known if k.rpartition("/")[2].isdecimal()), key=lambda k: abs(int(k.rpartition("/")[2]) - int(number)))
+        by_distance = sorted(
+            (k for k in known if k.rpartition("/")[2].isdecimal()),
+            key=lambda k: abs(int(k.rpartition("/")[2]) - int(number)),
+        )
         return sorted(by_distance[:3])
     return difflib.get_close_matches(key, known, n=3, cutoff=0.0)
 
 
 def _changes(stages: Sequence[keeps.Stage]) -> tuple[keeps.Stage, ...]:
     """The stages that differ from the one before: a method may select the same tokens again."""
-    return tuple(s for i, s in enumerate(stages) if not i or s.added != stages[i - 1].added or bool((s.keep != stages[i - 1].keep).any()))
+    return tuple(
+        s
+        for i, s in enumerate(stages)
+        if not i or s.added != stages[i - 1].added or bool((s.keep != stages[i - 1].keep).any())
+    )
 
 
 def _notes(row: Any) -> str:
@@ -195,7 +224,10 @@ def lines(sample: ShownSample) -> list[str]:
     base = sample.unpruned
     for shown in ((base,) if base else ()) + tuple(m for m in sample.methods if not base or m.name != base.name):
         kept = ", ".join(f"{int(s.keep.sum()) + s.added} from layer {s.layer}" for s in shown.stages) or "not recorded"
-        out.append(f"{shown.name}: {shown.answer!r} ({_verdict(shown)}); kept {kept}" + (f"; {shown.notes}" if shown.notes else ""))
+        out.append(
+            f"{shown.name}: {shown.answer!r} ({_verdict(shown)}); kept {kept}"
+            + (f"; {shown.notes}" if shown.notes else "")
+        )
     return out
 
 
@@ -227,32 +259,54 @@ def picture(sample: ShownSample) -> Image.Image:
         draw.text((left, top), line, _INK, normal)
         top += _LINE
     if sample.unpruned:
-        for line in _wrapped(f"unpruned: {sample.unpruned.answer} ({_verdict(sample.unpruned)})", max(24, (columns * 10 - SIDE) // 9), 3):
+        for line in _wrapped(
+            f"unpruned: {sample.unpruned.answer} ({_verdict(sample.unpruned)})", max(24, (columns * 10 - SIDE) // 9), 3
+        ):
             draw.text((left, top), line, _GOOD if sample.unpruned.right else _BAD, normal)
             top += _LINE
     top = _MARGIN + SIDE + _GAP
     for shown, height in zip(sample.methods, heights, strict=True):
         draw.line((_MARGIN, top, width - _MARGIN, top), _MUTED)
-        title = _wrapped(f"{shown.name}: {shown.answer} ({_verdict(shown)})" + (f"; {shown.notes}" if shown.notes else ""), columns, 1)[0]
+        title = _wrapped(
+            f"{shown.name}: {shown.answer} ({_verdict(shown)})" + (f"; {shown.notes}" if shown.notes else ""),
+            columns,
+            1,
+        )[0]
         draw.text((_MARGIN, top + 8), title, _GOOD if shown.right else _BAD, normal)
         if not shown.stages:
-            draw.text((_MARGIN, top + 8 + _LINE), "kept tokens were not recorded for this cell; measure it again with FRESH=1", _MUTED, small)
+            draw.text(
+                (_MARGIN, top + 8 + _LINE),
+                "kept tokens were not recorded for this cell; measure it again with FRESH=1",
+                _MUTED,
+                small,
+            )
         for i, stage in enumerate(shown.stages):
             x, y = _MARGIN + i * (SIDE + _GAP), top + 8 + _LINE + 6
             sheet.paste(shaded(sample.image, stage, sample.grid), (x, y))
             merged = f" + {stage.added} merged" if stage.added else ""
-            draw.text((x, y + SIDE + 5), f"from layer {stage.layer}: {int(stage.keep.sum())}{merged} of {sample.n_visual} tokens", _INK, small)
+            draw.text(
+                (x, y + SIDE + 5),
+                f"from layer {stage.layer}: {int(stage.keep.sum())}{merged} of {sample.n_visual} tokens",
+                _INK,
+                small,
+            )
         top += height
     return sheet
 
 
 def shaded(image: Image.Image, stage: keeps.Stage, grid: Grid | None) -> Image.Image:
-    """The image with the patches that were dropped faded. Raises PrunebenchError where the tokens do not form one grid."""
+    """The image with the patches that were dropped faded. Raises PrunebenchError where the tokens do not form one
+    grid."""
     if grid is None or grid.tokens != len(stage.keep):
-        raise PrunebenchError(f"expected one grid of visual tokens, found {len(stage.keep)} tokens on other grids; a picture of them cannot be drawn")
+        raise PrunebenchError(
+            f"expected one grid of visual tokens, found {len(stage.keep)} tokens on other grids; a picture of them"
+            " cannot be drawn"
+        )
     mask = Image.new("L", (grid.cols, grid.rows))
     mask.putdata([0 if kept else 220 for kept in stage.keep])
-    return Image.composite(Image.new("RGB", image.size, _PAPER), image, mask.resize(image.size, Image.Resampling.NEAREST))
+    return Image.composite(
+        Image.new("RGB", image.size, _PAPER), image, mask.resize(image.size, Image.Resampling.NEAREST)
+    )
 
 
 def _wrapped(text: str, columns: int, most: int) -> list[str]:
@@ -268,16 +322,29 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def write(
-    results: Path, key: str, methods: Sequence[str], budget: str = "", model: str = "", data: str = "", out: Path | None = None
+    results: Path,
+    key: str,
+    methods: Sequence[str],
+    budget: str = "",
+    model: str = "",
+    data: str = "",
+    out: Path | None = None,
 ) -> tuple[Path, ShownSample]:
     """Write the picture of a sample and return its path; default `<results>/show/<sample>-<methods>-<budget>.png`."""
     sample = find(Store(results).cells(), key, methods, budget, model, data)
-    path = out or results / "show" / f"{'-'.join(re.sub(r'[^A-Za-z0-9_.]+', '-', part) for part in (key, *methods, budget) if part)}.png"
+    path = (
+        out
+        or results
+        / "show"
+        / f"{'-'.join(re.sub(r'[^A-Za-z0-9_.]+', '-', part) for part in (key, *methods, budget) if part)}.png"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(sample).save(path, "PNG", optimize=True)
     except OSError as error:
-        raise PrunebenchError(f"cannot write {path}: {error.strerror or error}; choose a file that you can write with --out") from None
+        raise PrunebenchError(
+            f"cannot write {path}: {error.strerror or error}; choose a file that you can write with --out"
+        ) from None
     except ValueError as error:
         if isinstance(error, PrunebenchError):
             raise

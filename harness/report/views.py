@@ -1,4 +1,5 @@
-"""Sealed cells arranged for looking at them: what may stand side by side, what tells lines apart, and the images of samples.
+"""Sealed cells arranged for looking at them: what may stand side by side, what tells lines apart, and the images of
+samples.
 
 The report and `prunebench show` share this. Nothing here imports torch, a model or lmms-eval.
 """
@@ -106,7 +107,8 @@ def _questions(sets: Mapping[str, list[SealedCell]], known: Mapping[str, SealedC
 
 
 def lines(protocol: Protocol) -> dict[str, str]:
-    """Identity of each cell -> the name of its line, as in the leaderboard: the method, and what tells its settings apart."""
+    """Identity of each cell -> the name of its line, as in the leaderboard: the method, and what tells its settings
+    apart."""
     section = Section(protocol.model, [protocol.model], protocol.cells, {})
     return {
         sealed.identity: series.name
@@ -117,19 +119,25 @@ def lines(protocol: Protocol) -> dict[str, str]:
     }
 
 
-def command(sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = (), method: str = "", budget: str = "") -> str:
-    """The command that makes a cell like this one: the unpruned one of the same questions, or the same with other tasks, method or budget."""
+def command(
+    sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = (), method: str = "", budget: str = ""
+) -> str:
+    """The command that makes a cell like this one: the unpruned one of the same questions, or the same with other
+    tasks, method or budget."""
     asked = sealed.asked.unpruned() if unpruned else sealed.asked
     if method:
         asked = replace(asked, method=method, knobs={})
     if budget:
         sizes = sealed.method_info["budget_knobs"]
-        asked = replace(asked, budget=budget, knobs={name: value for name, value in asked.knobs.items() if name not in sizes})
+        asked = replace(
+            asked, budget=budget, knobs={name: value for name, value in asked.knobs.items() if name not in sizes}
+        )
     return evaluation(asked, tasks=tasks)
 
 
 def grid_of(sealed: SealedCell, n_visual: int) -> Grid | None:
-    """The grid that the `n_visual` tokens of a sample form; None where they form several, or none that the cell names."""
+    """The grid that the `n_visual` tokens of a sample form; None where they form several, or none that the cell
+    names."""
     grids = [Grid(*view) for view in sealed.provenance.get("grids", ())]
     return grids[0] if len(grids) == 1 and grids[0].tokens == n_visual and not grids[0].newline else None
 
@@ -162,7 +170,8 @@ class Pictures:
         return source.name if source.name != "local" else str(source.root), sealed.cell.task
 
     def encoded(self, sealed: SealedCell, key: str, image: str) -> bytes:
-        """The image's file of sample `key`. Raises PrunebenchError where it is not the one with the image key `image`."""
+        """The image's file of sample `key`. Raises PrunebenchError where it is not the one with the image key
+        `image`."""
         from tasks import sources
 
         table = name, _ = self.table(sealed)
@@ -173,7 +182,10 @@ class Pictures:
         found = rows.encoded(int(row)) if row.isdecimal() and int(row) < len(rows.docs) else None
         data = (found or {}).get("bytes")
         if not isinstance(data, bytes):
-            raise PrunebenchError(f"{key}: expected a row with an image in the {name} data, found none; name the data that was measured with --data")
+            raise PrunebenchError(
+                f"{key}: expected a row with an image in the {name} data, found none; name the data that was measured"
+                " with --data"
+            )
         if hashlib.sha256(data).hexdigest()[:16] != image:
             raise PrunebenchError(
                 f"{key}: the image in the {name} data is not the one that was measured (expected image key {image}, "
@@ -182,7 +194,8 @@ class Pictures:
         return data
 
     def square(self, sealed: SealedCell, key: str, image: str, side: int) -> Image.Image:
-        """What the model saw, RGB, at most `side` pixels: padded to a square or cut to one, as its image processor does."""
+        """What the model saw, RGB, at most `side` pixels: padded to a square or cut to one, as its image processor
+        does."""
         data = self.encoded(sealed, key, image)
         try:
             with Image.open(io.BytesIO(data)) as opened:

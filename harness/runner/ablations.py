@@ -54,7 +54,6 @@ class Ablation(BaseModel):
             raise ValueError(f"two variants are called {twice[0]!r}")
         return self
 
-
     def changed(self, **fields: Any) -> Ablation:
         """With these fields in place of the file's, wherever they say something."""
         return self.model_copy(update={name: value for name, value in fields.items() if value})
@@ -71,14 +70,18 @@ class MeasuredVariant:
 def load(file: Path) -> Ablation:
     """Read an ablation. Raises PrunebenchError where the file is missing or does not fit."""
     if not file.is_file():
-        raise PrunebenchError(f"expected an ablation as YAML at {file}, found no such file: try one of configs/ablations/")
+        raise PrunebenchError(
+            f"expected an ablation as YAML at {file}, found no such file: try one of configs/ablations/"
+        )
     try:
         return Ablation(**yamlfile.read(file, "an ablation"))
     except ValidationError as error:
         raise PrunebenchError(f"{file}: {yamlfile.said(error, {'variants': Variant, '': Ablation})}") from None
 
 
-def requests(ablation: Ablation, *, device: str = "auto", dtype: str = "auto", seed: str = "0", data: str | None = None) -> list[Request]:
+def requests(
+    ablation: Ablation, *, device: str = "auto", dtype: str = "auto", seed: str = "0", data: str | None = None
+) -> list[Request]:
     """One request per variant."""
     return [
         Request(
@@ -100,19 +103,27 @@ def requests(ablation: Ablation, *, device: str = "auto", dtype: str = "auto", s
 def run(ablation: Ablation, asked: Sequence[Request], options: Options, say: Say = print) -> list[MeasuredVariant]:
     """Evaluate every variant, as `requests` gives them, in one pass; sealed cells are reused.
 
-    Every variant is checked against the model before the first one runs. Raises PrunebenchError as `harness.runner.run.run`, and where
-    another runner holds a cell, for the table needs all of them.
+    Every variant is checked against the model before the first one runs. Raises PrunebenchError as
+    `harness.runner.run.run`, and where another runner holds a cell, for the table needs all of them.
     """
     session = Session()
-    settings = resolve_each([(f"variant {variant.name!r}", one) for variant, one in zip(ablation.variants, asked, strict=True)], session)
-    say(f"{len(settings)} variants x {len(ablation.tasks)} tasks on {ablation.model}: {', '.join(v.name for v in ablation.variants)}")
+    settings = resolve_each(
+        [(f"variant {variant.name!r}", one) for variant, one in zip(ablation.variants, asked, strict=True)], session
+    )
+    say(
+        f"{len(settings)} variants x {len(ablation.tasks)} tasks on {ablation.model}:"
+        f" {', '.join(v.name for v in ablation.variants)}"
+    )
     finished = runner.run([s for each in settings for s in each], session, executor(1, session), options, say)
     finished.check_whole()
-    return [MeasuredVariant(variant, finished.of(mine)) for variant, mine in zip(ablation.variants, settings, strict=True)]
+    return [
+        MeasuredVariant(variant, finished.of(mine)) for variant, mine in zip(ablation.variants, settings, strict=True)
+    ]
 
 
 def table(ablation: Ablation, measured: list[MeasuredVariant]) -> str:
-    """One line per variant and task: score, share of the unpruned score, tokens and FLOPs, beside the paper's number."""
+    """One line per variant and task: score, share of the unpruned score, tokens and FLOPs, beside the paper's
+    number."""
     lines = []
     for item in measured:
         frame = rows(item.cells)

@@ -1,4 +1,5 @@
-"""Ask a model: prompts in batches, vision features once per image, greedy answers with the cost of each prompt's trace."""
+"""Ask a model: prompts in batches, vision features once per image, greedy answers with the cost of each prompt's
+trace."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +33,8 @@ from harness.runner.pace import check_batch
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question on one image. `image` loads it (called once per `image_key`); `until` are strings at which an answer ends."""
+    """One question on one image. `image` loads it (called once per `image_key`); `until` are strings at which an answer
+    ends."""
 
     key: str
     text: str
@@ -83,7 +86,8 @@ class EncodedImage(NamedTuple):
 
 
 class FeatureCache:
-    """Projected image features by image, least recently used out first; `limit` bytes. `looks`: what is kept of the tower beside them."""
+    """Projected image features by image, least recently used out first; `limit` bytes. `looks`: what is kept of the
+    tower beside them."""
 
     def __init__(self, limit: int = 2 << 30) -> None:
         self.limit, self.used, self.encoded = limit, 0, 0
@@ -107,8 +111,9 @@ class FeatureCache:
 
 
 class Answerer:
-    """A loaded model with a method attached per call. Vision features outlive it, and with `prefixes` so does the prefill of images:
-    questions then run their own tokens up to the first reduction (harness/engine/prefix.py). Answers do not depend on either.
+    """A loaded model with a method attached per call. Vision features outlive it, and with `prefixes` so does the
+    prefill of images: questions then run their own tokens up to the first reduction (harness/engine/prefix.py). Answers
+    do not depend on either.
     """
 
     def __init__(
@@ -124,7 +129,13 @@ class Answerer:
         clock: Clock | None = None,
     ) -> None:
         check_batch(batch_size)
-        self.loaded, self.method, self.batch_size, self.seed, self.positions = loaded, method, batch_size, seed, positions
+        self.loaded, self.method, self.batch_size, self.seed, self.positions = (
+            loaded,
+            method,
+            batch_size,
+            seed,
+            positions,
+        )
         self.features = FeatureCache() if features is None else features
         self.prefixes, self.clock = prefixes, clock or Clock()
         shape = loaded.adapter.shape
@@ -153,13 +164,15 @@ class Answerer:
         seed: int = 0,
         positions: str = "method",
     ) -> Answerer:
-        """Load `model` and build `method` at `budget`; raises PrunebenchError as `locate_model` and `Located.method` do."""
+        """Load `model` and build `method` at `budget`; raises PrunebenchError as `locate_model` and `Located.method`
+        do."""
         located = locate_model(model, device, dtype)
         built = located.method(method, budget, knobs)
         return cls(located.load(), built, batch_size=batch_size, seed=seed, positions=positions)
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
-        """Answers in any order; batches hold prompts of like length. Raises PrunebenchError naming the sample where one fails."""
+        """Answers in any order; batches hold prompts of like length. Raises PrunebenchError naming the sample where one
+        fails."""
         for batch in self.batches(prompts):
             yield from batch
 
@@ -172,12 +185,20 @@ class Answerer:
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
         loaded = self.loaded
-        with attach(loaded.model, self.method, self.seed, self.positions, self.features.looks, loaded.text_encoder) as run:
+        with attach(
+            loaded.model, self.method, self.seed, self.positions, self.features.looks, loaded.text_encoder
+        ) as run:
             start = 0
             while start < len(encoded):
                 batch = encoded[start : start + self.batch_size]
-                same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (batch[0][1].max_new_tokens, batch[0][1].until)]
-                if self.prefixes is not None:  # the window of the longest may not reach in front of the shortest prompt's image
+                same = [
+                    b
+                    for b in batch
+                    if (b[1].max_new_tokens, b[1].until) == (batch[0][1].max_new_tokens, batch[0][1].until)
+                ]
+                if (
+                    self.prefixes is not None
+                ):  # the window of the longest may not reach in front of the shortest prompt's image
                     shortest = same[0][0]
                     same = [b for b in same if len(b[0]) - len(shortest) < shortest.count(self.loaded.image_token_id)]
                 start += len(same)
@@ -214,7 +235,9 @@ class Answerer:
                     text = text.split(stop)[0]
                 cost = sample_cost(shapes[row], trace, row, len(generated))
                 kept = keeps.encode(run.stages(row))
-                answers.append(Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, kept, wall))
+                answers.append(
+                    Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, kept, wall)
+                )
         return answers
 
     def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
@@ -229,7 +252,9 @@ class Answerer:
 
     def _encoded(self, run: EngineRun, prompts: Sequence[Prompt]) -> list[EncodedImage]:
         """The prompts' images."""
-        return [self.features.get(p.image_key + self._variant, lambda p=p: self._encode(run, p), self._looks) for p in prompts]  # type: ignore[misc]
+        return [
+            self.features.get(p.image_key + self._variant, partial(self._encode, run, p), self._looks) for p in prompts
+        ]
 
     def _prefixes(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Prefix]:
         """One per prompt; those of images not seen before are computed together."""
@@ -294,7 +319,9 @@ class Answerer:
         except PrunebenchError:
             raise
         except Exception as error:
-            raise PrunebenchError(f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})") from error
+            raise PrunebenchError(
+                f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})"
+            ) from error
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"):
             features, seen = run.encode(pixel_values=self.loaded.pixels(image))
@@ -302,20 +329,29 @@ class Answerer:
 
 
 def batch_for(method: Method, batch: int, device: torch.device) -> int:
-    """Prompts of a batch where up to `batch` may be. Rows of an adaptive method reduce at unlike layers and a batch is as wide as its widest
-    row, which costs a CPU more than small batches do (VisiPruner on the mini model: 4 takes 0.6 of the time of 16, 0.8 of that of 8)."""
+    """Prompts of a batch where up to `batch` may be. Rows of an adaptive method reduce at unlike layers and a batch is
+    as wide as its widest row, which costs a CPU more than small batches do (VisiPruner on the mini model: 4 takes 0.6
+    of the time of 16, 0.8 of that of 8).
+    """
     return min(batch, 4) if method.traits.adaptive and device.type == "cpu" else batch
 
 
 def pixels_key(method: Method) -> str:
-    """Names what a method does to pixels, by its knobs; "" for nothing. One that changes them has features and prefixes of its own."""
-    return "" if type(method).on_pixels is Method.on_pixels else f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"
+    """Names what a method does to pixels, by its knobs; "" for nothing. One that changes them has features and prefixes
+    of its own."""
+    return (
+        ""
+        if type(method).on_pixels is Method.on_pixels
+        else f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"
+    )
 
 
 def sample_cost(prompt: PromptShape, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:
-    """The measured cost of one prompt, from its trace: FLOPs (1 multiply-add = 2; `_macs`: multiply-adds), bytes, tokens.
+    """The measured cost of one prompt, from its trace: FLOPs (1 multiply-add = 2; `_macs`: multiply-adds), bytes,
+    tokens.
 
-    Vision tower and projector are what this prompt alone would run; sharing features between prompts does not hide them.
+    Vision tower and projector are what this prompt alone would run; sharing features between prompts does not hide
+    them.
     """
     shape = prompt.decoder
     n_prompt = trace.layers[0].tokens[row] - trace.layers[0].visual[row] + trace.n_prompt_visual[row]

@@ -13,8 +13,9 @@ from harness.runner.setting import Setting
 def evaluate(request: Request, options: Options | None = None, say: Say = print) -> Finished:
     """Run (or reuse) the cells of a request: per task every method and the unpruned model, and write the tables.
 
-    Cells that another runner holds are left to it and named; `Finished.check_whole` raises for them. Raises PrunebenchError for anything
-    a user can mend; answers that were journalled by then are kept, and the same request continues.
+    Cells that another runner holds are left to it and named; `Finished.check_whole` raises for them. Raises
+    PrunebenchError for anything a user can mend; answers that were journalled by then are kept, and the same request
+    continues.
     """
     session = Session()
     settings = resolve(request, session)
@@ -27,12 +28,14 @@ def _banner(request: Request, settings: list[Setting]) -> str:
     located, spelt = first.located, ",".join(request.budgets) or "none"
     if len(request.methods) == len(request.budgets) == 1:
         spelt = str(settings[-1].budget)
-    plan = ", ".join(request.methods) + ("" if all(s.budget.unit == "none" for s in settings) else f" at BUDGET={spelt}")
+    plan = ", ".join(request.methods) + (
+        "" if all(s.budget.unit == "none" for s in settings) else f" at BUDGET={spelt}"
+    )
     plan += f" with SEED={','.join(request.seeds)}" if len(request.seeds) > 1 else ""
     count = "every question" if first.limit is None else f"about {first.limit} questions (whole images)"
     text = (
-        f"{plan} on {located.config.name} ({located.device} in {located.dtype}), {first.source.name} data: {', '.join(request.tasks)}, "
-        f"{count} per task, beside the unpruned model. "
+        f"{plan} on {located.config.name} ({located.device} in {located.dtype}), {first.source.name} data:"
+        f" {', '.join(request.tasks)}, {count} per task, beside the unpruned model. "
     )
     if located.config.name == "mini":
         words = {

@@ -1,8 +1,9 @@
 """Answers for many cells in one pass over the samples, so that no work is done twice.
 
-The order is image by image: a chunk of images is decoded and encoded once, their prefill is computed once per kind of prefix
-(harness/engine/prefix.py), and then every arm that still lacks answers about them asks its questions, in batches of like length. Neither the
-order nor the sharing is part of a cell's identity: answers do not depend on them. Who keeps the answers is harness/runner/run.py's matter.
+The order is image by image: a chunk of images is decoded and encoded once, their prefill is computed once per kind of
+prefix (harness/engine/prefix.py), and then every arm that still lacks answers about them asks its questions, in batches
+of like length. Neither the order nor the sharing is part of a cell's identity: answers do not depend on them. Who keeps
+the answers is harness/runner/run.py's matter.
 """
 
 from __future__ import annotations
@@ -82,7 +83,13 @@ class InProcess:
             groups.setdefault(_arm_name(one.setting), []).append(one)
         wanted = [_wanted(group, self._session) for group in groups.values()]
         arms = [
-            Arm(group[0].setting.method, group[0].setting.seed, group[0].setting.positions, group[0].setting.label, list(prompts.values()))
+            Arm(
+                group[0].setting.method,
+                group[0].setting.seed,
+                group[0].setting.positions,
+                group[0].setting.label,
+                list(prompts.values()),
+            )
             for group, (prompts, _) in zip(groups.values(), wanted, strict=True)
         ]
         with closing(self.ask(loaded, arms, pace)) as batches:
@@ -102,13 +109,18 @@ class InProcess:
         """
         usual = loaded.usual
         prefixes = self._session.prefixes(loaded.device) if pace.share else None
-        kinds = [(prefix_kind(arm.method.for_model(usual.decoder), usual, arm.positions), pixels_key(arm.method)) for arm in arms]
+        kinds = [
+            (prefix_kind(arm.method.for_model(usual.decoder), usual, arm.positions), pixels_key(arm.method))
+            for arm in arms
+        ]
         # arms of one kind of prefix follow each other, so that one kind is in memory at a time
         order = sorted(range(len(arms)), key=kinds.__getitem__)
         failed: dict[int, PrunebenchError] = {}
         answerers = self._answerers(loaded, arms, prefixes, pace, failed)
         held: tuple[str, str] | None = None
-        for chunk in chunks({image for arm in arms for image in arm.by_image}, usual, pace, None if prefixes is None else prefixes.limit):
+        for chunk in chunks(
+            {image for arm in arms for image in arm.by_image}, usual, pace, None if prefixes is None else prefixes.limit
+        ):
             for number in order:
                 if number in failed:
                     continue
@@ -116,7 +128,9 @@ class InProcess:
                     prefixes.clear()
                 held = kinds[number]
                 try:
-                    for batch in answerers[number].batches([p for image in chunk for p in arms[number].by_image.get(image, ())]):
+                    for batch in answerers[number].batches(
+                        [p for image in chunk for p in arms[number].by_image.get(image, ())]
+                    ):
                         yield number, batch
                 except PrunebenchError as error:
                     if len(arms) == 1:
@@ -126,7 +140,12 @@ class InProcess:
             raise _failure(arms, failed)
 
     def _answerers(
-        self, loaded: LoadedModel, arms: Sequence[Arm], prefixes: PrefixCache | None, pace: Pace, failed: dict[int, PrunebenchError]
+        self,
+        loaded: LoadedModel,
+        arms: Sequence[Arm],
+        prefixes: PrefixCache | None,
+        pace: Pace,
+        failed: dict[int, PrunebenchError],
     ) -> dict[int, Answerer]:
         """By number of the arm; those that cannot be made are put into `failed`."""
         features, clock = self._session.features, self._session.clock
@@ -135,7 +154,14 @@ class InProcess:
             try:
                 most = batch_for(arm.method, pace.batch, loaded.device)
                 made[number] = Answerer(
-                    loaded, arm.method, batch_size=most, seed=arm.seed, positions=arm.positions, features=features, prefixes=prefixes, clock=clock
+                    loaded,
+                    arm.method,
+                    batch_size=most,
+                    seed=arm.seed,
+                    positions=arm.positions,
+                    features=features,
+                    prefixes=prefixes,
+                    clock=clock,
                 )
             except PrunebenchError as error:
                 if len(arms) == 1:
@@ -164,7 +190,8 @@ def _wanted(group: Sequence[Work], session: Session) -> tuple[dict[str, Prompt],
 
 
 def prompts_of(task: LoadedTask, max_new_tokens: int | None = None) -> list[Prompt]:
-    """A task's questions as they are asked; answers end after `max_new_tokens` where that is less than the task's own."""
+    """A task's questions as they are asked; answers end after `max_new_tokens` where that is less than the task's
+    own."""
     most = task.max_new_tokens if max_new_tokens is None else min(task.max_new_tokens, max_new_tokens)
     return [Prompt(s.key, s.prompt, s.load_image, s.image_key, most, tuple(task.until)) for s in task.samples]
 

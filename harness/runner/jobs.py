@@ -30,7 +30,8 @@ class Job:
 
 
 def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
-    """One job per setting, in order; several may be the same cell. Loads data and no weights; raises PrunebenchError where data are broken."""
+    """One job per setting, in order; several may be the same cell. Loads data and no weights; raises PrunebenchError
+    where data are broken."""
     return [_job(setting, session) for setting in settings]
 
 

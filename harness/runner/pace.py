@@ -1,4 +1,5 @@
-"""How to run, without effect on any answer: sizes of batches and chunks, what is shared, and which share of the images."""
+"""How to run, without effect on any answer: sizes of batches and chunks, what is shared, and which share of the
+images."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ CHUNK = 48
 
 @dataclass(frozen=True)
 class Pace:
-    """`batch`: most prompts a batch (see `answering.batch_for`). `share`: prefill each image once for all its questions.
-    `chunk`: most images that are asked about at a time, None: all. `shard` (i, n): every n-th image from the i-th on.
-    Raises PrunebenchError for a batch below 1."""
+    """`batch`: most prompts a batch (see `answering.batch_for`). `share`: prefill each image once for all its
+    questions. `chunk`: most images that are asked about at a time, None: all. `shard` (i, n): every n-th image from the
+    i-th on. Raises PrunebenchError for a batch below 1."""
 
     batch: int = 16
     share: bool = True

@@ -1,7 +1,9 @@
-"""The door: a request, as strings that a user typed, becomes settings, typed and checked. Behind it nothing reads a user's words.
+"""The door: a request, as strings that a user typed, becomes settings, typed and checked. Behind it nothing reads a
+user's words.
 
-Everything that can be refused is refused here, before weights or data are read (`check`); data are read for a FLOPs budget only, which is
-solved at a task's mean text length. The heavy imports are inside, for the tables ask here where their images are.
+Everything that can be refused is refused here, before weights or data are read (`check`); data are read for a FLOPs
+budget only, which is solved at a task's mean text length. The heavy imports are inside, for the tables ask here where
+their images are.
 """
 
 from __future__ import annotations
@@ -32,15 +34,19 @@ Words = str | Sequence[str]
 
 def listed(words: Words) -> tuple[str, ...]:
     """`"64, 128"` -> `("64", "128")`; what comes one by one is not split."""
-    return tuple(part.strip() for part in words.split(",") if part.strip()) if isinstance(words, str) else tuple(map(str, words))
+    return (
+        tuple(part.strip() for part in words.split(",") if part.strip())
+        if isinstance(words, str)
+        else tuple(map(str, words))
+    )
 
 
 @dataclass(frozen=True)
 class Request:
     """What a user asks for, as typed: every method at every budget with every seed, beside the unpruned model.
 
-    No budget: the method takes none, or `knobs` say how many tokens it keeps. `limit` "" or None: the model's default; "all": every
-    question. `data` None: mini for the mini model, else hub. `knobs` are every method's.
+    No budget: the method takes none, or `knobs` say how many tokens it keeps. `limit` "" or None: the model's default;
+    "all": every question. `data` None: mini for the mini model, else hub. `knobs` are every method's.
     """
 
     methods: Words
@@ -64,16 +70,22 @@ class Request:
         from harness.method import method_class
 
         if not self.methods:
-            raise PrunebenchError("no method was named: give METHOD=visipruner or several, as in METHOD=visipruner,fastv")
+            raise PrunebenchError(
+                "no method was named: give METHOD=visipruner or several, as in METHOD=visipruner,fastv"
+            )
         check_no_comma(self.methods)
         takers = [method for method in self.methods if method_class(method).budget_knobs]
         if len(self.methods) > 1 and not takers and any(budgets.parse(text) != budgets.NONE for text in self.budgets):
-            raise PrunebenchError(f"BUDGET={','.join(self.budgets)}: none of {', '.join(self.methods)} takes a budget: leave BUDGET out")
+            raise PrunebenchError(
+                f"BUDGET={','.join(self.budgets)}: none of {', '.join(self.methods)} takes a budget: leave BUDGET out"
+            )
         found = []
         for method in self.methods:
             without = not self.budgets or (len(self.methods) > 1 and method not in takers)
             for budget in ((),) if without else [(text,) for text in self.budgets]:
-                found += [replace(self, methods=(method,), budgets=budget, seeds=(seed,)) for seed in self.seeds or ("0",)]
+                found += [
+                    replace(self, methods=(method,), budgets=budget, seeds=(seed,)) for seed in self.seeds or ("0",)
+                ]
         return found
 
     @property
@@ -81,20 +93,31 @@ class Request:
         """For people."""
         text = ",".join(self.methods) + ("@" + ",".join(self.budgets) if self.budgets else "")
         seeds = ",".join(self.seeds)
-        return text + "".join(f" {k}={v}" for k, v in self.knobs.items()) + (f" seed {seeds}" if seeds != "0" else "") + f" on {self.model}"
+        return (
+            text
+            + "".join(f" {k}={v}" for k, v in self.knobs.items())
+            + (f" seed {seeds}" if seeds != "0" else "")
+            + f" on {self.model}"
+        )
 
 
 def resolve(request: Request, session: Session) -> list[Setting]:
-    """The settings of a request in table order: per method, budget, seed and task the unpruned model and the method. Reads no weights.
+    """The settings of a request in table order: per method, budget, seed and task the unpruned model and the method.
+    Reads no weights.
 
     Raises PrunebenchError for anything that a user can mend, before data are read wherever data are not what is wrong.
     """
     asked = request.each()
-    return [setting for mine in resolve_each([(one.label if len(asked) > 1 else "", one) for one in asked], session) for setting in mine]
+    return [
+        setting
+        for mine in resolve_each([(one.label if len(asked) > 1 else "", one) for one in asked], session)
+        for setting in mine
+    ]
 
 
 def resolve_each(labelled: Sequence[tuple[str, Request]], session: Session) -> list[list[Setting]]:
-    """The settings of several requests, all checked before the first one reads data. What is wrong with one is said behind its label."""
+    """The settings of several requests, all checked before the first one reads data. What is wrong with one is said
+    behind its label."""
     checked: list[tuple[str, list[Checked]]] = []
     for label, request in labelled:
         with naming(label):
@@ -108,7 +131,8 @@ def resolve_each(labelled: Sequence[tuple[str, Request]], session: Session) -> l
 
 @dataclass(frozen=True)
 class Checked:
-    """The words of one of `each`, read once: what they mean, and the `method` that they make for a `usual` prompt of the model."""
+    """The words of one of `each`, read once: what they mean, and the `method` that they make for a `usual` prompt of
+    the model."""
 
     request: Request
     spec: str
@@ -156,7 +180,8 @@ def check(request: Request) -> Checked:
 
 
 def settings_of(checked: Checked, session: Session) -> list[Setting]:
-    """Per task the unpruned model and the method. Raises PrunebenchError where the model, the device or the data are not there."""
+    """Per task the unpruned model and the method. Raises PrunebenchError where the model, the device or the data are
+    not there."""
     from harness.method import method_class
     from harness.runner.setting import Setting
 
@@ -168,7 +193,10 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
         # a share of the FLOPs is solved per task; what is out of reach without any text is out of reach with it
         n_text = mean_text(located, session.task(task, source, limit)) if budget.unit == "flops" else 0
         method = located.method(checked.spec, budget, request.knobs, n_text=n_text)
-        seed, positions = checked.seed if method.uses_seed else 0, "method" if method.name == "none" else request.positions
+        seed, positions = (
+            checked.seed if method.uses_seed else 0,
+            ("method" if method.name == "none" else request.positions),
+        )
         asked = Asked(
             method=checked.spec,
             budget=None if budget.unit == "none" else str(budget),
@@ -183,13 +211,16 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
             dtype=None if request.dtype == "auto" else request.dtype,
         )
         if method.name != "none":
-            settings.append(Setting(located, unpruned, budgets.NONE, task, source, limit, 0, "method", asked.unpruned()))
+            settings.append(
+                Setting(located, unpruned, budgets.NONE, task, source, limit, 0, "method", asked.unpruned())
+            )
         settings.append(Setting(located, method, budget, task, source, limit, seed, positions, asked))
     return settings
 
 
 def _check_spelt(cls: type[Method], knobs: Mapping[str, Any]) -> None:
-    """Raise PrunebenchError for a knob that no command can say: every cell is sealed with the command that measures it again."""
+    """Raise PrunebenchError for a knob that no command can say: every cell is sealed with the command that measures it
+    again."""
     from harness.method import typed_knobs
 
     for name, value in knobs.items():
@@ -199,7 +230,9 @@ def _check_spelt(cls: type[Method], knobs: Mapping[str, Any]) -> None:
                 read = dict(typed_knobs(cls, {name: text}))
         if read != meant:
             expected = "expected a value that one word says, as 3, 25%, first, True, 2,5 or none"
-            raise PrunebenchError(f"{cls.name}: knob {name}={value!r} cannot be spelt in a command ({name}={text}): {expected}")
+            raise PrunebenchError(
+                f"{cls.name}: knob {name}={value!r} cannot be spelt in a command ({name}={text}): {expected}"
+            )
 
 
 def _seed(text: str) -> int:

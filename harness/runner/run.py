@@ -1,7 +1,7 @@
 """The one runner: settings in, sealed cells and tables out. Evaluations, sweeps, ablations and the gate all come here.
 
-Cells that are sealed are reused, cells that another runner holds are left to it and named, and a method that fails does not stop the
-others. Killed at any moment, the same settings continue.
+Cells that are sealed are reused, cells that another runner holds are left to it and named, and a method that fails does
+not stop the others. Killed at any moment, the same settings continue.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Busy(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """`cells` by identity, in the order of the settings, `reused` of which were sealed before; the files that were written."""
+    """`cells` by identity, in the order of the settings, `reused` of which were sealed before; the files that were
+    written."""
 
     cells: Mapping[str, SealedCell]
     reused: int
@@ -66,14 +67,16 @@ class Finished:
     def check_whole(self) -> None:
         """Raise PrunebenchError naming who holds a cell, where all of them are needed."""
         if self.busy:
-            raise PrunebenchError(f"{len(self.busy)} of {len(self.busy) + len(self.cells)} cells are another runner's: {self.busy[0].why}")
+            raise PrunebenchError(
+                f"{len(self.busy)} of {len(self.busy) + len(self.cells)} cells are another runner's: {self.busy[0].why}"
+            )
 
 
 def run(settings: Sequence[Setting], session: Session, executor: Executor, options: Options, say: Say) -> Finished:
     """Run what is not sealed, one pass per model, and write the tables of the results folder.
 
-    Raises PrunebenchError at the end, with the tables written, where data or a model cannot be read and where a method failed. What was
-    answered is kept.
+    Raises PrunebenchError at the end, with the tables written, where data or a model cannot be read and where a method
+    failed. What was answered is kept.
     """
     store = Store(options.results)
     done: dict[str, SealedCell] = {}
@@ -169,11 +172,16 @@ def _answer(running: Mapping[str, RunningCell], sealed: dict[str, SealedCell], e
     left = {identity: one for identity, one in running.items() if identity not in sealed}
     if not left:
         return
-    total, done = sum(one.job.cell.n_samples for one in left.values()), sum(len(one.writer.done) for one in left.values())
+    total, done = (
+        sum(one.job.cell.n_samples for one in left.values()),
+        sum(len(one.writer.done) for one in left.values()),
+    )
     label = next(iter(left.values())).job.setting.label if len(left) == 1 else f"{len(left)} cells"
     # a log file gets a line now and then, a terminal a bar that moves
     often = 0.2 if sys.stderr.isatty() else 30.0
-    with tqdm(total=total, initial=done, desc=label, unit="q", dynamic_ncols=True, smoothing=0.05, mininterval=often) as bar:
+    with tqdm(
+        total=total, initial=done, desc=label, unit="q", dynamic_ncols=True, smoothing=0.05, mininterval=often
+    ) as bar:
         try:
             # closed at once on an error: it is inside attach(), or has processes
             with closing(executor.answers([one.work for one in left.values()], pace)) as source:
@@ -188,20 +196,27 @@ def _answer(running: Mapping[str, RunningCell], sealed: dict[str, SealedCell], e
             flush_all(left.values())
     unfinished = [one.job.setting.label for identity, one in left.items() if identity not in sealed]
     if unfinished:
-        raise PrunebenchError(f"{len(unfinished)} of {len(left)} cells lack answers after the pass, as {unfinished[0]}: run it again")
+        raise PrunebenchError(
+            f"{len(unfinished)} of {len(left)} cells lack answers after the pass, as {unfinished[0]}: run it again"
+        )
 
 
 def write_tables(store: Store, say: Say) -> tuple[Path, Path]:
-    """The tables of all cells that are as they were sealed; `say` names those that are not. Raises as `leaderboard.write`."""
+    """The tables of all cells that are as they were sealed; `say` names those that are not. Raises as
+    `leaderboard.write`."""
     damaged: list[str] = []
     written = leaderboard.write(store.cells(damaged), store.root)
     if damaged:
-        say(f"note: {len(damaged)} cells, damaged or of another version, are left out of the tables; first: {damaged[0]}")
+        say(
+            f"note: {len(damaged)} cells, damaged or of another version, are left out of the tables; first:"
+            f" {damaged[0]}"
+        )
     return written
 
 
 def missed(jobs: Sequence[Job], cells: Mapping[str, SealedCell]) -> list[str]:
-    """What a person should know about cells whose method did not keep what was asked. Methods that change pixels keep every token by design."""
+    """What a person should know about cells whose method did not keep what was asked. Methods that change pixels keep
+    every token by design."""
     said = []
     for job in jobs:
         sealed, budget, label = cells.get(job.identity), job.setting.budget, job.setting.label
@@ -213,7 +228,9 @@ def missed(jobs: Sequence[Job], cells: Mapping[str, SealedCell]) -> list[str]:
         if budget.unit == "kept" and abs(costs["kept"] - tokens) > 0.5:
             said.append(f"{label} kept {costs['kept']:.1f} visual tokens on average, {tokens:g} were asked")
         elif budget.unit == "avg" and abs(costs["mean_visual"] - tokens) > 1:
-            said.append(f"{label} has {costs['mean_visual']:.1f} visual tokens per layer on average, {tokens:g} were asked")
+            said.append(
+                f"{label} has {costs['mean_visual']:.1f} visual tokens per layer on average, {tokens:g} were asked"
+            )
         elif budget.unit == "flops" and abs(share - (budget.ratio or 0)) > 0.02:
             said.append(f"{label} costs {share:.3f} of the unpruned FLOPs, {budget.ratio} were asked")
     return said

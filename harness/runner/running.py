@@ -19,7 +19,8 @@ FLUSH, FLUSH_SECONDS = 64, 10.0
 
 
 class RunningCell:
-    """Answers wait here until there are enough for one fsync. `provenance` is sealed with the cell, completed by what this run adds."""
+    """Answers wait here until there are enough for one fsync. `provenance` is sealed with the cell, completed by what
+    this run adds."""
 
     def __init__(self, job: Job, writer: CellWriter, provenance: Mapping[str, Any], clock: Clock) -> None:
         self.job, self.writer = job, writer
@@ -31,7 +32,9 @@ class RunningCell:
     @property
     def work(self) -> Work:
         """What is left to ask."""
-        return Work(self.job.setting, self.job.identity, frozenset(key for key in self._samples if key not in self.writer.done))
+        return Work(
+            self.job.setting, self.job.identity, frozenset(key for key in self._samples if key not in self.writer.done)
+        )
 
     @property
     def complete(self) -> bool:
@@ -70,9 +73,11 @@ class RunningCell:
         }
         traits = method.traits
         info = {
-            "query_aware": traits.query_aware, "needs_vision_attention": traits.needs_vision_attention, "adaptive": traits.adaptive,
+            "query_aware": traits.query_aware,
+            "needs_vision_attention": traits.needs_vision_attention,
+            "adaptive": traits.adaptive,
             "budget_knobs": list(method.budget_knobs),
-        }  # fmt: skip
+        }
         metrics = {**scored.metrics, **{f"category/{name}": value for name, value in scored.categories.items()}}
         provenance = {**self._provenance, "wall_s": round(sum(r.wall_s for r in self.writer.done.values()), 3)}
         with self._clock("write"):

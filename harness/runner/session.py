@@ -1,4 +1,5 @@
-"""What several settings share in one process: loaded models, tasks, vision features and prefixes. Answers do not depend on it."""
+"""What several settings share in one process: loaded models, tasks, vision features and prefixes. Answers do not depend
+on it."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Session:
             torch.cuda.empty_cache()
 
     def task(self, name: str, source: DataSource, limit: int | None) -> LoadedTask:
-        """Its questions, with a seeded subset where there is a limit. Raises PrunebenchError where the data are missing or broken."""
+        """Its questions, with a seeded subset where there is a limit. Raises PrunebenchError where the data are missing
+        or broken."""
         from tasks import lmms  # heavy: lmms-eval
 
         key = (name, str(source), limit)

@@ -1,4 +1,5 @@
-"""A resolved request: everything that decides one cell's numbers, typed and checked. How it is run (harness/runner/pace.py) is no part of it."""
+"""A resolved request: everything that decides one cell's numbers, typed and checked. How it is run
+(harness/runner/pace.py) is no part of it."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 class Setting:
     """One cell to be. Compared by identity: two settings may well be the same cell.
 
-    `limit` None: every question. `seed` and `positions` are 0 and "method" where they change nothing. `asked` is what was typed, and is
-    sealed with the cell. Pickles without what its model caches, and with its method as name and knobs, because a class from a file has
-    no module that another process could import.
+    `limit` None: every question. `seed` and `positions` are 0 and "method" where they change nothing. `asked` is what
+    was typed, and is sealed with the cell. Pickles without what its model caches, and with its method as name and
+    knobs, because a class from a file has no module that another process could import.
     """
 
     located: Located

@@ -8,8 +8,9 @@
       - {method: random, seeds: [0, 1, 2]}
       - {method: fastv, knobs: {boundary: 3}, budgets: [64, native]}
 
-Everything is expanded to cells and checked against the model before the first question is asked (`check`, `dry_run`); sealed cells are
-reused, so the same command continues an interrupted sweep and a longer list of budgets runs the new cells only.
+Everything is expanded to cells and checked against the model before the first question is asked (`check`, `dry_run`);
+sealed cells are reused, so the same command continues an interrupted sweep and a longer list of budgets runs the new
+cells only.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ TEXT = 74
 
 
 class Entry(BaseModel):
-    """A method with knobs, or its name alone. `budgets` default to the sweep's, `seeds` to seed 0 (they matter to methods that draw)."""
+    """A method with knobs, or its name alone. `budgets` default to the sweep's, `seeds` to seed 0 (they matter to
+    methods that draw)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -115,16 +117,21 @@ def _picked(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
 def requests(sweep: Sweep, device: str = "auto", limit: str = "") -> list[Request]:
     """One request per model, method, budget and seed, in file order; `limit` in place of the file's.
 
-    Where a seed changes nothing, several share their cells. Raises PrunebenchError where a method has no budget, and where there is no cell.
+    Where a seed changes nothing, several share their cells. Raises PrunebenchError where a method has no budget, and
+    where there is no cell.
     """
     found: list[Request] = []
     for model in sweep.models:
         for entry in sweep.methods:
             cls = method_class(entry.method)
             budgets: Sequence[str | int] = entry.budgets if entry.budgets is not None else sweep.budgets
-            without = entry.budgets is None and (not cls.budget_knobs or any(k in entry.knobs for k in cls.budget_knobs))
+            without = entry.budgets is None and (
+                not cls.budget_knobs or any(k in entry.knobs for k in cls.budget_knobs)
+            )
             if not without and not budgets:
-                raise PrunebenchError(f"{entry.method} needs budgets: give the sweep or this entry some, as in budgets: [64]")
+                raise PrunebenchError(
+                    f"{entry.method} needs budgets: give the sweep or this entry some, as in budgets: [64]"
+                )
             request = Request(
                 methods=(entry.method,),
                 model=model,
@@ -153,10 +160,14 @@ def check(asked: Sequence[Request]) -> list[Checked]:
     return found
 
 
-def run(sweep: Sweep, options: Options, say: Say = print, *, workers: int = 1, device: str = "auto", limit: str = "") -> Finished:
-    """Run what is not sealed, one pass per model; `workers` > 1 spreads the images over processes, one per GPU or CPU share.
+def run(
+    sweep: Sweep, options: Options, say: Say = print, *, workers: int = 1, device: str = "auto", limit: str = ""
+) -> Finished:
+    """Run what is not sealed, one pass per model; `workers` > 1 spreads the images over processes, one per GPU or CPU
+    share.
 
-    Cells that another process is running are left to it and named. Raises PrunebenchError naming the method and budget that does not fit.
+    Cells that another process is running are left to it and named. Raises PrunebenchError naming the method and budget
+    that does not fit.
     """
     began = time.perf_counter()
     session = Session()
@@ -176,16 +187,20 @@ def run(sweep: Sweep, options: Options, say: Say = print, *, workers: int = 1, d
 def spent(clock: Clock, total: float) -> str:
     """Where the seconds went, largest first; `other` is what no part was charged with."""
     parts = {**clock.seconds, "other": total - sum(clock.seconds.values())}
-    listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(parts.items(), key=lambda p: -p[1]) if seconds >= 0.05)
+    listed = ", ".join(
+        f"{name} {seconds:.1f}" for name, seconds in sorted(parts.items(), key=lambda p: -p[1]) if seconds >= 0.05
+    )
     return f"{total:.1f} s in this process: {listed}"
 
 
-# ------------------------------------------------------------------------------------------------------------------- dry run
+# -------------------------------------------------------------------------------------------------------------------
+# dry run
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One request of a dry run: what it holds and what it would cost. `n` questions, `sealed` of `cells`; None where data are not here."""
+    """One request of a dry run: what it holds and what it would cost. `n` questions, `sealed` of `cells`; None where
+    data are not here."""
 
     label: str
     cells: int
@@ -198,8 +213,8 @@ class PlannedCell:
 def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str = "") -> str:
     """The cells of a sweep, which of them are sealed, and an estimate of time, FLOPs and disk; nothing is run.
 
-    Sizes are checked from the model's shape alone. Where a model's files or a task's data cannot be reached, the plan says so and leaves out
-    what depends on them.
+    Sizes are checked from the model's shape alone. Where a model's files or a task's data cannot be reached, the plan
+    says so and leaves out what depends on them.
     """
     from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
@@ -226,26 +241,52 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
             continue
         seen |= set(jobs)
         left = [job for job in jobs.values() if options.fresh or store.sealed(job.cell) is None]
-        total = sum(j.cell.n_samples * _flops(j.setting.method, usual.with_text(mean_text(j.setting.located, j.task)))[0] for j in left)
-        lines.append(PlannedCell(label, len(jobs), sum(j.cell.n_samples for j in left), len(jobs) - len(left), total, upper))
+        total = sum(
+            j.cell.n_samples * _flops(j.setting.method, usual.with_text(mean_text(j.setting.located, j.task)))[0]
+            for j in left
+        )
+        lines.append(
+            PlannedCell(label, len(jobs), sum(j.cell.n_samples for j in left), len(jobs) - len(left), total, upper)
+        )
     rows = [
-        [line.label, line.cells, "?" if line.sealed is None else line.sealed, "?" if line.n is None else line.n,
-         ("<= " if line.upper else "") + f"{line.flops / 1e12:.3g}" + (f" a question of {TEXT} text tokens" if line.n is None else "")]
+        [
+            line.label,
+            line.cells,
+            "?" if line.sealed is None else line.sealed,
+            "?" if line.n is None else line.n,
+            ("<= " if line.upper else "")
+            + f"{line.flops / 1e12:.3g}"
+            + (f" a question of {TEXT} text tokens" if line.n is None else ""),
+        ]
         for line in lines
-    ]  # fmt: skip
-    text = tabulate(rows, headers=["setting", "cells", "sealed", "questions to ask", "prefill (TFLOPs)"], disable_numparse=True)
+    ]
+    text = tabulate(
+        rows, headers=["setting", "cells", "sealed", "questions to ask", "prefill (TFLOPs)"], disable_numparse=True
+    )
     known = [line for line in lines if line.n is not None]
-    ask, cells, work = sum(line.n or 0 for line in known), sum(line.cells - (line.sealed or 0) for line in known), sum(x.flops for x in known)
+    ask, cells, work = (
+        sum(line.n or 0 for line in known),
+        sum(line.cells - (line.sealed or 0) for line in known),
+        sum(x.flops for x in known),
+    )
     tail = [f"{sum(line.cells for line in lines)} cells"]
     if known:
-        tail.append(f"to run: {cells} cells, {ask:,} questions, at most {work / 1e12:,.1f} TFLOPs of dense prefill, unshared")
-        tail.append(f"disk: about {(cells * 12_000 + ask * 900) / 2**20:.1f} MiB while running, {cells * 14_000 / 2**20:.1f} MiB when sealed")
+        tail.append(
+            f"to run: {cells} cells, {ask:,} questions, at most {work / 1e12:,.1f} TFLOPs of dense prefill, unshared"
+        )
+        tail.append(
+            f"disk: about {(cells * 12_000 + ask * 900) / 2**20:.1f} MiB while running, {cells * 14_000 / 2**20:.1f}"
+            " MiB when sealed"
+        )
         # as fast as what was measured here before, whatever its questions were
         here = [c for c in store.cells() if c.cell.model in sweep.models and c.costs["prefill_dense_flops"] > 0]
         speeds = [(c.costs["prefill_dense_flops"] * c.cell.n_samples, c.provenance["wall_s"]) for c in here]
         if speeds and work:
             rate = sum(f for f, _ in speeds) / max(sum(s for _, s in speeds), 1e-9)
-            tail.append(f"time: about {work / rate / 60:.1f} min, at {rate / 1e9:,.0f} GFLOP/s of dense prefill, as {len(speeds)} sealed cells ran")
+            tail.append(
+                f"time: about {work / rate / 60:.1f} min, at {rate / 1e9:,.0f} GFLOP/s of dense prefill, as"
+                f" {len(speeds)} sealed cells ran"
+            )
         elif work:
             tail.append("time: no sealed cell to go by yet; run a small LIMIT first, or see the progress bar")
     tail += [f"{place}: cells and their state are unknown here: {why}" for place, why in missing.items()]
@@ -265,13 +306,19 @@ def _reached(checked: Checked, session: Session, missing: dict[str, str]) -> lis
         if place in missing:
             continue
         try:
-            found += prepare(settings_of(replace(checked, request=replace(checked.request, tasks=(task,))), session), session)
+            found += prepare(
+                settings_of(replace(checked, request=replace(checked.request, tasks=(task,))), session), session
+            )
         except PrunebenchError as error:
             missing[place] = str(error)
     return found
 
 
 def _flops(method: Method, prompt: PromptShape) -> tuple[float, bool]:
-    """Dense prefill FLOPs of one prompt without scoring, and whether that is an upper bound (adaptive methods: as if nothing were dropped)."""
+    """Dense prefill FLOPs of one prompt without scoring, and whether that is an upper bound (adaptive methods: as if
+    nothing were dropped)."""
     plan = method.plan(prompt)
-    return float(sum(flops.layer(prompt.decoder, n + prompt.n_text) for n in plan or [prompt.n_visual] * prompt.depth)), plan is None
+    return (
+        float(sum(flops.layer(prompt.decoder, n + prompt.n_text) for n in plan or [prompt.n_visual] * prompt.depth)),
+        plan is None,
+    )

@@ -73,8 +73,8 @@ def saying(action: str, path: Path, kept: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise PrunebenchError(
-            f"cannot {action} {path}: {error.strerror or error}{kept}; make room or choose a results folder that you can"
-            " write, then run the same command again: it continues"
+            f"cannot {action} {path}: {error.strerror or error}{kept}; make room or choose a results folder that you"
+            " can write, then run the same command again: it continues"
         ) from None
 
 

@@ -29,10 +29,12 @@ class Record:
     wall_s: float
     """Seconds this sample took. Informative: it identifies nothing and is not in the samples."""
     kept: str = ""
-    """Which visual tokens were present from which layer on, as harness.core.keeps writes it; the column `keeps` of the samples."""
+    """Which visual tokens were present from which layer on, as harness.core.keeps writes it; the column `keeps` of the
+    samples."""
 
     def line(self) -> bytes:
-        """The journal line, ASCII, newline last. Raises PrunebenchError for a value that JSON cannot hold (NaN, objects)."""
+        """The journal line, ASCII, newline last. Raises PrunebenchError for a value that JSON cannot hold (NaN,
+        objects)."""
         try:
             text = json.dumps(asdict(self), allow_nan=False, default=number)
             self.parse(text)

@@ -1,15 +1,15 @@
 """Leases: which runner may write a cell, on one results folder that several processes or machines share.
 
-    locks/runner-<id>.json    one per running process: host, pid, how long its lease lasts; its modification time is the last renewal
+    locks/runner-<id>.json    one per running process: host, pid, how long its lease lasts; modified at each renewal
     locks/<cell>.lock         one per cell that is being run: the runner's id and this lease's token
 
-A lock is free once its runner's lease has expired, once its process is known to be dead (same machine, so that a run that was
-killed continues at once), or once its runner's file is gone. Whoever takes, checks or gives back a lock, and whoever writes
-under it, holds a flock on the lock file for that moment: two takers cannot both win, and a runner that was suspended past its
-expiry finds another token in its lock before it can write a byte.
+A lock is free once its runner's lease has expired, once its process is known to be dead (same machine, so that a run
+that was killed continues at once), or once its runner's file is gone. Whoever takes, checks or gives back a lock, and
+whoever writes under it, holds a flock on the lock file for that moment: two takers cannot both win, and a runner that
+was suspended past its expiry finds another token in its lock before it can write a byte.
 
-One thread per process renews all its leases: one `utime` per results folder every 15 s. Ages are differences of modification
-times within the folder, so clocks of different machines need not agree.
+One thread per process renews all its leases: one `utime` per results folder every 15 s. Ages are differences of
+modification times within the folder, so clocks of different machines need not agree.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class Timing:
 
     def __post_init__(self) -> None:
         if not 0 < self.renew_s < self.expires_s:
-            raise PrunebenchError(f"expected a lease to be renewed before it expires, found renew_s={self.renew_s}, expires_s={self.expires_s}")
+            raise PrunebenchError(
+                f"expected a lease to be renewed before it expires, found renew_s={self.renew_s},"
+                f" expires_s={self.expires_s}"
+            )
 
 
 class Lease:
@@ -62,14 +65,15 @@ class Lease:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Inside, the lease is ours and nobody can take it. Raises PrunebenchError if it was lost, OSError if it cannot be checked."""
+        """Inside, the lease is ours and nobody can take it. Raises PrunebenchError if it was lost, OSError if it cannot
+        be checked."""
         with _flocked(self._path, create=False) as handle:
             if handle is None or _read(handle).get("lease") != self._token:
                 taker = None if handle is None else _describe(self._path.parent, _read(handle).get("runner"))
                 raise PrunebenchError(
-                    f"this process no longer holds {self._what}: its lease of {self._runner.timing.expires_s:g} s ran out (was it suspended?)"
-                    f" or its lock was removed, and {taker or 'another runner'} may have continued it; nothing was written, answers before"
-                    " are safe; run the same command again"
+                    f"this process no longer holds {self._what}: its lease of {self._runner.timing.expires_s:g} s ran"
+                    f" out (was it suspended?) or its lock was removed, and {taker or 'another runner'} may have"
+                    " continued it; nothing was written, answers before are safe; run the same command again"
                 )
             yield
 
@@ -84,8 +88,8 @@ class Lease:
 def leased(folder: Path, name: str, what: str, timing: Timing) -> Iterator[Lease]:
     """Hold `<folder>/<name>.lock` for `what` (as messages call it).
 
-    Raises CellBusy naming the holder if another runner's lease, or an earlier one of this process, is alive; OSError if the
-    folder cannot be written.
+    Raises CellBusy naming the holder if another runner's lease, or an earlier one of this process, is alive; OSError if
+    the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _running(folder, timing) as runner:
@@ -94,7 +98,9 @@ def leased(folder: Path, name: str, what: str, timing: Timing) -> Iterator[Lease
         with _flocked(path, create=True) as handle:
             assert handle is not None  # it is made where it is missing
             found = _read(handle)
-            if found.get("lease") in runner.held or (found.get("runner") != runner.id and _alive(folder, found.get("runner"), runner)):
+            if found.get("lease") in runner.held or (
+                found.get("runner") != runner.id and _alive(folder, found.get("runner"), runner)
+            ):
                 holder = _describe(folder, found.get("runner")) or "another runner"
                 raise CellBusy(f"{what} is being run by {holder}; wait for it or stop it (lock: {path})")
             try:
@@ -114,7 +120,8 @@ def leased(folder: Path, name: str, what: str, timing: Timing) -> Iterator[Lease
 
 
 def tidy(folder: Path, timing: Timing) -> None:
-    """Remove what killed runners left in a locks folder, also where nothing is left to run. Never raises: it is housekeeping."""
+    """Remove what killed runners left in a locks folder, also where nothing is left to run. Never raises: it is
+    housekeeping."""
     with suppress(OSError, CellBusy):
         if folder.is_dir() and any(folder.iterdir()):
             with _running(folder, timing):
@@ -225,7 +232,11 @@ def _bury(runner: _Runner) -> None:
                 path.unlink()
     for path in runner.folder.glob("*.lock"):
         with suppress(OSError, CellBusy), _flocked(path, create=False, patience_s=0.0) as handle:
-            if handle is not None and (name := _read(handle).get("runner")) not in alive and not _alive(runner.folder, name, runner):
+            if (
+                handle is not None
+                and (name := _read(handle).get("runner")) not in alive
+                and not _alive(runner.folder, name, runner)
+            ):
                 os.unlink(path)
 
 
@@ -266,7 +277,8 @@ def _alive(folder: Path, name: Any, asking: _Runner) -> bool:
 
 
 def _card(folder: Path, name: Any) -> dict[str, Any] | None:
-    """What a runner says of itself; None if it is gone. It is written in one piece, so anything else was not written by one."""
+    """What a runner says of itself; None if it is gone. It is written in one piece, so anything else was not written by
+    one."""
     try:
         who = json.loads((folder / f"runner-{name}.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -307,7 +319,9 @@ def _flocked(path: Path, *, create: bool, patience_s: float = _PATIENCE_S) -> It
                         break
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    raise CellBusy(f"{path} has been in use by another process for {patience_s:g} s; wait for it or stop it") from None
+                    raise CellBusy(
+                        f"{path} has been in use by another process for {patience_s:g} s; wait for it or stop it"
+                    ) from None
                 time.sleep(0.005)
             os.close(handle)
             handle = None
@@ -349,9 +363,11 @@ def _dead(pid: int, start: str | None) -> bool:
 
 
 def _pid_start(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot: with the pid it names a process for good, because pids are used again.
+    """When a process started, in clock ticks since boot: with the pid it names a process for good, because pids are
+    used again.
 
-    "gone" for one that is dead and not yet reaped; None where the system does not say (no /proc, or one that hides other users').
+    "gone" for one that is dead and not yet reaped; None where the system does not say (no /proc, or one that hides
+    other users').
     """
     try:
         # the name, in brackets, may hold anything; after it come the state and, as field 22 of the whole, the start

@@ -76,10 +76,11 @@ class SealedCell:
         return value
 
     def samples(self) -> pd.DataFrame:
-        """One row per sample: key, image, question_id, category, question, target, answer, score, n_new_tokens, keeps, costs.
+        """One row per sample: key, image, question_id, category, question, target, answer, score, n_new_tokens, keeps,
+        costs.
 
-        `keeps` is the text of harness.core.keeps (which visual tokens were there); the cost `kept` is a number of tokens. Raises
-        PrunebenchError if the file is not the one that was sealed.
+        `keeps` is the text of harness.core.keeps (which visual tokens were there); the cost `kept` is a number of
+        tokens. Raises PrunebenchError if the file is not the one that was sealed.
         """
         import pandas as pd  # half a second that tables of cells do not need
 
@@ -100,8 +101,8 @@ class SealedCell:
 
 
 def cost_means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean per sample of every cost. A layer (`*_layer`) that a sample does not have is -1: its mean is over those that have one, left
-    out where none has, and `*_layer_share` says how many of all samples they are, 0..1."""
+    """The mean per sample of every cost. A layer (`*_layer`) that a sample does not have is -1: its mean is over those
+    that have one, left out where none has, and `*_layer_share` says how many of all samples they are, 0..1."""
     means: dict[str, float] = {}
     for name, column in columns.items():
         had = [value for value in column if value >= 0] if name.endswith("_layer") else column
@@ -113,7 +114,8 @@ def cost_means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def load(folder: Path) -> SealedCell:
-    """Read and check a sealed folder's cell.json: one that does not hang together is a PrunebenchError naming it, not a result."""
+    """Read and check a sealed folder's cell.json: one that does not hang together is a PrunebenchError naming it, not a
+    result."""
     path = folder / SEAL
     with saying("read", path):
         data = path.read_bytes()
@@ -125,11 +127,13 @@ def load(folder: Path) -> SealedCell:
         raise damaged(path, f"not a cell file ({type(error).__name__}: {error})") from None
     if versions == (3, KEY_VERSION):
         root = shlex.quote(str(folder.parent.parent.parent))
-        raise PrunebenchError(f"{path}: expected schema {SCHEMA_VERSION}, found 3: run `prunebench dev migrate --results {root}`")
+        raise PrunebenchError(
+            f"{path}: expected schema {SCHEMA_VERSION}, found 3: run `prunebench dev migrate --results {root}`"
+        )
     if versions != (SCHEMA_VERSION, KEY_VERSION):
         raise PrunebenchError(
-            f"{path}: expected schema and key version {SCHEMA_VERSION} and {KEY_VERSION}, found {versions[0]} and {versions[1]};"
-            f" read it with the prunebench that wrote it, or move {folder} elsewhere"
+            f"{path}: expected schema and key version {SCHEMA_VERSION} and {KEY_VERSION}, found {versions[0]} and"
+            f" {versions[1]}; read it with the prunebench that wrote it, or move {folder} elsewhere"
         )
     try:
         stated = body.pop("checksum")
@@ -137,7 +141,9 @@ def load(folder: Path) -> SealedCell:
             raise damaged(path, f"its content has checksum {checksum(body)}, expected {stated}: it was edited")
         cell = Cell.from_dict(body["cell"])
         if not body["identity"] == cell.identity() == folder.name[-16:]:
-            raise damaged(path, f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}")
+            raise damaged(
+                path, f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}"
+            )
         if not samples:
             raise damaged(folder / SAMPLES, "it is missing beside cell.json")
         if body["metrics"].get(body["headline"]) is None:
@@ -166,11 +172,14 @@ def load(folder: Path) -> SealedCell:
 
 
 def check_origin(provenance: Mapping[str, Any], method_info: Mapping[str, Any]) -> None:
-    """Raise PrunebenchError unless a cell says what was asked and which knobs a budget sets: tables and commands are made from both."""
+    """Raise PrunebenchError unless a cell says what was asked and which knobs a budget sets: tables and commands are
+    made from both."""
     Asked.from_dict(provenance.get("request"))
     knobs = method_info.get("budget_knobs")
     if not isinstance(knobs, list) or not all(isinstance(name, str) for name in knobs):
-        raise PrunebenchError(f"method_info: expected budget_knobs, the names of the knobs that a budget sets, found {knobs!r}")
+        raise PrunebenchError(
+            f"method_info: expected budget_knobs, the names of the knobs that a budget sets, found {knobs!r}"
+        )
 
 
 def parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequence[float]]) -> bytes:
@@ -197,8 +206,9 @@ def parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequ
         whole = all(float(value).is_integer() and abs(value) < 2**62 for value in values)
         columns[name] = pa.array([int(v) if whole else float(v) for v in values], pa.int64() if whole else pa.float64())
     buffer = io.BytesIO()
-    # Thousands of small files are committed. 100 rows are 5.1 kB like this, 6.0 kB with dictionaries (zstd finds the repeats of
-    # all columns itself), 11.2 kB by default: statistics and a second copy of the schema are most of a small file.
+    # Thousands of small files are committed. 100 rows are 5.1 kB like this, 6.0 kB with dictionaries (zstd finds the
+    # repeats of all columns itself), 11.2 kB by default: statistics and a second copy of the schema are most of a small
+    # file.
     plain = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
     pq.write_table(pa.table(columns), buffer, compression="zstd", compression_level=19, **plain)
     return buffer.getvalue()
@@ -206,7 +216,8 @@ def parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequ
 
 def damaged(path: Path, why: str) -> PrunebenchError:
     return PrunebenchError(
-        f"{path}: {why}; result files are never edited: restore it, or delete {path.parent} (FRESH=1 does) and measure again"
+        f"{path}: {why}; result files are never edited: restore it, or delete {path.parent} (FRESH=1 does) and measure"
+        " again"
     )
 
 

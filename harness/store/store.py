@@ -52,7 +52,9 @@ class CellSealed(PrunebenchError):  # noqa: N818 - a state, not a fault
 class CellWriter:
     """The one writer of a cell that is being run; made by `Store.open`, valid inside its `with`."""
 
-    def __init__(self, cell: Cell, folder: Path, expected: Sequence[str], lease: Lease, done: dict[str, Record], size: int):
+    def __init__(
+        self, cell: Cell, folder: Path, expected: Sequence[str], lease: Lease, done: dict[str, Record], size: int
+    ):
         self.cell = cell
         self.folder = folder
         self.expected = tuple(expected)
@@ -67,22 +69,26 @@ class CellWriter:
     def append(self, *records: Record) -> None:
         """Write records with one fsync; on return they survive a crash. A key that is done already is left as it is.
 
-        Raises PrunebenchError if the disk is full (earlier records are safe and the same run continues once there is space), and
-        if this process lost the cell to another runner because it was suspended for longer than its lease.
+        Raises PrunebenchError if the disk is full (earlier records are safe and the same run continues once there is
+        space), and if this process lost the cell to another runner because it was suspended for longer than its lease.
         """
         path = self.folder / JOURNAL
         if not self._open:
-            raise PrunebenchError(f"the writer of {self.folder} is closed: append before seal and inside `with store.open(...)`")
+            raise PrunebenchError(
+                f"the writer of {self.folder} is closed: append before seal and inside `with store.open(...)`"
+            )
         fresh: dict[str, Record] = {}
         for record in records:
             if record.key not in self._known:
-                raise PrunebenchError(f"sample {record.key!r} is not one of the {len(self.expected)} samples expected in {path}")
+                raise PrunebenchError(
+                    f"sample {record.key!r} is not one of the {len(self.expected)} samples expected in {path}"
+                )
             first = next(itertools.chain(self.done.values(), fresh.values()), record)
             if set(record.cost) != set(first.cost) or set(record.cost) & set(COLUMNS):
                 raise PrunebenchError(
-                    f"sample {record.key!r}: expected the cost columns {sorted(first.cost)} of the answers before it (and none of"
-                    f" {', '.join(COLUMNS)}), found {sorted(record.cost)}; if the harness changed since {path} was begun, run"
-                    " with FRESH=1"
+                    f"sample {record.key!r}: expected the cost columns {sorted(first.cost)} of the answers before it"
+                    f" (and none of {', '.join(COLUMNS)}), found {sorted(record.cost)}; if the harness changed since"
+                    f" {path} was begun, run with FRESH=1"
                 )
             if record.key not in self.done:
                 fresh.setdefault(record.key, record)
@@ -95,13 +101,18 @@ class CellWriter:
             try:
                 found = os.fstat(journal).st_size
                 if found < self._size:
-                    raise PrunebenchError(f"{path}: expected the {self._size} bytes written so far, found {found}: it was changed by hand; run again")
+                    raise PrunebenchError(
+                        f"{path}: expected the {self._size} bytes written so far, found {found}: it was changed by"
+                        " hand; run again"
+                    )
                 os.ftruncate(journal, self._size)  # an append before this one may have been cut short
                 write_all(journal, data)
                 os.fsync(journal)
             finally:
                 os.close(journal)
-            if not self._named:  # with the first answers, not when opened: a sweep opens hundreds of cells before it asks anything
+            if (
+                not self._named
+            ):  # with the first answers, not when opened: a sweep opens hundreds of cells before it asks anything
                 for folder in (self.folder, self.folder.parent, self.folder.parent.parent):
                     sync_folder(folder)
                 self._named = True
@@ -119,10 +130,11 @@ class CellWriter:
     ) -> SealedCell:
         """Turn the journal into samples.parquet and cell.json, the latter last and atomically; then the journal goes.
 
-        The headline's interval is computed here from `scores`, and the headline must equal what `scores` add up to: a score
-        that its own samples do not support is refused. `provenance` must hold everything needed to say where the numbers
-        come from (request, versions, git, device, started, ...); of it tables read `request`, `device`, `started`.
-        Raises PrunebenchError unless every expected sample was answered and scored, and if the cell was lost to another runner.
+        The headline's interval is computed here from `scores`, and the headline must equal what `scores` add up to: a
+        score that its own samples do not support is refused. `provenance` must hold everything needed to say where the
+        numbers come from (request, versions, git, device, started, ...); of it tables read `request`, `device`,
+        `started`. Raises PrunebenchError unless every expected sample was answered and scored, and if the cell was lost
+        to another runner.
         """
         if not self._open:
             raise PrunebenchError(f"the writer of {self.folder} is closed: seal once and inside `with store.open(...)`")
@@ -140,7 +152,9 @@ class CellWriter:
         rows = [(self.done[key], scores[key]) for key in self.expected]
         for record, scored in rows:
             if not 0.0 <= scored.score <= 1.0:
-                raise PrunebenchError(f"cannot seal {self.folder}: score of {record.key!r} is {scored.score}, expected 0..1")
+                raise PrunebenchError(
+                    f"cannot seal {self.folder}: score of {record.key!r} is {scored.score}, expected 0..1"
+                )
 
         try:
             check_origin(provenance, method_info)
@@ -156,8 +170,8 @@ class CellWriter:
         value = metrics.get(headline)
         if value is None or not math.isclose(value, units.point, rel_tol=0.0, abs_tol=1e-6 * units.maximum):
             raise PrunebenchError(
-                f"cannot seal {self.folder}: metric {headline!r} is {value}, but the {len(rows)} sample scores add up to"
-                f" {units.point}; the headline must be a mean of scores or an MME sum"
+                f"cannot seal {self.folder}: metric {headline!r} is {value}, but the {len(rows)} sample scores add up"
+                f" to {units.point}; the headline must be a mean of scores or an MME sum"
             )
         spread = stats.interval(headline, units)
 
@@ -186,7 +200,9 @@ class CellWriter:
         try:
             body = json.loads(json.dumps(body, allow_nan=False, default=number))
         except (TypeError, ValueError) as error:
-            raise PrunebenchError(f"cannot seal {self.folder}: provenance and method_info must be plain JSON ({error})") from None
+            raise PrunebenchError(
+                f"cannot seal {self.folder}: provenance and method_info must be plain JSON ({error})"
+            ) from None
         with saying("seal", self.folder), self._lease.guard():
             write_atomic(self.folder / SAMPLES, table)
             write_atomic(self.folder / SEAL, sealed(body))
@@ -225,8 +241,8 @@ class Store:
     def cells(self, damaged: list[str] | None = None) -> list[SealedCell]:
         """Every sealed cell, in the order of the folders' names. Reads only JSON.
 
-        Raises PrunebenchError for the first that is damaged, or of another version; with a list, all of them are said there and left out,
-        those with other samples than were sealed included.
+        Raises PrunebenchError for the first that is damaged, or of another version; with a list, all of them are said
+        there and left out, those with other samples than were sealed included.
         """
         found = []
         for path in sorted((self.root / "cells").glob(f"*/*/{SEAL}")):
@@ -237,7 +253,9 @@ class Store:
                 found.append(sealed)
             except PrunebenchError as error:
                 if damaged is None:
-                    raise PrunebenchError(f"{error}. `prunebench results verify --results {self.root}` lists all that is wrong") from None
+                    raise PrunebenchError(
+                        f"{error}. `prunebench results verify --results {self.root}` lists all that is wrong"
+                    ) from None
                 damaged.append(str(error))
         return found
 
@@ -245,8 +263,9 @@ class Store:
     def open(self, cell: Cell, expected_keys: Sequence[str]) -> Iterator[CellWriter]:
         """The writer of an unsealed cell, with the answers of earlier runs in `done`. Any number may be open at once.
 
-        Raises CellBusy if another runner has this cell, CellSealed if it is sealed; PrunebenchError if the journal holds anything
-        but whole records of expected samples (a torn last line is dropped), or if the folder cannot be written.
+        Raises CellBusy if another runner has this cell, CellSealed if it is sealed; PrunebenchError if the journal
+        holds anything but whole records of expected samples (a torn last line is dropped), or if the folder cannot be
+        written.
         """
         if len(set(expected_keys)) != len(expected_keys) or len(expected_keys) != cell.n_samples:
             raise PrunebenchError(
@@ -293,14 +312,18 @@ class Store:
     def reseal(self, cell: Cell, folder: Path, body: Mapping[str, Any]) -> None:
         """Replace the cell.json in `folder` by another that states the same samples, whole or not at all.
 
-        Raises CellBusy if another runner has the cell, PrunebenchError unless `folder` is the cell's and its samples are those stated.
+        Raises CellBusy if another runner has the cell, PrunebenchError unless `folder` is the cell's and its samples
+        are those stated.
         """
         with self._locked(cell) as lease, saying("seal", folder), lease.guard():
             found = hashlib.sha256((folder / SAMPLES).read_bytes()).hexdigest()
             if found != body["samples_sha256"]:
                 raise damaged(folder / SAMPLES, f"expected sha256 {body['samples_sha256']}, found {found}")
             if not body["identity"] == cell.identity() == folder.name[-16:]:
-                raise damaged(folder / SEAL, f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}")
+                raise damaged(
+                    folder / SEAL,
+                    f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}",
+                )
             write_atomic(folder / SEAL, sealed(body))
 
     @contextmanager

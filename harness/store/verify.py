@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: what a cell must say of where its numbers come from
-PROVENANCE = ("request", "started", "wall_s", "device", "versions", "git", "dirty", "revision", "decoder_layers", "grids")
+PROVENANCE = (
+    "request",
+    "started",
+    "wall_s",
+    "device",
+    "versions",
+    "git",
+    "dirty",
+    "revision",
+    "decoder_layers",
+    "grids",
+)
 VERSIONS = ("prunebench", "torch", "transformers", "lmms-eval")
 
 
@@ -83,13 +94,17 @@ def overview(root: Path) -> list[str]:
             cell, origin = found.cell, found.cell.provenance
             asked = cell.cell.settings | ({"seed": cell.cell.seed} if cell.cell.seed else {})
             setting = " ".join(f"{name}={value}" for name, value in asked.items()) or "-"
-            said = f"{cell.headline} {cell.score:.4f}  {cell.counts['answered']} answers  {origin.get('started', '')}  {origin.get('device', '')}"
+            said = (
+                f"{cell.headline} {cell.score:.4f}  {cell.counts['answered']} answers  {origin.get('started', '')} "
+                f" {origin.get('device', '')}"
+            )
             lines.append(f"sealed      {where}  {setting}  {said}")
     return lines
 
 
 def _folder(root: Path, folder: Path, deep: bool) -> Found:
-    """One folder. What a kill leaves behind (half a cell, temporary files) is a state, everything else unexpected is wrong."""
+    """One folder. What a kill leaves behind (half a cell, temporary files) is a state, everything else unexpected is
+    wrong."""
     wrong: list[str] = []
     cell: SealedCell | None = None
     answered: int | None = None
@@ -101,7 +116,9 @@ def _folder(root: Path, folder: Path, deep: bool) -> Found:
         if SEAL in names:
             cell = load(folder)
             if Store(root).folder(cell.cell) != folder:
-                wrong.append(f"expected the folder's name to be {Store(root).folder(cell.cell).name}: it was renamed or moved")
+                wrong.append(
+                    f"expected the folder's name to be {Store(root).folder(cell.cell).name}: it was renamed or moved"
+                )
             if deep:
                 wrong += _untrue(cell)
             else:
@@ -109,7 +126,10 @@ def _folder(root: Path, folder: Path, deep: bool) -> Found:
         elif JOURNAL in names:
             answered = len(read_journal(folder / JOURNAL)[0])
         elif SAMPLES in names:
-            wrong.append(f"{SAMPLES} without {SEAL} and {JOURNAL}: files were removed by hand; delete the folder and measure again")
+            wrong.append(
+                f"{SAMPLES} without {SEAL} and {JOURNAL}: files were removed by hand; delete the folder and measure"
+                " again"
+            )
         else:
             answered = 0  # killed before the first answer
     except PrunebenchError as error:
@@ -152,12 +172,17 @@ def _untrue(cell: SealedCell) -> list[str]:
 
 
 def _headline(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
-    texts: dict[str, Sequence[Any]] = {name: frame[name].tolist() for name in ("score", "image", "category", "question_id")}
+    texts: dict[str, Sequence[Any]] = {
+        name: frame[name].tolist() for name in ("score", "image", "category", "question_id")
+    }
     units = stats.cluster(cell.headline, texts["score"], texts["image"], texts["category"], texts["question_id"])
     wrong = []
     counted = sum(stats.in_headline(cell.headline, texts["category"]))
     if counted != cell.counts.get("headline"):
-        wrong.append(f"{cell.headline} is said to be of {cell.counts.get('headline')} questions, but its categories have {counted}")
+        wrong.append(
+            f"{cell.headline} is said to be of {cell.counts.get('headline')} questions, but its categories have"
+            f" {counted}"
+        )
     if not math.isclose(units.point, cell.score, rel_tol=0.0, abs_tol=1e-6 * units.maximum):
         wrong.append(f"{cell.headline} is {cell.score}, but the samples' scores add up to {units.point}")
     if units.maximum != cell.maximum:

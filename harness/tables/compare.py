@@ -1,15 +1,17 @@
 """What only the answers can tell: agreement with the unpruned model, the hard subset, and whether a difference is one.
 
-Reads the samples of a section's cells, by key, after checking their hash. Every rule of a comparison is written here once:
+Reads the samples of a section's cells, by key, after checking their hash. Every rule of a comparison is written here
+once:
 
 * a line is compared with the unpruned model and with `random` at the same asked budget, task by task;
-* the difference has an interval from a bootstrap over whole images (paired: both sides on the same draws; several seeds are drawn anew
-  in each resample too) of the headline metric itself, so an MME sum stays a sum;
-* the questions are those that the metric is computed from: MME's perception score knows nothing of its cognition questions;
-* the test is an exact McNemar test on questions, at the average a bootstrap test of the difference; both are Holm-corrected over all
-  comparisons of their kind with the same reference in the section;
-* a difference is called one only if the corrected p is below 0.05, the interval excludes 0 and both point the same way; two scores are
-  called indistinguishable only if neither sees a difference; what is left is undecided.
+* the difference has an interval from a bootstrap over whole images (paired: both sides on the same draws; several seeds
+  are drawn anew in each resample too) of the headline metric itself, so an MME sum stays a sum;
+* the questions are those that the metric is computed from: MME's perception score knows nothing of its cognition
+  questions;
+* the test is an exact McNemar test on questions, at the average a bootstrap test of the difference; both are
+  Holm-corrected over all comparisons of their kind with the same reference in the section;
+* a difference is called one only if the corrected p is below 0.05, the interval excludes 0 and both point the same way;
+  two scores are called indistinguishable only if neither sees a difference; what is left is undecided.
 """
 
 from __future__ import annotations
@@ -53,14 +55,16 @@ class Comparison:
     """Questions that the metric is computed from."""
     images: int
     difference: float
-    """Of the headline metric as printed: points of 100, or MME points; at the average, points of Avg %. Positive: the line is ahead."""
+    """Of the headline metric as printed: points of 100, or MME points; at the average, points of Avg %. Positive: the
+    line is ahead."""
     low: float
     high: float
     better: float
     """Questions that the line answers better than the reference; mean over pairs of seeds. NaN at the average."""
     worse: float
     p: float
-    """Exact McNemar, over pairs of seeds combined; at the average twice the share of resamples on the rarer side of 0."""
+    """Exact McNemar, over pairs of seeds combined; at the average twice the share of resamples on the rarer side of
+    0."""
     p_holm: float
     verdict: str
 
@@ -145,14 +149,24 @@ def study(section: Section) -> Findings:
                 if read.base:
                     comparisons.append(read.compare(line, seeds, [read.base], "none", "none"))
                 if reference and reference.name != line.name and task in reference.cells:
-                    comparisons.append(read.compare(line, seeds, reference.cells[task], reference.name, reference.label))
+                    comparisons.append(
+                        read.compare(line, seeds, reference.cells[task], reference.name, reference.label)
+                    )
             if resampled is not None:
-                point, counts = average(line, section), (sum(t.n for t in tasks.values()), sum(t.images for t in tasks.values()))
+                point, counts = (
+                    average(line, section),
+                    (
+                        sum(t.n for t in tasks.values()),
+                        sum(t.images for t in tasks.values()),
+                    ),
+                )
                 comparisons.append(_at_average(line, "none", point - 100.0, resampled - 100.0, counts, tasks))
                 other = drawn[reference.name] if reference and reference.name != line.name else None
                 if reference and other is not None:
                     comparisons.append(
-                        _at_average(line, reference.label, point - average(reference, section), resampled - other, counts, tasks)
+                        _at_average(
+                            line, reference.label, point - average(reference, section), resampled - other, counts, tasks
+                        )
                     )
     return Findings(
         agreement={identity: percent for task in tasks.values() for identity, percent in task.agreement().items()},
@@ -165,13 +179,16 @@ def study(section: Section) -> Findings:
 
 
 def reference_line(block: Block) -> Line | None:
-    """The line of `random` that the others of a block are compared with: most seeds, then the method's own positions, then by name.
+    """The line of `random` that the others of a block are compared with: most seeds, then the method's own positions,
+    then by name.
 
     None in the block without a budget: there is no equal budget to compare at.
     """
     found = [line for line in block.lines if line.method == "random" and block.budget != "none"]
     return min(
-        found, key=lambda line: (-sum(map(len, line.cells.values())), line.positions != "method", line.name), default=None
+        found,
+        key=lambda line: (-sum(map(len, line.cells.values())), line.positions != "method", line.name),
+        default=None,
     )
 
 
@@ -182,7 +199,9 @@ class _Task:
         self.task = task
         self.base = section.baseline(task)
         # By the object: an identity is a hash over the whole cell, which comparisons would compute thousands of times.
-        self.cells = {id(s): s for s in [*(s for s in section.cells if s.cell.task == task), *([self.base] if self.base else [])]}
+        self.cells = {
+            id(s): s for s in [*(s for s in section.cells if s.cell.task == task), *([self.base] if self.base else [])]
+        }
         self.answers: dict[int, list[str]] = {}
         self.scores: dict[int, NDArray[np.float64]] = {}
         self.keys: list[str] = []
@@ -194,13 +213,16 @@ class _Task:
             rows = {name: list(itertools.compress(column, counts)) for name, column in rows.items()}
             if self.keys and (rows["key"], rows["image"]) != (self.keys, self.image):
                 raise PrunebenchError(
-                    f"{sealed.folder}: expected the {len(self.keys)} questions of {next(iter(self.cells.values())).folder}, since both"
-                    f" cells name the data {sealed.cell.data_fingerprint[:16]}, found other keys or images; measure again (FRESH=1)"
+                    f"{sealed.folder}: expected the {len(self.keys)} questions of"
+                    f" {next(iter(self.cells.values())).folder}, since both cells name the data"
+                    f" {sealed.cell.data_fingerprint[:16]}, found other keys or images; measure again (FRESH=1)"
                 )
             self.keys, self.image = rows["key"], rows["image"]
             self.answers[id(sealed)] = [answer.strip().casefold() for answer in rows["answer"]]
             self.scores[id(sealed)] = np.asarray(rows["score"], dtype=np.float64)
-            units.append(stats.cluster(sealed.headline, rows["score"], rows["image"], rows["category"], rows["question_id"]))
+            units.append(
+                stats.cluster(sealed.headline, rows["score"], rows["image"], rows["category"], rows["question_id"])
+            )
         self.n, self.images = len(self.keys), len(set(self.image))
         self.owner: NDArray[np.int64] = np.unique(self.image, return_inverse=True)[1]
         # A seed per task: equal ones would draw the same images' numbers at two tasks with equally many images.
@@ -209,7 +231,8 @@ class _Task:
         self.resamples = dict(zip(self.cells, drawn, strict=True))
 
     def drawn(self, name: str, seeds: Sequence[SealedCell]) -> NDArray[np.float64]:
-        """(n,) resamples of a line's mean over seeds; `name` decides its draws of seeds, whatever other lines there are."""
+        """(n,) resamples of a line's mean over seeds; `name` decides its draws of seeds, whatever other lines there
+        are."""
         return stats.over_seeds(np.stack([self.resamples[id(s)] for s in seeds]), zlib.crc32(name.encode()))
 
     def compare(
@@ -221,21 +244,29 @@ class _Task:
         away = [self.scores[id(s)] - self.scores[id(o)] for s, o in itertools.product(seeds, others)]
         better, worse = ([int((sign * d > stats.TINY).sum()) for d in away] for sign in (1, -1))
         low, high = NAN, NAN
-        if self.images > 1 and not any(better) and not any(worse):  # equal on every question: a bootstrap sees no other kind of image
+        if (
+            self.images > 1 and not any(better) and not any(worse)
+        ):  # equal on every question: a bootstrap sees no other kind of image
             low, high = -unit * self.unlike, unit * self.unlike
         elif self.images > 1:
             low, high = stats.quantiles(unit * (self.drawn(line.name, seeds) - self.drawn(name, others)))
         p = stats.combined_p([stats.mcnemar(b, w) for b, w in zip(better, worse, strict=True)])
         counts = mean([float(b) for b in better]), mean([float(w) for w in worse])
-        return Comparison(line.budget, line.name, self.task, against, self.n, self.images, apart, low, high, *counts, p, NAN, SAME)
+        return Comparison(
+            line.budget, line.name, self.task, against, self.n, self.images, apart, low, high, *counts, p, NAN, SAME
+        )
 
     def pairs(self, blocks: Iterable[Block]) -> list[tuple[float, float]]:
-        """(share of discordant questions, design effect or NaN) of the pairs of lines that a one-point claim would be about: at one budget, with
-        scores within `NEAR` of each other and not both below `FLOOR`. Where none are near, of all pairs; with one line at a budget, of
-        it and the unpruned model. The first seed stands for a line."""
+        """(share of discordant questions, design effect or NaN) of the pairs of lines that a one-point claim would be
+        about: at one budget, with scores within `NEAR` of each other and not both below `FLOOR`. Where none are near,
+        of all pairs; with one line at a budget, of it and the unpruned model. The first seed stands for a line."""
         found: list[tuple[bool, float, float]] = []
         for block in blocks:
-            one = [self.scores[id(line.cells[self.task][0])] for line in block.lines if line.method != "none" and self.task in line.cells]
+            one = [
+                self.scores[id(line.cells[self.task][0])]
+                for line in block.lines
+                if line.method != "none" and self.task in line.cells
+            ]
             one += [self.scores[id(self.base)]] if len(one) == 1 and self.base else []
             for first, second in itertools.combinations(one, 2):
                 away = first - second
@@ -249,17 +280,29 @@ class _Task:
         if not self.base:
             return {}
         whole = self.answers[id(self.base)]
-        return {self.cells[i].identity: 100.0 * sum(map(str.__eq__, answers, whole)) / self.n for i, answers in self.answers.items()}
+        return {
+            self.cells[i].identity: 100.0 * sum(map(str.__eq__, answers, whole)) / self.n
+            for i, answers in self.answers.items()
+        }
 
     def hard(self, block: Block) -> dict[tuple[str, str], Hard]:
-        """For every cell of the block, and the unpruned one. Nothing without `downsample` at the budget, or with several settings of it."""
-        found = [s for line in block.lines if line.method == "downsample" and line.positions == "method" for s in line.cells.get(self.task, ())]
+        """For every cell of the block, and the unpruned one. Nothing without `downsample` at the budget, or with
+        several settings of it."""
+        found = [
+            s
+            for line in block.lines
+            if line.method == "downsample" and line.positions == "method"
+            for s in line.cells.get(self.task, ())
+        ]
         if len(found) != 1 or block.budget == "none":
             return {}
         wrong = self.scores[id(found[0])] < RIGHT
         cells = [s for line in block.lines for s in line.cells.get(self.task, ())] + ([self.base] if self.base else [])
         n = int(wrong.sum())
-        return {(block.budget, s.identity): Hard(n, 100.0 * float(self.scores[id(s)][wrong].mean()) if n else NAN) for s in cells}
+        return {
+            (block.budget, s.identity): Hard(n, 100.0 * float(self.scores[id(s)][wrong].mean()) if n else NAN)
+            for s in cells
+        }
 
 
 def _read(sealed: SealedCell) -> dict[str, Any]:
@@ -272,7 +315,8 @@ def _read(sealed: SealedCell) -> dict[str, Any]:
 
 
 def _average_resamples(line: Line, tasks: Mapping[str, _Task]) -> NDArray[np.float64] | None:
-    """(n,) resamples of Avg %; None where a task, its baseline or a second image is missing, or a draw of the baseline scores 0."""
+    """(n,) resamples of Avg %; None where a task, its baseline or a second image is missing, or a draw of the baseline
+    scores 0."""
     parts = []
     for task, read in tasks.items():
         if task not in line.cells or not read.base or read.images < 2:
@@ -285,7 +329,8 @@ def _average_resamples(line: Line, tasks: Mapping[str, _Task]) -> NDArray[np.flo
 
 
 def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, _Task]) -> tuple[float, float]:
-    """The interval of an average, or of a difference of two. Where no resample differs, what the tasks' binomial limits come to."""
+    """The interval of an average, or of a difference of two. Where no resample differs, what the tasks' binomial limits
+    come to."""
     if np.ptp(resampled) > stats.TINY:
         return stats.quantiles(resampled)
     width = mean([100.0 * read.unlike / read.base.score for read in tasks.values() if read.base])
@@ -293,15 +338,35 @@ def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, _Task]) -> tuple[f
 
 
 def _at_average(
-    line: Line, against: str, apart: float, resampled: NDArray[np.float64], counts: tuple[int, int], tasks: Mapping[str, _Task]
+    line: Line,
+    against: str,
+    apart: float,
+    resampled: NDArray[np.float64],
+    counts: tuple[int, int],
+    tasks: Mapping[str, _Task],
 ) -> Comparison:
     """At the average there are no questions to count: the p is the bootstrap's own."""
     low, high = _ends(resampled, tasks)
-    return Comparison(line.budget, line.name, AVERAGE, against, *counts, apart, low, high, NAN, NAN, stats.bootstrap_p(resampled), NAN, SAME)
+    return Comparison(
+        line.budget,
+        line.name,
+        AVERAGE,
+        against,
+        *counts,
+        apart,
+        low,
+        high,
+        NAN,
+        NAN,
+        stats.bootstrap_p(resampled),
+        NAN,
+        SAME,
+    )
 
 
 def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """With Holm-corrected p and verdict: a family per reference over all budgets, lines and tasks of the section, and one over their averages."""
+    """With Holm-corrected p and verdict: a family per reference over all budgets, lines and tasks of the section, and
+    one over their averages."""
     found = list(comparisons)
     for kind in sorted({_family(c) for c in found}):
         family = [i for i, c in enumerate(found) if _family(c) == kind]
@@ -335,7 +400,24 @@ def _powers(tasks: Mapping[str, _Task], blocks: Sequence[Block], comparisons: Se
         discordant = statistics.median(d for d, _ in pairs)
         effect = max([1.0, statistics.median([e for _, e in pairs if not math.isnan(e)] or [1.0])])
         needed, within = (stats.questions_needed(0.01, discordant, effect, level=1.0 - ALPHA / m) for m in (1, tests))
-        alone, corrected = (100.0 * stats.detectable(read.n, discordant, effect, level=1.0 - ALPHA / m) for m in (1, tests))
+        alone, corrected = (
+            100.0 * stats.detectable(read.n, discordant, effect, level=1.0 - ALPHA / m) for m in (1, tests)
+        )
         images = math.ceil(needed * read.images / read.n)
-        found.append(Power(task, len(pairs), discordant, effect, read.n, read.images, needed, images, alone, tests, within, corrected))
+        found.append(
+            Power(
+                task,
+                len(pairs),
+                discordant,
+                effect,
+                read.n,
+                read.images,
+                needed,
+                images,
+                alone,
+                tests,
+                within,
+                corrected,
+            )
+        )
     return found

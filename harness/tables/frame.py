@@ -47,13 +47,18 @@ _SHOWN_COSTS = ("kept", "mean_visual", "prefill_dense_flops", "kv_bytes")  # the
 
 
 def rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
-    """One row per cell with the columns `COLUMNS` and then the further cost columns, in a fixed order whatever the input's."""
+    """One row per cell with the columns `COLUMNS` and then the further cost columns, in a fixed order whatever the
+    input's."""
     known = distinct(cells)
     further = sorted({name for sealed in known.values() for name in sealed.costs} - set(_SHOWN_COSTS))
     clash = sorted(set(further) & set(COLUMNS))
     if clash:
-        raise PrunebenchError(f"cost columns {', '.join(clash)} have the name of a leaderboard column; rename them in the engine")
-    records = [_row(sealed, known) | {name: sealed.costs.get(name, NAN) for name in further} for sealed in known.values()]
+        raise PrunebenchError(
+            f"cost columns {', '.join(clash)} have the name of a leaderboard column; rename them in the engine"
+        )
+    records = [
+        _row(sealed, known) | {name: sealed.costs.get(name, NAN) for name in further} for sealed in known.values()
+    ]
     return pd.DataFrame(records, columns=[*COLUMNS, *further])
 
 

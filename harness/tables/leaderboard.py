@@ -1,9 +1,9 @@
 """Tables from sealed cells: a pure function of what the cells hold, without torch or a model.
 
-`rows` and `table` read cell.json only; `write` also reads the samples, for what only answers can tell (harness/tables/compare.py). A
-number that cannot be had (no baseline, a task missing) is NaN in the frame, empty in the CSV and "-" in text; it is never
-filled in. The baseline of a cell is the sealed `none` cell with identity `cell.baseline().identity()`: same data, prompt, dtype
-and device, or none at all.
+`rows` and `table` read cell.json only; `write` also reads the samples, for what only answers can tell
+(harness/tables/compare.py). A number that cannot be had (no baseline, a task missing) is NaN in the frame, empty in the
+CSV and "-" in text; it is never filled in. The baseline of a cell is the sealed `none` cell with identity
+`cell.baseline().identity()`: same data, prompt, dtype and device, or none at all.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from harness.tables.sections import NAN, Section, distinct, sections
 CSV, MARKDOWN, SIGNIFICANCE = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
 
 
-def write(cells: Iterable[SealedCell], folder: Path, *, samples: bool = True, figures: bool = False) -> tuple[Path, Path]:
-    """Write leaderboard.csv (one row per cell), LEADERBOARD.md and significance.csv into the folder; returns the first two.
+def write(
+    cells: Iterable[SealedCell], folder: Path, *, samples: bool = True, figures: bool = False
+) -> tuple[Path, Path]:
+    """Write leaderboard.csv (one row per cell), LEADERBOARD.md and significance.csv into the folder; returns the first
+    two.
 
-    Each file is replaced whole or not at all, and equal cells give equal bytes. `figures` draws into the folder's figures/ too
-    and shows them in the Markdown. `samples=False` reads cell.json only: no comparisons, agreement or hard subset. Raises
-    PrunebenchError if the folder cannot be written or samples are not those that were sealed.
+    Each file is replaced whole or not at all, and equal cells give equal bytes. `figures` draws into the folder's
+    figures/ too and shows them in the Markdown. `samples=False` reads cell.json only: no comparisons, agreement or hard
+    subset. Raises PrunebenchError if the folder cannot be written or samples are not those that were sealed.
     """
     known = distinct(cells)
     studied = [(section, study(section) if samples else None) for section in sections(known)]
@@ -38,7 +41,9 @@ def write(cells: Iterable[SealedCell], folder: Path, *, samples: bool = True, fi
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PrunebenchError(f"cannot create {folder}: {error.strerror}; choose a results folder that you can write") from None
+        raise PrunebenchError(
+            f"cannot create {folder}: {error.strerror}; choose a results folder that you can write"
+        ) from None
     drawn: list[list[str]] = [[] for _ in studied]
     if figures:
         from harness.tables.figures import draw  # matplotlib

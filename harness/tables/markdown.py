@@ -96,11 +96,12 @@ dtype, device and set of questions share a section, and nothing is compared acro
   **vision attention**: the method needs the vision tower's attention.
 * Costs are means over samples, then over seeds, then over the tasks that the row has.
 * **-**: not measured, or no unpruned cell (no `downsample` cell) with the same data, prompt, dtype and device to compare with.
-"""
+"""  # noqa: E501 (Markdown)
 
 
 def section_text(section: Section, found: Findings | None, figures: Sequence[str]) -> str:
-    """Everything of one section: figures, an overview, the front, a block per budget, the power of the comparison, published numbers."""
+    """Everything of one section: figures, an overview, the front, a block per budget, the power of the comparison,
+    published numbers."""
     parts = [f"## {', '.join(section.short)}", f"Protocol: {section.title}."]
     parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in figures if path.endswith(".png")]
     blocks = section.blocks()
@@ -143,7 +144,14 @@ def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, f
     for budget in budgets:
         at = [next((line for line in s.lines if line.budget == budget), None) for s in series]
         points = mark_best([decimal(average(line, section)) if line else DASH for line in at], [True] * len(at))
-        signs = [_signs(found, budget, line.name, AVERAGE) + (" †" if any(p.line is line for p in front) else "") if line else "" for line in at]
+        signs = [
+            (
+                _signs(found, budget, line.name, AVERAGE) + (" †" if any(p.line is line for p in front) else "")
+                if line
+                else ""
+            )
+            for line in at
+        ]
         columns.append([point + sign for point, sign in zip(points, signs, strict=True)])
     return grid(["method", *budgets], columns)
 
@@ -169,10 +177,16 @@ def _scores(section: Section, block: Block, found: Findings | None) -> str:
         seeds = [line.cells.get(task, ()) for line in block.lines]
         marked = mark_best([seeds_score(cells) for cells in seeds], ranked)
         signs = [_signs(found, block.budget, line.name, task) for line in block.lines]
-        columns.append([point + seeds_spread(cells) + sign for point, cells, sign in zip(marked, seeds, signs, strict=True)])
+        columns.append(
+            [point + seeds_spread(cells) + sign for point, cells, sign in zip(marked, seeds, signs, strict=True)]
+        )
     column = []
-    for line, point in zip(block.lines, mark_best([decimal(average(line, section)) for line in block.lines], ranked), strict=True):
-        low, high = found.averages.get((block.budget, line.name), (NAN, NAN)) if found and line.method != "none" else (NAN, NAN)
+    for line, point in zip(
+        block.lines, mark_best([decimal(average(line, section)) for line in block.lines], ranked), strict=True
+    ):
+        low, high = (
+            found.averages.get((block.budget, line.name), (NAN, NAN)) if found and line.method != "none" else (NAN, NAN)
+        )
         spread = "" if point == DASH or math.isnan(low) else f" [{decimal(low)}, {decimal(high)}]"
         column.append(point + spread + _signs(found, block.budget, line.name, AVERAGE))
     return grid(head, [*columns, column])
@@ -200,8 +214,11 @@ def _said(section: Section, block: Block, found: Findings) -> list[str]:
 def _verdicts(section: Section, block: Block, found: Findings, against: str, name: str, title: str) -> str:
     here = [c for c in found.comparisons if c.budget == block.budget and c.against == against]
     words = {
-        SAME: f"indistinguishable from {name}", OPEN: f"undecided against {name}", BELOW: f"below {name}", ABOVE: f"above {name}"
-    }  # fmt: skip
+        SAME: f"indistinguishable from {name}",
+        OPEN: f"undecided against {name}",
+        BELOW: f"below {name}",
+        ABOVE: f"above {name}",
+    }
     items = []
     for verdict, phrase in words.items():
         named = []
@@ -213,7 +230,11 @@ def _verdicts(section: Section, block: Block, found: Findings, against: str, nam
             named += [f"{line.name} ({', '.join(shown)})"] if shown else []
         items += [f"* **{phrase}**: {'; '.join(named)}"] if named else []
     compared = {c.line for c in here if c.task == AVERAGE}
-    absent = [line.name for line in block.lines if line.method != "none" and line.name not in compared and line.label != against]
+    absent = [
+        line.name
+        for line in block.lines
+        if line.method != "none" and line.name not in compared and line.label != against
+    ]
     items += [f"* Avg % not compared, a task is missing: {', '.join(absent)}"] if absent else []
     return "\n".join([title, "", *items]) if items else f"{title} nothing to compare."
 
@@ -231,7 +252,10 @@ def _answers(section: Section, block: Block, found: Findings) -> str:
     columns.append(mark_best(agreement, ranked))
     head = ["method", "agreement (%)"]
     for task in tasks:
-        hard = [[found.hard.get((block.budget, s.identity), Hard(-1, NAN)) for s in line.cells.get(task, ())] for line in lines]
+        hard = [
+            [found.hard.get((block.budget, s.identity), Hard(-1, NAN)) for s in line.cells.get(task, ())]
+            for line in lines
+        ]
         size = max((value.n for values in hard for value in values), default=-1)
         head.append(f"hard: {task} (%, n={size if size >= 0 else DASH})")
         marked = [r and size >= RANKED_FROM for r in ranked]
@@ -240,7 +264,14 @@ def _answers(section: Section, block: Block, found: Findings) -> str:
 
 
 def _costs(section: Section, block: Block) -> str:
-    head = ["method", "kept (tokens)", "mean visual (tokens/layer)", "prefill dense (GFLOPs)", "of unpruned FLOPs (%)", "KV (MiB)"]
+    head = [
+        "method",
+        "kept (tokens)",
+        "mean visual (tokens/layer)",
+        "prefill dense (GFLOPs)",
+        "of unpruned FLOPs (%)",
+        "KV (MiB)",
+    ]
     head += ["positions", "query-aware", "vision attention", "seeds"]
     columns = [[line.label for line in block.lines]]
     numbers: list[tuple[Callable[[float], str], Callable[[SealedCell], float]]] = [
@@ -272,14 +303,30 @@ def _commands(block: Block) -> str:
                 same = canonical_json([replace(sealed.asked, task="").to_dict(), source])
                 made[same] = sealed.asked, source
                 tasks.setdefault(same, []).append(sealed.cell.task)
-    shown = [evaluation(asked, tasks=list(dict.fromkeys(tasks[same])), fresh=True, source=source) for same, (asked, source) in made.items()]
+    shown = [
+        evaluation(asked, tasks=list(dict.fromkeys(tasks[same])), fresh=True, source=source)
+        for same, (asked, source) in made.items()
+    ]
     return "\n".join(["<details><summary>commands</summary>", "", "```sh", *shown, "```", "", "</details>"])
 
 
 def _power_table(power: Sequence[Power]) -> str:
     tests = f"{power[0].tests:,}"
-    head = ["task", "questions here", "images here", "pairs", "discordant (%)", "design effect", "**questions needed**", "images needed"]
-    head += ["found with the questions here (points)", f"questions needed among {tests} tests", f"found among {tests} tests (points)"]
+    head = [
+        "task",
+        "questions here",
+        "images here",
+        "pairs",
+        "discordant (%)",
+        "design effect",
+        "**questions needed**",
+        "images needed",
+    ]
+    head += [
+        "found with the questions here (points)",
+        f"questions needed among {tests} tests",
+        f"found among {tests} tests (points)",
+    ]
     columns = [
         [p.task for p in power],
         [f"{p.n:,}" for p in power],
@@ -297,7 +344,8 @@ def _power_table(power: Sequence[Power]) -> str:
 
 
 def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
-    """Published numbers beside ours, where model, task, metric and budget unit agree; nothing for models without any."""
+    """Published numbers beside ours, where model, task, metric and budget unit agree; nothing for models without
+    any."""
     from harness.tables.published import beside, load, ours
 
     model = ours(section.model)
@@ -314,14 +362,21 @@ def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
         for value, source in match.values:
             where.setdefault(value, []).append(str(sources.index(source) + 1))
         published = "; ".join(f"{value} [{', '.join(numbers)}]" for value, numbers in where.items())
-        here = decimal(match.measured) + (interval_text(match.low, match.high, 100.0) if not math.isnan(match.low) else "")
+        here = decimal(match.measured) + (
+            interval_text(match.low, match.high, 100.0) if not math.isnan(match.low) else ""
+        )
         body.append([match.line, match.budget, f"{match.task}: {match.metric}", f"{match.n:,}", here, published])
     listed = "\n".join(f"{i}. {source}" for i, source in enumerate(sources, start=1))
     note = (
-        "From `published.csv`, which says where each number stands. Other prompts, image preprocessing, settings of the method and code are"
-        " behind them: they are printed beside ours and enter nothing else."
+        "From `published.csv`, which says where each number stands. Other prompts, image preprocessing, settings of the"
+        " method and code are behind them: they are printed beside ours and enter nothing else."
     )
-    return ["### Published beside measured", note, grid(head, list(zip(*body, strict=True)), left=3), f"Sources:\n\n{listed}"]
+    return [
+        "### Published beside measured",
+        note,
+        grid(head, list(zip(*body, strict=True)), left=3),
+        f"Sources:\n\n{listed}",
+    ]
 
 
 def _task_header(sealed: SealedCell) -> str:

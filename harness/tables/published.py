@@ -1,7 +1,9 @@
-"""Results as papers print them, in our names where these fit: cleaned into results/published.csv, shown beside measured ones.
+"""Results as papers print them, in our names where these fit: cleaned into results/published.csv, shown beside measured
+ones.
 
-A published number stands beside one of ours only where model, method, task, metric and budget *with its unit* agree. Where a source does
-not say enough, the field is empty and nothing is matched: "F1/acc as reported" is no metric, "22 %" no budget.
+A published number stands beside one of ours only where model, method, task, metric and budget *with its unit* agree.
+Where a source does not say enough, the field is empty and nothing is matched: "F1/acc as reported" is no metric, "22 %"
+no budget.
 """
 
 from __future__ import annotations
@@ -21,8 +23,18 @@ from harness.tables.sections import NAN, Line, mean
 
 PATH = REPOSITORY / "results" / "published.csv"
 RAW = (
-    "model", "method", "budget_label", "budget_semantics", "task", "metric", "value", "flops_T", "flops_reduction_pct", "source", "note",
-)  # fmt: skip
+    "model",
+    "method",
+    "budget_label",
+    "budget_semantics",
+    "task",
+    "metric",
+    "value",
+    "flops_T",
+    "flops_reduction_pct",
+    "source",
+    "note",
+)
 """Columns of the collected table that is cleaned."""
 MODELS = {"LLaVA-1.5-7B": "llava-1.5-7b", "LLaVA-1.5-13B": "llava-1.5-13b"}
 HUB = {"llava-hf/llava-1.5-7b-hf": "llava-1.5-7b", "llava-hf/llava-1.5-13b-hf": "llava-1.5-13b"}
@@ -47,12 +59,25 @@ METRICS = {
 IN_LLM = ("FastV", "SparseVLM", "PyramidDrop", "DART", "VTW", "FitPrune", "V2Drop")
 """Drop inside the language model: a bare number in a table means their average per layer."""
 PRE_LLM = (
-    "VisionZip", "VisPruner", "DivPrune", "CDPruner", "PruMerge", "PruMerge+", "HoloV", "TRIM", "FasterVLM", "HiRED", "HiPrune", "Random",
+    "VisionZip",
+    "VisPruner",
+    "DivPrune",
+    "CDPruner",
+    "PruMerge",
+    "PruMerge+",
+    "HoloV",
+    "TRIM",
+    "FasterVLM",
+    "HiRED",
+    "HiPrune",
+    "Random",
     "Pooling",
-)  # fmt: skip
+)
 SHORT = {
     "exact visual tokens fed to all LLM layers (pre-LLM)": "visual tokens before the language model",
-    "as labelled in the table (in-LLM methods: layer average; pre-LLM methods: exact)": "average per layer, or before the language model",
+    "as labelled in the table (in-LLM methods: layer average; pre-LLM methods: exact)": (
+        "average per layer, or before the language model"
+    ),
     "layer-averaged visual tokens": "average per layer",
 }
 """Budget semantics that most rows have, in fewer words."""
@@ -100,7 +125,8 @@ class Match(NamedTuple):
 
 
 def clean(source: Path) -> tuple[str, int]:
-    """The text of published.csv from a collected table with the columns `RAW`, and how many rows had no source one could cite.
+    """The text of published.csv from a collected table with the columns `RAW`, and how many rows had no source one
+    could cite.
 
     Raises PrunebenchError for another header, or a value that is not a number.
     """
@@ -112,7 +138,11 @@ def clean(source: Path) -> tuple[str, int]:
         raise PrunebenchError(f"cannot read {source}: {error.strerror}; give a CSV file of published results") from None
     if header != RAW:
         raise PrunebenchError(f"{source}: expected the columns {', '.join(RAW)}, found {', '.join(header)}")
-    with_ocr = {r["source"] for r in rows if r["task"] == "TextVQA" and r["model"] in MODELS and _number(source, r["value"]) > WITH_OCR}
+    with_ocr = {
+        r["source"]
+        for r in rows
+        if r["task"] == "TextVQA" and r["model"] in MODELS and _number(source, r["value"]) > WITH_OCR
+    }
     kept: dict[Published, None] = {}
     dropped = 0
     for row in rows:
@@ -127,8 +157,15 @@ def clean(source: Path) -> tuple[str, int]:
         if row["task"] == "TextVQA" and row["model"] in MODELS and row["metric"] == "acc":
             task, metric = ("textvqa_ocr" if row["source"] in with_ocr else "textvqa"), "exact_match"
         semantics, _, remark = row["budget_semantics"].partition("; MMStar")
-        asked = row["budget_label"] if semantics == "no pruning" else f"{row['budget_label']}: {SHORT.get(semantics, semantics)}"
-        notes = ["" if row["note"] == "unit-test target" else row["note"], f"MMStar{remark}" if remark and row["task"] == "MMStar" else ""]
+        asked = (
+            row["budget_label"]
+            if semantics == "no pruning"
+            else f"{row['budget_label']}: {SHORT.get(semantics, semantics)}"
+        )
+        notes = [
+            "" if row["note"] == "unit-test target" else row["note"],
+            f"MMStar{remark}" if remark and row["task"] == "MMStar" else "",
+        ]
         kept[
             Published(
                 MODELS.get(row["model"], row["model"]),
@@ -168,7 +205,9 @@ def budget(method: str, label: str, semantics: str) -> str:
     if semantics.startswith("as labelled") and number and label.isdigit():
         return f"{label}avg" if method in IN_LLM else label if method in PRE_LLM else ""
     after = re.match(r"(\d+) (?:kept )?after layer (\d+)", semantics)
-    if after and method.startswith("FastV"):  # a count is ours only at our K = 2, where half of 576 is what FastV itself published
+    if after and method.startswith(
+        "FastV"
+    ):  # a count is ours only at our K = 2, where half of 576 is what FastV itself published
         return "" if after[2] != "2" else "native" if after[1] == "288" else after[1]
     return after[1] if after else ""
 
@@ -189,7 +228,8 @@ def _number(source: Path, text: str) -> float:
 
 
 def load(path: Path = PATH) -> list[Published]:
-    """The rows of published.csv. Raises PrunebenchError if it is not there or not as `prunebench published` writes it."""
+    """The rows of published.csv. Raises PrunebenchError if it is not there or not as `prunebench published` writes
+    it."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -197,7 +237,9 @@ def load(path: Path = PATH) -> list[Published]:
     except OSError as error:
         raise PrunebenchError(f"cannot read {path}: {error.strerror}; restore it from the repository") from None
     except TypeError as error:
-        raise PrunebenchError(f"{path}: expected what `prunebench published` writes, found other columns ({error}); restore it") from None
+        raise PrunebenchError(
+            f"{path}: expected what `prunebench published` writes, found other columns ({error}); restore it"
+        ) from None
 
 
 def ours(model: str) -> str | None:
@@ -209,8 +251,8 @@ def ours(model: str) -> str | None:
 def beside(published: Iterable[Published], model: str, lines: Iterable[Line]) -> list[Match]:
     """Measured numbers that published ones exist for, in the order of the lines.
 
-    A line with a position policy of its own is nobody's published method. The interval is given where the metric is the headline and there
-    is one seed.
+    A line with a position policy of its own is nobody's published method. The interval is given where the metric is the
+    headline and there is one seed.
     """
     rows = [row for row in published if row.model == model and row.method and row.budget and row.task and row.metric]
     found = []
@@ -228,7 +270,9 @@ def beside(published: Iterable[Published], model: str, lines: Iterable[Line]) ->
                 interval = seeds[0].interval if len(seeds) == 1 and metric == seeds[0].headline else None
                 ends = (unit * interval.low, unit * interval.high) if interval else (NAN, NAN)
                 printed = list(dict.fromkeys((row.value, row.source) for row in here if row.metric == metric))
-                found.append(Match(line.label, line.budget, task, metric, seeds[0].counts["headline"], measured, *ends, printed))
+                found.append(
+                    Match(line.label, line.budget, task, metric, seeds[0].counts["headline"], measured, *ends, printed)
+                )
     return found
 
 

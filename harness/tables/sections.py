@@ -1,7 +1,8 @@
-"""Which sealed cells may stand side by side: sections of one protocol and one set of questions, blocks of one budget, lines of one method.
+"""Which sealed cells may stand side by side: sections of one protocol and one set of questions, blocks of one budget,
+lines of one method.
 
-Everything that compares (tables, significance, figures) takes its cells from here, so nothing is ever compared across models, data,
-numbers of questions, dtypes or devices. Reads cell.json only.
+Everything that compares (tables, significance, figures) takes its cells from here, so nothing is ever compared across
+models, data, numbers of questions, dtypes or devices. Reads cell.json only.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ class Line:
 
     @property
     def seeds(self) -> str:
-        """"5", or "1 to 5" where tasks have unequally many."""
+        """ "5", or "1 to 5" where tasks have unequally many."""
         numbers = sorted({len(seeds) for seeds in self.cells.values()})
         return " to ".join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))
 
     @property
     def budget_knobs(self) -> frozenset[str]:
         """The knobs that a budget sets."""
-        return frozenset(name for seeds in self.cells.values() for sealed in seeds for name in sealed.method_info["budget_knobs"])
+        return frozenset(
+            name for seeds in self.cells.values() for sealed in seeds for name in sealed.method_info["budget_knobs"]
+        )
 
     def mean(self, value: Callable[[SealedCell], float]) -> float:
         """Over seeds, then over tasks."""
@@ -79,7 +82,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Section:
-    """Cells that may stand in one table: same model, weights, prompt, dtype, device and numerics, one set of questions per task."""
+    """Cells that may stand in one table: same model, weights, prompt, dtype, device and numerics, one set of questions
+    per task."""
 
     model: str
     facts: Sequence[str]
@@ -118,12 +122,16 @@ class Section:
         for sealed in self.cells:
             codes[sealed.cell.method].add(sealed.cell.method_source)
         several = {method for method, found in codes.items() if len(found) > 1}
-        return [Block(budget, lines([s for s in self.cells if s.cell.budget == budget], budget, several)) for budget in budgets]
+        return [
+            Block(budget, lines([s for s in self.cells if s.cell.budget == budget], budget, several))
+            for budget in budgets
+        ]
 
     def series(self) -> list[Series]:
         """The lines strung together over budgets: same method, positions and knobs wherever a block had to name them.
 
-        Knobs that are a budget's own number (`keep`) differ from budget to budget and string nothing apart: each cell says which they are.
+        Knobs that are a budget's own number (`keep`) differ from budget to budget and string nothing apart: each cell
+        says which they are.
         """
         members = [line for block in self.blocks() for line in block.lines]
         named: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
@@ -133,14 +141,19 @@ class Section:
         for line in members:
             names = sorted(named[line.method, line.positions] - line.budget_knobs)
             words = [f"{name}={_setting(line, name)}" for name in names]
-            strung[line.method, "" if line.positions == "method" else f"positions={line.positions}", " ".join(words)].append(line)
+            strung[
+                line.method, "" if line.positions == "method" else f"positions={line.positions}", " ".join(words)
+            ].append(line)
         found: list[Series] = []
         for (method, positions, knobs), same in sorted(strung.items()):
             seeds = sorted({line.seeds for line in same} - {"1"})
             name = " ".join(filter(None, [method, positions, knobs])).replace("|", "/")
             found.append(Series(method, name, f"{name} ({', '.join(seeds)} seeds)" if seeds else name, 0, same))
         most = sorted(found, key=lambda s: (-len(s.lines), s.label))
-        return [replace(s, variant=[other.label for other in most if other.method == s.method].index(s.label)) for s in found]
+        return [
+            replace(s, variant=[other.label for other in most if other.method == s.method].index(s.label))
+            for s in found
+        ]
 
     def baseline(self, task: str) -> SealedCell | None:
         """The unpruned cell of a task, if it was measured: same data, prompt, dtype, device, ..."""
@@ -165,7 +178,15 @@ def distinct(cells: Iterable[SealedCell]) -> dict[str, SealedCell]:
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
-    return (cell.model, cell.task, budget_order(cell.budget), cell.method, cell.positions, cell.seed, canonical_json(cell.settings))
+    return (
+        cell.model,
+        cell.task,
+        budget_order(cell.budget),
+        cell.method,
+        cell.positions,
+        cell.seed,
+        canonical_json(cell.settings),
+    )
 
 
 def budget_order(budget: str) -> tuple[int, float, str]:
@@ -184,19 +205,28 @@ def baseline(sealed: SealedCell, known: Mapping[str, SealedCell]) -> SealedCell 
 def sections(known: Mapping[str, SealedCell]) -> list[Section]:
     """The cells of `distinct` split into sections.
 
-    Where a task was measured on several sets of questions (other data, another LIMIT), the one measured last comes first
-    and the others follow in sections of their own.
+    Where a task was measured on several sets of questions (other data, another LIMIT), the one measured last comes
+    first and the others follow in sections of their own.
     """
     protocols: defaultdict[tuple[str, ...], list[SealedCell]] = defaultdict(list)
     for sealed in known.values():
         c = sealed.cell
-        facts = [c.model, c.dtype, c.device_type, c.kernel, f"images by {c.image_backend}", f"prompt {c.prompt_template}"]
+        facts = [
+            c.model,
+            c.dtype,
+            c.device_type,
+            c.kernel,
+            f"images by {c.image_backend}",
+            f"prompt {c.prompt_template}",
+        ]
         facts += [f"weights {c.model_fingerprint}", f"numerics {c.numerics_version}"]
         facts += [f"LIMIT={sealed.asked.limit or 'default'}"]
         protocols[tuple(facts)].append(sealed)
     found: list[Section] = []
     # within a model, sections that compare something before those of the unpruned model alone
-    order = sorted(protocols.items(), key=lambda item: (item[0][0], all(m.cell.method == "none" for m in item[1]), item[0]))
+    order = sorted(
+        protocols.items(), key=lambda item: (item[0][0], all(m.cell.method == "none" for m in item[1]), item[0])
+    )
     for shared, members in order:
         latest: dict[str, dict[tuple[Any, ...], str]] = {}  # task -> set of questions -> when it was last measured
         for sealed in members:
@@ -221,9 +251,11 @@ def _questions(sealed: SealedCell) -> tuple[Any, ...]:
 
 
 def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = ()) -> list[Line]:
-    """One line per method with all its seeds; positions and knobs split a method into several lines only where they must.
+    """One line per method with all its seeds; positions and knobs split a method into several lines only where they
+    must.
 
-    The code of a method from elsewhere always does, and is named for the methods in `several`, which have more than one.
+    The code of a method from elsewhere always does, and is named for the methods in `several`, which have more than
+    one.
     """
     groups: defaultdict[tuple[str, str, str], list[SealedCell]] = defaultdict(list)
     for sealed in cells:
@@ -238,15 +270,19 @@ def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = (
                 by_task[sealed.cell.task].append(sealed)
             knobs = " ".join(f"{name}={value}" for name, value in split.items())
             parts = [method, "" if positions == "method" else f"positions={positions}", knobs]
-            found.append(Line(method, " ".join(filter(None, parts)).replace("|", "/"), budget, positions, split, by_task))
+            found.append(
+                Line(method, " ".join(filter(None, parts)).replace("|", "/"), budget, positions, split, by_task)
+            )
     return found
 
 
 def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[dict[str, str], list[SealedCell]]]:
-    """The cells split so that no task has two settings of the knobs in one part; with each, the knobs that tell it apart.
+    """The cells split so that no task has two settings of the knobs in one part; with each, the knobs that tell it
+    apart.
 
-    Knobs may differ by task within a part, so nothing is split unless a task has two settings. Then all knobs that differ
-    split, but for a FLOPs budget only those that give the fewest parts: others are solved anew at each task's text length.
+    Knobs may differ by task within a part, so nothing is split unless a task has two settings. Then all knobs that
+    differ split, but for a FLOPs budget only those that give the fewest parts: others are solved anew at each task's
+    text length.
     """
     names = sorted({name for sealed in cells for name in sealed.cell.knobs})
     differing = tuple(name for name in names if len({settings(sealed, [name]) for sealed in cells}) > 1)
@@ -272,7 +308,14 @@ def settings(sealed: SealedCell, names: Iterable[str]) -> tuple[str, ...]:
     """The values of these knobs; a cell from before a knob existed is not one that set it to null."""
     cell = sealed.cell
     return tuple(
-        cell.method_source if name == "method_source" else canonical_json(cell.knobs[name]) if name in cell.knobs else "unset" for name in names
+        (
+            cell.method_source
+            if name == "method_source"
+            else canonical_json(cell.knobs[name])
+            if name in cell.knobs
+            else "unset"
+        )
+        for name in names
     )
 
 
@@ -290,7 +333,8 @@ def percent_of_flops(sealed: SealedCell, base: SealedCell | None) -> float:
 
 
 def average(line: Line, section: Section) -> float:
-    """Avg %: percent of unpruned, over seeds, then over all tasks of the section; NaN unless every task and baseline is there."""
+    """Avg %: percent of unpruned, over seeds, then over all tasks of the section; NaN unless every task and baseline is
+    there."""
     if len(line.cells) < len(section.tasks):
         return NAN
     return line.mean(lambda sealed: percent_of_unpruned(sealed, section.baseline(sealed.cell.task)))

@@ -11,11 +11,14 @@ from harness.tables.text import decimal, score_with_interval, significant
 
 
 def table(df: pd.DataFrame) -> str:
-    """The frame of `rows` as a table for the terminal; model, method, budget, knobs and seed are shown where they differ."""
+    """The frame of `rows` as a table for the terminal; model, method, budget, knobs and seed are shown where they
+    differ."""
     if df.empty:
         return "no sealed cells yet"
     records: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in df.to_dict("records")]
-    varying = [name for name in ("model", "method", "budget", "positions", "seed") if len({row[name] for row in records}) > 1]
+    varying = [
+        name for name in ("model", "method", "budget", "positions", "seed") if len({row[name] for row in records}) > 1
+    ]
     head = [
         *varying,
         "task",

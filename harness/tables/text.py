@@ -20,13 +20,20 @@ def grid(head: Sequence[str], columns: Sequence[Sequence[str]], left: int = 1) -
 
 
 def mark_best(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
-    """Best bold, second underlined, by the printed number, among those ranked; nothing is marked among fewer than two."""
-    numbers = [float(text.replace(",", "")) if rank and text != DASH else None for text, rank in zip(texts, ranked, strict=True)]
+    """Best bold, second underlined, by the printed number, among those ranked; nothing is marked among fewer than
+    two."""
+    numbers = [
+        float(text.replace(",", "")) if rank and text != DASH else None
+        for text, rank in zip(texts, ranked, strict=True)
+    ]
     order = sorted({number for number in numbers if number is not None}, reverse=True)
     if sum(number is not None for number in numbers) < 2:
         return list(texts)
     marks = dict(zip(order, ("**{}**", "<u>{}</u>"), strict=False))
-    return [text if number is None else marks.get(number, "{}").format(text) for text, number in zip(texts, numbers, strict=True)]
+    return [
+        text if number is None else marks.get(number, "{}").format(text)
+        for text, number in zip(texts, numbers, strict=True)
+    ]
 
 
 def seeds_score(seeds: Sequence[SealedCell]) -> str:

@@ -1,8 +1,8 @@
 """Seals cells of schema 3 anew in schema 4, and is the only place that reads schema 3.
 
-Schema 3 kept a request as the command that renders it and as a text of its LIMIT. It did not say which knobs a budget sets, nor which grid
-an image's tokens form. Identity, numbers and samples.parquet stay. Each cell.json is replaced whole or not at all, so an interrupted
-migration is run again.
+Schema 3 kept a request as the command that renders it and as a text of its LIMIT. It did not say which knobs a budget
+sets, nor which grid an image's tokens form. Identity, numbers and samples.parquet stay. Each cell.json is replaced
+whole or not at all, so an interrupted migration is run again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _SIZES = ("keep", "retain", "side")
 
 
 def migrate(root: Path) -> tuple[list[str], bool]:
-    """Lines for people, and whether all cells under `root` are of the new schema. Raises PrunebenchError where there are none."""
+    """Lines for people, and whether all cells under `root` are of the new schema. Raises PrunebenchError where there
+    are none."""
     files = sorted((root / "cells").glob(f"*/*/{SEAL}"))
     if not files:
         raise PrunebenchError(f"expected a results folder with sealed cells, found none at {root}: give --results")
@@ -49,26 +50,38 @@ def migrate(root: Path) -> tuple[list[str], bool]:
 
 
 def _migrated(root: Path, file: Path) -> list[str] | None:
-    """What to know of a cell that was sealed anew; None for one of the new schema. Raises PrunebenchError for a cell that is not whole."""
+    """What to know of a cell that was sealed anew; None for one of the new schema. Raises PrunebenchError for a cell
+    that is not whole."""
     try:
         body = json.loads(file.read_bytes())
         found = body["schema_version"]
         if type(found) is not int or found not in (OLD, NEW):
-            raise PrunebenchError(f"{file}: expected schema {OLD}, found {found!r}: read it with the prunebench that wrote it")
+            raise PrunebenchError(
+                f"{file}: expected schema {OLD}, found {found!r}: read it with the prunebench that wrote it"
+            )
         if found == NEW:
             load(file.parent)
             return None
         if body.pop("checksum") != checksum(body):
-            raise PrunebenchError(f"{file}: it was edited since it was sealed: restore it, or delete {file.parent} and measure again")
+            raise PrunebenchError(
+                f"{file}: it was edited since it was sealed: restore it, or delete {file.parent} and measure again"
+            )
         with naming(str(file)):
             cell = Cell.from_dict(body["cell"])
             asked = _asked(body["provenance"], cell)
             knobs, notes = _budget_knobs(asked, cell, file)
             new = _resealed(body, asked, knobs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise error if isinstance(error, PrunebenchError) else PrunebenchError(f"{file}: not a cell file ({type(error).__name__}: {error})") from None
+        raise (
+            error
+            if isinstance(error, PrunebenchError)
+            else PrunebenchError(f"{file}: not a cell file ({type(error).__name__}: {error})")
+        ) from None
     if not (file.parent / SAMPLES).is_file():
-        raise PrunebenchError(f"{file.parent / SAMPLES}: it is missing beside {SEAL}: restore it, or delete {file.parent} and measure again")
+        raise PrunebenchError(
+            f"{file.parent / SAMPLES}: it is missing beside {SEAL}: restore it, or delete {file.parent} and measure"
+            " again"
+        )
     Store(root).reseal(cell, file.parent, new)
     load(file.parent)  # what was written is a cell of the new schema
     return notes
@@ -80,7 +93,9 @@ def _resealed(body: Mapping[str, Any], asked: Asked, knobs: tuple[str, ...]) -> 
     n_visual = body["costs"]["n_visual"]
     side = math.isqrt(round(n_visual))
     if side * side != n_visual:
-        raise PrunebenchError(f"expected the visual tokens of one square grid as costs.n_visual, found {n_visual:g}: measure it again")
+        raise PrunebenchError(
+            f"expected the visual tokens of one square grid as costs.n_visual, found {n_visual:g}: measure it again"
+        )
     return {
         **body,
         "schema_version": NEW,
@@ -100,7 +115,10 @@ def _asked(origin: Mapping[str, Any], cell: Cell) -> Asked:
     if parts[0] != "make eval" or not {"METHOD", "MODEL", "TASKS", "DEVICE"} <= words.keys():
         raise PrunebenchError(f"expected a `make eval METHOD=...` as the cell's command, found {command!r}")
     if names != [name for name in _NAMES if name in words]:
-        raise PrunebenchError(f"the command {command!r} says {', '.join(names)}, in this order: a value holds another's name, so measure it again")
+        raise PrunebenchError(
+            f"the command {command!r} says {', '.join(names)}, in this order: a value holds another's name, so measure"
+            " it again"
+        )
     limit = None if origin["limit"] == "default" else origin["limit"]
     _compare(words, cell, limit, command)
     knobs = dict(item.split("=", 1) for item in words["SET"].strip("'").split(" ")) if "SET" in words else {}
@@ -120,7 +138,8 @@ def _asked(origin: Mapping[str, Any], cell: Cell) -> Asked:
 
 
 def _compare(words: Mapping[str, str], cell: Cell, limit: str | None, command: str) -> None:
-    """Raise PrunebenchError where the command's words are not those of the cell, as where a folder is called "my LIMIT=5"."""
+    """Raise PrunebenchError where the command's words are not those of the cell, as where a folder is called "my
+    LIMIT=5"."""
     expected = {
         "BUDGET": cell.budget if cell.budget != "none" else None,
         "TASKS": cell.task,
@@ -133,7 +152,9 @@ def _compare(words: Mapping[str, str], cell: Cell, limit: str | None, command: s
     for name, value in expected.items():
         if words.get(name) != value:
             said, meant = words.get(name, "no value"), value or "no value"
-            raise PrunebenchError(f"the command {command!r} says {name}: {said}, and the cell {meant}: measure it again")
+            raise PrunebenchError(
+                f"the command {command!r} says {name}: {said}, and the cell {meant}: measure it again"
+            )
 
 
 def _budget_knobs(asked: Asked, cell: Cell, file: Path) -> tuple[tuple[str, ...], list[str]]:
@@ -144,5 +165,8 @@ def _budget_knobs(asked: Asked, cell: Cell, file: Path) -> tuple[tuple[str, ...]
         return method_class(asked.method).budget_knobs, []
     except PrunebenchError as error:
         known = tuple(name for name in _SIZES if name in cell.knobs)
-        said = f"note: {file.parent}: {error}; the knobs that a budget sets are taken to be {', '.join(known) or 'none'}, as tables did before"
+        said = (
+            f"note: {file.parent}: {error}; the knobs that a budget sets are taken to be {', '.join(known) or 'none'},"
+            " as tables did before"
+        )
         return known, [said]

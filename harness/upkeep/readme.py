@@ -1,4 +1,5 @@
-"""Fill the tables of README.md and the model card from sealed cells and schedules: `prunebench readme`. No number is typed by hand."""
+"""Fill the tables of README.md and the model card from sealed cells and schedules: `prunebench readme`. No number is
+typed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def _at_defaults(results: Path) -> list[SealedCell]:
 
 
 def main_table(results: Path) -> str:
-    """The terminal table of the main job, from the cells in `results`. Raises PrunebenchError where a cell is missing."""
+    """The terminal table of the main job, from the cells in `results`. Raises PrunebenchError where a cell is
+    missing."""
     shown = (("none", "none"), (METHOD, BUDGET))
     cells = [c for c in _at_defaults(results) if (c.cell.method, c.cell.budget) in shown]
     table = rows(cells)
@@ -40,12 +42,15 @@ def main_table(results: Path) -> str:
         found = sorted(table.loc[table["task"] == task, "method"])
         if found != ["none", METHOD]:
             command = f"make eval METHOD={METHOD} BUDGET={BUDGET} RESULTS={results}"
-            raise PrunebenchError(f"{results}: expected one cell of none and one of {METHOD} for {task}, found {found}: run `{command}`")
+            raise PrunebenchError(
+                f"{results}: expected one cell of none and one of {METHOD} for {task}, found {found}: run `{command}`"
+            )
     return terminal.table(_ordered(table))
 
 
 def glance(results: Path) -> str:
-    """The head of the leaderboard: Avg % of every method at every budget, and what is on the Pareto front, as LEADERBOARD.md has them.
+    """The head of the leaderboard: Avg % of every method at every budget, and what is on the Pareto front, as
+    LEADERBOARD.md has them.
 
     Raises PrunebenchError where that file is missing or holds no such table.
     """
@@ -53,12 +58,15 @@ def glance(results: Path) -> str:
     text = file.read_text() if file.is_file() else ""
     table = re.search(rf"^### Avg % at a glance\n\n(.*?\n\n{re.escape(markdown.FRONT)})$", text, re.M | re.S)
     if table is None:
-        raise PrunebenchError(f"{file}: expected a leaderboard with pruned methods: run `make sweep leaderboard RESULTS={results}`")
+        raise PrunebenchError(
+            f"{file}: expected a leaderboard with pruned methods: run `make sweep leaderboard RESULTS={results}`"
+        )
     return table[1]
 
 
 def stages(results: Path) -> str:
-    """The stages that `make analyze` found on the mini model, and what VisiPruner does with its scaled defaults and with the derived knobs.
+    """The stages that `make analyze` found on the mini model, and what VisiPruner does with its scaled defaults and
+    with the derived knobs.
 
     Raises PrunebenchError where the analysis or the cells are missing.
     """
@@ -70,27 +78,55 @@ def stages(results: Path) -> str:
     first, until = at["shallow_end"], at["not_needed_from"]
     lines = [
         ["shallow", f"0 to {first - 1}" if first else "none", f"{100 * sure['shallow_end'].get(str(first), 0):.0f}"],
-        ["fusion", ", ".join(map(str, at["fusion"])), ", ".join(f"{100 * sure['fusion'].get(str(layer), 0):.0f}" for layer in at["fusion"])],
-        ["vision not needed", f"{until} to {found['depth'] - 1}", f"{100 * sure['not_needed_from'].get(str(until), 0):.0f}"],
+        [
+            "fusion",
+            ", ".join(map(str, at["fusion"])),
+            ", ".join(f"{100 * sure['fusion'].get(str(layer), 0):.0f}" for layer in at["fusion"]),
+        ],
+        [
+            "vision not needed",
+            f"{until} to {found['depth'] - 1}",
+            f"{100 * sure['not_needed_from'].get(str(until), 0):.0f}",
+        ],
     ]
-    table = tabulate(lines, headers=["stage", "layers", "bootstrap samples that agree (%)"], tablefmt="github", disable_numparse=True)
+    table = tabulate(
+        lines, headers=["stage", "layers", "bootstrap samples that agree (%)"], tablefmt="github", disable_numparse=True
+    )
     frame = rows(c for c in _at_defaults(results) if c.cell.method in (METHOD, "none"))
     plain = frame[frame["method"] == "none"].set_index("task").loc[TASKS]
     effect = [["unpruned", *_scores(plain), f"{plain['kept'].mean():.1f}", "100.0"]]
-    for budget, name in (("native", "scaled defaults (`native`)"), ("calibrated", "derived from this analysis (`calibrated`)")):
+    for budget, name in (
+        ("native", "scaled defaults (`native`)"),
+        ("calibrated", "derived from this analysis (`calibrated`)"),
+    ):
         mine = frame[(frame["method"] == METHOD) & (frame["budget"] == budget)].set_index("task")
         if set(TASKS) != set(mine.index) or len(mine) != len(TASKS) or mine["pct_of_unpruned_flops"].isna().any():
-            raise PrunebenchError(f"{results}: expected none and {METHOD} at {budget} on {', '.join(TASKS)}: run `make sweep RESULTS={results}`")
+            raise PrunebenchError(
+                f"{results}: expected none and {METHOD} at {budget} on {', '.join(TASKS)}: run `make sweep"
+                f" RESULTS={results}`"
+            )
         mine = mine.loc[TASKS]
-        effect.append([name, *_scores(mine), f"{mine['kept'].mean():.1f}", f"{mine['pct_of_unpruned_flops'].mean():.1f}"])
-    head = ["VisiPruner's knobs", "gqa (%)", "mme (points)", "pope (%)", "textvqa (%)", "kept (tokens)", "of unpruned FLOPs (%)"]
+        effect.append(
+            [name, *_scores(mine), f"{mine['kept'].mean():.1f}", f"{mine['pct_of_unpruned_flops'].mean():.1f}"]
+        )
+    head = [
+        "VisiPruner's knobs",
+        "gqa (%)",
+        "mme (points)",
+        "pope (%)",
+        "textvqa (%)",
+        "kept (tokens)",
+        "of unpruned FLOPs (%)",
+    ]
     return f"{table}\n\n{tabulate(effect, headers=head, tablefmt='github', disable_numparse=True)}"
 
 
 def _scores(frame: Any) -> list[str]:
     """`97.2 [94.4, 100.0]` per row: per cent, or points where the maximum is not 1."""
     shown = []
-    for score, low, high, top in zip(*(frame[name].astype(float) for name in ("score", "low", "high", "max")), strict=True):
+    for score, low, high, top in zip(
+        *(frame[name].astype(float) for name in ("score", "low", "high", "max")), strict=True
+    ):
         unit = 1 if top > 1 else 100
         shown.append(f"{unit * score:.1f} [{unit * low:.1f}, {unit * high:.1f}]")
     return shown
@@ -100,7 +136,10 @@ def card_table(results: Path) -> str:
     """The unpruned model on every question. Raises PrunebenchError where a cell is missing."""
     cells = [c for c in Store(results).cells() if c.cell.method == "none" and c.asked.limit == "all"]
     if not set(TASKS) <= {c.cell.task for c in cells}:
-        raise PrunebenchError(f"{results}: expected the unpruned model on all questions: run `make eval METHOD=none LIMIT=all RESULTS={results}`")
+        raise PrunebenchError(
+            f"{results}: expected the unpruned model on all questions: run `make eval METHOD=none LIMIT=all"
+            f" RESULTS={results}`"
+        )
     return terminal.table(_ordered(rows(cells)))
 
 
@@ -119,7 +158,9 @@ def filled(text: str, results: Path) -> str:
     }
     marked = re.findall(r"<!-- table:(\w+) -->", text)
     if not marked:
-        raise PrunebenchError("expected markers such as <!-- table:main --> and <!-- /table:main --> in the text, found none")
+        raise PrunebenchError(
+            "expected markers such as <!-- table:main --> and <!-- /table:main --> in the text, found none"
+        )
     for name in marked:
         if name not in makers:
             raise unknown("table", name, makers)

@@ -1,9 +1,9 @@
 """The mini data sets: GQA, MME, POPE and TextVQA look-alikes in the exact columns of the lmms-lab ones.
 
 `python -m tasks.mini.data` writes them as parquet with embedded JPEGs, laid out as the hub repositories are, so that a
-folder of real copies can take their place. Everything follows from a seed: the same versions of Pillow and pyarrow (named in
-manifest.json) write the same bytes. Scenes come from seeds at or above `world.TEST_SEED_BASE`, in a range of its own per
-data set, so no test image was seen in training and no two data sets share one.
+folder of real copies can take their place. Everything follows from a seed: the same versions of Pillow and pyarrow
+(named in manifest.json) write the same bytes. Scenes come from seeds at or above `world.TEST_SEED_BASE`, in a range of
+its own per data set, so no test image was seen in training and no two data sets share one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ GQA_TYPES = {
     "verify": ("verify", "attr"),
     "exist": ("verify", "obj"),
 }
-#: MME's categories and the kind of question that fills them; the last counts as cognition. OCR and code reasoning are left out: the
-#: model reads codes (TextVQA) but did not learn to compare them, and a category at chance is noise in a sum of categories
+#: MME's categories and the kind of question that fills them; the last counts as cognition. OCR and code reasoning are
+#: left out: the model reads codes (TextVQA) but did not learn to compare them, and a category at chance is noise in a
+#: sum of categories
 MME_KINDS = {
     "existence": "exist",
     "count": "count",
@@ -59,7 +60,8 @@ MME_KINDS = {
 }
 #: lmms-eval replaces exactly this by its own instruction
 MME_SUFFIX = " Please answer yes or no."
-#: codes that the VQA metric would rewrite: an article vanishes, a number word becomes a digit, a contraction its apostrophe
+#: codes that the VQA metric would rewrite: an article vanishes, a number word becomes a digit, a contraction its
+#: apostrophe
 UNFAIR_CODES = frozenset({"THE", "TEN", "HED", "HES"})
 TRIES = 40
 
@@ -72,7 +74,8 @@ class _File(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-# --------------------------------------------------------------------------------------------------------------- schemas
+# ---------------------------------------------------------------------------------------------------------------
+# schemas
 
 
 def _features() -> dict[str, Features]:
@@ -132,7 +135,8 @@ def _features() -> dict[str, Features]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- questions
+# -------------------------------------------------------------------------------------------------------------
+# questions
 
 
 def _ask(
@@ -287,7 +291,9 @@ def _ten_answers(code: str, rng: random.Random) -> list[str]:
 
 
 def _textvqa(first_seed: int, count: int, features: dict[str, Features]) -> list[_File]:
-    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[tuple[world.WorldQuestion, list[str]]] | None:
+    def questions(
+        index: int, scene: world.Scene, rng: random.Random
+    ) -> list[tuple[world.WorldQuestion, list[str]]] | None:
         if any(sign.code in UNFAIR_CODES for sign in scene.signs):
             return None
         asked: set[str] = set()
@@ -324,7 +330,8 @@ def _textvqa(first_seed: int, count: int, features: dict[str, Features]) -> list
 
 _MAKERS = {"GQA": _gqa, "MME": _mme, "POPE": _pope, "textvqa": _textvqa}
 
-# --------------------------------------------------------------------------------------------------------- files on disk
+# --------------------------------------------------------------------------------------------------------- files on
+# disk
 
 
 def _write(path: Path, file: _File) -> None:
@@ -400,7 +407,9 @@ def verify(folder: Path = FOLDER) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the mini data sets (parquet with embedded images) and their manifest.")
+    parser = argparse.ArgumentParser(
+        description="Write the mini data sets (parquet with embedded images) and their manifest."
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: the shipped copy's)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -1,6 +1,7 @@
 """Write the shipped model from a training checkpoint: `prunebench mini export DIR`.
 
-float16 safetensors, tokenizer, processor and chat template under tasks/mini/weights/. The joint phase's checkpoint is the source.
+float16 safetensors, tokenizer, processor and chat template under tasks/mini/weights/. The joint phase's checkpoint is
+the source.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ FOLDER = Path(__file__).parent / "weights"
 def export(checkpoint: Path, out: Path = FOLDER) -> None:
     """Write the model in `checkpoint` (joint.pt) to `out`; raises PrunebenchError where there is none."""
     if not checkpoint.is_file():
-        raise PrunebenchError(f"expected the joint phase's checkpoint at {checkpoint}: run `prunebench mini train --out {checkpoint.parent}` first")
+        raise PrunebenchError(
+            f"expected the joint phase's checkpoint at {checkpoint}: run `prunebench mini train --out"
+            f" {checkpoint.parent}` first"
+        )
     tok = tokenizer.build()
     model = LlavaForConditionalGeneration(mini.llava_config(tok))
     model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["modules"]["llava"])

@@ -1,9 +1,9 @@
 """Scenes as symbols: what a projected patch should mean to the decoder, and packed question batches.
 
-A visual token is the sum of the decoder's own word embeddings for what its patch shows, plus its place: E[shape] + E[colour]
-for an object, E[character] + E[sign colour] + slot for a sign, a background vector otherwise, and a linear code of the
-patch's column and row. The decoder first learns to answer on such sums ("language pre-training"), and the vision tower is
-aligned to them.
+A visual token is the sum of the decoder's own word embeddings for what its patch shows, plus its place: E[shape] +
+E[colour] for an object, E[character] + E[sign colour] + slot for a sign, a background vector otherwise, and a linear
+code of the patch's column and row. The decoder first learns to answer on such sums ("language pre-training"), and the
+vision tower is aligned to them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ EMBED_STD = 0.06
 class PackedBatch(NamedTuple):
     """A batch of scenes, each with `s` questions that attend to the image and to themselves only.
 
-    `visual (b, v)`: raster index of each visual token, -1 for padding. `ids (b, s, t)`: token ids of each question with its
-    answer, padded at the end; positions restart after the image for every segment. `answer (b, s, t)`: True where the *next*
-    token belongs to an answer. `kinds[row][segment]`: the kind of question.
+    `visual (b, v)`: raster index of each visual token, -1 for padding. `ids (b, s, t)`: token ids of each question with
+    its answer, padded at the end; positions restart after the image for every segment. `answer (b, s, t)`: True where
+    the *next* token belongs to an answer. `kinds[row][segment]`: the kind of question.
     """
 
     scenes: list[world.Scene]
@@ -55,8 +55,9 @@ class Vocabulary:
         extra = torch.randn(6, hidden, generator=g) * EMBED_STD
         self.slots, self.background = extra[:3], extra[5]
         word = {w: self.embedding[one(" " + w)] for w in world.RELATIONS}
-        # the place code speaks the words it is asked with: copying it answers "left or right?" as copying E[colour] answers a colour
-        # question. With random directions instead, place was still at chance after 800 steps when colours were at 1.00.
+        # the place code speaks the words it is asked with: copying it answers "left or right?" as copying E[colour]
+        # answers a colour question. With random directions instead, place was still at chance after 800 steps when
+        # colours were at 1.00.
         self.across = (word["right"] - word["left"]) / 2**0.5
         self.down = (word["below"] - word["above"] + word["bottom"] - word["top"]) / 2
         self.prefix = tokenizer("USER: ", add_special_tokens=True).input_ids
@@ -121,7 +122,9 @@ def pack(
     visual, asked_all, said_all, kinds = [], [], [], []
     for scene in scenes:
         visual.append(
-            list(range(world.GRID**2)) if n_background < 0 else visible_patches(rng, scene, n_background, one_per_object)
+            list(range(world.GRID**2))
+            if n_background < 0
+            else visible_patches(rng, scene, n_background, one_per_object)
         )
         row_kinds: list[str] = []
         while len(row_kinds) < n_questions:
@@ -148,15 +151,19 @@ def pack(
     width = -(-max(map(len, visual)) // 16) * 16 if n_background >= 0 else world.GRID**2
     shape = (len(scenes), n_questions, longest)
     return PackedBatch(
-        scenes, torch.tensor([[*v, *[-1] * (width - len(v))] for v in visual]), ids.view(shape), answer.view(shape), kinds
+        scenes,
+        torch.tensor([[*v, *[-1] * (width - len(v))] for v in visual]),
+        ids.view(shape),
+        answer.view(shape),
+        kinds,
     )
 
 
 class PackedAttention:
     """Attention over [prefix + visual | s segments of t tokens], registered with transformers under "packed".
 
-    Segments see the image part and themselves, so scores are (s*t, image) and (s, t, t) instead of (n, n): 2.7 times faster
-    than SDPA with a mask on a CPU at 16 questions of 30 tokens over 576 visual tokens.
+    Segments see the image part and themselves, so scores are (s*t, image) and (s, t, t) instead of (n, n): 2.7 times
+    faster than SDPA with a mask on a CPU at 16 questions of 30 tokens over 576 visual tokens.
     """
 
     def __init__(self) -> None:
@@ -171,7 +178,14 @@ class PackedAttention:
         self.visual_bias = bias.to(packed.ids.device)
 
     def __call__(
-        self, module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, scaling: float, **_: object
+        self,
+        module: torch.nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        **_: object,
     ) -> tuple[Tensor, None]:
         b, h, _n, d = q.shape
         i, s, t = self.n_image, self.n_segments, self.length
@@ -183,7 +197,9 @@ class PackedAttention:
         k_own, v_own = (x[:, :, i:].reshape(b, h, s, t, d) for x in (k, v))
         q_text = q[:, :, i:]
         to_image = q_text @ k[:, :, :i].transpose(-1, -2) + bias
-        to_self = q_text.reshape(b, h, s, t, d) @ k_own.transpose(-1, -2) + causal[:1, :1].new_full((t, t), -1e4).triu(1)
+        to_self = q_text.reshape(b, h, s, t, d) @ k_own.transpose(-1, -2) + causal[:1, :1].new_full((t, t), -1e4).triu(
+            1
+        )
         probs = torch.cat([to_image.view(b, h, s, t, i), to_self], -1).softmax(-1)
         text = probs[..., :i].reshape(b, h, s * t, i) @ v[:, :, :i] + (probs[..., i:] @ v_own).reshape(b, h, s * t, d)
         return torch.cat([image, text], 2).transpose(1, 2), None

@@ -1,4 +1,5 @@
-"""The mini model's tokenizer: byte-level BPE in which every word of the world is one token and codes are read by character."""
+"""The mini model's tokenizer: byte-level BPE in which every word of the world is one token and codes are read by
+character."""
 
 from __future__ import annotations
 
@@ -52,7 +53,11 @@ def build() -> PreTrainedTokenizerFast:
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=640, min_frequency=5, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=640,
+        min_frequency=5,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     core.train_from_iterator(corpus(), trainer)
     core.add_tokens([AddedToken(r, lstrip=True, special=False, normalized=False) for r in ROLES])

@@ -1,25 +1,31 @@
 """Train the mini model: `prunebench mini train --out DIR [--phase NAME]`.
 
-Five phases, in LLaVA's own order (language, alignment, joint), on any device and resumable: the same command continues after an
-interruption from the last checkpoint (every `--save-every` steps). Accuracy per kind of question goes to `DIR/<phase>.csv`.
+Five phases, in LLaVA's own order (language, alignment, joint), on any device and resumable: the same command continues
+after an interruption from the last checkpoint (every `--save-every` steps). Accuracy per kind of question goes to
+`DIR/<phase>.csv`.
 
-1. `language`: a decoder of 6 layers answers questions on symbolic scenes (see `symbols.py`), one token per object and 8 background
-   tokens. Skills are unlocked one after another (`CURRICULUM`), since each has its own plateau and those still at chance only add noise.
+1. `language`: a decoder of 6 layers answers questions on symbolic scenes (see `symbols.py`), one token per object and 8
+  background
+   tokens. Skills are unlocked one after another (`CURRICULUM`), since each has its own plateau and those still at
+   chance only add noise.
 2. `crowd`: the same with every patch of an object, more background, and the prompts that lmms-eval sends.
-3. `deep`: the decoder is grown to 12 layers; the new ones stand before and behind the trained ones and start as the identity.
+3. `deep`: the decoder is grown to 12 layers; the new ones stand before and behind the trained ones and start as the
+  identity.
 4. `align`: vision tower and projector learn to produce those symbols from rendered, crowded images.
-5. `joint`: everything is trained on rendered JPEG images with all 576 visual tokens. Last; no pruning-shaped training anywhere near the end.
+5. `joint`: everything is trained on rendered JPEG images with all 576 visual tokens. Last; no pruning-shaped training
+  anywhere near the end.
 
-What was learned (2 CPU cores): Muon for the matrices instead of AdamW turned hours into minutes (alignment: characters 1.00 after 175 steps
-of 8 images, shapes 0.94 after 900; decoder: yes/no 0.93 and colours 0.99 after 550 steps of 128 questions). Mixing all skills from
-the start left place, relations and counts at chance; place alone with rehearsal of colours took 150 steps, relations then 450. A place code
-made of the words it is asked with (right - left, below - above) is learned by the copying circuit that colours already built. Reading a
-code is learned within 300 steps, comparing it with one that the question names is not (0.50 after 1,300 steps with half of all
-questions): the shipped data asks for codes, but not whether a code is right. Joined without any joint training, aligned tower and decoder already
-answered: colours 0.92, shapes 0.8 with all 576 tokens.
+What was learned (2 CPU cores): Muon for the matrices instead of AdamW turned hours into minutes (alignment: characters
+1.00 after 175 steps of 8 images, shapes 0.94 after 900; decoder: yes/no 0.93 and colours 0.99 after 550 steps of 128
+questions). Mixing all skills from the start left place, relations and counts at chance; place alone with rehearsal of
+colours took 150 steps, relations then 450. A place code made of the words it is asked with (right - left, below -
+above) is learned by the copying circuit that colours already built. Reading a code is learned within 300 steps,
+comparing it with one that the question names is not (0.50 after 1,300 steps with half of all questions): the shipped
+data asks for codes, but not whether a code is right. Joined without any joint training, aligned tower and decoder
+already answered: colours 0.92, shapes 0.8 with all 576 tokens.
 
-On a CPU, set MALLOC_MMAP_THRESHOLD_=4294967296 and MALLOC_TRIM_THRESHOLD_=8589934592: glibc otherwise returns every large buffer to the
-system and a third of the time goes into page faults.
+On a CPU, set MALLOC_MMAP_THRESHOLD_=4294967296 and MALLOC_TRIM_THRESHOLD_=8589934592: glibc otherwise returns every
+large buffer to the system and a third of the time goes into page faults.
 """
 
 from __future__ import annotations
@@ -49,15 +55,25 @@ CURRICULUM = ("colour", "exist", "shape", "side", "relation", "position", "code"
 PASS = 0.9
 #: the final mix
 WEIGHTS = {
-    "colour": 2, "exist": 3, "shape": 2.5, "side": 1.5, "relation": 3, "position": 2.5, "code": 4, "verify": 1.5, "count": 3, "same": 1,
-}  # fmt: skip
+    "colour": 2,
+    "exist": 3,
+    "shape": 2.5,
+    "side": 1.5,
+    "relation": 3,
+    "position": 2.5,
+    "code": 4,
+    "verify": 1.5,
+    "count": 3,
+    "same": 1,
+}
 LOG_EVERY = 50
 PHASES = ("language", "crowd", "deep", "align", "joint")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One phase: `lr` is the peak learning rate of the matrices (Muon), `images` scenes a step, `background` visible background patches."""
+    """One phase: `lr` is the peak learning rate of the matrices (Muon), `images` scenes a step, `background` visible
+    background patches."""
 
     steps: int
     lr: float
@@ -78,10 +94,13 @@ RECIPES = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------- small pieces
+# ------------------------------------------------------------------------------------------------------------- small
+# pieces
 
 
-def _plain(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, scaling: float, **_: object) -> tuple[Tensor, None]:
+def _plain(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, scaling: float, **_: object
+) -> tuple[Tensor, None]:
     return ((q * scaling) @ k.transpose(-1, -2)).softmax(-1).matmul(v).transpose(1, 2), None
 
 
@@ -91,7 +110,8 @@ AttentionMaskInterface.register("plain", lambda *args, **kwargs: None)
 
 
 def init_decoder(lm: LlamaForCausalLM, vocab: symbols.Vocabulary) -> None:
-    """Queries equal keys at the start, so that equal embeddings attend to each other; embeddings are the vocabulary's and stay."""
+    """Queries equal keys at the start, so that equal embeddings attend to each other; embeddings are the vocabulary's
+    and stay."""
     with torch.no_grad():
         lm.model.embed_tokens.weight.copy_(vocab.embedding)
         for layer in lm.model.layers:
@@ -100,7 +120,8 @@ def init_decoder(lm: LlamaForCausalLM, vocab: symbols.Vocabulary) -> None:
 
 
 def grow(shallow: LlamaForCausalLM, deep: nn.Module) -> None:
-    """Copy a decoder into the middle of a deeper one; the layers before and behind start as the identity (their outputs are zero)."""
+    """Copy a decoder into the middle of a deeper one; the layers before and behind start as the identity (their outputs
+    are zero)."""
     known = len(shallow.model.layers)
     before = (len(deep.layers) - known) // 2
     with torch.no_grad():
@@ -116,19 +137,26 @@ def grow(shallow: LlamaForCausalLM, deep: nn.Module) -> None:
             nn.init.zeros_(layer.mlp.down_proj.weight)
 
 
-def forward_packed(decoder: nn.Module, vocab: symbols.Vocabulary, packed: symbols.PackedBatch, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (a, vocab) and targets (a,) at every answer position; `visual (b, v, hidden)` are the visual embeddings."""
+def forward_packed(
+    decoder: nn.Module, vocab: symbols.Vocabulary, packed: symbols.PackedBatch, visual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits (a, vocab) and targets (a,) at every answer position; `visual (b, v, hidden)` are the visual
+    embeddings."""
     b, v = packed.visual.shape
     device = visual.device
     prefix = torch.tensor(vocab.prefix, device=device)
     n_prefix = len(prefix)
-    embeds = torch.cat([decoder.embed_tokens(prefix).expand(b, -1, -1), visual, decoder.embed_tokens(packed.ids.flatten(1))], 1)
+    embeds = torch.cat(
+        [decoder.embed_tokens(prefix).expand(b, -1, -1), visual, decoder.embed_tokens(packed.ids.flatten(1))], 1
+    )
     start = n_prefix + world.GRID**2
     text = torch.arange(start, start + packed.ids.shape[2], device=device).repeat(packed.ids.shape[1]).expand(b, -1)
     image = n_prefix + packed.visual.clamp(min=0)
     positions = torch.cat([torch.arange(n_prefix, device=device).expand(b, -1), image, text], 1)
     symbols.PACKED.set(packed, n_prefix)
-    hidden = decoder(inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
+    hidden = decoder(
+        inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=False
+    ).last_hidden_state
     hidden = hidden[:, n_prefix + v :].unflatten(1, packed.ids.shape[1:])
     targets = packed.ids.roll(-1, 2)[packed.answer]
     return hidden[packed.answer] @ decoder.embed_tokens.weight.T, targets
@@ -169,7 +197,7 @@ class Curriculum:
     def weights(self) -> dict[str, float]:
         if self.unlocked > len(CURRICULUM):
             return dict(WEIGHTS)
-        known = dict.fromkeys(CURRICULUM[:self.unlocked], 1.0)
+        known = dict.fromkeys(CURRICULUM[: self.unlocked], 1.0)
         known[CURRICULUM[self.unlocked - 1]] = max(2.0, 0.8 * (self.unlocked - 1))
         return known
 
@@ -221,11 +249,13 @@ class Optimisers:
             o.step()
 
 
-# -------------------------------------------------------------------------------------------------------------------- phases
+# --------------------------------------------------------------------------------------------------------------------
+# phases
 
 
 class Phase:
-    """The loop that all phases share: checkpoint, resume, log; a phase gives `modules` and `step(rng) -> (loss, stats)`."""
+    """The loop that all phases share: checkpoint, resume, log; a phase gives `modules` and `step(rng) -> (loss,
+    stats)`."""
 
     def __init__(self, name: str, out: Path, recipe: Recipe, device: str, save_every: int) -> None:
         self.name, self.out, self.recipe, self.device, self.save_every = name, out, recipe, device, save_every
@@ -264,7 +294,9 @@ class Phase:
             torch.manual_seed(step)
             loss, new = self.loss(rng)
             if not torch.isfinite(loss):
-                raise RuntimeError(f"{self.name}: the loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint}")
+                raise RuntimeError(
+                    f"{self.name}: the loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint}"
+                )
             optimisers.step(loss, schedule(step, self.recipe.steps))
             step += 1
             for key, values in {**new, "loss": [loss.item()]}.items():
@@ -275,7 +307,11 @@ class Phase:
                 with log.open("a", newline="") as f:
                     writer = csv.writer(f)
                     writer.writerows([step, round(time.time() - began, 1), k, round(v, 4)] for k, v in means.items())
-                print(f"{self.name} {step} {time.time() - began:.0f}s", *(f"{k}={v:.3f}" for k, v in means.items()), flush=True)
+                print(
+                    f"{self.name} {step} {time.time() - began:.0f}s",
+                    *(f"{k}={v:.3f}" for k, v in means.items()),
+                    flush=True,
+                )
                 stats.clear()
                 logged = step
             if step % self.save_every == 0 or step == self.recipe.steps:
@@ -290,7 +326,9 @@ class Phase:
 
     def pack(self, rng: random.Random, scenes: list[world.Scene], weights: dict[str, float]) -> symbols.PackedBatch:
         r = self.recipe
-        packed = symbols.pack(self.vocab, rng, scenes, r.questions, weights, r.background, r.one_per_object, r.full_prompt)
+        packed = symbols.pack(
+            self.vocab, rng, scenes, r.questions, weights, r.background, r.one_per_object, r.full_prompt
+        )
         return packed._replace(**{k: getattr(packed, k).to(self.device) for k in ("visual", "ids", "answer")})
 
 
@@ -345,13 +383,20 @@ class Align(Phase):
         target = self.vocab.targets(scenes).to(self.device)
         labels = [world.patch_labels(s) for s in scenes]
         with self.autocast():
-            hidden = self.tower(pixels(scenes, rng.random() < 0.5).to(self.device), output_hidden_states=True).hidden_states[-2]
+            hidden = self.tower(
+                pixels(scenes, rng.random() < 0.5).to(self.device), output_hidden_states=True
+            ).hidden_states[-2]
             features = self.projector(hidden[:, 1:])
         features = features.float()
         total = ((features - target).square().sum(-1) / target.square().sum(-1)).mean()
         e = self.vocab.embedding
         stats: dict[str, list[float]] = {}
-        names = {"shape": e[self.vocab.shapes], "colour": e[self.vocab.colours], "char": e[self.vocab.chars], "slot": self.vocab.slots}
+        names = {
+            "shape": e[self.vocab.shapes],
+            "colour": e[self.vocab.colours],
+            "char": e[self.vocab.chars],
+            "slot": self.vocab.slots,
+        }
         for name, rows in names.items():
             rows = (rows / rows.norm(dim=-1, keepdim=True)).to(self.device)
             label = torch.from_numpy(np.stack([getattr(x, name) for x in labels])).to(self.device)
@@ -387,7 +432,9 @@ class Joint(Phase):
         packed = self.pack(rng, scenes, WEIGHTS)
         core = self.llava.model
         with self.autocast():
-            hidden = core.vision_tower(pixels(scenes, True).to(self.device), output_hidden_states=True).hidden_states[-2]
+            hidden = core.vision_tower(pixels(scenes, True).to(self.device), output_hidden_states=True).hidden_states[
+                -2
+            ]
             visual = core.multi_modal_projector(hidden[:, 1:]).float()
             logits, targets = forward_packed(core.language_model, self.vocab, packed, visual)
         return cross_entropy(logits.float(), targets), accuracy_per_kind(packed, logits, targets)
@@ -402,8 +449,12 @@ def load(out: Path, phase: str) -> dict[str, Any]:
 
 
 KINDS_OF_PHASE: dict[str, Callable[..., Phase]] = {
-    "language": Language, "crowd": Language, "deep": Language, "align": Align, "joint": Joint,
-}  # fmt: skip
+    "language": Language,
+    "crowd": Language,
+    "deep": Language,
+    "align": Align,
+    "joint": Joint,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,8 +1,9 @@
 """The mini world: synthetic scenes, their rendering to pixels, and questions with exact answers.
 
-A scene is 336 x 336 pixels, 24 x 24 patches of 14 px as in LLaVA-1.5. An 8 x 8 lattice of 42 px cells (3 x 3 patches) holds
-objects (one of 8 shapes in one of 8 colours, radius 9 to 15 px, jittered inside the cell) and signs (a coloured panel with
-a code of 3 characters, one patch per character). A few tokens carry each thing, which is what pruning has to find.
+A scene is 336 x 336 pixels, 24 x 24 patches of 14 px as in LLaVA-1.5. An 8 x 8 lattice of 42 px cells (3 x 3 patches)
+holds objects (one of 8 shapes in one of 8 colours, radius 9 to 15 px, jittered inside the cell) and signs (a coloured
+panel with a code of 3 characters, one patch per character). A few tokens carry each thing, which is what pruning has to
+find.
 
 Everything is a pure function of a seed (`random.Random` and numpy's PCG64), so data can be rebuilt bit for bit with the
 pinned Pillow. Test scenes and training scenes draw from disjoint seed ranges (`TEST_SEED_BASE`).
@@ -92,7 +93,8 @@ def article(word: str) -> str:
     return ("an " if word[0] in "aeiou" else "a ") + word
 
 
-# ---------------------------------------------------------------------------------------------------------------- scenes
+# ----------------------------------------------------------------------------------------------------------------
+# scenes
 
 
 def make_scene(seed: int, n_things: tuple[int, int] = (4, 9), n_signs: tuple[int, int] = (0, 2)) -> Scene:
@@ -152,7 +154,8 @@ def dense_scene(seed: int, n_things: int = 40, n_signs: int = 22) -> Scene:
     return Scene(seed, tuple(things), tuple(signs))
 
 
-# ------------------------------------------------------------------------------------------------------------- rendering
+# -------------------------------------------------------------------------------------------------------------
+# rendering
 
 _SUPER = 4  # supersampling of shape outlines
 
@@ -181,7 +184,9 @@ def _shape_mask(shape: str, dx: float, dy: float, radius: float) -> Image.Image:
         polygon([(0, -1), (1, 0.85), (-1, 0.85)])
     elif shape == "cross":
         a = 0.33
-        polygon([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)])
+        polygon(
+            [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
+        )
     elif shape == "star":
         points = []
         for k in range(10):
@@ -245,13 +250,15 @@ def jpeg(image: Image.Image, quality: int = 90) -> bytes:
     return out.getvalue()
 
 
-# ------------------------------------------------------------------------------------------- what a patch shows (training)
+# ------------------------------------------------------------------------------------------- what a patch shows
+# (training)
 
 
 class PatchLabels(NamedTuple):
     """What each of the 576 patches shows, -1 where it does not apply; all (576,) int64.
 
-    `char` indexes CODE_CHARS and `slot` is the character's place 0..2 on its sign; `colour` is the object's or the sign's.
+    `char` indexes CODE_CHARS and `slot` is the character's place 0..2 on its sign; `colour` is the object's or the
+    sign's.
     """
 
     shape: np.ndarray
@@ -286,7 +293,8 @@ def patch_labels(scene: Scene, min_cover: float = 0.2) -> PatchLabels:
     return labels
 
 
-# -------------------------------------------------------------------------------------------------------------- questions
+# --------------------------------------------------------------------------------------------------------------
+# questions
 
 
 def _unique(scene: Scene, attribute: str) -> list[Thing]:
@@ -327,11 +335,27 @@ def negative_name(rng: random.Random, scene: Scene, how: str) -> tuple[str, str]
 
 
 NEGATIVES = ("random", "popular", "adversarial")
-#: `code_is` and `starts` (comparing codes) are neither trained nor asked in the shipped data, see train.py; their words are in the vocabulary
-KINDS = ("exist", "colour", "shape", "relation", "side", "verify", "position", "count", "code", "code_is", "same", "starts")
+#: `code_is` and `starts` (comparing codes) are neither trained nor asked in the shipped data, see train.py; their words
+#: are in the vocabulary
+KINDS = (
+    "exist",
+    "colour",
+    "shape",
+    "relation",
+    "side",
+    "verify",
+    "position",
+    "count",
+    "code",
+    "code_is",
+    "same",
+    "starts",
+)
 
 
-def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = None, negative: str | None = None) -> WorldQuestion | None:
+def ask(
+    kind: str, scene: Scene, rng: random.Random, positive: bool | None = None, negative: str | None = None
+) -> WorldQuestion | None:
     """One question of a kind about a scene, or None where the scene has nothing to ask it about.
 
     `positive` fixes the answer of yes/no questions (default: a fair coin), `negative` the kind of absent object.
@@ -354,7 +378,11 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         return WorldQuestion(kind, f"What color is the {(t := rng.choice(pool)).shape}?", t.colour) if pool else None
     if kind == "shape":
         pool = _unique(scene, "colour")
-        return WorldQuestion(kind, f"What shape is the {(t := rng.choice(pool)).colour} object?", t.shape) if pool else None
+        return (
+            WorldQuestion(kind, f"What shape is the {(t := rng.choice(pool)).colour} object?", t.shape)
+            if pool
+            else None
+        )
     if kind == "relation":
         axis = rng.choice("xy")
         pair = _pair(rng, scene, axis)
@@ -365,7 +393,9 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         if axis == "x":
             text = f"Is the {names[0]} to the left or to the right of the {names[1]}?"
             return WorldQuestion(kind, text, "left" if a.x < b.x else "right")
-        return WorldQuestion(kind, f"Is the {names[0]} above or below the {names[1]}?", "above" if a.y < b.y else "below")
+        return WorldQuestion(
+            kind, f"Is the {names[0]} above or below the {names[1]}?", "above" if a.y < b.y else "below"
+        )
     if kind == "side":  # where one object is; also the stepping stone towards comparing two
         axis = rng.choice("xy")
         pool = [t for t in things if abs(getattr(t, axis) - IMAGE_SIZE / 2) > CELL / 2]
@@ -375,8 +405,12 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         low = getattr(t, axis) < IMAGE_SIZE / 2
         name = _reference(rng, scene, t)
         if axis == "x":
-            return WorldQuestion(kind, f"Is the {name} on the left or on the right side of the image?", "left" if low else "right")
-        return WorldQuestion(kind, f"Is the {name} at the top or at the bottom of the image?", "top" if low else "bottom")
+            return WorldQuestion(
+                kind, f"Is the {name} on the left or on the right side of the image?", "left" if low else "right"
+            )
+        return WorldQuestion(
+            kind, f"Is the {name} at the top or at the bottom of the image?", "top" if low else "bottom"
+        )
     if kind == "verify":
         pool = _unique(scene, "shape")
         if not pool:
@@ -391,9 +425,12 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
             return None
         a, b = pair
         before = getattr(a, axis) < getattr(b, axis)
-        word = {("x", True): "to the left of", ("x", False): "to the right of", ("y", True): "above", ("y", False): "below"}[
-            axis, before == yes
-        ]
+        word = {
+            ("x", True): "to the left of",
+            ("x", False): "to the right of",
+            ("y", True): "above",
+            ("y", False): "below",
+        }[axis, before == yes]
         return WorldQuestion(kind, f"Is the {a.name} {word} the {b.name}?", say)
     if kind == "count":
         words = ("no", "one", "two", "three", "four")
@@ -406,11 +443,18 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         if said == 4:
             return None
         noun = shape if said == 1 else (shape + "es" if shape.endswith("s") else shape + "s")
-        return WorldQuestion(kind, f"{'Is' if said == 1 else 'Are'} there exactly {words[said]} {noun} in the image?", say)
+        return WorldQuestion(
+            kind, f"{'Is' if said == 1 else 'Are'} there exactly {words[said]} {noun} in the image?", say
+        )
     if kind == "same":
         if len(things) < 2:
             return None
-        pairs = [(a, b) for a in things for b in things if a is not b and (a.shape == b.shape) == yes and a.colour != b.colour]
+        pairs = [
+            (a, b)
+            for a in things
+            for b in things
+            if a is not b and (a.shape == b.shape) == yes and a.colour != b.colour
+        ]
         unique = set(_unique(scene, "colour"))
         pairs = [(a, b) for a, b in pairs if a in unique and b in unique]
         if not pairs:
@@ -424,7 +468,9 @@ def ask(kind: str, scene: Scene, rng: random.Random, positive: bool | None = Non
         return WorldQuestion(kind, f"What is written on the {sign.colour} sign?", sign.code)
     if kind == "code_is":
         code = sign.code if yes else "".join(rng.choice(CODE_CHARS) for _ in range(3))
-        return WorldQuestion(kind, f"Is the code on the {sign.colour} sign {code}?", "yes" if code == sign.code else "no")
+        return WorldQuestion(
+            kind, f"Is the code on the {sign.colour} sign {code}?", "yes" if code == sign.code else "no"
+        )
     if kind == "starts":
         char = sign.code[0] if yes else rng.choice([c for c in CODE_CHARS if c != sign.code[0]])
         return WorldQuestion(kind, f"Does the code on the {sign.colour} sign start with {char}?", say)

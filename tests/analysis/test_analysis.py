@@ -70,12 +70,18 @@ def test_masses_are_those_of_eager_attention_and_sum_to_one(kv_heads: int) -> No
             probs = attentions[layer][row]
             on = probs[:, -1, visual]
             assert found["mass_last"][layer, 0] == pytest.approx(float(on.sum(-1).mean()), abs=1e-5)
-            assert found["mass_last"][layer, 1] == pytest.approx(float(probs[:, -1, mask & ~visual & ~after].sum(-1).mean()), abs=1e-5)
-            assert found["mass_question"][layer, 2] == pytest.approx(float(probs[:, after][:, :, after].sum(-1).mean()), abs=1e-5)
+            assert found["mass_last"][layer, 1] == pytest.approx(
+                float(probs[:, -1, mask & ~visual & ~after].sum(-1).mean()), abs=1e-5
+            )
+            assert found["mass_question"][layer, 2] == pytest.approx(
+                float(probs[:, after][:, :, after].sum(-1).mean()), abs=1e-5
+            )
             assert np.allclose(found["attention_last"][layer], on.mean(0).numpy(), atol=1e-5)
             share = on / on.sum(-1, keepdim=True)
             assert found["entropy_last"][layer] == pytest.approx(float(-(share * share.log()).sum(-1).mean()), abs=1e-4)
-    assert len({round(float(r["mass_last"][0, 0]), 4) for r in rows}) == 3, "rows that all look alike would prove nothing"
+    assert len({round(float(r["mass_last"][0, 0]), 4) for r in rows}) == 3, (
+        "rows that all look alike would prove nothing"
+    )
 
 
 def test_the_lens_behind_the_last_layer_is_the_model_itself() -> None:
@@ -107,7 +113,9 @@ def test_the_value_output_lens_reads_what_attention_writes() -> None:
         with torch.inference_mode():
             probs = model.lm_head(model.model.language_model.norm(written[layer])).softmax(-1)
         for row, found in enumerate(rows):
-            assert found["value_lens_answer_p"][layer] == pytest.approx(float(probs[row, answer[row]]), rel=1e-3, abs=1e-6)
+            assert found["value_lens_answer_p"][layer] == pytest.approx(
+                float(probs[row, answer[row]]), rel=1e-3, abs=1e-6
+            )
 
 
 def test_numbers_do_not_depend_on_the_batch() -> None:
@@ -145,7 +153,8 @@ def test_sinks_by_norm_and_by_place() -> None:
     assert np.isnan(found["value_l2_sink"][1, 0])
 
 
-# ---------------------------------------------------------------------------------------------------------------- knock-out
+# ----------------------------------------------------------------------------------------------------------------
+# knock-out
 
 
 def logits_under(model: Any, method: Method, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -155,7 +164,10 @@ def logits_under(model: Any, method: Method, inputs: dict[str, torch.Tensor]) ->
 
 def test_cutting_all_visual_attention_takes_away_all_that_vision_does() -> None:
     model, inputs = tiny_llava(DEPTH), prompts(*QUESTIONS)
-    other = {**inputs, "pixel_values": torch.randn(inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(9))}
+    other = {
+        **inputs,
+        "pixel_values": torch.randn(inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(9)),
+    }
     plain = logits_under(model, Method(), inputs)
     assert (plain - logits_under(model, Method(), other)).abs().max() > 1e-2, "the image must matter"
     cut = Knockout(start=0, stop=DEPTH)
@@ -170,7 +182,9 @@ def test_text_cut_up_to_the_last_layer_is_vision_leaving(layer: int) -> None:
     model, inputs = tiny_llava(DEPTH), prompts(*QUESTIONS)
     left = knockout(Cut(TEXT, layer, DEPTH), DEPTH)
     assert left == Knockout(drop_from=layer), "the cheaper of two equal runs"
-    assert torch.allclose(logits_under(model, Knockout(start=layer, stop=DEPTH), inputs), logits_under(model, left, inputs), atol=1e-5)
+    assert torch.allclose(
+        logits_under(model, Knockout(start=layer, stop=DEPTH), inputs), logits_under(model, left, inputs), atol=1e-5
+    )
 
 
 def test_vision_cut_leaves_each_visual_token_alone_with_the_text_before_it() -> None:
@@ -234,12 +248,15 @@ def test_shared_prefixes_do_not_change_answers_under_cuts() -> None:
     assert changed, "cuts that change nothing prove nothing"
 
 
-# -------------------------------------------------------------------------------------------------------- calibration data
+# -------------------------------------------------------------------------------------------------------- calibration
+# data
 
 
 def test_fresh_scenes_are_none_of_the_test_or_training_scenes(tmp_path: Path) -> None:
     source = calibration.mini(tmp_path / "a", 6)
-    assert calibration.check_disjoint(("gqa", "mme", "pope", "textvqa"), source, DataSource.parse("mini")) == sum(mini_data.IMAGES.values())
+    assert calibration.check_disjoint(("gqa", "mme", "pope", "textvqa"), source, DataSource.parse("mini")) == sum(
+        mini_data.IMAGES.values()
+    )
     assert source.root is not None
     first = world.TEST_SEED_BASE + 4 * calibration.MINI_SEED * mini_data.SEED_RANGE
     names = pd.read_parquet(next((source.root / "POPE").rglob("*.parquet")))["image_source"]
@@ -275,7 +292,9 @@ class _Stream(list[dict[str, Any]]):
         return _Stream({k: row[k] for k in names} for row in self)
 
 
-def test_hub_calibration_reads_other_splits_and_only_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_calibration_reads_other_splits_and_only_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     asked = []
@@ -293,7 +312,11 @@ def test_hub_calibration_reads_other_splits_and_only_what_it_needs(tmp_path: Pat
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = calibration.hub(tmp_path, ("gqa", "textvqa"), 8)
-    assert {(name, split) for _, name, split in asked} == {("val_balanced_instructions", "val"), ("val_balanced_images", "val"), (None, "train")}
+    assert {(name, split) for _, name, split in asked} == {
+        ("val_balanced_instructions", "val"),
+        ("val_balanced_images", "val"),
+        (None, "train"),
+    }
     from tasks import sources
 
     for task, images in (("gqa", 2), ("textvqa", 4)):
@@ -304,12 +327,14 @@ def test_hub_calibration_reads_other_splits_and_only_what_it_needs(tmp_path: Pat
         calibration.hub(tmp_path, ("pope",), 8)
 
 
-# --------------------------------------------------------------------------------------------------------------- end to end
+# --------------------------------------------------------------------------------------------------------------- end to
+# end
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of 4 layers with the mini model's tokenizer, processor and image size: the whole command in seconds."""
+    """A random model of 4 layers with the mini model's tokenizer, processor and image size: the whole command in
+    seconds."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("model") / "little"
@@ -317,41 +342,90 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(weights, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = LlavaConfig.from_pretrained(folder)
     text, vision = config.text_config, config.vision_config
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads = 32, 48, 4, 2, 2
+    (
+        text.hidden_size,
+        text.intermediate_size,
+        text.num_hidden_layers,
+        text.num_attention_heads,
+        text.num_key_value_heads,
+    ) = (32, 48, 4, 2, 2)
     text.head_dim, text.initializer_range = 16, 0.2
-    vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers, vision.num_attention_heads, vision.projection_dim = 16, 24, 2, 2, 16
+    (
+        vision.hidden_size,
+        vision.intermediate_size,
+        vision.num_hidden_layers,
+        vision.num_attention_heads,
+        vision.projection_dim,
+    ) = (16, 24, 2, 2, 16)
     torch.manual_seed(0)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 
 def request(folder: Path, out: Path, **more: Any) -> AnalysisRequest:
-    return AnalysisRequest(**{"model": str(folder), "tasks": ("mme", "pope"), "limit": 4, "data": "mini", "device": "cpu", "out": out, **more})
+    return AnalysisRequest(
+        **{
+            "model": str(folder),
+            "tasks": ("mme", "pope"),
+            "limit": 4,
+            "data": "mini",
+            "device": "cpu",
+            "out": out,
+            **more,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return analyse(request(model_folder, tmp_path_factory.mktemp("analysis"), config=tmp_path_factory.mktemp("config") / "little.yaml"))
+    return analyse(
+        request(
+            model_folder, tmp_path_factory.mktemp("analysis"), config=tmp_path_factory.mktemp("config") / "little.yaml"
+        )
+    )
 
 
 def test_the_document_keeps_its_contract(finished: Path) -> None:
     document = json.loads(finished.read_text())
-    assert set(document) >= {"model", "fingerprint", "n_samples", "tasks", "command", "stages", "layers", "knockouts", "figures", "visipruner"}
+    assert set(document) >= {
+        "model",
+        "fingerprint",
+        "n_samples",
+        "tasks",
+        "command",
+        "stages",
+        "layers",
+        "knockouts",
+        "figures",
+        "visipruner",
+    }
     assert set(document["stages"]) == {"shallow_end", "fusion", "not_needed_from", "rule", "uncertainty"}
     assert [e["layer"] for e in document["layers"]] == [0, 1, 2, 3]
     for entry in document["layers"]:
         for rows in ("last", "question"):
             assert sum(entry[f"mass_{g}_{rows}"] for g in ("visual", "before", "after")) == pytest.approx(1, abs=1e-4)
         assert entry["mass_visual_last_low"] <= entry["mass_visual_last"] <= entry["mass_visual_last_high"]
-        assert {"entropy", "sink_share", "value_norm_sink", "value_norm_other", "lens_top", "value_lens_top", "contribution"} <= set(entry)
+        assert {
+            "entropy",
+            "sink_share",
+            "value_norm_sink",
+            "value_norm_other",
+            "lens_top",
+            "value_lens_top",
+            "contribution",
+        } <= set(entry)
         assert 0 < sum(share for _, share in entry["lens_top"]) <= 1 + 1e-6
     by_cut = {(k["kind"], k["start"], k["end"]): k for k in document["knockouts"]}
     assert len(by_cut) == len(document["knockouts"])
     assert {k for k, _, _ in by_cut} == {"none", TEXT, VISION, "leave"}
     assert by_cut["none", 0, 0]["flips"] == 0
     for layer in range(4):
-        assert {(TEXT, layer, layer + 1), (VISION, layer, layer + 1), (TEXT, 0, layer + 1), (TEXT, layer, 4)} <= set(by_cut)
-        assert {k: v for k, v in by_cut["leave", layer, 4].items() if k != "kind"} == {k: v for k, v in by_cut[TEXT, layer, 4].items() if k != "kind"}
+        assert {(TEXT, layer, layer + 1), (VISION, layer, layer + 1), (TEXT, 0, layer + 1), (TEXT, layer, 4)} <= set(
+            by_cut
+        )
+        assert {k: v for k, v in by_cut["leave", layer, 4].items() if k != "kind"} == {
+            k: v for k, v in by_cut[TEXT, layer, 4].items() if k != "kind"
+        }
     assert all(0 <= k["low"] <= k["accuracy"] <= k["high"] <= 1 for k in by_cut.values())
 
 
@@ -374,7 +448,12 @@ def test_figures_are_small_described_and_the_same_each_time(finished: Path, tmp_
     from harness.analysis.figures import draw
 
     document = json.loads(finished.read_text())
-    assert [f["file"] for f in document["figures"]] == ["attention.svg", "lens.svg", "knockouts.svg", "contributions.svg"]
+    assert [f["file"] for f in document["figures"]] == [
+        "attention.svg",
+        "lens.svg",
+        "knockouts.svg",
+        "contributions.svg",
+    ]
     assert draw(document, tmp_path) == document["figures"]
     for figure in document["figures"]:
         assert len(figure["alt"]) > 80
@@ -391,7 +470,9 @@ def test_an_interrupted_analysis_continues_and_says_the_same(
     (tmp_path / "journal.jsonl").write_text("".join(journal[:10]) + journal[10][:30])
     asked = []
     whole = asker.Asker.ask
-    monkeypatch.setattr(asker.Asker, "ask", lambda self, method, *a: asked.append(method.name) or whole(self, method, *a))
+    monkeypatch.setattr(
+        asker.Asker, "ask", lambda self, method, *a: asked.append(method.name) or whole(self, method, *a)
+    )
     again = json.loads(analyse(request(model_folder, tmp_path, batch=3)).read_text())
     before = json.loads(finished.read_text())
     n_cuts = len(stages.cuts(4, 3))
@@ -425,11 +506,15 @@ def test_restricted_layers_give_knockouts_and_no_stages(model_folder: Path, tmp_
     assert text.report(document)
 
 
-def test_the_config_is_what_a_calibrated_budget_reads(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_is_what_a_calibrated_budget_reads(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document = json.loads(finished.read_text())
     stages_on = {"shallow": True, "shallow_mid_layer": 2, "middle": True, "deep": True}
     knobs = {**stages_on, "layer_threshold": 0.97, "tokens_threshold": 1.25, "exit_threshold": 0.98}
-    derived = Calibrated(knobs, Tried(0.9, {"mme": 0.91}, 12.0, 0.4), {"mme": 0.915}, (), "stated: a criterion", ("a note: one",))
+    derived = Calibrated(
+        knobs, Tried(0.9, {"mme": 0.91}, 12.0, 0.4), {"mme": 0.915}, (), "stated: a criterion", ("a note: one",)
+    )
     monkeypatch.setattr(model_config, "REPOSITORY", tmp_path)
     monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     monkeypatch.setattr(derive, "MODEL_CONFIGS", tmp_path / "configs" / "models")
@@ -450,7 +535,9 @@ def refused(match: str) -> Iterator[None]:
         yield
 
 
-def test_bad_input_is_refused_before_weights_are_read(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_refused_before_weights_are_read(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(load.Located, "load", lambda self: pytest.fail("weights were read"))
     for layers in ("2-4", "9", "3-1"):
         with refused("within 0 to 3"):

@@ -14,8 +14,11 @@ from harness.core.errors import PrunebenchError
 DEPTH = 8
 
 
-def reader(reads: set[int], n: int = 40, redundant: set[int] = frozenset()) -> tuple[Outcome, dict[Cut, Outcome], list[str]]:
-    """A model that answers right when it reads vision in every layer of `reads` and in at least one of `redundant`; two samples an image."""
+def reader(
+    reads: set[int], n: int = 40, redundant: set[int] = frozenset()
+) -> tuple[Outcome, dict[Cut, Outcome], list[str]]:
+    """A model that answers right when it reads vision in every layer of `reads` and in at least one of `redundant`; two
+    samples an image."""
     whole = Outcome(np.ones(n), np.zeros(n, dtype=bool))
     found = {}
     for cut in stages.cuts(DEPTH, 3, (TEXT,)):
@@ -29,7 +32,12 @@ def test_cuts_are_every_span_once() -> None:
     found = stages.cuts(6, 3, (TEXT,))
     spans = [(c.start, c.end) for c in found]
     assert len(set(spans)) == len(spans)
-    wanted = {(l, l + 1) for l in range(6)} | {(l, l + 3) for l in range(4)} | {(0, l) for l in range(1, 7)} | {(l, 6) for l in range(6)}
+    wanted = (
+        {(l, l + 1) for l in range(6)}
+        | {(l, l + 3) for l in range(4)}
+        | {(0, l) for l in range(1, 7)}
+        | {(l, 6) for l in range(6)}
+    )
     assert set(spans) == wanted
     longer = {(c.start, c.end) for c in stages.cuts(7, 3, (VISION,)) if c.end - c.start > 1}
     assert longer == {(0, 3), (3, 6), (0, 6), (0, 7), (3, 7)}, "those between visual tokens stand a window apart"
@@ -133,11 +141,13 @@ def test_the_separating_cosine() -> None:
         stages.separate(np.array([]), np.array([0.9]))
 
 
-# -------------------------------------------------------------------------------------------------------------- calibration
+# --------------------------------------------------------------------------------------------------------------
+# calibration
 
 
 class Simulated:
-    """VisiPruner on a model whose layers below `shallow` are, whose answers need `tokens` tokens, and whose vision is done when cos >= `done`."""
+    """VisiPruner on a model whose layers below `shallow` are, whose answers need `tokens` tokens, and whose vision is
+    done when cos >= `done`."""
 
     def __init__(self, shallow: int = 2, tokens: int = 10, done: float = 0.95) -> None:
         self.shallow, self.tokens, self.done = shallow, tokens, done
@@ -180,9 +190,13 @@ def test_calibration_finds_each_knob_and_keeps_the_accuracy() -> None:
     model = Simulated()
     found = stages.calibrate(trial(model.evaluate), model.probe, STAGES, DEPTH)
     assert found.knobs["shallow"] is True
-    assert found.knobs["shallow_mid_layer"] == 2, "3 was found by knock-out, and VisiPruner's own stage loses accuracy there"
+    assert found.knobs["shallow_mid_layer"] == 2, (
+        "3 was found by knock-out, and VisiPruner's own stage loses accuracy there"
+    )
     assert model.probed == [2], "contributions are measured under the shallow stage that was chosen"
-    assert 0.93 < found.knobs["layer_threshold"] < 0.9999, "the separating cosine fires first, in layer 4: the fewest FLOPs"
+    assert 0.93 < found.knobs["layer_threshold"] < 0.9999, (
+        "the separating cosine fires first, in layer 4: the fewest FLOPs"
+    )
     kept = (model.norms[0, 4] > found.knobs["tokens_threshold"]).sum()
     assert 10 <= kept <= 16
     assert found.knobs["exit_threshold"] == 0.95
@@ -207,14 +221,17 @@ def test_a_later_selection_wins_where_the_first_layer_loses() -> None:
 
 
 def test_no_task_is_paid_for_by_another_and_a_large_trial_has_the_last_word() -> None:
-    """Pooled, a loss of 3 points on one of four tasks is less than 1; of 36 answers one is 2.8 points, of 144 it is 0.7."""
+    """Pooled, a loss of 3 points on one of four tasks is less than 1; of 36 answers one is 2.8 points, of 144 it is
+    0.7."""
     model = Simulated()
 
     def of(n: int, lost: Callable[[float], int]) -> Trial:
         def evaluate(knobs: Mapping[str, Any]) -> Tried:
             tried = model.evaluate(knobs)
             codes = 1 - (lost(tried.kept) if knobs.get("middle") else 0) / n
-            return replace(tried, accuracy=(3 + codes) / 4, by_task={"gqa": 1.0, "mme": 1.0, "pope": 1.0, "textvqa": codes})
+            return replace(
+                tried, accuracy=(3 + codes) / 4, by_task={"gqa": 1.0, "mme": 1.0, "pope": 1.0, "textvqa": codes}
+            )
 
         tasks = ("gqa", "mme", "pope", "textvqa")
         return Trial(evaluate, dict.fromkeys(tasks, 1.0), dict.fromkeys(tasks, n))
@@ -246,7 +263,8 @@ def test_stages_that_cannot_keep_the_accuracy_stay_off() -> None:
     found = stages.calibrate(trial(undone.evaluate), undone.probe, STAGES, DEPTH)
     assert found.knobs["middle"] is True
     assert found.knobs["deep"] is False
-    # the only fusion layer lies at the shallow end, so that the shallow stage ends one layer earlier for it to be searched
+    # the only fusion layer lies at the shallow end, so that the shallow stage ends one layer earlier for it to be
+    # searched
     single = stages.calibrate(trial(Simulated(4).evaluate), Simulated().probe, Stages(4, (4,), 5, {}, {}), DEPTH)
     assert single.knobs["shallow_mid_layer"] == 3
     assert single.knobs["middle"] is True

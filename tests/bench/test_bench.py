@@ -1,4 +1,5 @@
-"""The clock of `prunebench bench`: what takes its turn, in which order, what is timed, and what the report says of it."""
+"""The clock of `prunebench bench`: what takes its turn, in which order, what is timed, and what the report says of
+it."""
 
 import json
 import shlex
@@ -41,7 +42,16 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def small() -> Settings:
     """A mini model of random weights, fast enough for whole runs."""
-    return Settings(random_weights=True, methods=("none", "fastv"), budgets=("64",), batches=(1,), text_tokens=8, new_tokens=2, repeats=2, warmup=1)
+    return Settings(
+        random_weights=True,
+        methods=("none", "fastv"),
+        budgets=("64",),
+        batches=(1,),
+        text_tokens=8,
+        new_tokens=2,
+        repeats=2,
+        warmup=1,
+    )
 
 
 def sample(seconds: float, peak: int | None = None) -> PassTimes:
@@ -65,7 +75,8 @@ class Sleeper(Method):
             time.sleep(self.seconds)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the clock
+# ------------------------------------------------------------------------------------------------------------------ the
+# clock
 
 
 @pytest.mark.parametrize(("where", "slow"), [("pixels", "vision_s"), ("attention", "prefill_s")])
@@ -129,14 +140,21 @@ def test_a_row_is_what_its_samples_and_its_trace_say(model: Any) -> None:
         return measure.Times(contender, [sample(s, int(100 * s)) for s in seconds], run.kv_bytes, run.trace)
 
     bare_run = measure.run_once(model, BARE_TURN, given, CPU, 3, 0)
-    bare, none = of(BARE_TURN, 1, 8, 6, run=bare_run), of(NONE_TURN, 8, 7, 9, run=measure.run_once(model, NONE_TURN, given, CPU, 3, 0))
+    bare, none = (
+        of(BARE_TURN, 1, 8, 6, run=bare_run),
+        of(NONE_TURN, 8, 7, 9, run=measure.run_once(model, NONE_TURN, given, CPU, 3, 0)),
+    )
     row = tables.summary(of(Contender("fastv", "4", method), 2, 4, 3, run=ran), bare, none, prompt, 2)
     assert row["prefill_ms"]["samples"] == [2000, 4000, 3000]
     assert (row["prefill_ms"]["median"], row["prefill_ms"]["low"], row["prefill_ms"]["high"]) == (3000, 2000, 4000)
     assert row["decode_ms_per_token"]["median"] == pytest.approx(300)
     assert (row["prefill_speedup"], row["prefill_speedup_over_none"]) == (2, pytest.approx(8 / 3))
     assert row["visual_per_layer"] == [16, 16, 4, 4, 4, 4]
-    assert row["flops_ratio"] == flops.prefill_unpruned(prompt.decoder, 24) / flops.prefill_dense(prompt.decoder, ran.trace, 0) > 1
+    assert (
+        row["flops_ratio"]
+        == flops.prefill_unpruned(prompt.decoder, 24) / flops.prefill_dense(prompt.decoder, ran.trace, 0)
+        > 1
+    )
     assert row["realised_share"] == pytest.approx(2 / row["flops_ratio"])
     assert row["peak_bytes"] == 400
     # 2 x 24 layers' tokens less 12 in four layers, times keys and values of 32 numbers of 4 bytes
@@ -152,7 +170,9 @@ def test_a_row_is_what_its_samples_and_its_trace_say(model: Any) -> None:
 def test_a_cache_that_is_not_what_the_closed_form_says_is_named(model: Any) -> None:
     given = random_model.random_input(model, 1, 8, 0)
     runs = [measure.run_once(model, c, given, CPU, 2, 0) for c in (BARE_TURN, NONE_TURN)]
-    measured = [measure.Times(c, [sample(1)], r.kv_bytes, r.trace) for c, r in zip((BARE_TURN, NONE_TURN), runs, strict=True)]
+    measured = [
+        measure.Times(c, [sample(1)], r.kv_bytes, r.trace) for c, r in zip((BARE_TURN, NONE_TURN), runs, strict=True)
+    ]
     prompt = adapter_for(model).usual.with_text(8)
 
     def remark(off: int) -> str:
@@ -172,7 +192,9 @@ def test_a_noisy_clock_is_called_noisy(model: Any) -> None:
         return "\n".join(tables.remarks([tables.summary(m, *both, prompt, 1) for m in both]))
 
     assert "NOISY" not in remarks(1.0, 1.05, 1.1, 1.05)
-    assert "NOISY, quote nothing of these: quartiles more than 20 % of the median apart in bare model, none" in remarks(1, 1, 2, 3)
+    assert "NOISY, quote nothing of these: quartiles more than 20 % of the median apart in bare model, none" in remarks(
+        1, 1, 2, 3
+    )
 
 
 def test_nothing_is_shared_between_runs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +209,9 @@ def test_nothing_is_shared_between_runs(model: Any, monkeypatch: pytest.MonkeyPa
     handle = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
     try:
         given = random_model.random_input(model, 1, 8, 0)
-        measure.measure(lambda c: measure.run_once(model, c, given, CPU, 2, 0), [BARE_TURN, NONE_TURN], repeats=2, warmup=1)
+        measure.measure(
+            lambda c: measure.run_once(model, c, given, CPU, 2, 0), [BARE_TURN, NONE_TURN], repeats=2, warmup=1
+        )
     finally:
         handle.remove()
     assert len({id(cache) for cache in filled}) == len(filled) == len(encoded) == 6
@@ -196,7 +220,9 @@ def test_nothing_is_shared_between_runs(model: Any, monkeypatch: pytest.MonkeyPa
 def test_a_bare_turn_runs_without_the_engine_and_leaves_nothing_behind(model: Any) -> None:
     given = random_model.random_input(model, 1, 8, 0)
     kernels: list[str] = []
-    handle = model.model.language_model.register_forward_pre_hook(lambda m, _: kernels.append(m.config._attn_implementation))
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda m, _: kernels.append(m.config._attn_implementation)
+    )
     try:
         for turn in (NONE_TURN, BARE_TURN):
             assert (measure.run_once(model, turn, given, CPU, 2, 0).trace is None) == (turn is BARE_TURN)
@@ -215,10 +241,13 @@ def test_logits_that_are_not_finite_are_no_result(model: Any) -> None:
         handle.remove()
 
 
-# ------------------------------------------------------------------------------------------------------------------- the device
+# -------------------------------------------------------------------------------------------------------------------
+# the device
 
 
-def test_on_cuda_every_time_waits_for_the_device_and_the_peak_is_of_the_run(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_every_time_waits_for_the_device_and_the_peak_is_of_the_run(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log: list[str] = []
     device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda d: log.append(f"wait {d}"))
@@ -228,7 +257,9 @@ def test_on_cuda_every_time_waits_for_the_device_and_the_peak_is_of_the_run(mode
     monkeypatch.setattr(measure.time, "perf_counter", lambda: log.append("clock") or clock())
     handle = model.model.language_model.register_forward_pre_hook(lambda m, _: log.append("model"))
     try:
-        ran = measure.run_once(model, NONE_TURN, random_model.random_input(model, 1, 8, 0), measure.device_of(device), 3, 0)
+        ran = measure.run_once(
+            model, NONE_TURN, random_model.random_input(model, 1, 8, 0), measure.device_of(device), 3, 0
+        )
     finally:
         handle.remove()
     assert ran.sample.peak_bytes == 12345
@@ -241,20 +272,28 @@ def test_a_cpu_says_that_its_peak_is_not_measured() -> None:
     assert isinstance(measure.device_of(torch.device("cuda")), CudaDevice)
 
 
-# -------------------------------------------------------------------------------------------------------------------- the model
+# --------------------------------------------------------------------------------------------------------------------
+# the model
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.5-13b"])
 def test_random_weights_have_the_real_sizes(name: str) -> None:
     config = random_model.random_config(Settings(name, random_weights=True))
     assert PromptShape(LlavaAdapter.shape_of(config, 2), (LlavaAdapter.image_of(config),)) == SHAPES[name]
-    assert (config.image_token_id, config.vision_config.image_size, config.vision_config.num_attention_heads) == (32000, 336, 16)
+    assert (config.image_token_id, config.vision_config.image_size, config.vision_config.num_attention_heads) == (
+        32000,
+        336,
+        16,
+    )
     assert config.vision_feature_layer == -2
     four = random_model.random_config(Settings(name, random_weights=True, layers=4))
     assert LlavaAdapter.shape_of(four, 2) == replace(SHAPES[name].decoder, depth=4)
     with torch.device("meta"):
         model = random_model.AutoModelForImageTextToText.from_config(config)
-    assert sum(p.numel() for p in model.parameters()) == {"llava-1.5-7b": 7_063_427_072, "llava-1.5-13b": 13_351_494_656}[name]
+    assert (
+        sum(p.numel() for p in model.parameters())
+        == {"llava-1.5-7b": 7_063_427_072, "llava-1.5-13b": 13_351_494_656}[name]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -297,20 +336,29 @@ def test_prompts_are_random_and_hold_one_whole_image(model: Any) -> None:
     assert (int(text.min()), int(text.max())) == (0, 63)
     assert not torch.equal(ids[0], ids[1])
     assert torch.equal(random_model.random_input(model, 4, 80, 0).ids, ids)
-    assert (random_model.random_input(model, 1, 8, 0).ids == 4).nonzero()[0, 1] == 4, "a short prompt has text on both sides"
+    assert (random_model.random_input(model, 1, 8, 0).ids == 4).nonzero()[0, 1] == 4, (
+        "a short prompt has text on both sides"
+    )
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_model, "no_init_weights", lambda: pytest.fail("26 GiB were asked for"))
     monkeypatch.setattr(Path, "read_text", lambda _: "MemTotal: 9 kB\nMemAvailable:    8388608 kB\n")
-    with pytest.raises(PrunebenchError, match=r"expected about 28\.9 GiB of free memory on cpu for 26\.3 GiB of float32 weights, found 8\.0"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"expected about 28\.9 GiB of free memory on cpu for 26\.3 GiB of float32 weights, found 8\.0",
+    ):
         random_model.random_model(LlavaAdapter.config_of(S7), torch.device("cpu"), torch.float32, 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**33, 2**34))
-    with pytest.raises(PrunebenchError, match=r"expected about 14\.5 GiB of free memory on cuda for 13\.2 GiB of bfloat16 weights, found 8\.0"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"expected about 14\.5 GiB of free memory on cuda for 13\.2 GiB of bfloat16 weights, found 8\.0",
+    ):
         random_model.random_model(LlavaAdapter.config_of(S7), torch.device("cuda"), torch.bfloat16, 0)
 
 
-# ------------------------------------------------------------------------------------------------------------------- contenders
+# -------------------------------------------------------------------------------------------------------------------
+# contenders
 
 
 def schedules(settings: Settings, **changes: Any) -> dict[str, list[int] | None]:
@@ -321,7 +369,9 @@ def schedules(settings: Settings, **changes: Any) -> dict[str, list[int] | None]
 def test_contenders_are_the_unpruned_model_twice_and_every_method_at_every_budget() -> None:
     turns = measure.contenders(Settings(), S7, {})
     assert [c.label for c in turns[:2]] == ["bare model", "none"]
-    assert [c.label for c in turns[2:]] == [f"{m} {b}" for m in ("fastv", "sparsevlm", "visipruner") for b in (192, 128, 64)]
+    assert [c.label for c in turns[2:]] == [
+        f"{m} {b}" for m in ("fastv", "sparsevlm", "visipruner") for b in (192, 128, 64)
+    ]
     assert [c.name for c in measure.contenders(Settings(methods=("knockout",)), S7, {})] == [BARE, "none", "knockout"]
 
 
@@ -337,10 +387,17 @@ def test_adaptive_methods_are_forced_to_layers_that_the_model_has() -> None:
         return replace(one, knobs={"visipruner": knobs})
 
     assert schedules(by_hand(force_fusion_layer="9"))["visipruner 64"] == [n] * 10 + [64] * 14 + [0] * 8
-    assert schedules(by_hand(force_fusion_layer="9", force_exit_layer="13"))["visipruner 64"] == [n] * 10 + [64] * 3 + [0] * 19
-    with pytest.raises(PrunebenchError, match=r"bench of visipruner at 64 on 4 layers: .*force_exit_layer=3: expected 5 to 3"):
+    assert (
+        schedules(by_hand(force_fusion_layer="9", force_exit_layer="13"))["visipruner 64"]
+        == [n] * 10 + [64] * 3 + [0] * 19
+    )
+    with pytest.raises(
+        PrunebenchError, match=r"bench of visipruner at 64 on 4 layers: .*force_exit_layer=3: expected 5 to 3"
+    ):
         schedules(by_hand(force_fusion_layer="2", force_exit_layer="3"), depth=4)
-    with pytest.raises(PrunebenchError, match=r"bench of visipruner at 64 on 32 layers: .*force_exit_layer=24 needs force_fusion_layer"):
+    with pytest.raises(
+        PrunebenchError, match=r"bench of visipruner at 64 on 32 layers: .*force_exit_layer=24 needs force_fusion_layer"
+    ):
         schedules(by_hand(force_exit_layer="24"))
     with pytest.raises(PrunebenchError, match="depends on the prompt, which is random here"):
         schedules(replace(one, budgets=("native",)))
@@ -358,7 +415,10 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
 
     for module in (measure, sys.modules["harness.method.build"]):
         monkeypatch.setattr(module, "method_class", lambda name: Wanderer if name == "wanderer" else method_class(name))
-    with pytest.raises(PrunebenchError, match=r"bench of wanderer at 64 on 32 layers: it lets the prompt decide, .* choices\(\) names no knobs"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"bench of wanderer at 64 on 32 layers: it lets the prompt decide, .* choices\(\) names no knobs",
+    ):
         measure.contenders(Settings(methods=("wanderer",), budgets=("64",)), S7, {})
 
 
@@ -381,9 +441,15 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         (["--random-weights", "--layers", "1"], "bench of fastv at 192 on 1 layers: fastv: boundary=2 does not fit"),
         (
             ["--random-weights", "--model", "llava-1.5-7b", "--layers", "2", "--methods", "sparsevlm"],
-            r"bench of sparsevlm at 192 on 2 layers: sparsevlm: stages=\(1,\) do not fit this model: .*leave sparsevlm out",
+            (
+                r"bench of sparsevlm at 192 on 2 layers: sparsevlm: stages=\(1,\) do not fit this model: .*leave"
+                r" sparsevlm out"
+            ),
         ),
-        (["--random-weights", "--model", "owner/model"], "expected llava-1.5-7b, llava-1.5-13b, mini or a local folder .* found a hub id"),
+        (
+            ["--random-weights", "--model", "owner/model"],
+            "expected llava-1.5-7b, llava-1.5-13b, mini or a local folder .* found a hub id",
+        ),
         (["--set", "fastv=3"], "--set fastv=3: expected METHOD.knob=value"),
         (["--set", "fastv.boundary=3 fastv.boundary=4"], r"fastv\.boundary=4: it is given twice, as 3 before"),
         (["--set", "fastv.boundary="], "--set fastv.boundary=: expected METHOD.knob=value"),
@@ -394,7 +460,9 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         (["--dtype", "float64"], "unknown dtype 'float64'"),
     ],
 )
-def test_bad_input_is_refused_before_a_model_is_made(arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_a_model_is_made(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def never(*_: object, **__: object) -> None:
         pytest.fail("a model was made")
 
@@ -404,7 +472,8 @@ def test_bad_input_is_refused_before_a_model_is_made(arguments: list[str], says:
         app(["bench", *arguments, "--out", str(tmp_path)], standalone_mode=False)
 
 
-# ------------------------------------------------------------------------------------------------------------------- whole runs
+# -------------------------------------------------------------------------------------------------------------------
+# whole runs
 
 
 def test_a_run_writes_a_table_that_names_device_settings_and_command(small: Settings, tmp_path: Path) -> None:
@@ -439,9 +508,21 @@ def test_the_recorded_command_gives_the_same_settings(monkeypatch: pytest.Monkey
     asked: list[Settings] = []
     monkeypatch.setattr(command, "run", lambda settings, out: asked.append(settings))
     changed = Settings(
-        "llava-1.5-7b", True, 8, ("fastv", "visipruner"), ("64", "0.5flops"), (1, 4), 80, 4, 3, 1,
-        {"fastv": {"boundary": "3"}, "visipruner": {"force_fusion_layer": "4", "force_exit_layer": "-1"}}, "cpu", "bfloat16", 7,
-    )  # fmt: skip
+        "llava-1.5-7b",
+        True,
+        8,
+        ("fastv", "visipruner"),
+        ("64", "0.5flops"),
+        (1, 4),
+        80,
+        4,
+        3,
+        1,
+        {"fastv": {"boundary": "3"}, "visipruner": {"force_fusion_layer": "4", "force_exit_layer": "-1"}},
+        "cpu",
+        "bfloat16",
+        7,
+    )
     for settings in (Settings(), changed):
         app(shlex.split(settings.command())[1:], standalone_mode=False)
         assert asked[-1] == settings
@@ -458,14 +539,28 @@ def test_knobs_and_the_models_own_reach_the_methods(small: Settings, tmp_path: P
 
 def test_neither_lmms_eval_nor_data_sets_are_needed(tmp_path: Path) -> None:
     code = (
-        "import sys\n"
-        "from harness.cli import app\n"
-        "app(sys.argv[1:], standalone_mode=False)\n"
-        "bad = [m for m in ('lmms_eval', 'datasets', 'tasks', 'harness.runner.run', 'harness.runner.answering') if m in sys.modules]\n"
-        "sys.exit(str(bad) if bad else 0)"
+        "import sys\nfrom harness.cli import app\napp(sys.argv[1:], standalone_mode=False)\nbad = [m for m in"
+        " ('lmms_eval', 'datasets', 'tasks', 'harness.runner.run', 'harness.runner.answering') if m in"
+        " sys.modules]\nsys.exit(str(bad) if bad else 0)"
     )
-    arguments = ["bench", "--random-weights", "--methods", "none", "--batch", "1", "--repeats", "1", "--warmup", "0", "--new-tokens", "2", "--out"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True)
+    arguments = [
+        "bench",
+        "--random-weights",
+        "--methods",
+        "none",
+        "--batch",
+        "1",
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+        "--new-tokens",
+        "2",
+        "--out",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "batch 1: repeat 1 of 1" in done.stderr
 
@@ -473,8 +568,17 @@ def test_neither_lmms_eval_nor_data_sets_are_needed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_slice_of_the_7b_model_runs(tmp_path: Path) -> None:
     settings = Settings(
-        "llava-1.5-7b", random_weights=True, layers=3, methods=("fastv",), budgets=("64",), batches=(1,), new_tokens=2, repeats=1, warmup=1,
-        knobs={"fastv": {"boundary": "2"}}, device="cpu",
+        "llava-1.5-7b",
+        random_weights=True,
+        layers=3,
+        methods=("fastv",),
+        budgets=("64",),
+        batches=(1,),
+        new_tokens=2,
+        repeats=1,
+        warmup=1,
+        knobs={"fastv": {"boundary": "2"}},
+        device="cpu",
     )
     result = command.run(settings, tmp_path, lambda _: None)
     rows = result["batches"][0]["rows"]
@@ -501,5 +605,7 @@ def test_knobs_are_read_as_they_are_printed() -> None:
     assert len(items) == 3
     assert knobs_by_method(items) == knobs_by_method([" ".join(items[1:]), items[0]]) == knobs
     for name, value in (("a=b.py:X", "1"), ("fastv", "1 2"), ("fastv", "")):
-        with pytest.raises(PrunebenchError, match="cannot be spelt: expected a method's name without =, and a value without blanks"):
+        with pytest.raises(
+            PrunebenchError, match="cannot be spelt: expected a method's name without =, and a value without blanks"
+        ):
             Settings(methods=(name,), knobs={name: {"boundary": value}})

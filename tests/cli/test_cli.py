@@ -57,7 +57,10 @@ def test_main_job_reuses_sealed_cells_and_measures_again_when_asked(tmp_path, ca
     assert again.keys() == first.keys()
     assert all(again[k] != first[k] for k in first)
     command = next(c for c in Store(tmp_path).cells() if c.cell.method == "fastv" and c.cell.task == "pope").asked
-    assert evaluation(command, fresh=True) == "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope LIMIT=10 DEVICE=cpu FRESH=1"
+    assert (
+        evaluation(command, fresh=True)
+        == "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope LIMIT=10 DEVICE=cpu FRESH=1"
+    )
 
 
 @pytest.mark.parametrize("method", ["random", "visipruner", "sparsevlm"])
@@ -69,12 +72,22 @@ def test_answers_do_not_depend_on_the_batch_size(method: str, tmp_path, capsys, 
         code, _, err = run(capsys, monkeypatch, *ask)
         assert code == 0, err
         sealed = next(c for c in Store(results).cells() if c.cell.method == method)
-        answers.append((sealed.identity, sealed.samples().sort_values("key")[["key", "answer", "kept", "prefill_dense_flops"]].values.tolist()))
+        answers.append(
+            (
+                sealed.identity,
+                sealed.samples().sort_values("key")[["key", "answer", "kept", "prefill_dense_flops"]].values.tolist(),
+            )
+        )
     assert answers[0] == answers[1]
 
 
 def test_killed_run_continues_and_counts_nothing_twice(tmp_path) -> None:
-    command = [sys.executable, "-m", "harness.cli", *ev(tmp_path, "--method", "none", "--tasks", "gqa", "--limit", "100", "--batch", "1")]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        *ev(tmp_path, "--method", "none", "--tasks", "gqa", "--limit", "100", "--batch", "1"),
+    ]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
     deadline = time.time() + 120
@@ -101,21 +114,36 @@ BAD = {
     "method": (("--method", "fastw", "--budget", "64"), "unknown method 'fastw'; did you mean 'fastv'?"),
     "task": (("--method", "fastv", "--budget", "64", "--tasks", "popee"), "unknown task 'popee'; did you mean 'pope'?"),
     "no task": (("--method", "fastv", "--budget", "64", "--tasks", ","), "no task was named"),
-    "model": (("--method", "none", "--model", "lava-1.5-7b"), "unknown model 'lava-1.5-7b'; did you mean 'llava-1.5-7b'?"),
+    "model": (
+        ("--method", "none", "--model", "lava-1.5-7b"),
+        "unknown model 'lava-1.5-7b'; did you mean 'llava-1.5-7b'?",
+    ),
     "budget 0": (("--method", "fastv", "--budget", "0"), "budget '0'"),
     "budget negative": (("--method", "fastv", "--budget", "-5"), "budget '-5'"),
     "budget nan": (("--method", "fastv", "--budget", "nan"), "budget 'nan'"),
     "budget above": (("--method", "fastv", "--budget", "577"), "576 visual tokens"),
     "budget unit": (("--method", "fastv", "--budget", "64foo"), "foo"),
-    "budget missing": (("--method", "fastv",), "fastv needs a budget"),
+    "budget missing": (
+        (
+            "--method",
+            "fastv",
+        ),
+        "fastv needs a budget",
+    ),
     "budget for none": (("--method", "none", "--budget", "64"), "none prunes nothing"),
     "budget native": (("--method", "random", "--budget", "native"), "no published defaults"),
     "budget unreachable": (("--method", "sparsevlm", "--budget", "2"), "expected a budget of at least"),
     "budget twice": (("--method", "fastv", "--budget", "64", "--set", "keep=5"), "'keep' is what the budget sets"),
-    "layer": (("--method", "fastv", "--budget", "64", "--set", "boundary=12"), "boundary=12 does not fit this model: expected 1 to 11"),
+    "layer": (
+        ("--method", "fastv", "--budget", "64", "--set", "boundary=12"),
+        "boundary=12 does not fit this model: expected 1 to 11",
+    ),
     "knob": (("--method", "fastv", "--budget", "64", "--set", "boundry=3"), "did you mean 'boundary'?"),
     "knob type": (("--method", "fastv", "--budget", "64", "--set", "boundary=two"), "boundary='two' is not valid"),
-    "knob twice": (("--method", "fastv", "--budget", "64", "--set", "boundary=3 boundary=4"), "boundary is given twice, as 3 before"),
+    "knob twice": (
+        ("--method", "fastv", "--budget", "64", "--set", "boundary=3 boundary=4"),
+        "boundary is given twice, as 3 before",
+    ),
     "knob syntax": (("--method", "fastv", "--budget", "64", "--set", "boundary"), "expected knob=value"),
     "budget for nobody": (("--method", "none,knockout", "--budget", "64"), "none of none, knockout takes a budget"),
     "budget unread": (("--method", "none,knockout", "--budget", "foo"), "budget 'foo'"),
@@ -123,7 +151,10 @@ BAD = {
     "limit": (("--method", "fastv", "--budget", "64", "--limit", "0"), "LIMIT='0'"),
     "batch": (("--method", "fastv", "--budget", "64", "--batch", "0"), "batch 0: expected at least 1"),
     "seed": (("--method", "random", "--budget", "64", "--seed", "1,x"), "SEED='x'"),
-    "device": (("--method", "fastv", "--budget", "64", "--device", "cuda:63"), "DEVICE=cuda:63: expected a CUDA device"),
+    "device": (
+        ("--method", "fastv", "--budget", "64", "--device", "cuda:63"),
+        "DEVICE=cuda:63: expected a CUDA device",
+    ),
     "device name": (("--method", "fastv", "--budget", "64", "--device", "gpu"), "DEVICE='gpu'"),
     "dtype": (("--method", "fastv", "--budget", "64", "--dtype", "float23"), "did you mean 'float32'?"),
     "data": (("--method", "fastv", "--budget", "64", "--data", "mimi"), "did you mean 'mini'?"),
@@ -143,7 +174,9 @@ def test_bad_input_is_one_line_that_says_what_to_do(case: str, tmp_path, capsys,
 
 def test_no_hub_is_said_before_anything_is_loaded(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    code, out, err = run(capsys, monkeypatch, *ev(tmp_path, "--method", "fastv", "--budget", "64", "--model", "llava-1.5-7b"))
+    code, out, err = run(
+        capsys, monkeypatch, *ev(tmp_path, "--method", "fastv", "--budget", "64", "--model", "llava-1.5-7b")
+    )
     assert code == 2
     assert "llava-hf/llava-1.5-7b-hf could not be fetched from the Hugging Face hub" in err
     assert "MODEL=mini needs no hub" in err
@@ -153,12 +186,31 @@ def test_no_hub_is_said_before_anything_is_loaded(tmp_path, capsys, monkeypatch)
 def test_what_takes_one_budget_says_so(capsys, monkeypatch) -> None:
     for words in (("cost", "fastv"), ("show", "--sample", "pope/000000")):
         code, _, err = run(capsys, monkeypatch, *words, "--budget", "10,20")
-        assert (code, err) == (2, f"prunebench: --budget '10,20': {words[0]} takes one budget: give one of them, and call it again for the others\n")
+        assert (code, err) == (
+            2,
+            (
+                f"prunebench: --budget '10,20': {words[0]} takes one budget: give one of them, and call it again for"
+                " the others\n"
+            ),
+        )
 
 
 def test_the_banner_names_a_command_that_can_be_run(tmp_path, capsys, monkeypatch) -> None:
     """The method and what it was asked: knobs instead of a budget, seeds and positions."""
-    ask = ("--method", "random", "--set", "keep=25% boundary=2", "--seed", "1,2", "--positions", "compact", "--tasks", "pope", "--limit", "6")
+    ask = (
+        "--method",
+        "random",
+        "--set",
+        "keep=25% boundary=2",
+        "--seed",
+        "1,2",
+        "--positions",
+        "compact",
+        "--tasks",
+        "pope",
+        "--limit",
+        "6",
+    )
     code, out, err = run(capsys, monkeypatch, *ev(tmp_path, *ask))
     assert code == 0, err
     said = out.splitlines()[0].partition("hub: ")[2]
@@ -197,7 +249,9 @@ def test_unsupported_architecture_and_bad_config_keys(tmp_path: Path, monkeypatc
     folder = copy_of(WEIGHTS, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(PrunebenchError, match="is a GPT2LMHeadModel; prunebench supports LlavaForConditionalGeneration"):
+    with pytest.raises(
+        PrunebenchError, match="is a GPT2LMHeadModel; prunebench supports LlavaForConditionalGeneration"
+    ):
         locate_model(str(folder), "cpu")
     monkeypatch.setattr("harness.models.config.MODEL_CONFIGS", tmp_path)
     (tmp_path / "odd.yaml").write_text("name: odd\npromt: vicuna_v1\n")
@@ -215,9 +269,13 @@ def test_broken_data_is_named_and_nothing_is_lost(tmp_path, capsys, monkeypatch)
     kinds = table.schema.field("image").type
     import pyarrow as pa
 
-    table = table.set_column(table.schema.get_field_index("image"), table.schema.field("image"), pa.array(images, kinds))
+    table = table.set_column(
+        table.schema.get_field_index("image"), table.schema.field("image"), pa.array(images, kinds)
+    )
     pq.write_table(table, parquet)
-    ask = ev(tmp_path / "r", "--method", "none", "--tasks", "pope", "--limit", "all", "--data", str(data), "--batch", "2")
+    ask = ev(
+        tmp_path / "r", "--method", "none", "--tasks", "pope", "--limit", "all", "--data", str(data), "--batch", "2"
+    )
     code, _, err = run(capsys, monkeypatch, *ask)
     assert code == 2
     assert "pope/" in err
@@ -237,7 +295,9 @@ def test_a_folder_with_a_blank_is_found_again_and_its_command_runs(tmp_path, cap
     assert code == 0, err
     sealed = next(c for c in Store(tmp_path / "r").cells() if c.cell.method == "first")
     key = sealed.samples()["key"][0]
-    code, out, err = run(capsys, monkeypatch, "show", "--results", str(tmp_path / "r"), "--sample", key, "--method", "first")
+    code, out, err = run(
+        capsys, monkeypatch, "show", "--results", str(tmp_path / "r"), "--sample", key, "--method", "first"
+    )
     assert code == 0, err
     assert "picture  " in out
     words = dict(part.split("=", 1) for part in shlex.split(evaluation(sealed.asked))[2:])
@@ -249,7 +309,9 @@ def test_a_folder_with_a_blank_is_found_again_and_its_command_runs(tmp_path, cap
 
 def test_results_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
-    code, _, err = run(capsys, monkeypatch, *ev(tmp_path / "file" / "results", "--method", "none", "--tasks", "pope", "--limit", "9"))
+    code, _, err = run(
+        capsys, monkeypatch, *ev(tmp_path / "file" / "results", "--method", "none", "--tasks", "pope", "--limit", "9")
+    )
     assert code == 2
     assert str(tmp_path / "file") in err
 

@@ -17,18 +17,47 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 #: every variable of every command, beside its option; "--" is an argument given by position
 TAKES = {
     "eval": {
-        "METHOD": "--method", "BUDGET": "--budget", "MODEL": "--model", "TASKS": "--tasks", "LIMIT": "--limit", "BATCH": "--batch", "SEED": "--seed",
-        "DEVICE": "--device", "DTYPE": "--dtype", "DATA": "--data", "POSITIONS": "--positions", "SET": "--set", "RESULTS": "--results",
+        "METHOD": "--method",
+        "BUDGET": "--budget",
+        "MODEL": "--model",
+        "TASKS": "--tasks",
+        "LIMIT": "--limit",
+        "BATCH": "--batch",
+        "SEED": "--seed",
+        "DEVICE": "--device",
+        "DTYPE": "--dtype",
+        "DATA": "--data",
+        "POSITIONS": "--positions",
+        "SET": "--set",
+        "RESULTS": "--results",
     },
     "sweep": {
-        "SET": "--set", "LIMIT": "--limit", "BATCH": "--batch", "WORKERS": "--workers", "DEVICE": "--device", "RESULTS": "--results", "CONFIG": "--",
+        "SET": "--set",
+        "LIMIT": "--limit",
+        "BATCH": "--batch",
+        "WORKERS": "--workers",
+        "DEVICE": "--device",
+        "RESULTS": "--results",
+        "CONFIG": "--",
     },
     "ablate": {
-        "MODEL": "--model", "TASKS": "--tasks", "LIMIT": "--limit", "BATCH": "--batch", "DEVICE": "--device", "RESULTS": "--results", "FILE": "--",
+        "MODEL": "--model",
+        "TASKS": "--tasks",
+        "LIMIT": "--limit",
+        "BATCH": "--batch",
+        "DEVICE": "--device",
+        "RESULTS": "--results",
+        "FILE": "--",
     },
     "analyze": {
-        "TASKS": "--tasks", "LIMIT": "--limit", "BATCH": "--batch", "DEVICE": "--device", "DATA": "--data", "CALIBRATION_DATA": "--calibration-data",
-        "OUT": "--out", "MODEL": "--",
+        "TASKS": "--tasks",
+        "LIMIT": "--limit",
+        "BATCH": "--batch",
+        "DEVICE": "--device",
+        "DATA": "--data",
+        "CALIBRATION_DATA": "--calibration-data",
+        "OUT": "--out",
+        "MODEL": "--",
     },
     "goldens": {"DIR": "--"},
     "bench": {"MODEL": "--model", "DEVICE": "--device", "DTYPE": "--dtype"},
@@ -37,20 +66,82 @@ TAKES = {
     "leaderboard": {"RESULTS": "--results"},
     "report": {"SAMPLES": "--samples", "DATA": "--data", "OUT": "--out", "RESULTS": "--results"},
     "show": {
-        "SAMPLE": "--sample", "METHOD": "--method", "BUDGET": "--budget", "MODEL": "--model", "DATA": "--data", "OUT": "--out",
+        "SAMPLE": "--sample",
+        "METHOD": "--method",
+        "BUDGET": "--budget",
+        "MODEL": "--model",
+        "DATA": "--data",
+        "OUT": "--out",
         "RESULTS": "--results",
     },
-}  # fmt: skip
+}
 SWITCHES = {"eval": {"FRESH": "--fresh"}, "sweep": {"FRESH": "--fresh", "DRY_RUN": "--dry-run"}}
 HOSTILE = (
-    "a'b", 'a"b', "''", '"', "'\"'\"'", "$HOME", "$$", "$", "${HOME}", "$x", "$(METHOD)", "$(shell touch pwned)", "$(touch pwned)", "`touch pwned`",
-    '";touch pwned;"', "';touch pwned;'", "x;touch pwned", "x|touch pwned", "x&touch pwned&", ">pwned", "x>pwned", "$(file >pwned,x)", "$(error x)",
-    "#x", "a#b", r"a\#b", "a b", "a  b\tc ", "a\nb", "a\n", "a\n\ttouch pwned\n", "a\\\nb", "a\\", "\\", "\\\\'", "a\rb", "a\x0bb\x0c",
-    "*", "~", "!x", "{a,b}",
-    "=", "a=b", ":=x", "a,b", "64,128", "a=1 b=2", "-x", "--help", "--", "@x", "+x", "%", "a%b", "(", ")", "$(", "${",
-    "$(call quote,x)", "$(value SET",
-    "é ü", "日本語", "\x01\x7f", "x" * 5000,
-)  # fmt: skip
+    "a'b",
+    'a"b',
+    "''",
+    '"',
+    "'\"'\"'",
+    "$HOME",
+    "$$",
+    "$",
+    "${HOME}",
+    "$x",
+    "$(METHOD)",
+    "$(shell touch pwned)",
+    "$(touch pwned)",
+    "`touch pwned`",
+    '";touch pwned;"',
+    "';touch pwned;'",
+    "x;touch pwned",
+    "x|touch pwned",
+    "x&touch pwned&",
+    ">pwned",
+    "x>pwned",
+    "$(file >pwned,x)",
+    "$(error x)",
+    "#x",
+    "a#b",
+    r"a\#b",
+    "a b",
+    "a  b\tc ",
+    "a\nb",
+    "a\n",
+    "a\n\ttouch pwned\n",
+    "a\\\nb",
+    "a\\",
+    "\\",
+    "\\\\'",
+    "a\rb",
+    "a\x0bb\x0c",
+    "*",
+    "~",
+    "!x",
+    "{a,b}",
+    "=",
+    "a=b",
+    ":=x",
+    "a,b",
+    "64,128",
+    "a=1 b=2",
+    "-x",
+    "--help",
+    "--",
+    "@x",
+    "+x",
+    "%",
+    "a%b",
+    "(",
+    ")",
+    "$(",
+    "${",
+    "$(call quote,x)",
+    "$(value SET",
+    "é ü",
+    "日本語",
+    "\x01\x7f",
+    "x" * 5000,
+)
 COMPOUND = "a'\"$x`touch pwned`$(shell touch pwned);#\\\n b"
 
 
@@ -79,8 +170,19 @@ class Bench:
 
     def make(self, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         self.record.unlink(missing_ok=True)
-        outer = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "GNUMAKEFLAGS")}
-        return subprocess.run(["make", *words], cwd=self.folder, env={**outer, **(env or {})}, capture_output=True, text=True, errors="replace")
+        outer = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "GNUMAKEFLAGS")
+        }
+        return subprocess.run(
+            ["make", *words],
+            cwd=self.folder,
+            env={**outer, **(env or {})},
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
 
     def argv(self, *words: str, env: dict[str, str] | None = None) -> list[str]:
         """What the program gets from `make *words`. Raises AssertionError if make fails or any file comes to be."""
@@ -129,7 +231,9 @@ VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 def test_any_text_arrives_as_typed_but_for_white_space_before_it(bench: Bench, values: dict[str, str]) -> None:
     name, *rest = bench.argv("eval", *typed(values))
     kept = {variable: value.lstrip(" \t\n\r\v\f") for variable, value in values.items()}
-    expected = {"--method": "visipruner"} | {TAKES["eval"][variable]: value for variable, value in kept.items() if value}
+    expected = {"--method": "visipruner"} | {
+        TAKES["eval"][variable]: value for variable, value in kept.items() if value
+    }
     assert [name, options(rest)] == ["eval", expected]
 
 
@@ -154,11 +258,21 @@ def test_a_makefile_that_exports_the_values_is_noticed(tmp_path: Path, gone: str
 
 def test_bench_gets_words_and_the_shell_reads_none_of_them(bench: Bench) -> None:
     assert bench.argv("bench", "BENCH=--batch 1  `touch pwned`\n$HOME \"a b\" ';'") == [
-        "bench", "--batch", "1", "`touch", "pwned`", "$HOME", '"a', 'b"', "';'",
-    ]  # fmt: skip
+        "bench",
+        "--batch",
+        "1",
+        "`touch",
+        "pwned`",
+        "$HOME",
+        '"a',
+        'b"',
+        "';'",
+    ]
 
 
-@pytest.mark.parametrize(("value", "on"), [("1", True), ("yes", True), ("$(shell touch pwned)", True), ("0", False), ("", False)])
+@pytest.mark.parametrize(
+    ("value", "on"), [("1", True), ("yes", True), ("$(shell touch pwned)", True), ("0", False), ("", False)]
+)
 def test_switches(bench: Bench, value: str, on: bool) -> None:
     for command, switches in SWITCHES.items():
         for variable, option in switches.items():
@@ -166,7 +280,11 @@ def test_switches(bench: Bench, value: str, on: bool) -> None:
 
 
 def test_empty_values_count_as_not_given_and_defaults_hold(bench: Bench) -> None:
-    defaults = {"eval": ["--method", "visipruner"], "sweep": ["--", "configs/mini.yaml"], "show": ["--method", "visipruner"]}
+    defaults = {
+        "eval": ["--method", "visipruner"],
+        "sweep": ["--", "configs/mini.yaml"],
+        "show": ["--method", "visipruner"],
+    }
     for command, takes in TAKES.items():
         expected = defaults.get(command, []) if command != "analyze" else ["--write-config", "--", "mini"]
         assert bench.argv(command) == [command, *expected]
@@ -175,14 +293,24 @@ def test_empty_values_count_as_not_given_and_defaults_hold(bench: Bench) -> None
 
 @pytest.mark.parametrize(
     ("words", "writes"),
-    [(["MODEL=mini"], True), (["MODEL=copied mini"], False), (["MODEL=x"], False), (["MODEL=x", "CALIBRATION_DATA=a b"], True)],
+    [
+        (["MODEL=mini"], True),
+        (["MODEL=copied mini"], False),
+        (["MODEL=x"], False),
+        (["MODEL=x", "CALIBRATION_DATA=a b"], True),
+    ],
 )
-def test_analyze_writes_the_config_of_a_model_that_has_calibration_data(bench: Bench, words: list[str], writes: bool) -> None:
+def test_analyze_writes_the_config_of_a_model_that_has_calibration_data(
+    bench: Bench, words: list[str], writes: bool
+) -> None:
     assert ("--write-config" in bench.argv("analyze", *words)) == writes
 
 
 def test_the_environment_does_not_count(bench: Bench) -> None:
-    everything = {variable for takes in (*TAKES.values(), *SWITCHES.values()) for variable in takes} | {"BENCH", "PYTHON"}
+    everything = {variable for takes in (*TAKES.values(), *SWITCHES.values()) for variable in takes} | {
+        "BENCH",
+        "PYTHON",
+    }
     env = dict.fromkeys(everything, "$(shell touch pwned)`touch pwned`") | {"BASH_FUNC_x%%": "() { :\n}"}
     for command in TAKES:
         for flags in ((), ("-e",)):
@@ -192,7 +320,9 @@ def test_the_environment_does_not_count(bench: Bench) -> None:
 
 def test_what_a_parent_make_was_told_counts_as_typed(bench: Bench) -> None:
     value = "a'\"$x;#\\ b"  # a parent may evaluate it
-    (bench.folder.parent / "parent.mk").write_text(f"all:\n\t@$(MAKE) --no-print-directory -C '{bench.folder}' eval SEED=3\n")
+    (bench.folder.parent / "parent.mk").write_text(
+        f"all:\n\t@$(MAKE) --no-print-directory -C '{bench.folder}' eval SEED=3\n"
+    )
     assert options(bench.argv("-f", "../parent.mk", f"METHOD={value}")[1:]) == {"--method": value, "--seed": "3"}
 
 
@@ -230,8 +360,17 @@ def test_a_wrong_name_is_refused_before_anything_runs(bench: Bench, words: list[
 
 def test_several_goals_take_the_variables_of_all(bench: Bench) -> None:
     assert bench.argv("sweep", "leaderboard", "RESULTS=a b", "LIMIT=3") == [
-        "sweep", "--limit", "3", "--results", "a b", "--", "configs/mini.yaml", "leaderboard", "--results", "a b",
-    ]  # fmt: skip
+        "sweep",
+        "--limit",
+        "3",
+        "--results",
+        "a b",
+        "--",
+        "configs/mini.yaml",
+        "leaderboard",
+        "--results",
+        "a b",
+    ]
 
 
 def test_a_dry_run_of_make_runs_nothing(bench: Bench) -> None:
@@ -253,7 +392,8 @@ def test_the_help_names_variables_that_the_command_takes(bench: Bench) -> None:
 
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_the_gpu_check_gets_its_values_as_typed(bench: Bench, value: str) -> None:
-    """By the first Python that has torch, which the recorder says of itself twice: when it is asked, and when it runs."""
+    """By the first Python that has torch, which the recorder says of itself twice: when it is asked, and when it
+    runs."""
     argv = bench.argv("gpu-check", "PYTHON=./python", f"OUT=o{value}", "DEVICE=cpu", "WHEELS=1")
     assert argv[0] == "-c"
     assert argv[2:] == ["-m", "harness.gpu_check", "--out", f"o{value}", "--device", "cpu", "--wheels"]

@@ -22,7 +22,8 @@ S7, S13 = SHAPES["llava-1.5-7b"], SHAPES["llava-1.5-13b"]
 MINI = replace(S7, decoder=replace(S7.decoder, depth=12, hidden=256, heads=8, kv_heads=8, head_dim=32, mlp=688))
 
 
-# ------------------------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------------------------------
+# reading
 
 
 @pytest.mark.parametrize(
@@ -83,12 +84,17 @@ def test_budgets_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------ solving
+# ------------------------------------------------------------------------------------------------------------------
+# solving
 
 
 @pytest.mark.parametrize(
     ("prompt", "boundary", "table"),
-    [(S7, 2, {192: 166, 128: 98, 64: 30}), (S7, 3, {192: 152, 128: 82, 64: 11}), (S13, 2, {192: 172, 128: 104, 64: 37, 32: 3})],
+    [
+        (S7, 2, {192: 166, 128: 98, 64: 30}),
+        (S7, 3, {192: 152, 128: 82, 64: 11}),
+        (S13, 2, {192: 172, 128: 104, 64: 37, 32: 3}),
+    ],
     ids=["7B K=2", "7B K=3", "13B K=2"],
 )
 def test_fastv_keeps_what_the_conversion_table_says(prompt: PromptShape, boundary: int, table: dict[int, int]) -> None:
@@ -101,7 +107,10 @@ def test_what_fastv_cannot_average_is_refused_with_floor_and_range(boundary: int
     with pytest.raises(PrunebenchError) as error:
         build("fastv", parse("32avg"), {"boundary": boundary}, S7)
     text = str(error.value)
-    assert f"fastv with boundary={boundary} cannot average 32 of 576 tokens: its floor is {floor} ({boundary} of 32" in text
+    assert (
+        f"fastv with boundary={boundary} cannot average 32 of 576 tokens: its floor is {floor} ({boundary} of 32"
+        in text
+    )
     lowest = int(text.split("give BUDGET=")[1].split("avg")[0])
     assert build("fastv", parse(f"{lowest}avg"), {"boundary": boundary}, S7).knobs()["keep"] == 1
     with pytest.raises(PrunebenchError, match="cannot average"):
@@ -138,19 +147,30 @@ def test_the_solver_finds_the_nearest_whole_token(name: str, text: str) -> None:
 
 
 def test_a_flops_budget_keeps_fewer_tokens_beside_more_text() -> None:
-    keeps = [build("uniform", parse("0.35flops"), {}, S7.with_text(n_text)).knobs()["keep"] for n_text in (0, 40, 80, 160)]
+    keeps = [
+        build("uniform", parse("0.35flops"), {}, S7.with_text(n_text)).knobs()["keep"] for n_text in (0, 40, 80, 160)
+    ]
     assert all(a > b for a, b in pairwise(keeps))
     with pytest.raises(PrunebenchError, match="no task is known here"):
-        load.Located(model_config.ModelConfig(name="mini"), Path(), None, None, "float32").method("uniform", parse("0.35flops"))
-    with pytest.raises(PrunebenchError, match=r"cannot cost 0.1 of the unpruned FLOPs at 160 text tokens: its floor is 0\.2"):
+        load.Located(model_config.ModelConfig(name="mini"), Path(), None, None, "float32").method(
+            "uniform", parse("0.35flops")
+        )
+    with pytest.raises(
+        PrunebenchError, match=r"cannot cost 0.1 of the unpruned FLOPs at 160 text tokens: its floor is 0\.2"
+    ):
         build("uniform", parse("0.1flops"), {}, S7.with_text(160))
 
 
 @pytest.mark.parametrize("text", ["64avg", "0.35flops"])
 def test_methods_without_a_schedule_refuse_what_must_be_solved(text: str) -> None:
-    with pytest.raises(PrunebenchError, match=r"visipruner does not say before it runs .* give the number of tokens to keep \(BUDGET=64\)"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"visipruner does not say before it runs .* give the number of tokens to keep \(BUDGET=64\)",
+    ):
         build("visipruner", parse(text), {}, S7.with_text(74))
-    with pytest.raises(PrunebenchError, match=r"downsample cannot .* whatever it keeps it (averages 576.0|costs 1.000)"):
+    with pytest.raises(
+        PrunebenchError, match=r"downsample cannot .* whatever it keeps it (averages 576.0|costs 1.000)"
+    ):
         build("downsample", parse(text), {}, S7.with_text(74))
 
 
@@ -168,11 +188,14 @@ def test_the_solver_asks_only_for_a_schedule_that_falls_with_keep() -> None:
         return Steps(keep)
 
     assert solve(parse("300avg"), at, S7, "steps") == 24
-    with pytest.raises(PrunebenchError, match=r"keeping 9 to 576 tokens it reaches 292\.5 to 576\.0: give BUDGET=293avg to"):
+    with pytest.raises(
+        PrunebenchError, match=r"keeping 9 to 576 tokens it reaches 292\.5 to 576\.0: give BUDGET=293avg to"
+    ):
         solve(parse("290avg"), at, S7, "steps")
 
 
-# ----------------------------------------------------------------------------------------------------- budget against knobs
+# ----------------------------------------------------------------------------------------------------- budget against
+# knobs
 
 
 @pytest.mark.parametrize(
@@ -191,7 +214,9 @@ def test_the_solver_asks_only_for_a_schedule_that_falls_with_keep() -> None:
         ("uniform", "577avg", {}, "576 visual tokens"),
     ],
 )
-def test_a_budget_and_the_knobs_it_sets_are_one_or_the_other(name: str, text: str | None, knobs: dict, says: str) -> None:
+def test_a_budget_and_the_knobs_it_sets_are_one_or_the_other(
+    name: str, text: str | None, knobs: dict, says: str
+) -> None:
     with pytest.raises(PrunebenchError, match=says):
         build(name, parse(text), knobs, S7)
 
@@ -219,7 +244,9 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
     assert "configs/visipruner/mini.yaml" in str(error.value)
     folder = tmp_path / "configs" / "visipruner"
     folder.mkdir(parents=True)
-    (folder / "mini.yaml").write_text("knobs: {tokens_threshold: 0.7, exit_votes: 3}\nderived_by: hand, for this test\n")
+    (folder / "mini.yaml").write_text(
+        "knobs: {tokens_threshold: 0.7, exit_votes: 3}\nderived_by: hand, for this test\n"
+    )
     knobs = located.method("visipruner", calibrated, {"exit_votes": 4}).knobs()
     assert (knobs["tokens_threshold"], knobs["exit_votes"], knobs["keep"]) == (0.7, 4, None)
     (folder / "mini.yaml").write_text("knobs: {tokens_treshold: 0.7}\nderived_by: hand\n")
@@ -230,7 +257,8 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
         located.method("visipruner", calibrated)
 
 
-# ---------------------------------------------------------------------------------------------------------------- using it
+# ---------------------------------------------------------------------------------------------------------------- using
+# it
 
 
 def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:
@@ -240,7 +268,9 @@ def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:
 
 
 def test_the_readmes_table_says_what_64_costs_under_each_unit() -> None:
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in units_table(S7.with_text(74)).splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in units_table(S7.with_text(74)).splitlines()
+    ]
     rows = {(line[0], line[1]): line[2:] for line in lines[2:]}
     assert rows["`64`", "fastv"][:2] == ["keep=64", "96.0"]
     assert rows["`64avg`", "fastv"][:2] == ["keep=30", "64.1"]

@@ -16,7 +16,20 @@ from harness.core.errors import PrunebenchError
 from harness.proof.gate.command import BASELINE, CONFIG
 from harness.proof.gate.command import _command as gate_command
 
-HOSTILE = ["/data/my data", "it's", 'say "hi"', "$HOME/x", "`id`", "a;b", "a\nb", "a#b  # code 1", "a=b c", "-n", "\\", "é"]
+HOSTILE = [
+    "/data/my data",
+    "it's",
+    'say "hi"',
+    "$HOME/x",
+    "`id`",
+    "a;b",
+    "a\nb",
+    "a#b  # code 1",
+    "a=b c",
+    "-n",
+    "\\",
+    "é",
+]
 
 
 def parts(command: str) -> list[str]:
@@ -25,12 +38,21 @@ def parts(command: str) -> list[str]:
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_every_value_comes_back_as_it_was(value: str) -> None:
-    made = Asked(**asked(method=f"{value}.py:Mine", budget=value, model=value, task=value, limit=value, data=value, dtype=value))
+    made = Asked(
+        **asked(method=f"{value}.py:Mine", budget=value, model=value, task=value, limit=value, data=value, dtype=value)
+    )
     words = dict(part.partition("=")[::2] for part in parts(evaluation(made, fresh=True, source="abc"))[2:])
     assert words == {
-        "METHOD": f"{value}.py:Mine", "BUDGET": value, "MODEL": value, "TASKS": value, "LIMIT": value, "DATA": value, "DTYPE": value,
-        "DEVICE": "cpu", "FRESH": "1",
-    }  # fmt: skip
+        "METHOD": f"{value}.py:Mine",
+        "BUDGET": value,
+        "MODEL": value,
+        "TASKS": value,
+        "LIMIT": value,
+        "DATA": value,
+        "DTYPE": value,
+        "DEVICE": "cpu",
+        "FRESH": "1",
+    }
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -49,7 +71,9 @@ def test_nothing_is_said_that_was_not_asked() -> None:
     made = Asked(**asked(seed=3, knobs={"boundary": "3", "stages": [1, 2]}, positions="compact"))
     rest = "SET='boundary=3 stages=1,2' SEED=3 POSITIONS=compact DEVICE=cpu"
     assert evaluation(made) == f"make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope {rest}"
-    assert evaluation(made.unpruned(), tasks=["gqa", "mme"]) == "make eval METHOD=none MODEL=mini TASKS=gqa,mme DEVICE=cpu"
+    assert (
+        evaluation(made.unpruned(), tasks=["gqa", "mme"]) == "make eval METHOD=none MODEL=mini TASKS=gqa,mme DEVICE=cpu"
+    )
     assert evaluation(Asked(**asked()), source="0123").endswith(" DEVICE=cpu  # code 0123")
     assert rendered(["make", "x"], {"A": None, "B": ""}) == "make x"
 

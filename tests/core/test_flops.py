@@ -1,8 +1,9 @@
-"""The closed form of costs equals torch's `FlopCounterMode` to the integer, for every registered method; plans equal traces.
+"""The closed form of costs equals torch's `FlopCounterMode` to the integer, for every registered method; plans equal
+traces.
 
-The counter looks at dispatched operators. On the CPU a fused SDPA is one operator that it counts as 0, so everything here runs
-under the math backend, where attention is two matrix products. It counts matrix products and convolutions only, as the closed
-form does.
+The counter looks at dispatched operators. On the CPU a fused SDPA is one operator that it counts as 0, so everything
+here runs under the math backend, where attention is two matrix products. It counts matrix products and convolutions
+only, as the closed form does.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def _one_thread() -> Iterator[None]:
 
 @functools.cache
 def model(kv_heads: int = 4, depth: int = 8) -> LlavaForConditionalGeneration:
-    """A random LLaVA, 64 visual tokens; no two sizes are alike, so that a mixed-up formula cannot be right by accident."""
+    """A random LLaVA, 64 visual tokens; no two sizes are alike, so that a mixed-up formula cannot be right by
+    accident."""
     torch.manual_seed(0)
     text = LlamaConfig(
         hidden_size=48,
@@ -66,7 +68,9 @@ def model(kv_heads: int = 4, depth: int = 8) -> LlavaForConditionalGeneration:
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=7
     )
-    return LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_id=IMAGE_TOKEN)).eval()
+    return LlavaForConditionalGeneration(
+        LlavaConfig(text_config=text, vision_config=vision, image_token_id=IMAGE_TOKEN)
+    ).eval()
 
 
 def shape_of(llava: LlavaForConditionalGeneration) -> ModelShape:
@@ -159,7 +163,9 @@ SPECIAL: dict[str, Method] = {
     "visipruner of the paper": VisiPruner(keep=5, variant="paper", layer_threshold=1.0, exit_threshold=-1.0),
     "visipruner shallow only": VisiPruner(middle=False),
     "knockout masks": Knockout(start=1, stop=6, vision_to_vision=True),
-    "knockout merges, then drops": Knockout(stop=5, how="zero", first_how="redirect", sink=3, vision_to_vision=True, drop_from=6),
+    "knockout merges, then drops": Knockout(
+        stop=5, how="zero", first_how="redirect", sink=3, vision_to_vision=True, drop_from=6
+    ),
     "knockout drops at once": Knockout(drop_from=0),
     "visipruner without deep": VisiPruner(keep=5, deep=False, shallow_mid_layer=0),
 }
@@ -225,20 +231,30 @@ def test_a_sample_costs_the_same_alone_and_in_a_batch() -> None:
 WRONG: dict[str, tuple[str, Callable[..., int]]] = {
     "two feed-forward matrices": (
         "linear_per_token",
-        lambda s: 2 * (2 * s.hidden * s.heads * s.head_dim + 2 * s.hidden * s.kv_heads * s.head_dim + 2 * s.hidden * s.mlp),
+        lambda s: (
+            2 * (2 * s.hidden * s.heads * s.head_dim + 2 * s.hidden * s.kv_heads * s.head_dim + 2 * s.hidden * s.mlp)
+        ),
     ),
-    "no grouped heads": ("linear_per_token", lambda s: 2 * (4 * s.hidden * s.heads * s.head_dim + 3 * s.hidden * s.mlp)),
+    "no grouped heads": (
+        "linear_per_token",
+        lambda s: 2 * (4 * s.hidden * s.heads * s.head_dim + 3 * s.hidden * s.mlp),
+    ),
     "causal half": ("attention_pairs", lambda s, rows, columns: 2 * s.heads * s.head_dim * rows * columns),
     "width for heads x head_dim": ("attention_pairs", lambda s, rows, columns: 4 * s.hidden * rows * columns),
     "no patch embedding": (
         "vision_tower",
-        lambda v: v.layers_used * (2 * v.tokens * (4 * v.hidden**2 + 2 * v.hidden * v.mlp) + 4 * v.tokens**2 * v.hidden),
+        lambda v: (
+            v.layers_used * (2 * v.tokens * (4 * v.hidden**2 + 2 * v.hidden * v.mlp) + 4 * v.tokens**2 * v.hidden)
+        ),
     ),
     "[CLS] projected": (
         "projector",
         lambda s, v: 2 * v.tokens * (v.hidden * v.projector_hidden + v.projector_hidden * s.hidden),
     ),
-    "dense for executed": ("prefill_executed", lambda s, t: sum(flops.prefill_dense(s, t, row) for row in range(t.batch))),
+    "dense for executed": (
+        "prefill_executed",
+        lambda s, t: sum(flops.prefill_dense(s, t, row) for row in range(t.batch)),
+    ),
     "no scoring": ("prefill_executed", lambda s, t: _without(t, s, scoring=False)),
     "no edits": ("prefill_executed", lambda s, t: _without(t, s, edits=False)),
     "no decode": ("decode_executed", lambda s, t: 0),
@@ -292,7 +308,8 @@ def test_uncounted_scoring_is_caught() -> None:
     assert counted.flops > counted.closed_form(llava)
 
 
-# ----------------------------------------------------------------------------------------------------------------- plans
+# -----------------------------------------------------------------------------------------------------------------
+# plans
 
 
 @pytest.mark.parametrize("depth", [8, 20])
@@ -306,7 +323,10 @@ def test_a_plan_is_what_happens(name: str, tokens: int, depth: int) -> None:
     visual = method.plan(prompt)
     if visual is None and trace.notes.get("fusion_layer", [-1.0])[0] >= 0 and getattr(method, "keep", None) is not None:
         # the plan of a run that is forced to where the prompt led
-        chosen = {knob: int(trace.notes[note][0]) for knob, note in (("force_fusion_layer", "fusion_layer"), ("force_exit_layer", "exit_layer"))}
+        chosen = {
+            knob: int(trace.notes[note][0])
+            for knob, note in (("force_fusion_layer", "fusion_layer"), ("force_exit_layer", "exit_layer"))
+        }
         assert chosen.keys() == method.choices(shape).keys()
         method = replace(method, **chosen).for_model(shape)  # type: ignore[arg-type]
         visual = method.plan(prompt)
@@ -337,7 +357,11 @@ def test_visipruner_refuses_layers_it_cannot_choose() -> None:
     prompt = B7.with_text(74)
 
     def plan(exit_: int, fusion: int = 14, keep: int | None = 10) -> list[int] | None:
-        return VisiPruner(keep=keep, force_fusion_layer=fusion, force_exit_layer=exit_).for_model(prompt.decoder).plan(prompt)
+        return (
+            VisiPruner(keep=keep, force_fusion_layer=fusion, force_exit_layer=exit_)
+            .for_model(prompt.decoder)
+            .plan(prompt)
+        )
 
     free = VisiPruner(keep=10).for_model(prompt.decoder)
     assert free.plan(prompt) is None
@@ -354,7 +378,8 @@ def test_visipruner_refuses_layers_it_cannot_choose() -> None:
         build("fastv", budgets.parse(10), {"force_fusion_layer": 14}, prompt)
 
 
-# ----------------------------------------------------------------------------------------------------------------- shapes
+# -----------------------------------------------------------------------------------------------------------------
+# shapes
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("llava-1.5-7b", (4096, 11008, 32)), ("llava-1.5-13b", (5120, 13824, 40))])
@@ -369,7 +394,12 @@ def test_known_shapes_are_those_of_the_configs(name: str, sizes: tuple[int, int,
         vocab_size=32064,
     )
     vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
     )
     config = LlavaConfig(text_config=text, vision_config=vision)
     assert SHAPES[name] == PromptShape(LlavaAdapter.shape_of(config, 2), (LlavaAdapter.image_of(config),))

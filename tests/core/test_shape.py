@@ -1,4 +1,5 @@
-"""Shapes of prompts, shares of their tokens, and budgets in shares: one number means the same on prompts of any size."""
+"""Shapes of prompts, shares of their tokens, and budgets in shares: one number means the same on prompts of any
+size."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ ONE = SHAPES["llava-1.5-7b"]
 TWO = replace(ONE, images=ONE.images * 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------- a share
+# ---------------------------------------------------------------------------------------------------------------- a
+# share
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.2, float("nan")])
@@ -51,7 +53,10 @@ def test_quota_is_the_share_of_a_prompt_or_the_count(keep: int | Share, n_visual
 
 
 def test_a_share_that_rounds_to_no_token_is_refused_with_one_that_does_not() -> None:
-    with pytest.raises(PrunebenchError, match=r"budget 0\.004kept: expected at least one token, found a prompt of 100 visual tokens: give 0\.5%"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"budget 0\.004kept: expected at least one token, found a prompt of 100 visual tokens: give 0\.5%",
+    ):
         quota(Share(0.004), 100)
     for n_visual in range(1, 3000):
         with pytest.raises(PrunebenchError) as error:
@@ -59,7 +64,8 @@ def test_a_share_that_rounds_to_no_token_is_refused_with_one_that_does_not() -> 
         assert quota(amount(str(error.value).split("give ")[1].split(" or")[0]), n_visual) == 1
 
 
-# --------------------------------------------------------------------------------------------------------------- its budget
+# --------------------------------------------------------------------------------------------------------------- its
+# budget
 
 
 @pytest.mark.parametrize(
@@ -112,10 +118,13 @@ def test_what_is_no_share_is_refused_in_words(text: str, says: str) -> None:
     assert f"budget {text!r}" in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------------- methods at a share
+# ------------------------------------------------------------------------------------------------------- methods at a
+# share
 
 
-@pytest.mark.parametrize("name", [name for name, cls in registered().items() if cls.budget_knobs and not cls.traits.adaptive])
+@pytest.mark.parametrize(
+    "name", [name for name, cls in registered().items() if cls.budget_knobs and not cls.traits.adaptive]
+)
 def test_a_share_is_a_share_of_each_prompt(name: str) -> None:
     method = build(name, parse("25%"), {}, ONE)
     plans = [method.plan(prompt.with_text(74)) for prompt in (ONE, TWO)] if name != "downsample" else []
@@ -140,7 +149,9 @@ def test_the_engine_keeps_the_share_of_each_prompt_of_a_batch() -> None:
     ids = torch.tensor([[0] * (width - len(r)) + r for r in rows])
     pixels = torch.cat([given["pixel_values"], given["pixel_values"][:1]])
     for name, kept in (("fastv", [4, 8]), ("uniform", [4, 8]), ("pooling", [4, 8])):
-        method = build(name, parse("25%"), {}, PromptShape(ONE.decoder, (ImageShape((Grid(GRID, GRID),), ONE.images[0].vision),)))
+        method = build(
+            name, parse("25%"), {}, PromptShape(ONE.decoder, (ImageShape((Grid(GRID, GRID),), ONE.images[0].vision),))
+        )
         with attach(model, replace(method, boundary=1) if name == "fastv" else method) as run, torch.inference_mode():
             model(input_ids=ids, attention_mask=(ids != 0).long(), pixel_values=pixels)
         assert run.trace.layers[-1].visual == kept, name
@@ -161,7 +172,9 @@ def test_an_average_in_shares_is_solved_on_a_prompt_and_holds_for_others(text: s
     counted = build("fastv", Budget("avg", round(budget.asked(576))), {}, ONE)
     assert counted.plan(ONE) == method.plan(ONE)
     assert isinstance(counted.knobs()["keep"], int), "what was asked as a count stays one"
-    with pytest.raises(PrunebenchError, match=r"fastv with boundary=2 cannot average 5\.76 of 576 tokens: its floor is 36\.0"):
+    with pytest.raises(
+        PrunebenchError, match=r"fastv with boundary=2 cannot average 5\.76 of 576 tokens: its floor is 36\.0"
+    ):
         build("fastv", parse("1%avg"), {}, ONE)
 
 
@@ -174,12 +187,17 @@ def test_knobs_hold_a_share_as_text_that_is_read_back() -> None:
         assert build(name, NONE, method.knobs(), ONE) == method
         assert build(name, NONE, {"keep": "25%"}, ONE).knobs()["keep"] == "0.25kept"
     assert dict(typed_knobs(FastV, {"keep": "64"})) == {"keep": 64}
-    for wrong, says in (("64avg", "expected a number of visual tokens"), ("0.25", "which has a unit"), ("none", "knob keep='none' is not valid")):
+    for wrong, says in (
+        ("64avg", "expected a number of visual tokens"),
+        ("0.25", "which has a unit"),
+        ("none", "knob keep='none' is not valid"),
+    ):
         with pytest.raises(PrunebenchError, match=says):
             dict(typed_knobs(FastV, {"keep": wrong}))
 
 
-# ---------------------------------------------------------------------------------------------------------- shapes of prompts
+# ---------------------------------------------------------------------------------------------------------- shapes of
+# prompts
 
 
 def test_a_prompt_has_the_tokens_of_all_its_grids() -> None:
@@ -201,7 +219,16 @@ def test_a_layer_scales_with_the_depth_and_is_never_the_first() -> None:
     twelve = replace(ONE.decoder, depth=12)
     assert [twelve.scaled_layer(layer) for layer in (1, 2, 6, 15)] == [1, 1, 2, 6]
     assert build("sparsevlm", parse(64), {}, replace(ONE, decoder=twelve)).knobs()["stages"] == (1, 2, 6)
-    assert build("sparsevlm", parse(64), {"stages": "2,6,15"}, replace(ONE, decoder=twelve)).knobs()["stages"] == (2, 6, 15)
-    literal = build("sparsevlm", parse(64), {"stages": "2,6,15"}, replace(ONE, decoder=twelve)).plan(replace(ONE, decoder=twelve))
+    assert build("sparsevlm", parse(64), {"stages": "2,6,15"}, replace(ONE, decoder=twelve)).knobs()["stages"] == (
+        2,
+        6,
+        15,
+    )
+    literal = build("sparsevlm", parse(64), {"stages": "2,6,15"}, replace(ONE, decoder=twelve)).plan(
+        replace(ONE, decoder=twelve)
+    )
     assert literal is not None
-    assert [layer for layer, (a, b) in enumerate(pairwise(literal)) if b < a] == [2, 6], "a stage beyond the depth does not happen"
+    assert [layer for layer, (a, b) in enumerate(pairwise(literal)) if b < a] == [
+        2,
+        6,
+    ], "a stage beyond the depth does not happen"

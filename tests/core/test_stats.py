@@ -117,15 +117,22 @@ def test_a_category_that_a_draw_misses_does_not_cost_its_points():
     """Ten categories with one image each, all perfect: every resample must be the full score."""
     kinds = sorted(stats.MME_PERCEPTION)
     units = stats.cluster(
-        "mme_perception_score", [1.0] * 20, [k for k in kinds for _ in "ab"], [k for k in kinds for _ in "ab"], ["q"] * 20
+        "mme_perception_score",
+        [1.0] * 20,
+        [k for k in kinds for _ in "ab"],
+        [k for k in kinds for _ in "ab"],
+        ["q"] * 20,
     )
     assert units.resamples(50).tolist() == [2000.0] * 50
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_images_that_are_all_alike_have_a_binomial_limit(score):
-    """12 of 12: what would be seen with 2.5 % chance if 73.5 % of all images were like that. A bootstrap would say 100 to 100."""
-    units = stats.cluster("m", [score] * 24, [f"i{i // 2}" for i in range(24)], [None] * 24, [str(i) for i in range(24)])
+    """12 of 12: what would be seen with 2.5 % chance if 73.5 % of all images were like that. A bootstrap would say 100
+    to 100."""
+    units = stats.cluster(
+        "m", [score] * 24, [f"i{i // 2}" for i in range(24)], [None] * 24, [str(i) for i in range(24)]
+    )
     found = stats.interval("m", units)
     assert (units.resamples() == score).all()
     ends = scipy.stats.binomtest(int(12 * score), 12).proportion_ci(0.95, "exact")
@@ -133,10 +140,14 @@ def test_images_that_are_all_alike_have_a_binomial_limit(score):
     assert found.high - found.low == pytest.approx(1 - 0.7354, abs=1e-4)
     assert "binomial" in found.method
     rows = mme_rows()
-    perfect = stats.cluster("mme_total_score", [score] * len(rows["score"]), rows["image"], rows["category"], rows["question_id"])
+    perfect = stats.cluster(
+        "mme_total_score", [score] * len(rows["score"]), rows["image"], rows["category"], rows["question_id"]
+    )
     sums = stats.interval("mme_total_score", perfect)
     images = (perfect.counts > 0).sum(axis=1)
-    assert sums.high - sums.low == pytest.approx(sum(200 * stats.unlike(n, 1 - 0.05 / len(images)) for n in images)), "each category has its own"
+    assert sums.high - sums.low == pytest.approx(sum(200 * stats.unlike(n, 1 - 0.05 / len(images)) for n in images)), (
+        "each category has its own"
+    )
 
 
 def test_bootstrap_p_is_the_share_on_the_rarer_side_twice():
@@ -248,7 +259,9 @@ def test_questions_needed_equals_the_formula():
     assert stats.questions_needed(0.01, 0.1) == 7847
     assert stats.questions_needed(0.01, 0.1, effect=3) == math.ceil(3 * 7846.53)
     assert stats.questions_needed(0.1, 0.3) == 234
-    assert stats.questions_needed(0.01, 0.001) == stats.questions_needed(0.01, 0.01), "a difference needs that much discordance"
+    assert stats.questions_needed(0.01, 0.001) == stats.questions_needed(0.01, 0.01), (
+        "a difference needs that much discordance"
+    )
 
 
 def test_questions_needed_have_the_power_they_promise():

@@ -1,4 +1,5 @@
-"""Published FLOPs figures come out of the formulas that `harness.cost.papers` names, and `prunebench cost` prints them."""
+"""Published FLOPs figures come out of the formulas that `harness.cost.papers` names, and `prunebench cost` prints
+them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from methods.visipruner import VisiPruner
 PROMPT = SHAPES["llava-1.5-7b"]
 B7, B13 = PROMPT.decoder, SHAPES["llava-1.5-13b"].decoder
 T, G = 1e12, 1e9
-#: VisiPruner's means: 14.9 layers up to the filter, 9 layers with 10.3 tokens, none after; 14.9 as 9 prompts of 15 and one of 14
+#: VisiPruner's means: 14.9 layers up to the filter, 9 layers with 10.3 tokens, none after; 14.9 as 9 prompts of 15 and
+#: one of 14
 VISIPRUNER = [([576.0] * full + [10.3] * 9 + [0.0] * (23 - full), weight) for full, weight in ((15, 0.9), (14, 0.1))]
 
 
@@ -61,10 +63,16 @@ def test_sparsevlm() -> None:
     n_text = 118
     assert digits(published.sparsevlm(B7, [576] * 32, n_text) / T, 2) == "4.62"
     # published 2.14 / 1.72 / 1.30 for 192 / 128 / 64; the schedule that its code runs:
-    true = [published.sparsevlm(B7, SparseVLM(retain=r).for_model(B7).plan(PROMPT.with_text(n_text)), n_text) / T for r in (192, 128, 64)]
+    true = [
+        published.sparsevlm(B7, SparseVLM(retain=r).for_model(B7).plan(PROMPT.with_text(n_text)), n_text) / T
+        for r in (192, 128, 64)
+    ]
     assert [digits(t, 3) for t in true] == ["2.134", "1.731", "1.314"]
     assert true == pytest.approx([2.14, 1.72, 1.30], abs=0.015)
-    visual_only = [published.pyramiddrop(B7, SparseVLM(retain=r).for_model(B7).plan(PROMPT.with_text(n_text))) / T for r in (192, 128, 64)]
+    visual_only = [
+        published.pyramiddrop(B7, SparseVLM(retain=r).for_model(B7).plan(PROMPT.with_text(n_text))) / T
+        for r in (192, 128, 64)
+    ]
     assert [digits(t, 3) for t in visual_only] == ["1.353", "0.954", "0.541"]
     # the PyramidDrop rows of that table are no schedule but 192 / 128 / 64 tokens in every layer
     pdrop = [published.sparsevlm(B7, [n] * 32, n_text) / T for n in (192, 128, 64)]
@@ -127,7 +135,8 @@ def test_a_wrong_formula_is_caught() -> None:
     assert digits(published.sparsevlm(B7, [576] * 32, 0) / T, 2) != "4.62"
 
 
-# --------------------------------------------------------------------------------------------------------------- command
+# ---------------------------------------------------------------------------------------------------------------
+# command
 
 
 def say(*arguments: str) -> str:
@@ -166,9 +175,13 @@ def test_cost_averages_over_prompts() -> None:
     assert "576 x 14, 10 x 9, 0 x 9" in both
     assert "576 x 15, 10 x 9, 0 x 8" in both
     one_exit = cost.each_prompt(VisiPruner, {"force_fusion_layer": "13, 14", "force_exit_layer": "24", "sink": "first"})
-    assert one_exit == [{"force_fusion_layer": layer, "force_exit_layer": "24", "sink": "first"} for layer in ("13", "14")]
+    assert one_exit == [
+        {"force_fusion_layer": layer, "force_exit_layer": "24", "sink": "first"} for layer in ("13", "14")
+    ]
     assert cost.each_prompt(VisiPruner, {"force_fusion_layer": "14"}) == [{"force_fusion_layer": "14"}]
-    assert cost.each_prompt(SparseVLM, {"stages": "2,6,15"}) == [{"stages": "2,6,15"}], "a knob that holds several values is one prompt's"
+    assert cost.each_prompt(SparseVLM, {"stages": "2,6,15"}) == [{"stages": "2,6,15"}], (
+        "a knob that holds several values is one prompt's"
+    )
     prompts = cost.each_prompt(VisiPruner, {"force_fusion_layer": "13,14", "force_exit_layer": "23,24"})
     methods = [build("visipruner", parse(10), knobs, PROMPT) for knobs in prompts]
     schedules = [cost.schedule(method, PROMPT.with_text(74)) for method in methods]
@@ -180,12 +193,21 @@ def test_cost_averages_over_prompts() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["visipruner", "--budget", "10"], "lets the prompt decide: .* as in --set force_fusion_layer=14 --set force_exit_layer=24"),
+        (
+            ["visipruner", "--budget", "10"],
+            "lets the prompt decide: .* as in --set force_fusion_layer=14 --set force_exit_layer=24",
+        ),
         (["visipruner", "--budget", "10", "--set", "force_fusion_layer=14"], "lets the prompt decide"),
         (["visipruner", "--budget", "native", *forced("14", "24")], "give a number"),
-        (["visipruner", "--budget", "10", *forced("13,14", "24,25,26")], "as many values .* found 2 of force_fusion_layer, 3 of force_exit_layer"),
+        (
+            ["visipruner", "--budget", "10", *forced("13,14", "24,25,26")],
+            "as many values .* found 2 of force_fusion_layer, 3 of force_exit_layer",
+        ),
         (["visipruner", "--budget", "10", *forced("mid", "24")], "knob force_fusion_layer='mid' is not valid"),
-        (["visipruner", "--budget", "10", "--set", "force_exit_layer=24"], "force_exit_layer=24 needs force_fusion_layer"),
+        (
+            ["visipruner", "--budget", "10", "--set", "force_exit_layer=24"],
+            "force_exit_layer=24 needs force_fusion_layer",
+        ),
         (["fastv", "--budget", "64", "--set", "force_fusion_layer=3"], "unknown knob of fastv 'force_fusion_layer'"),
         (["fastv", "--budget", "64", "--text-tokens", "35"], "expected some text behind the image"),
         (["fastw", "--budget", "64"], "did you mean 'fastv'"),
@@ -201,8 +223,8 @@ def test_plans_of_others_are_checked(tmp_path: Path) -> None:
     """A third party's method without a plan is refused with what to do."""
     file = tmp_path / "mine.py"
     file.write_text(
-        "from dataclasses import dataclass\nfrom harness.method import Method\n\n\n@dataclass(frozen=True)\nclass Mine(Method):\n"
-        "    name = 'mine'\n    keep: int = 1\n"
+        "from dataclasses import dataclass\nfrom harness.method import Method\n\n\n@dataclass(frozen=True)\nclass"
+        " Mine(Method):\n    name = 'mine'\n    keep: int = 1\n"
     )
     with pytest.raises(PrunebenchError, match=r"mine has no plan\(\)"):
         say(f"{file}:Mine", "--budget", "4")

@@ -1,4 +1,5 @@
-"""Every question that a method may ask and everything that it may return, each held by the conformance kit through a small method."""
+"""Every question that a method may ask and everything that it may return, each held by the conformance kit through a
+small method."""
 
 from __future__ import annotations
 
@@ -87,7 +88,11 @@ def test_an_order_is_the_one_asked_for() -> None:
 
 @pytest.mark.parametrize("order", ["bool", "shape", "nan", "list"])
 def test_an_order_that_does_not_fit_is_refused(order: str) -> None:
-    given: dict[str, object] = {"bool": torch.zeros(1, N_VISUAL, dtype=torch.bool), "shape": torch.zeros(1, 3), "list": [1, 2]}
+    given: dict[str, object] = {
+        "bool": torch.zeros(1, N_VISUAL, dtype=torch.bool),
+        "shape": torch.zeros(1, 3),
+        "list": [1, 2],
+    }
     wrong = given.get(order, torch.full((1, N_VISUAL), float("nan")))
 
     class Wrong(type(method("Ordered", keep=4))):  # type: ignore[misc]
@@ -123,17 +128,36 @@ class Returns(Method):
 @pytest.mark.parametrize(
     ("returns", "says"),
     [
-        ({"reduction": lambda r: Reduction(r.visual_valid, added_valid=r.visual_valid)}, "added_valid beside added tokens, found it alone"),
-        ({"reduction": lambda r: Reduction(r.visual_valid, front=[1.0])}, r"expected front tokens as numbers \(1, m, 64\) on cpu; found list"),
+        (
+            {"reduction": lambda r: Reduction(r.visual_valid, added_valid=r.visual_valid)},
+            "added_valid beside added tokens, found it alone",
+        ),
+        (
+            {"reduction": lambda r: Reduction(r.visual_valid, front=[1.0])},
+            r"expected front tokens as numbers \(1, m, 64\) on cpu; found list",
+        ),
         ({"edits": None}, "expected a list of AttentionEdits from edit_attention"),
         ({"edits": AttentionEdit("after", None, "zero")}, "expected a list of AttentionEdits from edit_attention"),
-        ({"edits": (AttentionEdit("after", None, "cut"),)}, "expected how of an AttentionEdit as one of mask, zero, redirect; found 'cut'"),  # type: ignore[arg-type]
-        ({"edits": (AttentionEdit("after", None, "redirect", sink=0.5),)}, r"expected a sink as a whole number or long \(1,\) on cpu; found float"),  # type: ignore[arg-type]
-        ({"edits": (AttentionEdit("after", None, "redirect", sink=torch.zeros(1, 1).long()),)}, r"found torch.int64 \(1, 1\) on cpu"),
+        (
+            {"edits": (AttentionEdit("after", None, "cut"),)},
+            "expected how of an AttentionEdit as one of mask, zero, redirect; found 'cut'",
+        ),  # type: ignore[arg-type]
+        (
+            {"edits": (AttentionEdit("after", None, "redirect", sink=0.5),)},
+            r"expected a sink as a whole number or long \(1,\) on cpu; found float",
+        ),  # type: ignore[arg-type]
+        (
+            {"edits": (AttentionEdit("after", None, "redirect", sink=torch.zeros(1, 1).long()),)},
+            r"found torch.int64 \(1, 1\) on cpu",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(returns: dict[str, object], says: str) -> None:
-    cls = type("Wrong", (Returns,), {name: staticmethod(value) if callable(value) else value for name, value in returns.items()})
+    cls = type(
+        "Wrong",
+        (Returns,),
+        {name: staticmethod(value) if callable(value) else value for name, value in returns.items()},
+    )
     with pytest.raises(PrunebenchError, match=rf"returns at (boundary|layer) \d+: .*{says}"):
         ask(tiny_model(), cls(), PROMPTS[:1], steps=0)
 
@@ -151,7 +175,9 @@ def test_a_score_of_another_shape_or_kind_is_refused(score: Callable[[Tensor], T
         def score(self, run, stream):  # type: ignore[no-untyped-def]
             return score(run.visual_valid)
 
-    with pytest.raises(PrunebenchError, match=rf"rings at boundary 0.*expected scores as real numbers \(1, 64\) on cpu.*{says}"):
+    with pytest.raises(
+        PrunebenchError, match=rf"rings at boundary 0.*expected scores as real numbers \(1, 64\) on cpu.*{says}"
+    ):
         ask(tiny_model(), Odd(keep=4), PROMPTS[:1], steps=0)
 
 
@@ -159,11 +185,22 @@ def test_places_are_the_grid_and_newlines_have_none() -> None:
     shape = ask(tiny_model(), Method(), PROMPTS[:1], steps=0).run.prompts[0]
     assert shape.images[0].views == (Grid(8, 8),)
     vision = shape.images[0].vision
-    two = PromptShape(shape.decoder, (ImageShape((Grid(1, 2),), vision), ImageShape((Grid(1, 1), Grid(2, 2, newline=True)), vision)), 3)
+    two = PromptShape(
+        shape.decoder,
+        (ImageShape((Grid(1, 2),), vision), ImageShape((Grid(1, 1), Grid(2, 2, newline=True)), vision)),
+        3,
+    )
     assert two.places() == [
-        (0, 0, 0, 0, 1, 2), (0, 0, 0, 1, 1, 2), (1, 0, 0, 0, 1, 1),
-        (1, 1, 0, 0, 2, 2), (1, 1, 0, 1, 2, 2), (1, 1, -1, -1, 2, 2), (1, 1, 1, 0, 2, 2), (1, 1, 1, 1, 2, 2), (1, 1, -1, -1, 2, 2),
-    ]  # fmt: skip
+        (0, 0, 0, 0, 1, 2),
+        (0, 0, 0, 1, 1, 2),
+        (1, 0, 0, 0, 1, 1),
+        (1, 1, 0, 0, 2, 2),
+        (1, 1, 0, 1, 2, 2),
+        (1, 1, -1, -1, 2, 2),
+        (1, 1, 1, 0, 2, 2),
+        (1, 1, 1, 1, 2, 2),
+        (1, 1, -1, -1, 2, 2),
+    ]
     assert two.n_visual == len(two.places()) == 9
 
 
@@ -198,7 +235,8 @@ def test_a_question_without_an_encoder_says_what_to_do() -> None:
 
 
 def test_the_clip_text_tower_is_transformers_own() -> None:
-    """A tiny CLIP with random weights: pieces are its text_embeds, long questions come in pieces, FLOPs are the counter's."""
+    """A tiny CLIP with random weights: pieces are its text_embeds, long questions come in pieces, FLOPs are the
+    counter's."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -214,9 +252,16 @@ def test_the_clip_text_tower_is_transformers_own() -> None:
 
     torch.manual_seed(0)
     config = CLIPTextConfig(
-        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16,
-        projection_dim=24, eos_token_id=98, bos_token_id=97,
-    )  # fmt: skip
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        projection_dim=24,
+        eos_token_id=98,
+        bos_token_id=97,
+    )
     model = CLIPTextModelWithProjection(config).eval()
     encoder = ClipTextEncoder(model, Letters())
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

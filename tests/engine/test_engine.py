@@ -111,7 +111,10 @@ def test_edits_equal_surgery_on_the_full_attention_matrix(how: str) -> None:
     real = layout.valid[:, None, :, None].expand_as(expected)
     assert torch.allclose(edited[real], expected[real], atol=1e-12)
     assert not torch.allclose(edited[real], out[real], atol=1e-3)
-    assert traces[0].silenced.tolist() == [3 * 6 - (6 if how == "redirect" else 0), 3 * 5 - (5 if how == "redirect" else 0)]
+    assert traces[0].silenced.tolist() == [
+        3 * 6 - (6 if how == "redirect" else 0),
+        3 * 5 - (5 if how == "redirect" else 0),
+    ]
 
 
 def test_a_hook_that_raises_leaves_the_model_as_it_was() -> None:
@@ -127,7 +130,10 @@ def test_a_hook_that_raises_leaves_the_model_as_it_was() -> None:
     with torch.inference_mode():
         before = model(**batch).logits
         with (
-            pytest.raises(PrunebenchError, match=r"broken at layer 0, a batch of 1 from row 0: RuntimeError: in the hook \(test_engine.py, line"),
+            pytest.raises(
+                PrunebenchError,
+                match=r"broken at layer 0, a batch of 1 from row 0: RuntimeError: in the hook \(test_engine.py, line",
+            ),
             attach(model, Broken()),
         ):
             model(**batch)
@@ -181,7 +187,11 @@ def test_a_wrong_reduction_names_method_boundary_and_shapes() -> None:
             return Reduction({"shape": keep[:, :3], "dtype": keep.float()}[self.kind])
 
     for kind, says in (("shape", r"\(1, 3\)"), ("dtype", "torch.float32")):
-        with pytest.raises(PrunebenchError, match=rf"wrong at boundary 1.*{says}"), attach(model, Wrong(kind)), torch.inference_mode():
+        with (
+            pytest.raises(PrunebenchError, match=rf"wrong at boundary 1.*{says}"),
+            attach(model, Wrong(kind)),
+            torch.inference_mode(),
+        ):
             model(**batch)
 
 
@@ -197,12 +207,23 @@ def test_added_tokens_stand_behind_the_last_kept_one_or_where_the_image_stood() 
     assert none_kept.layout.positions[:, :, 0].tolist() == [[0, 1, 2, 3, 4]]
 
 
-# ------------------------------------------------------------------------------------------------------------------ the kernel
+# ------------------------------------------------------------------------------------------------------------------ the
+# kernel
 
 DECODER = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
-    "head_dim": 8, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.2,
-}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
 
 
 def sliding(window: int | None) -> PreTrainedConfig:
@@ -211,13 +232,23 @@ def sliding(window: int | None) -> PreTrainedConfig:
 
 def capped(softcap: float | None) -> PreTrainedConfig:
     full = ["full_attention"] * 3
-    return Gemma2Config(**DECODER, attn_logit_softcapping=softcap, layer_types=full, final_logit_softcapping=None, query_pre_attn_scalar=8)
+    return Gemma2Config(
+        **DECODER,
+        attn_logit_softcapping=softcap,
+        layer_types=full,
+        final_logit_softcapping=None,
+        query_pre_attn_scalar=8,
+    )
 
 
 @pytest.mark.parametrize(
-    ("decoder", "value", "found"), [(sliding, 6, "sliding_window=6"), (capped, 0.5, r"softcap=0\.5")], ids=["sliding window", "softcap"]
+    ("decoder", "value", "found"),
+    [(sliding, 6, "sliding_window=6"), (capped, 0.5, r"softcap=0\.5")],
+    ids=["sliding window", "softcap"],
 )
-def test_a_decoder_whose_attention_is_another_is_refused_in_one_line(decoder: Callable[..., Any], value: float, found: str) -> None:
+def test_a_decoder_whose_attention_is_another_is_refused_in_one_line(
+    decoder: Callable[..., Any], value: float, found: str
+) -> None:
     other, plain, batch = tiny_llava(text=decoder(value)), tiny_llava(text=decoder(None)), prompts(Q1)
     # as transformers computes a softcap
     other.set_attn_implementation("eager")
@@ -226,21 +257,29 @@ def test_a_decoder_whose_attention_is_another_is_refused_in_one_line(decoder: Ca
         full = plain(**batch).logits[:, -1]
         assert (bare - full).abs().max() > 0.1, "the keyword changes what is computed"
         with attach(plain, none()):
-            assert torch.allclose(plain(**batch).logits[:, -1], full, atol=1e-4), "without it the decoder is one of ours"
+            assert torch.allclose(plain(**batch).logits[:, -1], full, atol=1e-4), (
+                "without it the decoder is one of ours"
+            )
         with (
             attach(other, none()),
-            pytest.raises(PrunebenchError, match=f"^decoder layer 0: expected plain softmax attention, found {found}, which .* use a model") as error,
+            pytest.raises(
+                PrunebenchError,
+                match=f"^decoder layer 0: expected plain softmax attention, found {found}, which .* use a model",
+            ) as error,
         ):
             other(**batch)
     assert "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------------------------- positions
+# -------------------------------------------------------------------------------------------------------------------
+# positions
 
 
 def seen_positions(module: nn.Module, into: list[torch.Tensor]) -> Any:
     """Keep the position_ids that a module is called with from now on."""
-    return module.register_forward_pre_hook(lambda _m, _a, kwargs: into.append(kwargs["position_ids"].clone()), with_kwargs=True)
+    return module.register_forward_pre_hook(
+        lambda _m, _a, kwargs: into.append(kwargs["position_ids"].clone()), with_kwargs=True
+    )
 
 
 @pytest.mark.parametrize("method", [none(), fastv()], ids=["none", "fastv"])
@@ -258,7 +297,11 @@ def test_positions_are_the_models_own_and_a_generated_token_follows_the_prompts_
         mask = batch["attention_mask"]
         for step in range(1, steps + 1):
             mask = torch.cat([mask, torch.ones_like(tokens)], 1)
-            bare.append(model(input_ids=tokens, attention_mask=mask, position_ids=last + step, past_key_values=cache).logits[:, -1])
+            bare.append(
+                model(input_ids=tokens, attention_mask=mask, position_ids=last + step, past_key_values=cache).logits[
+                    :, -1
+                ]
+            )
         language_model = model.model.language_model
         with attach(model, method) as run:
             handles = [seen_positions(language_model, text), seen_positions(language_model.layers[-1], layer)]
@@ -283,7 +326,9 @@ def test_positions_on_three_axes_are_kept_and_cannot_be_renumbered() -> None:
     ids = torch.tensor([[9, 9, 4, 4, 4, 4, 9]])
     axes = torch.tensor([[[0, 0, 0], [1, 1, 1], [2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3], [4, 4, 4]]])
     layout = TokenLayout.of_prompt(ids, None, (4,), axes)
-    kept = layout.reduce(torch.tensor([[False, True, False, False]]), torch.ones(1, 1, dtype=torch.bool), compact=False).layout
+    kept = layout.reduce(
+        torch.tensor([[False, True, False, False]]), torch.ones(1, 1, dtype=torch.bool), compact=False
+    ).layout
     # the added token stands one behind the last kept one, on every axis
     assert kept.positions.tolist() == [[[0, 0, 0], [1, 1, 1], [2, 2, 3], [3, 3, 4], [4, 4, 4]]]
     with pytest.raises(PrunebenchError, match="expected positions on one axis, found a model that rotates by three"):

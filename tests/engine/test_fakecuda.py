@@ -1,4 +1,5 @@
-"""Every registered method on a pretend CUDA device: no tensor is made on the wrong device, and the host waits no more than it did.
+"""Every registered method on a pretend CUDA device: no tensor is made on the wrong device, and the host waits no more
+than it did.
 
 design: host reads cost a GPU its queue, and uploads too; a layer in which a method decides nothing waits for nothing.
 """
@@ -52,7 +53,8 @@ class Mean(Method):
 
 ASKING = Path(__file__).parents[1] / "examples" / "asking.py"
 CLS_TOP = f"{Path(__file__).parents[1] / 'examples' / 'cls_top.py'}:ClsTop"
-#: beside every registered method at a budget and at its published defaults: knobs that take other ways through engine and method
+#: beside every registered method at a budget and at its published defaults: knobs that take other ways through engine
+#: and method
 MORE: dict[str, tuple[str, Mapping[str, Any]]] = {
     "cls_top": (CLS_TOP, {"keep": 16}),
     "random in the model": ("random", {"keep": 16, "boundary": 3}),
@@ -63,7 +65,10 @@ MORE: dict[str, tuple[str, Mapping[str, Any]]] = {
     "knockout redirect, drop": ("knockout", {"start": 0, "stop": 4, "how": "redirect", "sink": 2, "drop_from": 6}),
     "knockout mask": ("knockout", {"start": 2, "stop": 4, "how": "mask"}),
     # every question but the one that needs a text encoder
-    **{name.lower(): (f"{ASKING}:{name}", {"keep": 16}) for name in ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Rings")},
+    **{
+        name.lower(): (f"{ASKING}:{name}", {"keep": 16})
+        for name in ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Rings")
+    },
 }
 
 
@@ -83,7 +88,8 @@ def cases() -> dict[str, tuple[type, Any]]:
 CASES = cases()
 
 
-# ---------------------------------------------------------------------------------------------------------------- the device
+# ---------------------------------------------------------------------------------------------------------------- the
+# device
 
 
 def assigned(index: Any, value: Any) -> Callable[[torch.Tensor], None]:
@@ -112,7 +118,12 @@ def assigned(index: Any, value: Any) -> Callable[[torch.Tensor], None]:
         (assigned(lambda x: x > 1, 0.0), []),
         (assigned(lambda x: (0, slice(None)), 1.0), []),
         (lambda x: x[:, 1:] + torch.tensor(2.0), []),
-        (lambda x: torch.where(x > 1, x, 0.0).argsort(1).gather(1, torch.zeros(2, 1, dtype=torch.long, device=x.device)), []),
+        (
+            lambda x: (
+                torch.where(x > 1, x, 0.0).argsort(1).gather(1, torch.zeros(2, 1, dtype=torch.long, device=x.device))
+            ),
+            [],
+        ),
         (lambda x: torch.arange(3, device=x.device), []),
     ],
 )
@@ -149,14 +160,18 @@ def test_nothing_stays_behind_when_the_device_is_gone() -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-# ----------------------------------------------------------------------------------------------------------------- the engine
+# ----------------------------------------------------------------------------------------------------------------- the
+# engine
 
 
 class Watched(reference.Spy):
     """A method, and in `decides` the layers in which it looks or returns something."""
 
     def __init__(self, method: Any, decides: set[int]) -> None:
-        super().__init__(method, lambda _hook, layer, returned: decides.add(layer) if returned is not None and returned != () else None)
+        super().__init__(
+            method,
+            lambda _hook, layer, returned: decides.add(layer) if returned is not None and returned != () else None,
+        )
         self._decides = decides
 
     def for_model(self, shape: Any) -> Watched:
@@ -174,7 +189,8 @@ class Watched(reference.Spy):
 
 
 class Ran(NamedTuple):
-    """What a prefill and decode steps gave on the device: `waits` by phase (a layer's number, "before", "after", "step"), and by function."""
+    """What a prefill and decode steps gave on the device: `waits` by phase (a layer's number, "before", "after",
+    "step"), and by function."""
 
     logits: torch.Tensor
     origins: list[Any]
@@ -195,7 +211,9 @@ def ran(model: Any, method: Any) -> Ran:
     with fakecuda.device() as gpu:
         moved = gpu.moved(model)
         for number, layer in enumerate(moved.model.language_model.layers):
-            layer.register_forward_pre_hook(lambda _m, _a, n=number: setattr(gpu, "phase", n) if gpu.phase != "step" else None)
+            layer.register_forward_pre_hook(
+                lambda _m, _a, n=number: setattr(gpu, "phase", n) if gpu.phase != "step" else None
+            )
         given = gpu.moved(model_inputs(model, PROMPTS))
         next_ids = gpu.moved(torch.tensor([p.next_ids for p in PROMPTS]))
         with attach(moved, Watched(method, decides)) as run:
@@ -210,13 +228,16 @@ def ran(model: Any, method: Any) -> Ran:
                 out.append(moved(input_ids=next_ids[:, step, None], past_key_values=cache).logits[:, -1])
             ours = [w for w in gpu.waits if w.ours]
             gpu.phase = "reading the results"
-            origins = [[o[m].tolist() for o, m in zip(layout.origin, layout.visual, strict=True)] for layout in run.layouts]
+            origins = [
+                [o[m].tolist() for o, m in zip(layout.origin, layout.visual, strict=True)] for layout in run.layouts
+            ]
             waits, functions = Counter(w.phase for w in ours), Counter(w.where.rpartition(" ")[2] for w in ours)
             return Ran(torch.stack(out, 1).cpu().float(), origins, waits, functions, decides, gpu.table())
 
 
-#: waits of the host (reads and uploads) that our code causes for a batch of three: in the whole prefill with its trace, and the most in one
-#: layer after the first. A rise fails; write down less where it fell. Decode steps and layers without a decision: none, for every method.
+#: waits of the host (reads and uploads) that our code causes for a batch of three: in the whole prefill with its trace,
+#: and the most in one layer after the first. A rise fails; write down less where it fell. Decode steps and layers
+#: without a decision: none, for every method.
 WAITS = {
     "downsample budget 16": (5, 0),
     "fastv budget 16": (11, 5),
@@ -315,7 +336,8 @@ def test_a_read_in_every_layer_is_found(tiny: Any) -> None:
     assert got.decides == set()
 
 
-# ----------------------------------------------------------------------------------------------------------------- an Answerer
+# ----------------------------------------------------------------------------------------------------------------- an
+# Answerer
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +362,11 @@ def answered(loaded: LoadedModel, method: Any, questions: list[Prompt]) -> dict[
 
 
 ASKED = {
-    **{name: (name, "48" if cls.budget_knobs else None, {}) for name, cls in registered().items() if cls.__module__.startswith("methods.")},
+    **{
+        name: (name, "48" if cls.budget_knobs else None, {})
+        for name, cls in registered().items()
+        if cls.__module__.startswith("methods.")
+    },
     "visipruner native": ("visipruner", "native", {}),
     "visipruner paper": ("visipruner", "48", {"variant": "paper"}),
     "knockout": ("knockout", None, {"start": 1, "stop": 4, "vision_to_vision": True}),
@@ -367,9 +393,13 @@ def test_questions_that_share_a_prefix_are_answered_as_on_the_cpu(
 STEP_WAITS = 2
 
 
-def test_a_decode_step_waits_twice(questions: list[Prompt], on_cuda: tuple[fakecuda.Device, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decode_step_waits_twice(
+    questions: list[Prompt], on_cuda: tuple[fakecuda.Device, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu, loaded = on_cuda
-    monkeypatch.setattr(type(loaded.processor.tokenizer), "eos_token_id", loaded.image_token_id, raising=False)  # which no answer holds
+    monkeypatch.setattr(
+        type(loaded.processor.tokenizer), "eos_token_id", loaded.image_token_id, raising=False
+    )  # which no answer holds
     waits = []
     for new_tokens in (2, 5):
         asked = [dataclasses.replace(p, max_new_tokens=new_tokens) for p in questions[:1]]
@@ -379,17 +409,22 @@ def test_a_decode_step_waits_twice(questions: list[Prompt], on_cuda: tuple[fakec
     assert 0 < waits[1] - waits[0] <= 3 * STEP_WAITS, gpu.table()
 
 
-# ------------------------------------------------------------------------------------- what `make gpu-check` runs on a real one
+# ------------------------------------------------------------------------------------- what `make gpu-check` runs on a
+# real one
 
 
-@pytest.mark.parametrize("case", ["fv_kvcache_k2_r144_mha8_p24", "sv_v1_r192_mha8_p24", "vp_SMD_7b_t1_mha8_p24", "fv_vanilla_gqa_p24"])
+@pytest.mark.parametrize(
+    "case", ["fv_kvcache_k2_r144_mha8_p24", "sv_v1_r192_mha8_p24", "vp_SMD_7b_t1_mha8_p24", "fv_vanilla_gqa_p24"]
+)
 def test_a_recorded_case_replays_on_the_device(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     made = goldens._model
     (file,) = (entry["file"] for entry in load_index(house.GOLDENS) if entry["id"] == case)
     recorded = read_case(house.GOLDENS, file)
     with fakecuda.device() as gpu:
         monkeypatch.setattr(goldens, "_model", lambda *of: LlavaAdapter(gpu.moved(made(*of[:2], goldens.CPU).model)))
-        outcome = goldens.compare(recorded, goldens.replay(house.GOLDENS, recorded, goldens.method_of(recorded), fakecuda.CUDA))
+        outcome = goldens.compare(
+            recorded, goldens.replay(house.GOLDENS, recorded, goldens.method_of(recorded), fakecuda.CUDA)
+        )
     assert outcome.mismatch is None
 
 

@@ -16,9 +16,17 @@ from harness.models.load import locate_model
 from harness.runner.answering import Answerer, FeatureCache, Prompt
 
 CASES = {
-    "none": ("", {}), "random": ("48", {}), "uniform": ("48", {}), "first": ("48", {}), "pooling": ("64", {}), "downsample": ("64", {}),
-    "fastv": ("48", {}), "sparsevlm": ("48", {}), "visipruner": ("48", {}), "knockout": ("", {"start": "1", "stop": "4", "vision_to_vision": "true"}),
-}  # fmt: skip
+    "none": ("", {}),
+    "random": ("48", {}),
+    "uniform": ("48", {}),
+    "first": ("48", {}),
+    "pooling": ("64", {}),
+    "downsample": ("64", {}),
+    "fastv": ("48", {}),
+    "sparsevlm": ("48", {}),
+    "visipruner": ("48", {}),
+    "knockout": ("", {"start": "1", "stop": "4", "vision_to_vision": "true"}),
+}
 MORE = [
     ("visipruner", "native", {}),
     ("visipruner", "48", {"variant": "paper"}),
@@ -39,15 +47,27 @@ def prompts():
     from tasks import lmms
     from tasks.sources import DataSource
 
-    samples = [s for name in ("gqa", "textvqa", "pope") for s in lmms.load_task(name, DataSource.parse("mini"), 18, 0).samples]
+    samples = [
+        s for name in ("gqa", "textvqa", "pope") for s in lmms.load_task(name, DataSource.parse("mini"), 18, 0).samples
+    ]
     images = list(dict.fromkeys(s.image_key for s in samples))[:3]
-    picked = [(s, text) for i in images for s in [s for s in samples if s.image_key == i][:2] for text in (s.prompt, "x " * 21)]
+    picked = [
+        (s, text)
+        for i in images
+        for s in [s for s in samples if s.image_key == i][:2]
+        for text in (s.prompt, "x " * 21)
+    ]
     return [Prompt(f"{s.key}-{n}", text, s.load_image, s.image_key, 5) for n, (s, text) in enumerate(picked)]
 
 
 def answers(mini, method, prompts, share, batch=5):
     cache = PrefixCache() if share else None
-    return {a.key: a for a in Answerer(mini, method, batch_size=batch, seed=3, features=FeatureCache(), prefixes=cache).answer(prompts)}
+    return {
+        a.key: a
+        for a in Answerer(mini, method, batch_size=batch, seed=3, features=FeatureCache(), prefixes=cache).answer(
+            prompts
+        )
+    }
 
 
 def every_method():
@@ -134,7 +154,9 @@ def test_only_the_window_runs(mini, prompts):
     assert executed < 0.1 * answer.cost["prefill_dense_flops"]
 
 
-@pytest.mark.parametrize("name", ["uniform", "first", "pooling", "tests/examples/cls_top.py:ClsTop", "tests/examples/centre.py:Centre"])
+@pytest.mark.parametrize(
+    "name", ["uniform", "first", "pooling", "tests/examples/cls_top.py:ClsTop", "tests/examples/centre.py:Centre"]
+)
 def test_behind_a_reduction_by_the_image_alone_only_the_window_runs(mini, prompts, name):
     from harness.engine.attach import attach
 
@@ -152,12 +174,18 @@ def test_behind_a_reduction_by_the_image_alone_only_the_window_runs(mini, prompt
         assert (a.text, a.kept, a.cost) == (alone[a.key].text, alone[a.key].kept, alone[a.key].cost)
     other = locate_model("mini", "cpu", "float32").method(name, budgets.parse("32"), {})
     list(Answerer(mini, other, batch_size=4, prefixes=cache).answer(prompts[:4]))
-    assert cache.captured == 2 * len({p.image_key for p in prompts[:4]}), "what one budget leaves of an image is not another's"
+    assert cache.captured == 2 * len({p.image_key for p in prompts[:4]}), (
+        "what one budget leaves of an image is not another's"
+    )
 
 
 def test_a_later_reduction_by_the_image_alone_shares_up_to_there_with_all_methods(mini, prompts):
     cache = PrefixCache()
-    for name, budget, knobs in (("none", None, {}), ("tests/examples/centre.py:Centre", "48", {"boundary": 2}), ("fastv", "48", {})):
+    for name, budget, knobs in (
+        ("none", None, {}),
+        ("tests/examples/centre.py:Centre", "48", {"boundary": 2}),
+        ("fastv", "48", {}),
+    ):
         method = locate_model("mini", "cpu", "float32").method(name, budgets.parse(budget), knobs)
         list(Answerer(mini, method, prefixes=cache).answer(prompts))
     assert cache.captured == len({p.image_key for p in prompts})
@@ -175,12 +203,16 @@ def alike(mini, prompts, method, batch=5):
 
     answerer = Watched(mini, method, batch_size=batch, seed=3, prefixes=PrefixCache())
     shared = {a.key: a for a in answerer.answer(prompts)}
-    assert {k: (a.text, a.kept, a.cost) for k, a in shared.items()} == {k: (a.text, a.kept, a.cost) for k, a in alone.items()}
+    assert {k: (a.text, a.kept, a.cost) for k, a in shared.items()} == {
+        k: (a.text, a.kept, a.cost) for k, a in alone.items()
+    }
     return rows
 
 
 @pytest.mark.parametrize(("name", "knobs"), [("drawn", {}), ("drawn", {"boundary": 3}), ("weighted", {})])
-def test_a_method_that_says_the_image_decides_and_lets_the_question_decide_is_answered_alike(mini, prompts, name, knobs):
+def test_a_method_that_says_the_image_decides_and_lets_the_question_decide_is_answered_alike(
+    mini, prompts, name, knobs
+):
     from harness.proof import faults as mutations
 
     alike(mini, prompts, {"drawn": mutations.Drawn, "weighted": mutations.Weighted}[name](keep=48, **knobs))
@@ -211,14 +243,24 @@ class ByImage(Method):
             return Reduction(keep & (order < 100 - 10 * layer + 4 * asked))
         if self.case == "counts":  # as many as the image says, another number for each
             bright = stream.visual[:, :, 0] > 0
-            return Reduction(keep & (bright | (order < 8))) if layer == 2 else Reduction(keep & (order < 200)) if not layer else None
+            return (
+                Reduction(keep & (bright | (order < 8)))
+                if layer == 2
+                else Reduction(keep & (order < 200))
+                if not layer
+                else None
+            )
         if self.case == "values":
-            return Reduction(keep & (run.memo["norms"] > run.memo["norms"].mean(1, keepdim=True))) if layer == 2 else None
+            return (
+                Reduction(keep & (run.memo["norms"] > run.memo["norms"].mean(1, keepdim=True))) if layer == 2 else None
+            )
         added = torch.stack([stream.visual[:, :9].mean(1), stream.visual[:, 9:20].mean(1), stream.visual.mean(1)], 1)
         if self.case == "holes":  # other places of as many merged tokens
             valid = torch.tensor([[True, not asked, asked]]).expand(keep.shape[0], 3)
             return Reduction(keep & (order < 90 - 10 * layer), added, valid)
-        merged = [added, added[:, :1], None][(0, 2, 5).index(layer)]  # "merges": and drops some of what was merged before
+        merged = [added, added[:, :1], None][
+            (0, 2, 5).index(layer)
+        ]  # "merges": and drops some of what was merged before
         return Reduction(keep & (order < 90 - 10 * layer) | keep & (order == keep.shape[1] - 1), merged)
 
 

@@ -86,7 +86,9 @@ def test_looks_are_the_bare_towers(llava: Any) -> None:
     for look, tensor in want.items():
         torch.testing.assert_close(saw[look], tensor, rtol=0, atol=1e-6)
     other = bare(llava, given["pixel_values"].flip(0))
-    assert all((saw[look] - tensor).abs().max() > 1e-3 for look, tensor in other.items()), "another image would not be noticed"
+    assert all((saw[look] - tensor).abs().max() > 1e-3 for look, tensor in other.items()), (
+        "another image would not be noticed"
+    )
     assert saw[LOOKS[0]].shape == (2, 2, N)
     assert bool((saw[LOOKS[0]].sum(-1) < 1).all()), "[CLS] attends to itself as well"
 
@@ -130,7 +132,12 @@ def test_the_most_attended_patches_stay(llava: Any) -> None:
 
 def test_the_row_is_counted_as_it_ran(llava: Any) -> None:
     given, shape = prompts([11, 12], [13, 14]), adapter_for(llava).shape
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), attach(llava, ClsTop(keep=5)) as run, FlopCounterMode(display=False) as counter:
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        attach(llava, ClsTop(keep=5)) as run,
+        FlopCounterMode(display=False) as counter,
+    ):
         prefill(llava, given)
         encoded = 2 * (flops.vision_tower(vision_of(llava)) + flops.projector(shape, vision_of(llava)))
         assert counter.get_total_flops() == encoded + flops.prefill_executed(shape, run.trace) + flops.lm_head(shape, 2)
@@ -154,11 +161,16 @@ def test_features_made_elsewhere_are_refused_and_those_of_encode_are_not(llava: 
     with attach(llava, ClsTop(keep=5)) as run, torch.inference_mode():
         want = prefill(llava, given)
         # what was seen for that prefill does not serve this one
-        with pytest.raises(PrunebenchError, match="cls_top looks at the vision tower, but this prefill came with features made elsewhere"):
+        with pytest.raises(
+            PrunebenchError,
+            match="cls_top looks at the vision tower, but this prefill came with features made elsewhere",
+        ):
             with_features(elsewhere)
         features, seen = run.encode(pixel_values=given["pixel_values"])
         run.see([*seen, *seen])
-        with pytest.raises(PrunebenchError, match="expected one vision-tower output for each of the prompts' 1 images, found 2"):
+        with pytest.raises(
+            PrunebenchError, match="expected one vision-tower output for each of the prompts' 1 images, found 2"
+        ):
             with_features(features)
         run.see(seen)
         assert torch.equal(with_features(features), want)
@@ -166,7 +178,10 @@ def test_features_made_elsewhere_are_refused_and_those_of_encode_are_not(llava: 
 
 def test_unfit_looks_are_refused_and_hooks_are_taken_away() -> None:
     llava, look = tiny_llava(), TowerLook("keys", 3)
-    with pytest.raises(PrunebenchError, match=r"expected a layer from -3 to 2 \(of the vision tower\), found 3"), attach(llava, Looking(look)):
+    with (
+        pytest.raises(PrunebenchError, match=r"expected a layer from -3 to 2 \(of the vision tower\), found 3"),
+        attach(llava, Looking(look)),
+    ):
         pass
 
     def hooked() -> bool:
@@ -183,7 +198,9 @@ def test_unfit_looks_are_refused_and_hooks_are_taken_away() -> None:
 
     with (
         attach(llava, Undeclared(LOOKS[0])),
-        pytest.raises(PrunebenchError, match=r"what='keys', layer=0\) was not asked for: return it from looks\(\) as well"),
+        pytest.raises(
+            PrunebenchError, match=r"what='keys', layer=0\) was not asked for: return it from looks\(\) as well"
+        ),
     ):
         prefill(llava, prompts([11]))
 
@@ -208,7 +225,8 @@ def test_what_a_method_writes_into_a_look_does_not_reach_the_next(llava: Any) ->
     assert all(torch.equal(first[look], second[look]) and bool(first[look].any()) for look in LOOKS)
 
 
-# ------------------------------------------------------------------------------------------------------------- one encoding
+# ------------------------------------------------------------------------------------------------------------- one
+# encoding
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +253,17 @@ def test_sharing_and_caching_change_nothing(mini: Any, asked: list[Prompt]) -> N
     alone = answered(mini, asked, FeatureCache(), None)
     assert alone == answered(mini, asked, FeatureCache(), PrefixCache())
     assert alone == answered(mini, asked, FeatureCache(limit=1), PrefixCache())
-    assert len({kept for _, kept, _ in alone.values()}) == len({p.image_key for p in asked}), "the kept tokens tell images apart"
+    assert len({kept for _, kept, _ in alone.values()}) == len({p.image_key for p in asked}), (
+        "the kept tokens tell images apart"
+    )
 
 
 def test_images_are_encoded_once_also_for_methods_that_look(mini: Any, asked: list[Prompt]) -> None:
     images = len({p.image_key for p in asked})
     together = FeatureCache()
-    none, looking = (Answerer(mini, m, features=together, prefixes=PrefixCache()) for m in (method_class("none")(), ClsTop(keep=48)))
+    none, looking = (
+        Answerer(mini, m, features=together, prefixes=PrefixCache()) for m in (method_class("none")(), ClsTop(keep=48))
+    )
     for answerer in (none, looking):  # both are known before the first image, as in a sweep
         list(answerer.answer(asked))
     assert together.encoded == images < len(asked)

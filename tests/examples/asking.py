@@ -1,4 +1,5 @@
-"""One small method for each question that a method may ask and each thing that it may return; the conformance kit holds all of them.
+"""One small method for each question that a method may ask and each thing that it may return; the conformance kit holds
+all of them.
 
 None is a method to use. Each is the shape of published ones, which are named.
 """
@@ -62,7 +63,8 @@ class Pivots(Ranking):
 
 @dataclass(frozen=True)
 class Masses(Ranking):
-    """Ranks by attention from all text rows times that from all visual rows, the largest head of each, as FitPrune does."""
+    """Ranks by attention from all text rows times that from all visual rows, the largest head of each, as FitPrune
+    does."""
 
     name = "masses"
     traits = Traits(query_aware=True)
@@ -128,7 +130,9 @@ class Ordered(Method):
         if layer:
             return None
         scores = run.memo["scores"]
-        return Reduction(keep_top(scores, run.quota(self.keep), run.visual_valid), order=-scores, **(PRE_LLM if self.compact else {}))
+        return Reduction(
+            keep_top(scores, run.quota(self.keep), run.visual_valid), order=-scores, **(PRE_LLM if self.compact else {})
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,9 @@ class Fronted(Method):
 
     name = "fronted"
     traits = Traits(query_aware=False, needs_vision_attention=True, merges=True, image_only=True)
-    LOOKS: ClassVar[dict[str, TowerLook]] = {what: TowerLook(what, -2) for what in ("cls_hidden", "cls_query", "cls_key", "keys", "hidden")}
+    LOOKS: ClassVar[dict[str, TowerLook]] = {
+        what: TowerLook(what, -2) for what in ("cls_hidden", "cls_query", "cls_key", "keys", "hidden")
+    }
 
     keep: int
     positions: str = "compact"
@@ -195,4 +201,6 @@ class Rings(Ranking):
 
     def score(self, run, stream):
         place = run.places
-        return (1.0 * place.row - 3.7 * place.col + 11.3 * place.image + 5.1 * place.view).masked_fill(place.row < 0, -1e3)
+        return (1.0 * place.row - 3.7 * place.col + 11.3 * place.image + 5.1 * place.view).masked_fill(
+            place.row < 0, -1e3
+        )

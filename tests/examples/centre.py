@@ -10,7 +10,9 @@ class Centre(Ranking):
     """Keeps `keep` visual tokens from decoder layer `boundary` on."""
 
     name = "centre"
-    traits = Traits(query_aware=False, image_only=True)  # the question has no say, so questions about an image can share work
+    traits = Traits(
+        query_aware=False, image_only=True
+    )  # the question has no say, so questions about an image can share work
 
     def score(self, run, stream):
         at = run.places  # (b, v) each: row and column of every visual token, and how many its view has

@@ -1,4 +1,5 @@
-"""Keep the patches to which the vision tower's [CLS] attends most: how methods that prune before the language model look at the tower."""
+"""Keep the patches to which the vision tower's [CLS] attends most: how methods that prune before the language model
+look at the tower."""
 
 from dataclasses import dataclass
 from typing import ClassVar

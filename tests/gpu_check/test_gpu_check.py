@@ -1,4 +1,5 @@
-"""The GPU check, rehearsed on a CPU: with the listed packages alone, with stages that fail or hang, and against the committed cells."""
+"""The GPU check, rehearsed on a CPU: with the listed packages alone, with stages that fail or hang, and against the
+committed cells."""
 
 from __future__ import annotations
 
@@ -23,8 +24,14 @@ from harness.gpu_check import fixture, house, plan, requirements, run, stages, t
 
 ROOT = Path(__file__).resolve().parents[2]
 #: import name by requirement, where they differ
-IMPORTED_AS = {"pillow": "PIL", "PyYAML": "yaml", "annotated-types": "annotated_types", "typing-inspection": "typing_inspection"}
-#: what the listed packages ask for and the check never imports: command lines, a faster download, certificates (truststore has the system's)
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "PyYAML": "yaml",
+    "annotated-types": "annotated_types",
+    "typing-inspection": "typing_inspection",
+}
+#: what the listed packages ask for and the check never imports: command lines, a faster download, certificates
+#: (truststore has the system's)
 NOT_IMPORTED = {"typer", "click", "hf-xet", "certifi", "tomli"}
 
 
@@ -51,11 +58,13 @@ def closure(names: Iterable[str]) -> set[str]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------ requirements
+# ------------------------------------------------------------------------------------------------------------
+# requirements
 
 
 def imports(module: str, seen: set[str]) -> set[str]:
-    """Top-level names of the packages that a module of ours imports when it is loaded, and those of ours that it loads."""
+    """Top-level names of the packages that a module of ours imports when it is loaded, and those of ours that it
+    loads."""
     if module in seen:
         return set()
     seen.add(module)
@@ -71,7 +80,9 @@ def imports(module: str, seen: set[str]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            typing_only = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            typing_only = (
+                isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            )
             todo += [] if typing_only else list(ast.iter_child_nodes(node))
         for name in names:
             top = name.split(".")[0]
@@ -84,7 +95,13 @@ def test_the_wheel_list_holds_what_the_stages_import() -> None:
     found = imports("harness.gpu_check.stages", loaded)
     for file in (ROOT / "methods").glob("*.py"):  # the registry loads them by name
         found |= imports(f"methods.{file.stem}", loaded)
-    assert {"harness.engine.attach", "harness.bench.measure", "harness.proof.goldens", "harness.runner.answering", "methods.fastv"} <= loaded
+    assert {
+        "harness.engine.attach",
+        "harness.bench.measure",
+        "harness.proof.goldens",
+        "harness.runner.answering",
+        "methods.fastv",
+    } <= loaded
     assert "lmms_eval" not in found
     listed = {IMPORTED_AS.get(name, name) for name in requirements.WHEELS}
     assert found - set(sys.stdlib_module_names) - {"torch", "numpy"} <= listed
@@ -98,12 +115,18 @@ def test_the_wheel_list_holds_what_its_packages_ask_for() -> None:
 
 
 def test_what_a_machine_lacks_is_pinned_as_the_constraints_pin_it(capsys: pytest.CaptureFixture[str]) -> None:
-    pinned = {canonical(line.split("==")[0]): line.split("==")[1] for line in (ROOT / "constraints.txt").read_text().split("\n") if "==" in line}
+    pinned = {
+        canonical(line.split("==")[0]): line.split("==")[1]
+        for line in (ROOT / "constraints.txt").read_text().split("\n")
+        if "==" in line
+    }
     for name, spec in requirements.LACKING.items():
         assert spec == f"=={pinned[canonical(name)]}", name
     assert command.main(["--wheels"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if not line.startswith("#")] == [name + spec for name, spec in requirements.WHEELS.items()]
+    assert [line for line in lines if not line.startswith("#")] == [
+        name + spec for name, spec in requirements.WHEELS.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,11 +155,14 @@ def test_versions_in_doubt_are_named_and_the_check_goes_on() -> None:
     assert not refused
     assert doubtful == ["torch 2.14.1+cu130: nothing was measured with torch 2.13 or later yet"]
     assert requirements.problems(requirements.installed()) == ([], [])
-    with_hub_1 = {k: v for k, v in requirements.installed().items() if k not in requirements.OF_HUB_2} | {"huggingface_hub": "1.33.0"}
+    with_hub_1 = {k: v for k, v in requirements.installed().items() if k not in requirements.OF_HUB_2} | {
+        "huggingface_hub": "1.33.0"
+    }
     assert requirements.problems(with_hub_1) == ([], [])
 
 
-# ---------------------------------------------------------------------------------------------------------------- the runner
+# ---------------------------------------------------------------------------------------------------------------- the
+# runner
 
 
 @pytest.mark.slow
@@ -149,10 +175,19 @@ def test_the_smallest_rehearsal_runs_with_the_listed_packages_alone(tmp_path: Pa
             if top != ".." and not (packages / top).exists():
                 (packages / top).symlink_to(Path(str(file.locate())).parents[len(Path(file).parts) - 1] / top)
     alone = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (packages, ROOT))), "KINETO_LOG_LEVEL": "5"}
-    code = "import sys, importlib.util as u; sys.exit(' '.join(m for m in ('lmms_eval', 'pyarrow', 'pandas', 'typer', 'scipy') if u.find_spec(m)))"
+    code = (
+        "import sys, importlib.util as u; sys.exit(' '.join(m for m in ('lmms_eval', 'pyarrow', 'pandas', 'typer',"
+        " 'scipy') if u.find_spec(m)))"
+    )
     assert subprocess.run([sys.executable, "-S", "-c", code], env=alone, capture_output=True, text=True).stderr == "\n"
     arguments = ["--device", "cpu", "--size", "smallest", "--out", str(out)]
-    done = subprocess.run([sys.executable, "-S", "-m", "harness.gpu_check", *arguments], env=alone, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "harness.gpu_check", *arguments],
+        env=alone,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("REHEARSAL, no result: smallest size on ")
     files = [p.relative_to(out) for p in out.rglob("*") if p.is_file()]
@@ -176,7 +211,9 @@ def test_a_failing_stage_gives_exit_code_1_and_the_others_keep_their_files(
         report.result["so far"] = 3
         raise RuntimeError("CUDA error: seeded")
 
-    monkeypatch.setattr(stages, "STAGES", {**stages.STAGES, "equal": broken, "sweep": lambda report: report.result.update(seen=True)})
+    monkeypatch.setattr(
+        stages, "STAGES", {**stages.STAGES, "equal": broken, "sweep": lambda report: report.result.update(seen=True)}
+    )
     arguments = ["--device", "cpu", "--size", "smallest", "--out", str(tmp_path), "--stages", "goldens,equal,sweep"]
     assert command.main(arguments) == 1
     said = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("goldens", "equal", "sweep")}
@@ -215,22 +252,31 @@ def test_time_that_a_stage_leaves_goes_to_the_later_ones(tmp_path: Path) -> None
     assert had["goldens"] == pytest.approx((plan.LIMIT_S - plan.RESERVE_S) / sum(plan.STAGES.values()), abs=1)
 
 
-def test_without_a_gpu_it_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_a_gpu_it_refuses_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main(["--out", str(tmp_path)]) == 2
     out = capsys.readouterr()
     assert out.out == ""
-    assert out.err == "error: expected a CUDA device, found none: run it where one is, or rehearse with DEVICE=cpu (--device cpu)\n"
+    assert (
+        out.err
+        == "error: expected a CUDA device, found none: run it where one is, or rehearse with DEVICE=cpu (--device"
+        " cpu)\n"
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_make_finds_a_python_that_has_torch() -> None:
-    done = subprocess.run(["make", "-s", "gpu-check", "WHEELS=1", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-s", "gpu-check", "WHEELS=1", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == requirements.wheel_list() + "\n"
 
 
-# ---------------------------------------------------------------------------------------------------------------- the stages
+# ---------------------------------------------------------------------------------------------------------------- the
+# stages
 
 
 def test_every_shipped_method_is_compared_at_two_budgets() -> None:
@@ -244,7 +290,9 @@ def test_the_committed_answers_are_those_of_the_cells() -> None:
     assert json.loads(gzip.decompress(fixture.FILE.read_bytes())) == fixture.make()
     held = fixture.read()
     assert {q["key"].split("/")[0] for q in held["questions"][:4]} == set(fixture.TASKS)
-    assert len({tuple(answers.values()) for answers in held["answers"].values()}) > 10, "methods that answer alike compare nothing"
+    assert len({tuple(answers.values()) for answers in held["answers"].values()}) > 10, (
+        "methods that answer alike compare nothing"
+    )
 
 
 class Reported:
@@ -290,7 +338,11 @@ def test_a_share_below_the_floors_fails_in_16_bit() -> None:
 
 
 def test_a_recorded_case_that_does_not_replay_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(house, "replayed", lambda *_: iter([house.Golden("a case", 2e-2, "logits differ"), house.Golden("another", 1e-6, None)]))
+    monkeypatch.setattr(
+        house,
+        "replayed",
+        lambda *_: iter([house.Golden("a case", 2e-2, "logits differ"), house.Golden("another", 1e-6, None)]),
+    )
     report = Reported()
     stages.goldens(report)  # type: ignore[arg-type]
     assert report.failed == ["a case: logits differ"]
@@ -301,7 +353,9 @@ def test_busy_time_is_the_union_of_what_ran() -> None:
     assert timing.union([(0, 2), (1, 3), (5, 6), (5, 5.5)]) == 4
     assert timing.union([]) == 0
     assert timing.BusyTime(10.0, 4.0, 3).busy_share == 0.4
-    assert stages._unseen("a", timing.BusyTime(1.0, 0.0, 0)) == ["a: expected kernels in the profile, found none: the profiler does not see this device"]
+    assert stages._unseen("a", timing.BusyTime(1.0, 0.0, 0)) == [
+        "a: expected kernels in the profile, found none: the profiler does not see this device"
+    ]
 
 
 def bench_result(device: str, **row: Any) -> dict[str, Any]:
@@ -312,7 +366,9 @@ def bench_result(device: str, **row: Any) -> dict[str, Any]:
 def test_a_bench_result_that_cannot_be_is_named() -> None:
     assert timing.bench_faults(bench_result("cpu")) == []
     assert timing.bench_faults(bench_result("cuda", peak_bytes=111)) == []
-    assert timing.bench_faults(bench_result("cuda", peak_bytes=110))[0].startswith("fastv 64 at batch 8: expected a peak above")
+    assert timing.bench_faults(bench_result("cuda", peak_bytes=110))[0].startswith(
+        "fastv 64 at batch 8: expected a peak above"
+    )
     assert timing.bench_faults(bench_result("cuda"))[0].endswith("found None")
     assert timing.bench_faults(bench_result("cpu", kv_bytes=11))[0].endswith("holds 11 bytes, the trace says 10")
 
@@ -321,4 +377,6 @@ def test_a_bench_result_that_cannot_be_is_named() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", plan.STAGES)
 def test_a_stage_holds_on_a_gpu(name: str, tmp_path: Path) -> None:
-    assert run.run({name: stages.STAGES[name]}, plan.SIZES["small"], "cuda", tmp_path, {}), (tmp_path / f"{name}.json").read_text()
+    assert run.run({name: stages.STAGES[name]}, plan.SIZES["small"], "cuda", tmp_path, {}), (
+        tmp_path / f"{name}.json"
+    ).read_text()

@@ -14,7 +14,14 @@ from harness.core.shape import SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
 #: modules of rooms with torch that work without torch, transformers and lmms-eval; whole rooms: test_rooms
-TORCH_FREE = ("analysis.stages", "cost.papers", "proof.gate.command", "proof.golden_files", "runner.request", "upkeep.migrate")
+TORCH_FREE = (
+    "analysis.stages",
+    "cost.papers",
+    "proof.gate.command",
+    "proof.golden_files",
+    "runner.request",
+    "upkeep.migrate",
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -30,11 +37,20 @@ def imports(path: Path) -> set[str]:
 
 
 def test_methods_import_torch_the_method_interface_and_selections_only() -> None:
-    allowed = {"harness.method", "harness.core.budget", "harness.core.errors", "harness.core.shape", "harness.core.flops", "methods._select"}
+    allowed = {
+        "harness.method",
+        "harness.core.budget",
+        "harness.core.errors",
+        "harness.core.shape",
+        "harness.core.flops",
+        "methods._select",
+    }
     for path in (ROOT / "methods").glob("*.py"):
         if path.name == "__init__.py":
             continue
-        ours = {i for i in imports(path) if i.split(".")[0] in ("harness", "methods", "tasks", "transformers", "lmms_eval")}
+        ours = {
+            i for i in imports(path) if i.split(".")[0] in ("harness", "methods", "tasks", "transformers", "lmms_eval")
+        }
         assert ours <= allowed, (path.name, ours - allowed)
 
 
@@ -45,12 +61,20 @@ def test_lmms_eval_is_imported_by_the_bridge_and_the_plugin() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if any(i.split(".")[0] == "lmms_eval" for i in imports(path))
     }
-    assert users == {"tasks/lmms.py", "harness/plugin/__init__.py", "harness/plugin/model.py", "harness/plugin/command.py"}
+    assert users == {
+        "tasks/lmms.py",
+        "harness/plugin/__init__.py",
+        "harness/plugin/model.py",
+        "harness/plugin/command.py",
+    }
 
 
 def test_tables_budgets_and_costs_work_without_torch() -> None:
     code = "import sys\n" + "".join(f"import harness.{m}\n" for m in TORCH_FREE)
-    code += "bad = [m for m in ('torch', 'transformers', 'lmms_eval') if m in sys.modules]\nsys.exit(str(bad) if bad else 0)"
+    code += (
+        "bad = [m for m in ('torch', 'transformers', 'lmms_eval') if m in sys.modules]\nsys.exit(str(bad) if bad"
+        " else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -58,10 +82,10 @@ def test_tables_budgets_and_costs_work_without_torch() -> None:
 def test_tables_are_written_without_torch_and_without_matplotlib(tmp_path: Path) -> None:
     """The tables are written after every `make eval`; figures are asked for."""
     code = (
-        "import sys\nfrom pathlib import Path\nsys.path.insert(0, 'tests')\nfrom answered import answered\nfrom harness.tables import leaderboard\n"
-        f"root = Path({str(tmp_path)!r})\n"
-        "leaderboard.write([answered(root, m, b, [1.0, 0.0] * 5) for m, b in (('none', 'none'), ('random', '64'), ('fastv', '64'))], root)\n"
-        "bad = [m for m in ('torch', 'transformers', 'lmms_eval', 'matplotlib') if m in sys.modules]\nsys.exit(str(bad) if bad else 0)"
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, 'tests')\nfrom answered import answered\nfrom"
+        f" harness.tables import leaderboard\nroot = Path({str(tmp_path)!r})\nleaderboard.write([answered(root, m, b,"
+        " [1.0, 0.0] * 5) for m, b in (('none', 'none'), ('random', '64'), ('fastv', '64'))], root)\nbad = [m for m in"
+        " ('torch', 'transformers', 'lmms_eval', 'matplotlib') if m in sys.modules]\nsys.exit(str(bad) if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -77,14 +101,21 @@ def trees(*folders: str) -> Iterator[tuple[str, ast.Module]]:
 def test_no_number_that_depends_on_a_model_or_prompt() -> None:
     # 35, 611: where LLaVA's long prompt puts the image; 576: its visual tokens. Official code has all three.
     # known sizes, papers' prompts and recorded runs are data; a command's default is a paper's prompt
-    data = {"harness/core/shape.py", "harness/cost/papers.py", "harness/tables/published.py", "harness/proof/goldens.py", "harness/cli/app.py"}
+    data = {
+        "harness/core/shape.py",
+        "harness/cost/papers.py",
+        "harness/tables/published.py",
+        "harness/proof/goldens.py",
+        "harness/cli/app.py",
+    }
     for path, tree in trees("methods", "harness"):
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and type(node.value) is int and path not in data:
                 assert node.value not in (35, 576, 577, 611), (path, node.lineno, node.value)
 
 
-#: classes of transformers that are models, towers or configs of a family, and the attributes under which families keep their parts
+#: classes of transformers that are models, towers or configs of a family, and the attributes under which families keep
+#: their parts
 FAMILY = re.compile(
     r"(?<!\w)(?:\w*For(?:ConditionalGeneration|CausalLM)|(?:Llava|Qwen|InternVL|CLIP|Siglip|Llama|Mistral)\w*(?:Model|Config)\w*"
     r"|language_model|vision_tower|vision_model|text_model|text_projection|multi_modal_projector|mm_projector)(?!\w)"
@@ -95,7 +126,9 @@ PART = re.compile(r"\b(?:model|core)\.visual\b|\bvisual\.(?:blocks|merger|patch_
 
 def names_of_families(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """(line, name) of whatever code and strings spell of a family's classes and attribute paths; docstrings may."""
-    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+    said = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
     for node in ast.walk(tree):
         words: list[str] = []
         if isinstance(node, ast.Name):
@@ -116,7 +149,9 @@ def names_of_families(tree: ast.Module) -> Iterator[tuple[int, str]]:
 def test_only_adapters_spell_class_names_and_attribute_paths_of_models() -> None:
     # the mini model is a LLaVA, which its own scripts make and train
     allowed = ("harness/models/adapters/", "tasks/mini/")
-    found = {path: names for path, tree in trees("harness", "methods", "tasks") if (names := [*names_of_families(tree)])}
+    found = {
+        path: names for path, tree in trees("harness", "methods", "tasks") if (names := [*names_of_families(tree)])
+    }
     assert {path: names for path, names in found.items() if not path.startswith(allowed)} == {}
     assert "harness/models/adapters/llava.py" in found, "the rule would find nothing"
     for text in (
@@ -144,5 +179,7 @@ def test_nobody_asks_a_model_for_its_number_of_visual_tokens() -> None:
     assert asked(ast.parse("shape.n_visual + loaded.adapter.shape.n_visual + run.shape.n_visual")) == {"shape"}
     decoder = SHAPES["llava-1.5-7b"].decoder
     assert "n_visual" not in {f.name for f in dataclasses.fields(decoder)}
-    with pytest.raises(AttributeError, match=r"a decoder has no n_visual since prunebench 0\.2: .*see docs/migrating\.md"):
+    with pytest.raises(
+        AttributeError, match=r"a decoder has no n_visual since prunebench 0\.2: .*see docs/migrating\.md"
+    ):
         _ = decoder.n_visual

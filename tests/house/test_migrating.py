@@ -46,10 +46,19 @@ HOOK = """
         return Reduction(torch.arange(run.shape.n_visual).expand(run.visual_valid.shape) < self.keep)
 """
 SAYS = {
-    "plan": (PLAN, ("expected plan(self, prompt), found plan(self, shape, n_text) as in prunebench 0.1", "prompt.n_visual")),
+    "plan": (
+        PLAN,
+        ("expected plan(self, prompt), found plan(self, shape, n_text) as in prunebench 0.1", "prompt.n_visual"),
+    ),
     "plan_scoring": (
         SCORING,
-        ("expected plan_scoring(self, prompt, visual), found plan_scoring(self, shape, n_text, visual) as in prunebench 0.1", "prompt.decoder"),
+        (
+            (
+                "expected plan_scoring(self, prompt, visual), found plan_scoring(self, shape, n_text, visual) as in"
+                " prunebench 0.1"
+            ),
+            "prompt.decoder",
+        ),
     ),
     "plan_with": (PLAN_WITH, ("found plan_with as in prunebench 0.1", "choices(self, shape)", "plan(self, prompt)")),
 }
@@ -78,14 +87,21 @@ def test_a_hook_that_asks_the_decoder_for_visual_tokens_is_told_whom_to_ask(
     lines = [line for line in said.splitlines() if "docs/migrating.md" in line]
     assert lines
     for line in lines:
-        for part in ("old at boundary 0", "a decoder has no n_visual since prunebench 0.2: ask the prompt", "(mine.py, line 16)"):
+        for part in (
+            "old at boundary 0",
+            "a decoder has no n_visual since prunebench 0.2: ask the prompt",
+            "(mine.py, line 16)",
+        ):
             assert part in line
 
 
 def test_a_decoder_has_no_visual_tokens_and_says_who_has() -> None:
     decoder = SHAPES["llava-1.5-7b"].decoder
     for name in ("n_visual", "vision"):
-        with pytest.raises(AttributeError, match=rf"a decoder has no {name} since prunebench 0\.2: ask the prompt .* see docs/migrating\.md"):
+        with pytest.raises(
+            AttributeError,
+            match=rf"a decoder has no {name} since prunebench 0\.2: ask the prompt .* see docs/migrating\.md",
+        ):
             getattr(decoder, name)
     with pytest.raises(AttributeError, match="'ModelShape' object has no attribute 'widht'"):
         getattr(decoder, "widht")  # noqa: B009
@@ -94,7 +110,9 @@ def test_a_decoder_has_no_visual_tokens_and_says_who_has() -> None:
 def test_the_same_classes_pass_once_they_are_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mended = HOOK.replace("run.shape.n_visual", "run.visual_valid.shape[1]") + PLAN.replace("shape, n_text", "prompt").replace("shape", "prompt")
+    mended = HOOK.replace("run.shape.n_visual", "run.visual_valid.shape[1]") + PLAN.replace(
+        "shape, n_text", "prompt"
+    ).replace("shape", "prompt")
     code, out, err = ask("check", mended, tmp_path, capsys, monkeypatch)
     assert code == 0, out + err
 
@@ -107,5 +125,16 @@ def ask(
     spec = f"{file}:Old"
     if command == "check":
         return prunebench(capsys, monkeypatch, "check", spec)
-    options = ("--budget", "32", "--model", "mini", "--tasks", "pope", "--limit", "2", "--results", str(tmp_path / "results"))
+    options = (
+        "--budget",
+        "32",
+        "--model",
+        "mini",
+        "--tasks",
+        "pope",
+        "--limit",
+        "2",
+        "--results",
+        str(tmp_path / "results"),
+    )
     return prunebench(capsys, monkeypatch, "eval", "--method", spec, *options)

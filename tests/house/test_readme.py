@@ -20,17 +20,41 @@ def test_worked_example_is_the_file_that_is_tested() -> None:
 
 def test_worked_example_is_short_and_imports_two_names() -> None:
     tree = ast.parse(EXAMPLE.read_text())
-    of_prunebench = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "harness.method" for alias in node.names]
+    of_prunebench = [
+        alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module == "harness.method"
+        for alias in node.names
+    ]
     assert of_prunebench == ["Ranking", "Traits"]
     documented = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef))]
-    words = {line for node in documented if ast.get_docstring(node) for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+    words = {
+        line
+        for node in documented
+        if ast.get_docstring(node)
+        for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)
+    }
     lines = {n for n, line in enumerate(EXAMPLE.read_text().splitlines(), 1) if line.strip() and n not in words}
     assert len(lines) < 15
 
 
-def test_worked_example_runs_and_passes_its_check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worked_example_runs_and_passes_its_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for args in (
-        ["eval", "--method", f"{EXAMPLE}:Centre", "--budget", "64", "--tasks", "gqa", "--limit", "6", "--results", str(tmp_path)],
+        [
+            "eval",
+            "--method",
+            f"{EXAMPLE}:Centre",
+            "--budget",
+            "64",
+            "--tasks",
+            "gqa",
+            "--limit",
+            "6",
+            "--results",
+            str(tmp_path),
+        ],
         ["check", f"{EXAMPLE}:Centre"],
     ):
         monkeypatch.setattr("sys.argv", ["prunebench", *args])

@@ -55,7 +55,11 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
             assert node.level == 0, "imports are absolute here"
             for alias in node.names:
                 yield node.lineno, f"{node.module}.{alias.name}"
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and isinstance(node.args[0], ast.Constant):
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith("import_module")
+            and isinstance(node.args[0], ast.Constant)
+        ):
             yield node.lineno, str(node.args[0].value)
 
 
@@ -70,7 +74,9 @@ def room_of(name: str) -> str | None:
 def forbidden(source: str, room: str) -> list[str]:
     """The imports of a module in `room` that its room may not make."""
     allowed = {**ROOMS, **BESIDE}[room] | {room}
-    return [f"line {line}: {name}" for line, name in imported(source) if (other := room_of(name)) and other not in allowed]
+    return [
+        f"line {line}: {name}" for line, name in imported(source) if (other := room_of(name)) and other not in allowed
+    ]
 
 
 def test_every_folder_is_a_room_and_says_what_it_is_for() -> None:
@@ -112,19 +118,28 @@ def test_the_rules_have_no_circle() -> None:
 )
 def test_a_wrong_import_is_found(source: str) -> None:
     assert forbidden(source, "store")
-    assert not forbidden("from harness.core.errors import PrunebenchError\nfrom harness.store.lease import Lease\nimport os", "store")
+    assert not forbidden(
+        "from harness.core.errors import PrunebenchError\nfrom harness.store.lease import Lease\nimport os", "store"
+    )
 
 
 def test_some_rooms_work_without_torch() -> None:
     names = [name for room in sorted(TORCH_FREE) for _, name in modules(f"harness/{room}") if name not in WITH_TORCH]
     code = "import importlib, sys\n" + "".join(f"importlib.import_module({name!r})\n" for name in names)
-    code += "bad = [m for m in ('torch', 'transformers', 'lmms_eval') if m in sys.modules]\nsys.exit(str(bad) if bad else 0)"
+    code += (
+        "bad = [m for m in ('torch', 'transformers', 'lmms_eval') if m in sys.modules]\nsys.exit(str(bad) if bad"
+        " else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_no_file_is_long() -> None:
-    long = {name: n for file, name in modules("harness", "methods", "tasks", "prunebench") if (n := len(file.read_text().splitlines())) > LONGEST}
+    long = {
+        name: n
+        for file, name in modules("harness", "methods", "tasks", "prunebench")
+        if (n := len(file.read_text().splitlines())) > LONGEST
+    }
     assert long == {}
 
 

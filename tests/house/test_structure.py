@@ -1,4 +1,5 @@
-"""How a request flows: its words are read at one door, and one evaluation takes few stops from the command to the table."""
+"""How a request flows: its words are read at one door, and one evaluation takes few stops from the command to the
+table."""
 
 from __future__ import annotations
 
@@ -18,8 +19,20 @@ from harness.runner.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 #: the door, and the commands in front of it, which have words of a user in hand; every other module is behind it
-ABOVE = ("cli", "plugin", "analysis", "bench", "proof.gate", "proof.gate_faults", "proof.faults", "report", "runner.request",
-         "runner.evaluate", "runner.sweep", "runner.ablations")
+ABOVE = (
+    "cli",
+    "plugin",
+    "analysis",
+    "bench",
+    "proof.gate",
+    "proof.gate_faults",
+    "proof.faults",
+    "report",
+    "runner.request",
+    "runner.evaluate",
+    "runner.sweep",
+    "runner.ablations",
+)
 #: what reads a user's words: modules and classes, with their functions
 READERS = {
     ("budget", "parse"),
@@ -31,15 +44,25 @@ READERS = {
 }
 #: what reads such words behind the door after all, and why
 EXCEPTIONS = {
-    ("method.build", "amount"): "only the type of a method's knob tells that its value is an amount of tokens; the door calls it",
-    ("gpu_check.house", "budgets.parse"): "the arms are the check's own, written down in gpu_check/plan.py, and no user's",
-    ("gpu_check.fixture", "DataSource.parse"): "the answers that are committed are those of the mini data, whatever a user asks",
+    (
+        "method.build",
+        "amount",
+    ): "only the type of a method's knob tells that its value is an amount of tokens; the door calls it",
+    (
+        "gpu_check.house",
+        "budgets.parse",
+    ): "the arms are the check's own, written down in gpu_check/plan.py, and no user's",
+    (
+        "gpu_check.fixture",
+        "DataSource.parse",
+    ): "the answers that are committed are those of the mini data, whatever a user asks",
 }
 MOST_STOPS = 25
 
 
 def readers(source: str) -> list[str]:
-    """What a module's source does that only the door may do: name `Request`, or call what reads a budget, a limit or a data source."""
+    """What a module's source does that only the door may do: name `Request`, or call what reads a budget, a limit or a
+    data source."""
     found = []
     tree = ast.parse(source)
     alias: dict[str, str] = {}  # name here -> module of ours, or "module.name" of what comes from one
@@ -49,7 +72,9 @@ def readers(source: str) -> list[str]:
         elif isinstance(node, ast.Import):
             alias |= {a.asname or a.name: a.name for a in node.names}
     for node in ast.walk(tree):
-        if (isinstance(node, ast.Name) and node.id == "Request") or (isinstance(node, ast.Attribute) and node.attr == "Request"):
+        if (isinstance(node, ast.Name) and node.id == "Request") or (
+            isinstance(node, ast.Attribute) and node.attr == "Request"
+        ):
             found.append(f"line {node.lineno} names Request")
         if isinstance(node, ast.ImportFrom) and any(a.name == "Request" for a in node.names):
             found.append(f"line {node.lineno} imports Request")
@@ -69,9 +94,13 @@ def above(module: str) -> bool:
 
 
 def below() -> dict[str, Path]:
-    """The modules behind the door, those in folders too, by name without `harness.`: "method.build", "method" for its __init__.py."""
+    """The modules behind the door, those in folders too, by name without `harness.`: "method.build", "method" for its
+    __init__.py."""
     files = sorted((ROOT / "harness").rglob("*.py"))
-    names = {".".join(file.relative_to(ROOT / "harness").with_suffix("").parts).removesuffix("__init__").rstrip("."): file for file in files}
+    names = {
+        ".".join(file.relative_to(ROOT / "harness").with_suffix("").parts).removesuffix("__init__").rstrip("."): file
+        for file in files
+    }
     return {name: file for name, file in names.items() if name and not above(name)}
 
 
@@ -82,15 +111,31 @@ def test_nothing_behind_the_door_reads_a_users_words(module: str) -> None:
     found = readers(below()[module].read_text())
     assert [line for line in found if not line.endswith(allowed)] == []
     for said in allowed:
-        assert any(line.endswith(said) for line in found), f"harness.{module} no longer{said}: take it out of the exceptions"
+        assert any(line.endswith(said) for line in found), (
+            f"harness.{module} no longer{said}: take it out of the exceptions"
+        )
 
 
 def test_the_walls_are_where_they_are_said_to_be() -> None:
     for name in ABOVE:
         file = ROOT / "harness" / name.replace(".", "/")
         assert file.is_dir() or file.with_suffix(".py").is_file(), "a module that is gone is on no side"
-    assert {"runner.run", "runner.execute", "runner.launch.processes", "runner.jobs", "runner.setting", "store.store"} <= set(below())
-    assert {"method", "method.build", "method.ranking", "models.adapters.llava", "gpu_check.house", "gpu_check.__main__"} <= set(below())
+    assert {
+        "runner.run",
+        "runner.execute",
+        "runner.launch.processes",
+        "runner.jobs",
+        "runner.setting",
+        "store.store",
+    } <= set(below())
+    assert {
+        "method",
+        "method.build",
+        "method.ranking",
+        "models.adapters.llava",
+        "gpu_check.house",
+        "gpu_check.__main__",
+    } <= set(below())
     assert {module for module, _ in EXCEPTIONS} <= set(below()), "an exception for a module that is gone"
     assert readers((ROOT / "harness" / "runner" / "request.py").read_text()), "the door reads them"
 
@@ -114,11 +159,18 @@ def test_the_walls_are_where_they_are_said_to_be() -> None:
 )
 def test_a_reader_is_found(source: str) -> None:
     assert readers(source)
-    assert readers("from harness.core.budget import Budget\nimport ast\nast.parse('64')\nparser.parse(x)\nasked = setting.asked") == []
+    assert (
+        readers(
+            "from harness.core.budget import Budget\nimport ast\nast.parse('64')\nparser.parse(x)\nasked ="
+            " setting.asked"
+        )
+        == []
+    )
 
 
 def stops(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The functions of harness/ that are handed the request, a setting, several settings or what holds one while the command runs."""
+    """The functions of harness/ that are handed the request, a setting, several settings or what holds one while the
+    command runs."""
     found: set[str] = set()
     folder = str(ROOT / "harness")
 
@@ -143,7 +195,9 @@ def stops(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkey
     return found
 
 
-def test_one_evaluation_takes_few_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_evaluation_takes_few_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ask = ("eval", "--method", "first", "--budget", "64", "--tasks", "pope", "--limit", "9", "--results", str(tmp_path))
     found = stops(ask, capsys, monkeypatch)
     assert {"evaluate.evaluate", "request.resolve", "run.run", "jobs.prepare"} <= found, "the walk was watched"

@@ -24,7 +24,9 @@ from methods.uniform import Uniform, spread
 S7 = SHAPES["llava-1.5-7b"]
 SIDE, DEPTH, IMAGE = 24, 3, 4
 TINY = PromptShape(
-    replace(S7.decoder, depth=DEPTH), (replace(S7.images[0], vision=replace(S7.images[0].vision, patch_inputs=3 * 2 * 2)),), n_text=6
+    replace(S7.decoder, depth=DEPTH),
+    (replace(S7.images[0], vision=replace(S7.images[0].vision, patch_inputs=3 * 2 * 2)),),
+    n_text=6,
 )
 BUDGETS = (1, 7, 16, 32, 64, 128, 192, 575, 576)
 IDS = torch.tensor([[1, 10, 11, *[IMAGE] * SIDE**2, 20, 21, 22]])
@@ -34,9 +36,16 @@ IDS = torch.tensor([[1, 10, 11, *[IMAGE] * SIDE**2, 20, 21, 22]])
 def model() -> Any:
     """A random LLaVA with LLaVA-1.5's 24 x 24 visual tokens and little else."""
     torch.manual_seed(0)
-    text = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=DEPTH, num_attention_heads=2, vocab_size=32)
+    text = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=DEPTH, num_attention_heads=2, vocab_size=32
+    )
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE * 2, patch_size=2
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE * 2,
+        patch_size=2,
     )
     config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, image_seq_length=SIDE**2)
     return LlavaForConditionalGeneration(config).eval()
@@ -92,10 +101,13 @@ def test_random_at_fastvs_boundary_sees_everything_before_it(model: Any, pixels:
     run, _, _ = prefill(model, at("random", 64, boundary=2), pixels)
     assert [layer.visual[0] for layer in run.trace.layers] == [576, 576, 64]
     kept = run.layouts[2]
-    assert torch.equal(kept.positions[0, :, 0][kept.visual[0]], kept.origin[0][kept.visual[0]] + 3)  # original positions
+    assert torch.equal(
+        kept.positions[0, :, 0][kept.visual[0]], kept.origin[0][kept.visual[0]] + 3
+    )  # original positions
 
 
-# ----------------------------------------------------------------------------------------------------------- which tokens stay
+# ----------------------------------------------------------------------------------------------------------- which
+# tokens stay
 
 
 def quadrants(places: list[int]) -> list[int]:
@@ -130,11 +142,16 @@ def test_first_keeps_the_top_of_the_image(model: Any, pixels: Tensor) -> None:
     assert run.layouts[0].origin[0][run.layouts[0].visual[0]].tolist() == list(range(32))
 
 
-# ------------------------------------------------------------------------------------------------------------------- pooling
+# -------------------------------------------------------------------------------------------------------------------
+# pooling
 
 
-@pytest.mark.parametrize(("keep", "rows", "columns"), [(1, 1, 1), (16, 4, 4), (32, 4, 8), (64, 8, 8), (96, 8, 12), (144, 12, 12)])
-def test_pooling_is_the_average_over_regular_cells(model: Any, pixels: Tensor, keep: int, rows: int, columns: int) -> None:
+@pytest.mark.parametrize(
+    ("keep", "rows", "columns"), [(1, 1, 1), (16, 4, 4), (32, 4, 8), (64, 8, 8), (96, 8, 12), (144, 12, 12)]
+)
+def test_pooling_is_the_average_over_regular_cells(
+    model: Any, pixels: Tensor, keep: int, rows: int, columns: int
+) -> None:
     _, whole, _ = prefill(model, build("none", parse(None), {}, S7), pixels)
     _, pooled, _ = prefill(model, at("pooling", keep), pixels)
     image = whole[3 : 3 + SIDE**2].reshape(rows, SIDE // rows, columns, SIDE // columns, -1)
@@ -160,7 +177,8 @@ def test_pooling_puts_every_token_in_one_cell_about_as_large_as_any_other() -> N
         assert max(sizes.values()) <= 4 * min(sizes.values()), n
 
 
-# ---------------------------------------------------------------------------------------------------------------- downsample
+# ----------------------------------------------------------------------------------------------------------------
+# downsample
 
 
 def resized(keep: int, image: Tensor) -> Tensor:
@@ -205,7 +223,8 @@ def test_downsample_shows_the_cost_of_all_tokens(model: Any, pixels: Tensor) -> 
     assert [layer.visual[0] for layer in run.trace.layers] == [576] * DEPTH
 
 
-# -------------------------------------------------------------------------------------------------------------- bad input
+# -------------------------------------------------------------------------------------------------------------- bad
+# input
 
 
 @pytest.mark.parametrize("name", ["uniform", "first", "pooling", "random", "downsample"])
@@ -214,7 +233,8 @@ def test_nothing_cannot_be_kept(name: str) -> None:
         build(name, parse(None), {"keep": 0}, S7)
 
 
-# ------------------------------------------------------------------------------------------------------------- other grids
+# ------------------------------------------------------------------------------------------------------------- other
+# grids
 
 
 def prompt_of(*images: tuple[Grid, ...]) -> PromptShape:
@@ -252,7 +272,9 @@ def test_an_oblong_image_is_covered_by_its_own_rows_and_columns(keep: int) -> No
     assert pooled is not None
     assert pooled.added is not None
     members = torch.tensor(cells(keep, 20, 30))
-    assert pooled.added[0, :, 0].tolist() == pytest.approx([float(run.visual[0, members == c].mean()) for c in range(keep)])
+    assert pooled.added[0, :, 0].tolist() == pytest.approx(
+        [float(run.visual[0, members == c].mean()) for c in range(keep)]
+    )
 
 
 def test_uniform_spreads_over_an_oblong_image_as_evenly_in_both_directions() -> None:
@@ -272,7 +294,11 @@ def test_tokens_are_shared_out_among_grids_and_newlines_are_left_out() -> None:
     kept = Uniform(keep=92).at_boundary(run, 0, run)
     assert kept is not None
     found = kept.keep[0].nonzero().flatten()
-    assert [int(((found >= start) & (found < start + view.tokens)).sum()) for start, view in grids(prompt)] == [14, 20, 58]
+    assert [int(((found >= start) & (found < start + view.tokens)).sum()) for start, view in grids(prompt)] == [
+        14,
+        20,
+        58,
+    ]
     newlines = [144 + 21 * row + 20 for row in range(10)]
     assert not kept.keep[0, newlines].any()
     assert (found[(found >= 144) & (found < 354)] - 144).tolist() == [p + p // 20 for p in spread(20, 10, 20)]
@@ -282,11 +308,17 @@ def test_tokens_are_shared_out_among_grids_and_newlines_are_left_out() -> None:
     assert pooled.added is not None
     whole = run.visual[0, 144:354].view(10, 21)
     members = torch.tensor(cells(20, 10, 20)).view(10, 20)
-    assert pooled.added[0, 14:34, 0].tolist() == pytest.approx([float(whole[:, :20][members == c].mean()) for c in range(20)])
+    assert pooled.added[0, 14:34, 0].tolist() == pytest.approx(
+        [float(whole[:, :20][members == c].mean()) for c in range(20)]
+    )
 
 
 def test_downsample_wants_one_square_grid_and_a_model_whole_images(model: Any) -> None:
-    for prompt in (prompt_of(OBLONG), prompt_of((Grid(24, 24, newline=True),)), prompt_of((Grid(24, 24),), (Grid(24, 24),))):
+    for prompt in (
+        prompt_of(OBLONG),
+        prompt_of((Grid(24, 24, newline=True),)),
+        prompt_of((Grid(24, 24),), (Grid(24, 24),)),
+    ):
         with pytest.raises(PrunebenchError, match="downsample: expected one square grid of visual tokens"):
             at("downsample", 64, prompt)
     assert [len(images) for images in adapter_for(model).images([576, 2 * 576], {})] == [1, 2]

@@ -33,7 +33,9 @@ EDGE = CENTRE.replace("return -(", "return +(")
 
 def measure(file: Path, results: Path, **asked: object) -> list[SealedCell]:
     """The pruned cells of a folder after one more evaluation."""
-    evaluate(Request(f"{file}:Centre", budgets="32", tasks="pope", limit="18", **asked), Options(results), lambda _: None)
+    evaluate(
+        Request(f"{file}:Centre", budgets="32", tasks="pope", limit="18", **asked), Options(results), lambda _: None
+    )
     return [c for c in Store(results).cells() if c.cell.method == "centre"]
 
 
@@ -54,7 +56,9 @@ def test_an_edited_file_is_measured_anew_and_named_as_another_line(tmp_path: Pat
     assert next(c for c in Store(tmp_path / "results").cells() if c.cell.method == "none").asked.method == "none"
     (section,) = blocks.sections(blocks.distinct(Store(tmp_path / "results").cells()))
     names = {line.name for block in section.blocks() for line in block.lines} - {"none"}
-    assert names == {f"centre method_source={c.cell.method_source}" for c in both}, "they are not two seeds of one method"
+    assert names == {f"centre method_source={c.cell.method_source}" for c in both}, (
+        "they are not two seeds of one method"
+    )
     (protocol,) = views.protocols(Store(tmp_path / "results").cells())
     assert set(views.lines(protocol).values()) - {"none"} == names
 
@@ -65,12 +69,18 @@ def test_two_files_that_call_their_method_alike_are_asked_apart(tmp_path: Path) 
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.py").write_text(text)
     methods = "".join(f"  - {{method: {tmp_path / name / 'mine.py'}:Centre}}\n" for name in "ab")
-    (tmp_path / "sweep.yaml").write_text(f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods:\n{methods}")
+    (tmp_path / "sweep.yaml").write_text(
+        f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods:\n{methods}"
+    )
     kept = []
     for workers in (1, 2):
         results = tmp_path / f"results{workers}"
         sweep.run(sweep.load(tmp_path / "sweep.yaml"), Options(results), lambda _: None, workers=workers)
-        found = {c.cell.method_source: c.samples().set_index("key")["keeps"] for c in Store(results).cells() if c.cell.method == "centre"}
+        found = {
+            c.cell.method_source: c.samples().set_index("key")["keeps"]
+            for c in Store(results).cells()
+            if c.cell.method == "centre"
+        }
         assert len(found) == 2
         kept.append(found)
     one, other = kept[0].values()
@@ -78,15 +88,24 @@ def test_two_files_that_call_their_method_alike_are_asked_apart(tmp_path: Path) 
     assert all(kept[0][source].equals(kept[1][source]) for source in kept[0])
 
 
-def test_a_helper_that_is_imported_counts_and_a_stranger_beside_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_that_is_imported_counts_and_a_stranger_beside_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
-    for number, (name, text) in enumerate((("helper", "SIGN = 1\n"), ("helper", "SIGN = -1\n"), ("stranger", "X = 1\n"))):
+    for number, (name, text) in enumerate(
+        (("helper", "SIGN = 1\n"), ("helper", "SIGN = -1\n"), ("stranger", "X = 1\n"))
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "helper.py").write_text("SIGN = 1\n")
         (folder / f"{name}.py").write_text(text)
-        (folder / "mine.py").write_text("from helper import SIGN\n" + CENTRE.split('"""', 2)[2].replace("return -(", "return -SIGN * ("))
-        with pytest.raises(PrunebenchError, match=rf"No module named 'helper' \(mine.py, line 1\); it lies beside the file: set PYTHONPATH={folder}"):
+        (folder / "mine.py").write_text(
+            "from helper import SIGN\n" + CENTRE.split('"""', 2)[2].replace("return -(", "return -SIGN * (")
+        )
+        with pytest.raises(
+            PrunebenchError,
+            match=rf"No module named 'helper' \(mine.py, line 1\); it lies beside the file: set PYTHONPATH={folder}",
+        ):
             method_class(f"{folder / 'mine.py'}:Centre")
         with monkeypatch.context() as patch:
             patch.syspath_prepend(str(folder))
@@ -95,7 +114,9 @@ def test_a_helper_that_is_imported_counts_and_a_stranger_beside_it_does_not(tmp_
     assert found[0] == found[2] != found[1]
 
 
-def test_an_edited_or_added_file_in_methods_is_not_ours_as_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_or_added_file_in_methods_is_not_ours_as_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fastv = method_class("fastv")
     file = Path(__file__).parents[2] / "methods" / "shipped.json"
     known = json.loads(file.read_text())
@@ -116,7 +137,9 @@ def test_an_ablation_of_a_method_from_a_file_has_its_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.py").write_text(CENTRE)
-    lines = "".join(f"  - {{name: b{i}, method: {tmp_path}/mine.py:Centre, budget: 32, knobs: {{boundary: {i}}}}}\n" for i in (0, 3))
+    lines = "".join(
+        f"  - {{name: b{i}, method: {tmp_path}/mine.py:Centre, budget: 32, knobs: {{boundary: {i}}}}}\n" for i in (0, 3)
+    )
     file = tmp_path / "ablation.yaml"
     file.write_text(f"title: t\nsource: s\nlimit: 18\ntasks: [pope]\nvariants:\n{lines}")
     code, out, err = prunebench(capsys, monkeypatch, "ablate", str(file), "--results", str(tmp_path / "results"))
@@ -144,7 +167,10 @@ def test_the_gate_takes_methods_from_files(tmp_path: Path, monkeypatch: pytest.M
     assert not command.regress(config, baseline, out, say=said.append).passed
     assert f"make baseline GATE={config} BASELINE={baseline}" in "\n".join(said)
     (tmp_path / "other.py").write_text(EDGE)
-    config.write_text(f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: ['{file}:Centre', '{tmp_path}/other.py:Centre']\n")
+    config.write_text(
+        f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: ['{file}:Centre',"
+        f" '{tmp_path}/other.py:Centre']\n"
+    )
     with pytest.raises(PrunebenchError, match="are both called 'centre'"):
         command.regress(config, baseline, out, say=lambda _: None)
 
@@ -153,12 +179,23 @@ def test_two_versions_of_a_method_are_never_one_line(tmp_path: Path) -> None:
     """Where no task and no budget has both: a knob that differs like that would not split a line."""
     seen = [("none", "none", "gqa", ""), ("none", "none", "pope", "")]
     seen += [("mine", "64", "gqa", "aaaa"), ("mine", "64", "pope", "bbbb"), ("mine", "32", "pope", "aaaa")]
-    cells = [answered(tmp_path, m, b, [1.0, 0.0] * 6, t, **({"method_source": code} if code else {})) for m, b, t, code in seen]
+    cells = [
+        answered(tmp_path, m, b, [1.0, 0.0] * 6, t, **({"method_source": code} if code else {}))
+        for m, b, t, code in seen
+    ]
     (section,) = blocks.sections(blocks.distinct(cells))
-    found = {(line.name, line.budget): sorted(line.cells) for block in section.blocks() for line in block.lines if line.method == "mine"}
+    found = {
+        (line.name, line.budget): sorted(line.cells)
+        for block in section.blocks()
+        for line in block.lines
+        if line.method == "mine"
+    }
     a, b = ("mine method_source=aaaa", "mine method_source=bbbb")
     assert found == {(a, "64"): ["gqa"], (b, "64"): ["pope"], (a, "32"): ["pope"]}
-    assert {s.name: [line.budget for line in s.lines] for s in section.series() if s.method == "mine"} == {a: ["64", "32"], b: ["64"]}
+    assert {s.name: [line.budget for line in s.lines] for s in section.series() if s.method == "mine"} == {
+        a: ["64", "32"],
+        b: ["64"],
+    }
     alone = blocks.sections(blocks.distinct(cells[:3]))[0]
     assert [s.name for s in alone.series()] == ["mine", "none"], "one version needs no name"
 
@@ -171,9 +208,13 @@ def test_a_class_without_a_file_is_refused() -> None:
     assert "Centre: expected a class in a file, whose code its results are filed under: put it in one" in done.stderr
 
 
-def test_what_was_imported_counts_and_not_what_stands_in_the_file_by_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_imported_counts_and_not_what_stands_in_the_file_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sign.py").write_text("SIGN = 1\n")
-    (tmp_path / "mine.py").write_text("from sign import SIGN\n" + CENTRE.split('"""', 2)[2].replace("return -(", "return -SIGN * ("))
+    (tmp_path / "mine.py").write_text(
+        "from sign import SIGN\n" + CENTRE.split('"""', 2)[2].replace("return -(", "return -SIGN * (")
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     cls = method_class(f"{tmp_path / 'mine.py'}:Centre")
     (tmp_path / "sign.py").write_text("SIGN = -1\n")
@@ -190,15 +231,18 @@ def test_what_was_imported_counts_and_not_what_stands_in_the_file_by_then(tmp_pa
     assert source_of(method_class(f"{tmp_path / 'mine.py'}:Centre")) == before
 
 
-def test_a_base_from_another_file_counts_and_a_compiled_module_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_from_another_file_counts_and_a_compiled_module_is_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for number, base in enumerate((CENTRE, EDGE)):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "base.py").write_text(base)
         (folder / "mine.py").write_text(
-            "from dataclasses import dataclass\nfrom harness.method import method_class\n"
-            f"Base = method_class({str(folder / 'base.py:Centre')!r})\n\n@dataclass(frozen=True)\nclass Mine(Base):\n    name = 'mine'\n"
+            "from dataclasses import dataclass\nfrom harness.method import method_class\nBase ="
+            f" method_class({str(folder / 'base.py:Centre')!r})\n\n@dataclass(frozen=True)\nclass Mine(Base):\n    name"
+            " = 'mine'\n"
         )
         found.append(source_of(method_class(f"{folder / 'mine.py'}:Mine")))
     sources = [source_of(method_class(f"{tmp_path / str(number) / 'base.py'}:Centre")) for number in (0, 1)]
@@ -208,7 +252,9 @@ def test_a_base_from_another_file_counts_and_a_compiled_module_is_no_text(tmp_pa
     (tmp_path / "compiled.so").write_bytes(b"\0\1")
     monkeypatch.setitem(sys.modules, "compiled", compiled)
     (tmp_path / "fast.py").write_text("import compiled\n" + CENTRE)
-    assert source_of(method_class(f"{tmp_path / 'fast.py'}:Centre")) != source_of(method_class(f"{tmp_path / '1' / 'base.py'}:Centre"))
+    assert source_of(method_class(f"{tmp_path / 'fast.py'}:Centre")) != source_of(
+        method_class(f"{tmp_path / '1' / 'base.py'}:Centre")
+    )
 
 
 def test_our_own_methods_are_named_by_the_numerics_version() -> None:
@@ -246,11 +292,17 @@ def test_all_files_of_a_package_count_and_the_folder_does_not(tmp_path: Path, mo
         (('name = "centre"', 'name = "none"'), "two methods are called 'none'"),
         (('name = "centre"', ""), "expected a `name` of lower-case letters"),
         (('name = "centre"', 'name = "../up"'), "expected a `name` of lower-case letters"),
-        (("@dataclass(frozen=True)", "@dataclass(frozen=False)"), r"does not load: TypeError: cannot inherit non-frozen .* \(mine.py, line"),
+        (
+            ("@dataclass(frozen=True)", "@dataclass(frozen=False)"),
+            r"does not load: TypeError: cannot inherit non-frozen .* \(mine.py, line",
+        ),
         (("@dataclass(frozen=True)\n", ""), "decorate the class with @dataclass"),
         (("Ranking", "Method"), "a budget sets the knob 'keep', and the class has no such field: add `keep: int`"),
         (("def score(self", "def score(self,,"), r"does not load: SyntaxError: .*\(mine.py, line \d+\)"),
-        (("from harness", "import torcj\nfrom harness"), r"does not load: ModuleNotFoundError: No module named 'torcj' \(mine.py, line 5\)"),
+        (
+            ("from harness", "import torcj\nfrom harness"),
+            r"does not load: ModuleNotFoundError: No module named 'torcj' \(mine.py, line 5\)",
+        ),
     ],
 )
 def test_a_file_that_holds_no_method_is_refused_in_words(tmp_path: Path, change: tuple[str, str], message: str) -> None:
@@ -275,17 +327,25 @@ def test_a_name_that_is_no_method_is_refused_in_words(spec: str, message: str) -
         method_class(spec)
 
 
-def test_show_names_the_file_in_what_it_suggests(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_names_the_file_in_what_it_suggests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "mine.py"
     file.write_text(CENTRE)
     (cell,) = measure(file, tmp_path)
     key = cell.samples()["key"].iloc[0]
-    code, _, err = prunebench(capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", "centre", "--budget", "64")
+    code, _, err = prunebench(
+        capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", "centre", "--budget", "64"
+    )
     assert code == 2
     assert f"METHOD={file}:Centre BUDGET=64" in err
-    code, out, err = prunebench(capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", f"{file}:Centre")
+    code, out, err = prunebench(
+        capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", f"{file}:Centre"
+    )
     assert code == 0, err
     assert "centre at 32" in out
-    code, _, err = prunebench(capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", "fastv")
+    code, _, err = prunebench(
+        capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", key, "--method", "fastv"
+    )
     assert code == 2
     assert "METHOD=fastv BUDGET=32" in err

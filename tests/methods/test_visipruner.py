@@ -48,7 +48,8 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------------ variants
+# ------------------------------------------------------------------------------------------------------------------
+# variants
 
 
 def test_a_variant_sets_defaults_and_a_knob_given_by_hand_wins() -> None:
@@ -86,7 +87,8 @@ def test_paper_and_code_differ_on_a_model(model: Any) -> None:
     assert not same(outputs["code"], outputs["paper"])
 
 
-# ---------------------------------------------------------------------------------------------------------------------- sink
+# ----------------------------------------------------------------------------------------------------------------------
+# sink
 
 
 def test_the_random_sink_depends_on_seed_and_sample_only(model: Any) -> None:
@@ -120,7 +122,8 @@ def test_first_is_sink_0(model: Any) -> None:
     assert not same(first, last)
 
 
-# -------------------------------------------------------------------------------------------------------- shallow attention
+# -------------------------------------------------------------------------------------------------------- shallow
+# attention
 
 
 @pytest.mark.parametrize("attends", [True, False])
@@ -132,7 +135,8 @@ def test_visual_self_attention_is_removed_in_all_shallow_layers(model: Any, atte
     assert silenced == [pairs + text - len(Q1), *[text if attends else pairs + text] * 2, 0, 0, 0]
 
 
-# --------------------------------------------------------------------------------------------------------------------- votes
+# ---------------------------------------------------------------------------------------------------------------------
+# votes
 
 
 def exit_layer(monkeypatch: pytest.MonkeyPatch, votes: list[bool], **knobs: Any) -> int:
@@ -175,7 +179,9 @@ def test_votes_add_up_in_the_code_and_follow_each_other_in_the_paper(
 
 def test_a_prompt_that_is_done_is_not_charged_for_one_that_is_not(model: Any) -> None:
     # at these thresholds the two prompts fuse and exit at different layers
-    method = VisiPruner(keep=3, shallow_mid_layer=1, layer_threshold=0.9, exit_threshold=0.5, exit_votes=1, last_fusion_layer=3)
+    method = VisiPruner(
+        keep=3, shallow_mid_layer=1, layer_threshold=0.9, exit_threshold=0.5, exit_votes=1, last_fusion_layer=3
+    )
     both, _ = logits(model, method, Q1, Q2)
     batch = prompts(Q1, Q2)
     for row, question in enumerate((Q1, Q2)):
@@ -187,7 +193,8 @@ def test_a_prompt_that_is_done_is_not_charged_for_one_that_is_not(model: Any) ->
     assert len(set(both.trace.notes["exit_layer"])) == 2, "the case this is about"
 
 
-# -------------------------------------------------------------------------------------------------------------------- forced
+# --------------------------------------------------------------------------------------------------------------------
+# forced
 
 
 @pytest.mark.parametrize(("fusion", "exit_"), [(2, 5), (3, 6), (3, 7), (3, -1), (4, -1)])
@@ -240,9 +247,15 @@ def test_thresholds_still_choose_at_a_forced_layer(model: Any) -> None:
         ({"force_fusion_layer": 6}, "force_fusion_layer=6: expected 7 to 16 and middle=true"),
         ({"force_fusion_layer": 17}, "force_fusion_layer=17: expected 7 to 16"),
         ({"force_exit_layer": 24}, "force_exit_layer=24 needs force_fusion_layer"),
-        ({"force_fusion_layer": 14, "force_exit_layer": 16}, "force_exit_layer=16: expected 17 to 31 after force_fusion_layer=14 and 2 votes"),
+        (
+            {"force_fusion_layer": 14, "force_exit_layer": 16},
+            "force_exit_layer=16: expected 17 to 31 after force_fusion_layer=14 and 2 votes",
+        ),
         ({"force_fusion_layer": 14, "force_exit_layer": 32}, "force_exit_layer=32: expected 17 to 31"),
-        ({"force_fusion_layer": 14, "force_exit_layer": 24, "deep": False}, "force_exit_layer=24: expected 17 to 31 .* deep=true"),
+        (
+            {"force_fusion_layer": 14, "force_exit_layer": 24, "deep": False},
+            "force_exit_layer=24: expected 17 to 31 .* deep=true",
+        ),
         ({"force_fusion_layer": "late"}, "knob force_fusion_layer='late' is not valid"),
     ],
 )
@@ -264,7 +277,8 @@ def test_unless_forced_the_method_decides() -> None:
     assert built.plan(S7.with_text(74)) is None
 
 
-# -------------------------------------------------------------------------------------------------------------------- decode
+# --------------------------------------------------------------------------------------------------------------------
+# decode
 
 
 @pytest.mark.parametrize(("attends", "layer"), [(True, 0), (False, 0), (True, 2), (False, 2), (False, 3)])
@@ -284,7 +298,8 @@ def test_generated_tokens_see_shallow_vision_only_in_the_code(model: Any, attend
     assert same(*decoded) != sees
 
 
-# ----------------------------------------------------------------------------------------------------------------- knock-out
+# -----------------------------------------------------------------------------------------------------------------
+# knock-out
 
 
 def knockout(model: Any, **knobs: Any) -> Tensor:
@@ -326,7 +341,9 @@ def test_generated_tokens_are_cut_off_by_a_mask_too(model: Any) -> None:
 
 
 def test_knockout_layers_scale_and_are_checked() -> None:
-    scaled = build("knockout", parse(None), {"start": 0, "stop": 7, "drop_from": 20, "scale_layers": True}, _prompt(12)).knobs()
+    scaled = build(
+        "knockout", parse(None), {"start": 0, "stop": 7, "drop_from": 20, "scale_layers": True}, _prompt(12)
+    ).knobs()
     assert (scaled["start"], scaled["stop"], scaled["drop_from"]) == (0, 3, 8)
     for knobs, says in (
         ({"start": 3, "stop": 2}, "expected 0 <= start <= stop <= 12"),
@@ -339,7 +356,8 @@ def test_knockout_layers_scale_and_are_checked() -> None:
             build("knockout", parse(None), knobs, _prompt(12))
 
 
-# ----------------------------------------------------------------------------------------------------------------- ablations
+# -----------------------------------------------------------------------------------------------------------------
+# ablations
 
 
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)
@@ -364,7 +382,10 @@ def test_there_is_one_ablation_file_per_table() -> None:
     [
         ("title: t\nsource: s\nvariants: []\n", "variants: Tuple should have at least 1 item"),
         ("title: t\nsource: s\nvariants: [{name: a, metod: fastv}]\n", r"variants\.0\.\w+"),
-        ("title: t\nsource: s\nvariants: [{name: a, method: none}, {name: a, method: none}]\n", "two variants are called 'a'"),
+        (
+            "title: t\nsource: s\nvariants: [{name: a, method: none}, {name: a, method: none}]\n",
+            "two variants are called 'a'",
+        ),
         ("[1, 2]\n", "not an ablation"),
         ("title: [\n", "not an ablation"),
     ],

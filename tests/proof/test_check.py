@@ -1,7 +1,7 @@
 """The conformance kit passes for every registered method and fails for methods that are wrong on purpose.
 
-Some mistakes cannot be made here and so have no bad method: a Reduction is a mask over visual tokens, so kept tokens cannot be
-out of order or twice, and text cannot be dropped.
+Some mistakes cannot be made here and so have no bad method: a Reduction is a mask over visual tokens, so kept tokens
+cannot be out of order or twice, and text cannot be dropped.
 """
 
 import re
@@ -16,7 +16,18 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.core.errors import PrunebenchError
-from harness.method import Attention, AttentionEdit, Method, PromptShape, Reduction, Run, Stream, Traits, keep_top, registered
+from harness.method import (
+    Attention,
+    AttentionEdit,
+    Method,
+    PromptShape,
+    Reduction,
+    Run,
+    Stream,
+    Traits,
+    keep_top,
+    registered,
+)
 from harness.proof.conformance import kit, reference, subject, tiny
 from methods.fastv import FastV
 from methods.random import Random
@@ -49,7 +60,10 @@ def test_knobs_conform_too(name: str, knobs: dict[str, object]) -> None:
 
 
 def test_fastv_is_granted_no_exception() -> None:
-    assert {v.name for v in kit.check(FastV) if v.status == "n/a"} == {"image alone decides", "looks equal the tower's own"}
+    assert {v.name for v in kit.check(FastV) if v.status == "n/a"} == {
+        "image alone decides",
+        "looks equal the tower's own",
+    }
     assert {v.name for v in kit.check(registered()["none"]) if v.status == "n/a"} == {
         "smaller budget changes logits",
         "asked budget met exactly",
@@ -64,7 +78,8 @@ def test_fastv_is_granted_no_exception() -> None:
     }
 
 
-# ------------------------------------------------------------------------------------------------------- methods that are wrong
+# ------------------------------------------------------------------------------------------------------- methods that
+# are wrong
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,9 @@ class FirstRow(Base):
 @dataclass(frozen=True)
 class OneShort(Base):
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
-        return Reduction(keep_top(run.memo["scores"], self.keep - 1, run.visual_valid)) if layer == self.boundary else None
+        return (
+            Reduction(keep_top(run.memo["scores"], self.keep - 1, run.visual_valid)) if layer == self.boundary else None
+        )
 
 
 @dataclass(frozen=True)
@@ -204,7 +221,9 @@ class HiddenRandom(Random):
     traits = Traits(query_aware=False)
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
-        return Reduction(keep_top(torch.rand(run.visual_valid.shape), self.keep, run.visual_valid)) if layer == 0 else None
+        return (
+            Reduction(keep_top(torch.rand(run.visual_valid.shape), self.keep, run.visual_valid)) if layer == 0 else None
+        )
 
 
 @dataclass(frozen=True)
@@ -239,7 +258,11 @@ class WrongPlan(Base):
 
 
 WRONG: list[tuple[type[Method], str, str]] = [
-    (LeastAttended, "most attended token kept", r"token \d+ has the most attention of all text; layer 2 holds 16 visual tokens"),
+    (
+        LeastAttended,
+        "most attended token kept",
+        r"token \d+ has the most attention of all text; layer 2 holds 16 visual tokens",
+    ),
     (Leaking, "no state between prompts", r"after another prompt: layer 2 holds 16 visual tokens"),
     (FirstRow, "padded batch equals singles", r"row 1 of a batch against alone: layer 2 holds"),
     (OneShort, "asked budget met exactly", r"asked 16 visual tokens, kept \[15, 15, 15\]"),
@@ -258,9 +281,17 @@ WRONG: list[tuple[type[Method], str, str]] = [
         "padded batch equals singles",
         r"wrong at boundary 2: expected keep as bool \(3, 64\) on cpu .*found torch.bool \(3, 3\) on cpu",
     ),
-    (WrongType, "padded batch equals singles", r"wrong at boundary 2: expected keep as bool .*found torch.float32 \(3, 64\)"),
+    (
+        WrongType,
+        "padded batch equals singles",
+        r"wrong at boundary 2: expected keep as bool .*found torch.float32 \(3, 64\)",
+    ),
     (BareMask, "padded batch equals singles", r"wrong at boundary 2: expected a Reduction or None, found Tensor"),
-    (NanAdded, "padded batch equals singles", r"wrong at boundary 2, sample 'prompt 3' \(row 2\): added tokens hold nan"),
+    (
+        NanAdded,
+        "padded batch equals singles",
+        r"wrong at boundary 2, sample 'prompt 3' \(row 2\): added tokens hold nan",
+    ),
     (
         WrongAddedMask,
         "padded batch equals singles",
@@ -271,7 +302,11 @@ WRONG: list[tuple[type[Method], str, str]] = [
         "padded batch equals singles",
         r"wrong at boundary 2: expected positions to be one of original, compact; found 'dense'",
     ),
-    (WrongColumns, "padded batch equals singles", r"wrong at layer 0: expected the cols of an AttentionEdit as bool \(3, 64\)"),
+    (
+        WrongColumns,
+        "padded batch equals singles",
+        r"wrong at layer 0: expected the cols of an AttentionEdit as bool \(3, 64\)",
+    ),
     (WrongSink, "padded batch equals singles", r"wrong at layer 0.*: expected a sink from 0 to 63 .*found 999"),
     (WrongHidden, "padded batch equals singles", r"wrong at layer 0: expected hide_in_decode as bool \(3, 64\)"),
     (SaysRandom, "same seed same result", r"declared random, but seeds 1 and 2 keep the same"),
@@ -323,7 +358,8 @@ def test_an_eye_cannot_change_the_attention_output() -> None:
     assert "full budget equals unpruned" not in failures(Meddles)
 
 
-# ----------------------------------------------------------------------------------------------------------- the engine's guards
+# ----------------------------------------------------------------------------------------------------------- the
+# engine's guards
 
 
 def test_decoding_after_an_interrupted_prefill_is_refused() -> None:
@@ -362,7 +398,8 @@ def test_in_place_edits_are_found_without_inference_mode_too() -> None:
             model(**tiny._batch(tiny.PROMPTS[:1]))
 
 
-# -------------------------------------------------------------------------------------------------------------- reference and kit
+# --------------------------------------------------------------------------------------------------------------
+# reference and kit
 
 
 def test_the_reference_agrees_with_the_bare_model() -> None:

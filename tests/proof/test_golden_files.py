@@ -1,4 +1,5 @@
-"""A packed golden folder holds what the plain one held, packs to the same bytes again, and says in one line what is damaged."""
+"""A packed golden folder holds what the plain one held, packs to the same bytes again, and says in one line what is
+damaged."""
 
 import json
 import shutil
@@ -16,7 +17,12 @@ from harness.proof.golden_files import load_index, pack, read_bytes, read_case, 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
 CASES = {
-    "cases/a/one.json": {"id": "one", "logits": [[-1.5944582, 1e-05, 0.1]], "exit": None, "text": "\u65e5 \u2028 '\"\n"},
+    "cases/a/one.json": {
+        "id": "one",
+        "logits": [[-1.5944582, 1e-05, 0.1]],
+        "exit": None,
+        "text": "\u65e5 \u2028 '\"\n",
+    },
     "cases/a/two.json": {"id": "two", "kept": [], "noise": [0.30000000000000004, -0.0, 12345678901234567890]},
     "cases/b/three.json": {"id": "three", "kept": [1, 2, 3]},
 }
@@ -29,7 +35,9 @@ def folder_of(root: Path, cases: dict[str, dict]) -> Path:
     (root / "index.json").write_text(json.dumps([{"file": file} for file in CASES]))
     for part in ("models", "inputs"):
         (root / part).mkdir(exist_ok=True)
-        save_file({"x": torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).half()}, root / part / "x.safetensors")
+        save_file(
+            {"x": torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).half()}, root / part / "x.safetensors"
+        )
     (root / "models" / "models.json").write_text("{}")
     return root
 
@@ -51,8 +59,13 @@ def test_a_packed_folder_holds_what_the_plain_one_held(tmp_path: Path) -> None:
     assert before == sum(map(len, plain.values()))
     assert after == sum(map(len, files(folder).values()))
     assert set(files(folder)) == {
-        "index.json", "models/models.json", "cases/a.jsonl.xz", "cases/b.jsonl.xz", "models/x.safetensors.xz", "inputs/x.safetensors.xz",
-    }  # fmt: skip
+        "index.json",
+        "models/models.json",
+        "cases/a.jsonl.xz",
+        "cases/b.jsonl.xz",
+        "models/x.safetensors.xz",
+        "inputs/x.safetensors.xz",
+    }
     for file, case in CASES.items():
         assert json.dumps(read_case(folder, file)) == json.dumps(case)
     for part in ("models", "inputs"):
@@ -67,7 +80,9 @@ def test_equal_content_packs_to_equal_bytes_in_any_order(packed: Path, tmp_path:
     other = folder_of(tmp_path / "other", dict(reversed(CASES.items())))
     (other / "index.json").write_text(json.dumps([{"file": file} for file in reversed(CASES)]))
     pack(other)
-    assert {k: v for k, v in files(other).items() if k != "index.json"} == {k: v for k, v in once.items() if k != "index.json"}
+    assert {k: v for k, v in files(other).items() if k != "index.json"} == {
+        k: v for k, v in once.items() if k != "index.json"
+    }
 
 
 def test_a_plain_case_comes_before_the_archive_and_joins_it(packed: Path) -> None:
@@ -107,7 +122,9 @@ def test_a_case_under_another_id_is_refused(tmp_path: Path) -> None:
 def test_a_cut_archive_is_named_with_what_to_do(packed: Path, file: str, share: float) -> None:
     whole = (packed / file).read_bytes()
     (packed / file).write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(PrunebenchError, match=rf"{file}: expected a whole xz file, found a damaged or cut one .*restore it with git") as caught:
+    with pytest.raises(
+        PrunebenchError, match=rf"{file}: expected a whole xz file, found a damaged or cut one .*restore it with git"
+    ) as caught:
         read_case(packed, "cases/a/one.json") if "cases" in file else read_bytes(packed / "models" / "x.safetensors")
     assert "\n" not in str(caught.value)
 
@@ -126,15 +143,21 @@ def test_damaged_json_is_named(packed: Path, file: str, text: str, says: str) ->
     (packed / "cases" / "a").mkdir()
     (packed / file).write_text(text)
     with pytest.raises(PrunebenchError, match=says):
-        [read_case(packed, entry["file"]) for entry in load_index(packed)] + [read_json(packed / "models" / "models.json")]
+        [read_case(packed, entry["file"]) for entry in load_index(packed)] + [
+            read_json(packed / "models" / "models.json")
+        ]
 
 
 def test_missing_files_are_named(packed: Path) -> None:
     with pytest.raises(PrunebenchError, match=r"a\.jsonl\.xz: expected the case nine, found none of that id"):
         read_case(packed, "cases/a/nine.json")
-    with pytest.raises(PrunebenchError, match=r"expected the case cases/d/one\.json or its archive .*d\.jsonl\.xz, found neither"):
+    with pytest.raises(
+        PrunebenchError, match=r"expected the case cases/d/one\.json or its archive .*d\.jsonl\.xz, found neither"
+    ):
         read_case(packed, "cases/d/one.json")
-    with pytest.raises(PrunebenchError, match=r"expected .*y\.safetensors or y\.safetensors\.xz beside it, found neither"):
+    with pytest.raises(
+        PrunebenchError, match=r"expected .*y\.safetensors or y\.safetensors\.xz beside it, found neither"
+    ):
         read_bytes(packed / "models" / "y.safetensors")
 
 
@@ -158,7 +181,9 @@ def test_the_command_packs_and_says_what_is_wrong_in_one_line(tmp_path: Path) ->
     folder = folder_of(tmp_path / "f", CASES)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "harness.proof.goldens", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "harness.proof.goldens", *arguments], cwd=ROOT, capture_output=True, text=True
+        )
 
     done = run("pack", str(folder))
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,5 @@
-"""Every recorded case of the official implementations reproduces, and the unpruned model (or, where that is what was recorded, a
-pruned one) fails it."""
+"""Every recorded case of the official implementations reproduces, and the unpruned model (or, where that is what was
+recorded, a pruned one) fails it."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,9 @@ def test_comparison_names_the_first_difference(file: str, knobs: dict, says: str
     assert says in (compare(case, replay(FOLDER, case, wrong)).mismatch or "")
 
 
-def test_a_folder_outside_the_repository_runs_and_a_changed_recording_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_outside_the_repository_runs_and_a_changed_recording_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     case = read(CASES[0])
     for part in ("models", "inputs"):
         (tmp_path / part).symlink_to(FOLDER / part)
@@ -74,7 +76,10 @@ def test_a_folder_outside_the_repository_runs_and_a_changed_recording_fails(tmp_
     ("changes", "says"),
     [
         ({"method": "fastw"}, "not replayable: no registered method is called 'fastw'"),
-        ({"method": "tests/examples/centre.py:Centre"}, "not replayable: no registered method is called 'tests/examples/centre.py:Centre'"),
+        (
+            {"method": "tests/examples/centre.py:Centre"},
+            "not replayable: no registered method is called 'tests/examples/centre.py:Centre'",
+        ),
         ({"method": "uniform"}, "not replayable: no rule says how a recording of 'uniform' maps to knobs"),
         ({"model": "other"}, "not replayable: models/models.json has no Llama `config` for the model 'other'"),
         ({"method": None, "id": None}, "not replayable: no registered method is called None"),
@@ -88,7 +93,9 @@ def test_a_case_of_another_kind_is_named_and_the_rest_is_replayed(
     for part in ("models", "inputs"):
         (tmp_path / part).symlink_to(FOLDER / part)
     (tmp_path / "case.json").write_text(json.dumps(case))
-    (tmp_path / "other.json").write_text(json.dumps({k: v for k, v in {**case, "id": "other", **changes}.items() if v is not None}))
+    (tmp_path / "other.json").write_text(
+        json.dumps({k: v for k, v in {**case, "id": "other", **changes}.items() if v is not None})
+    )
     (tmp_path / "index.json").write_text(json.dumps([{"file": "other.json"}, {"file": "case.json"}]))
     with pytest.raises(SystemExit) as stop:
         app(["goldens", str(tmp_path)])
@@ -102,6 +109,11 @@ def test_a_cut_plain_input_is_named(tmp_path: Path) -> None:
     case = read(CASES[0])
     (tmp_path / "models").symlink_to(FOLDER / "models")
     (tmp_path / "inputs").mkdir()
-    (tmp_path / "inputs" / f"{case['input']}.safetensors").write_bytes(read_bytes(FOLDER / "inputs" / f"{case['input']}.safetensors")[:1000])
-    with pytest.raises(PrunebenchError, match=rf"inputs/{case['input']}.safetensors: expected safetensors, found a damaged or cut file .*git"):
+    (tmp_path / "inputs" / f"{case['input']}.safetensors").write_bytes(
+        read_bytes(FOLDER / "inputs" / f"{case['input']}.safetensors")[:1000]
+    )
+    with pytest.raises(
+        PrunebenchError,
+        match=rf"inputs/{case['input']}.safetensors: expected safetensors, found a damaged or cut file .*git",
+    ):
         replay(tmp_path, case, method_of(case))

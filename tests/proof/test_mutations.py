@@ -3,7 +3,17 @@
 import pytest
 
 from harness.core.errors import PrunebenchError
-from harness.proof.faults import FAULTS, Caught, Fault, failing_cases, failing_properties, markdown, seeded, try_fault, try_sound
+from harness.proof.faults import (
+    FAULTS,
+    Caught,
+    Fault,
+    failing_cases,
+    failing_properties,
+    markdown,
+    seeded,
+    try_fault,
+    try_sound,
+)
 
 
 @pytest.mark.slow
@@ -39,7 +49,10 @@ def test_one_fault_quickly() -> None:
 def test_a_fault_that_no_longer_fits_is_refused_and_a_survivor_is_shown() -> None:
     fault = Fault("harmless", "harness.method.ranking:keep_top", "no such text", "", "fastv")
     with (
-        pytest.raises(PrunebenchError, match=r"expected 'no such text' once in harness\.method\.ranking:keep_top, found it 0 times"),
+        pytest.raises(
+            PrunebenchError,
+            match=r"expected 'no such text' once in harness\.method\.ranking:keep_top, found it 0 times",
+        ),
         seeded(fault),
     ):
         pass

@@ -1,4 +1,5 @@
-"""The regression gate: what it lets pass and what not, by cells written by hand, then as a user runs it, then under seeded faults."""
+"""The regression gate: what it lets pass and what not, by cells written by hand, then as a user runs it, then under
+seeded faults."""
 
 from __future__ import annotations
 
@@ -33,19 +34,37 @@ RIGHT = Row("yes", 1.0, "0a0b0c0d", (64.0, 149.25, 7168000.0, 7.5e9, 7.4e9))
 
 
 def cell(
-    method="fastv", task="pope", *, fixed=True, knobs=None, seconds=2.0, budget="64", rows: Iterable[Row] = (), positions="method", n=N
+    method="fastv",
+    task="pope",
+    *,
+    fixed=True,
+    knobs=None,
+    seconds=2.0,
+    budget="64",
+    rows: Iterable[Row] = (),
+    positions="method",
+    n=N,
 ) -> SnapshotCell:
     """A cell of `n` right answers, the first ones replaced by `rows`."""
     mine = [*rows, *[RIGHT] * n][:n]
     named = ("mini", task, method, budget, positions, 0)
-    return SnapshotCell(named, knobs or {"keep": 64, "boundary": 2}, fixed, fixed, {f"{task}/{i:06d}": row for i, row in enumerate(mine)}, seconds)
+    return SnapshotCell(
+        named,
+        knobs or {"keep": 64, "boundary": 2},
+        fixed,
+        fixed,
+        {f"{task}/{i:06d}": row for i, row in enumerate(mine)},
+        seconds,
+    )
 
 
 def snap(*cells: SnapshotCell, **changes) -> Snapshot:
     keys = {key: f"{i // 3:016x}" for c in cells for i, key in enumerate(c.rows)}
     made = {"commit": "c0ffee", "device": "some CPU", "torch": "2.12.0"}
     fields = dict.fromkeys(snapshot.MODEL, "w1")
-    base = Snapshot(made, {"mini": fields}, {c.task: f"data-{c.task}" for c in cells}, keys, cells, dict.fromkeys(keys, "yes"))
+    base = Snapshot(
+        made, {"mini": fields}, {c.task: f"data-{c.task}" for c in cells}, keys, cells, dict.fromkeys(keys, "yes")
+    )
     return replace(base, **changes)
 
 
@@ -62,7 +81,8 @@ def failing(old: SnapshotCell, new: SnapshotCell) -> list[str]:
     return list(compare(snap(NONE, old, *others), snap(NONE, new, *others)).failures)
 
 
-# ------------------------------------------------------------------------------------------------------------------ what fails
+# ------------------------------------------------------------------------------------------------------------------
+# what fails
 
 
 def test_the_same_again_passes_whatever_the_time() -> None:
@@ -85,13 +105,17 @@ def test_one_answer_of_24_may_differ_and_two_may_not() -> None:
 def test_kept_tokens_may_differ_in_one_sample() -> None:
     other = replace_row(keeps="ffffffff")
     assert failing(cell(), cell(rows=[other])) == []
-    assert failing(cell(), cell(rows=[other] * 2))[0] == "pope fastv@64: 2 of 24 samples keep other tokens (at most 1 may), as pope/000000"
+    assert (
+        failing(cell(), cell(rows=[other] * 2))[0]
+        == "pope fastv@64: 2 of 24 samples keep other tokens (at most 1 may), as pope/000000"
+    )
 
 
 def test_counts_and_flops_of_a_stated_schedule_are_exact() -> None:
     fewer = replace_row(costs=(63.0, *RIGHT.costs[1:]))
     assert failing(cell(), cell(rows=[fewer])) == [
-        "pope fastv@64: 1 of 24 samples have other tokens in the layers (none may, for its schedule is stated), as pope/000000: kept 64 -> 63"
+        "pope fastv@64: 1 of 24 samples have other tokens in the layers (none may, for its schedule is stated), as"
+        " pope/000000: kept 64 -> 63"
     ]
     dearer = replace_row(costs=(*RIGHT.costs[:3], 7.5e9 + 2, 7.4e9))
     assert failing(cell(), cell(rows=[dearer])) == [
@@ -110,7 +134,9 @@ def test_where_the_prompt_decides_one_sample_may_choose_otherwise() -> None:
 def test_a_significant_change_fails_in_either_direction_after_holm() -> None:
     wrong = replace_row(answer="no", score=0.0)
     worse = failing(cell(), cell(rows=[wrong] * 12))
-    assert "pope fastv@64: 0 samples score higher and 12 lower: exact McNemar p = 0.0054 after Holm" in worse  # 11 cells x 2 / 2**12
+    assert (
+        "pope fastv@64: 0 samples score higher and 12 lower: exact McNemar p = 0.0054 after Holm" in worse
+    )  # 11 cells x 2 / 2**12
     better = failing(cell(rows=[wrong] * 12), cell())
     assert any("12 samples score higher and 0 lower" in r for r in better)
     few = failing(cell(), cell(rows=[wrong] * 6))  # p = 0.03 by itself
@@ -128,7 +154,10 @@ def test_ties_in_every_cell_are_no_ties() -> None:
 
 def test_cells_that_only_one_side_has_are_named() -> None:
     found = compare(snap(NONE, cell()), snap(NONE, cell("random", knobs={"keep": 64})))
-    assert found.failures == ["cell of the baseline that was not run: pope fastv@64", "cell that the baseline lacks: pope random@64"]
+    assert found.failures == [
+        "cell of the baseline that was not run: pope fastv@64",
+        "cell that the baseline lacks: pope random@64",
+    ]
     assert "FAIL: 2 reasons" in report(found, {})
 
 
@@ -139,13 +168,22 @@ def test_a_knob_that_changed_is_named_and_the_rest_still_compared() -> None:
 
 
 def test_other_samples_fail() -> None:
-    assert "other samples: 1 of the baseline's are missing ['pope/000023'], 0 are new []" in failing(cell(), cell(n=N - 1))[0]
+    assert (
+        "other samples: 1 of the baseline's are missing ['pope/000023'], 0 are new []"
+        in failing(cell(), cell(n=N - 1))[0]
+    )
 
 
 def test_other_weights_and_data_come_first_and_fail_while_versions_are_notes() -> None:
     fields = dict.fromkeys(snapshot.MODEL, "w1")
     old = snap(NONE, cell())
-    new = snap(NONE, cell(), models={"mini": {**fields, "model_fingerprint": "w2"}}, tasks={"pope": "data-2"}, made_with={"torch": "2.13.1"})
+    new = snap(
+        NONE,
+        cell(),
+        models={"mini": {**fields, "model_fingerprint": "w2"}},
+        tasks={"pope": "data-2"},
+        made_with={"torch": "2.13.1"},
+    )
     found = compare(old, new)
     text = report(found, {})
     assert not found.passed
@@ -164,8 +202,15 @@ def test_a_changed_answer_is_listed_with_old_new_and_image(tmp_path: Path) -> No
 
 
 def test_labels_tell_cells_apart_by_as_few_knobs_as_possible() -> None:
-    knobs = [{"keep": 64, "shallow": s, "variant": v, "follows": v} for s, v in ((True, "code"), (False, "code"), (True, "paper"))]
-    cells = [cell("visipruner", knobs=k) for k in knobs] + [cell(), cell(positions="compact"), cell("random", knobs={"at": 0})]
+    knobs = [
+        {"keep": 64, "shallow": s, "variant": v, "follows": v}
+        for s, v in ((True, "code"), (False, "code"), (True, "paper"))
+    ]
+    cells = [cell("visipruner", knobs=k) for k in knobs] + [
+        cell(),
+        cell(positions="compact"),
+        cell("random", knobs={"at": 0}),
+    ]
     cells.append(replace(cells[-1], knobs={"at": 2}, named=(*cells[-1].named[:5], 1)))
     assert list(_labels(cells).values()) == [
         "pope visipruner@64 shallow=true variant=code",
@@ -178,11 +223,15 @@ def test_labels_tell_cells_apart_by_as_few_knobs_as_possible() -> None:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------ the file
+# ------------------------------------------------------------------------------------------------------------------ the
+# file
 
 
 def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
-    rows = [replace_row(answer=f"a {i} \u00e9", score=i / 7, keeps=f"{i:08x}", costs=(float(i % 3), i / 3, 1.0, 2.0, 3.0)) for i in range(N)]
+    rows = [
+        replace_row(answer=f"a {i} \u00e9", score=i / 7, keeps=f"{i:08x}", costs=(float(i % 3), i / 3, 1.0, 2.0, 3.0))
+        for i in range(N)
+    ]
     old = snap(NONE, cell(rows=rows), cell("fastv", "gqa", rows=rows[:3]))
     (tmp_path / "b.json").write_text(dump(old), encoding="ascii")
     new = load(tmp_path / "b.json")
@@ -198,9 +247,11 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path: Path) -> None:
         load(file)
     text = dump(snap(NONE, cell()))
     for broken, message in (
-        (text[:-20], "not a baseline"), (text.replace('"format":1', '"format":0'), "expected format 1, found 0"), ("[]", "not a baseline"),
+        (text[:-20], "not a baseline"),
+        (text.replace('"format":1', '"format":0'), "expected format 1, found 0"),
+        ("[]", "not a baseline"),
         (text.replace('"kv_bytes"', '"bytes"'), "expected the costs kept, mean_visual, kv_bytes"),
-    ):  # fmt: skip
+    ):
         file.write_text(broken)
         with pytest.raises(PrunebenchError, match=re.escape(message)):
             load(file)
@@ -218,12 +269,18 @@ def test_the_committed_baseline_is_small_and_of_the_committed_sweep() -> None:
     assert len(cells) == len(asked) * len(plan.tasks)
 
 
-# -------------------------------------------------------------------------------------------------------------- a clean checkout
+# -------------------------------------------------------------------------------------------------------------- a clean
+# checkout
 
 
 def test_changes_that_no_commit_has_are_found(tmp_path: Path) -> None:
     def git(*args: str) -> None:
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.example", *args], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b.example", *args],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     with pytest.raises(PrunebenchError, match="expected a git checkout"):
         gate.changed_files(tmp_path)
@@ -244,7 +301,8 @@ def test_changes_that_no_commit_has_are_found(tmp_path: Path) -> None:
     assert gate.changed_files(tmp_path) == ["README.md", "harness/a.py", "harness/new.py"]
 
 
-# -------------------------------------------------------------------------------------------------------------- as a user runs it
+# -------------------------------------------------------------------------------------------------------------- as a
+# user runs it
 
 
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
@@ -324,7 +382,8 @@ def test_the_workflow_runs_targets_that_there_are() -> None:
     assert any("upload-artifact" in step.get("uses", "") for step in steps)
 
 
-# -------------------------------------------------------------------------------------------------------------- seeded faults
+# -------------------------------------------------------------------------------------------------------------- seeded
+# faults
 
 
 def test_every_fault_said_to_be_invisible_is_one_and_has_a_reason() -> None:
@@ -334,7 +393,10 @@ def test_every_fault_said_to_be_invisible_is_one_and_has_a_reason() -> None:
     blind = next(f for f in FAULTS if f.name in regress_faults.BLIND)
     seen = next(f for f in FAULTS if f.name not in regress_faults.BLIND)
     tried = [regress_faults.FaultInGate(blind, ("caught",)), regress_faults.FaultInGate(seen, ())]
-    assert regress_faults.unexpected(tried) == [f"{blind.name}: caught, although listed as invisible", f"{seen.name}: not seen"]
+    assert regress_faults.unexpected(tried) == [
+        f"{blind.name}: caught, although listed as invisible",
+        f"{seen.name}: not seen",
+    ]
     assert "1 of 2 faults caught" in regress_faults.markdown(tried)
     assert "**unknown**" in regress_faults.markdown(tried)
 

@@ -1,7 +1,8 @@
-"""The report in a real, headless Chromium: it opens from a file without an error, sorts, filters, hovers, and shows the right tokens.
+"""The report in a real, headless Chromium: it opens from a file without an error, sorts, filters, hovers, and shows the
+right tokens.
 
-Needs Chromium and its driver (Debian: chromium, chromium-driver) and selenium; skipped with the reason where one is missing.
-Screenshots go to the folder in PRUNEBENCH_SCREENSHOTS, otherwise nowhere.
+Needs Chromium and its driver (Debian: chromium, chromium-driver) and selenium; skipped with the reason where one is
+missing. Screenshots go to the folder in PRUNEBENCH_SCREENSHOTS, otherwise nowhere.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from harness.store.store import Store
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 SELENIUM = importlib.util.find_spec("selenium")
-MISSING = [name for name, there in (("chromium", CHROMIUM), ("chromedriver", DRIVER), ("selenium", SELENIUM)) if not there]
+MISSING = [
+    name for name, there in (("chromium", CHROMIUM), ("chromedriver", DRIVER), ("selenium", SELENIUM)) if not there
+]
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
 
@@ -53,7 +56,7 @@ while (walker.nextNode()) {
   if (ratio < 4.5) bad.push([node.tagName + "." + (node.getAttribute("class") || ""), ratio.toFixed(2), walker.currentNode.textContent.slice(0, 40)]);
 }
 return [seen, bad];
-"""
+"""  # noqa: E501 (a script)
 
 
 class Browser:
@@ -63,7 +66,8 @@ class Browser:
         self.driver = driver
 
     def open(self, path: Path) -> dict[str, float]:
-        """Load from disk; milliseconds from the start of navigation to the drawn table, and to the samples being there."""
+        """Load from disk; milliseconds from the start of navigation to the drawn table, and to the samples being
+        there."""
         self.driver.get(f"file://{path}")
         self.wait("return document.documentElement.dataset.ready && document.querySelector('#ex-list li')")
         drawn = self.js("return Number(document.documentElement.dataset.ready)")
@@ -92,15 +96,23 @@ class Browser:
             "const s = document.querySelector(arguments[0]), o = [...s.options].find((o) => o.text === arguments[1]);"
             "if (!o) return [...s.options].map((o) => o.text);"
             "s.value = o.value; s.dispatchEvent(new Event('change', {bubbles: true})); return null;",
-            css, text,
-        )  # fmt: skip
+            css,
+            text,
+        )
         assert found is None, f"{css} has no option {text!r}, only {found}"
 
     def layer(self, layer: int) -> None:
-        self.js("const r = document.getElementById('ex-layer'); r.value = arguments[0]; r.dispatchEvent(new Event('input'))", layer)
+        self.js(
+            "const r = document.getElementById('ex-layer'); r.value = arguments[0]; r.dispatchEvent(new"
+            " Event('input'))",
+            layer,
+        )
 
     def scheme(self, name: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": name}, {"name": "prefers-reduced-motion", "value": "reduce"}]
+        features = [
+            {"name": "prefers-color-scheme", "value": name},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def shot(self, name: str) -> None:
@@ -118,7 +130,13 @@ def chromium() -> Iterator[Browser]:
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1360,1000"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1360,1000",
+    ):
         options.add_argument(flag)
     options.binary_location = str(CHROMIUM)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -162,7 +180,13 @@ def test_opens_fast_from_a_file_without_errors(chromium, big, record_property):
     chromium.scheme("light")
     times = [chromium.open(path) for _ in range(3)]
     assert chromium.errors() == []
-    assert chromium.js("return performance.getEntriesByType('resource').filter((r) => !r.name.startsWith('data:')).map((r) => r.name)") == []
+    assert (
+        chromium.js(
+            "return performance.getEntriesByType('resource').filter((r) => !r.name.startsWith('data:')).map((r) =>"
+            " r.name)"
+        )
+        == []
+    )
     for name in times[0]:
         record_property(name, [round(t[name]) for t in times])
     said = ", ".join(f"{name} {[round(t[name]) for t in times]} ms" for name in times[0])
@@ -176,11 +200,18 @@ def test_table_sorts_both_ways_and_says_so(page):
     def column(name: str) -> list[float]:
         heads = page.texts("#lb thead th")
         at = next(i for i, head in enumerate(heads) if head.startswith(name))
-        found = page.js("return [...document.querySelectorAll('#lb tbody tr')].map((r) => r.children[arguments[0]].firstChild.textContent)", at)
+        found = page.js(
+            "return [...document.querySelectorAll('#lb tbody tr')].map((r) =>"
+            " r.children[arguments[0]].firstChild.textContent)",
+            at,
+        )
         return [float(text) for text in found]
 
     page.find("[data-sort=set-2]").click()
-    assert page.js("return document.querySelector('[data-sort=set-2]').closest('th').getAttribute('aria-sort')") == "descending"
+    assert (
+        page.js("return document.querySelector('[data-sort=set-2]').closest('th').getAttribute('aria-sort')")
+        == "descending"
+    )
     once = column("pope")
     assert len(once) == 21
     assert once == sorted(once, reverse=True)
@@ -230,7 +261,9 @@ def test_figure_tells_a_point_on_hover_and_by_keyboard(page, big):
     page.wait("return !document.getElementById('tip').hidden")
     said = page.texts("#tip")[0]
     assert "fastv at 128" in said
-    assert f"score {100 * sealed.score:.1f} % [{100 * sealed.interval.low:.1f}, {100 * sealed.interval.high:.1f}]" in said
+    assert (
+        f"score {100 * sealed.score:.1f} % [{100 * sealed.interval.low:.1f}, {100 * sealed.interval.high:.1f}]" in said
+    )
     page.shot("figure")
     page.js("document.querySelector('#plot .point[tabindex=\"0\"]').focus()")
     first = page.js("return document.activeElement.dataset.point")
@@ -241,14 +274,20 @@ def test_figure_tells_a_point_on_hover_and_by_keyboard(page, big):
     assert page.js("return document.querySelectorAll('#plot .point[tabindex=\"0\"]').length") == 1
     page.js("[...document.querySelectorAll('#legend button')].find((b) => b.textContent === 'fastv').click()")
     assert page.js("return document.querySelectorAll('#plot .point').length") == 17
-    assert "fastv" not in {p.split("@")[0] for p in page.js("return [...document.querySelectorAll('#plot .point')].map((p) => p.dataset.point)")}
+    assert "fastv" not in {
+        p.split("@")[0]
+        for p in page.js("return [...document.querySelectorAll('#plot .point')].map((p) => p.dataset.point)")
+    }
 
 
 def test_pareto_front_leaves_no_better_and_cheaper_point(page, big):
     page.choose("#fig-y", "textvqa: exact_match")
     points = [(s.costs["prefill_dense_flops"], s.score, f"{m}@{b}") for (m, b), s in cells(big, "textvqa").items()]
     front = {name for x, y, name in points if not any((a <= x and b >= y) and (a < x or b > y) for a, b, _ in points)}
-    said = page.js("return [...document.querySelectorAll('#plot .point')].map((p) => [p.dataset.point, p.getAttribute('aria-label')])")
+    said = page.js(
+        "return [...document.querySelectorAll('#plot .point')].map((p) => [p.dataset.point,"
+        " p.getAttribute('aria-label')])"
+    )
     shown = {name for name, label in said if "Pareto" in label}
     scores = {name: (x, y) for x, y, name in points}
     assert {scores[n] for n in shown} == {scores[n] for n in front}, "points at one place stand for each other"
@@ -269,7 +308,9 @@ def test_explorer_shows_the_tokens_that_were_kept(page, big):
             page.layer(layer)
             stage = [s for s in stages if s.layer <= layer][-1]
             count = int(stage.keep.sum()) + stage.added
-            assert page.texts(f"#ex-kept-{letter}")[0].startswith(f"{count} of {N_VISUAL} visual tokens enter layer {layer}"), (name, layer)
+            assert page.texts(f"#ex-kept-{letter}")[0].startswith(
+                f"{count} of {N_VISUAL} visual tokens enter layer {layer}"
+            ), (name, layer)
             dropped = N_VISUAL - int(stage.keep.sum())
             page.wait(f"return document.getElementById('ex-canvas-{letter}').dataset.dimmed === '{dropped}'")
         if name == "visipruner":
@@ -277,13 +318,15 @@ def test_explorer_shows_the_tokens_that_were_kept(page, big):
             assert "fusion layer 3" in page.texts(".panel .kept-line")[0]
     # the very patches: a dimmed one is nearly the paper's colour, a kept one is not
     page.layer(4)
-    stage = keeps.decode(cells(big, "pope")["visipruner", "32"].samples().set_index("key").loc["pope/000007"]["keeps"], N_VISUAL)[1]
+    stage = keeps.decode(
+        cells(big, "pope")["visipruner", "32"].samples().set_index("key").loc["pope/000007"]["keeps"], N_VISUAL
+    )[1]
     page.wait(f"return document.getElementById('ex-canvas-A').dataset.dimmed === '{N_VISUAL - 32}'")
     patches = page.js(
-        "const c = document.getElementById('ex-canvas-A').getContext('2d'), d = c.getImageData(0, 0, 672, 672).data;"
-        "return Array.from({length: 576}, (_, k) => { const x = (k % 24) * 28 + 14, y = Math.floor(k / 24) * 28 + 14, i = 4 * (y * 672 + x);"
-        "return Math.min(d[i], d[i + 1], d[i + 2]); })"
-    )  # fmt: skip
+        "const c = document.getElementById('ex-canvas-A').getContext('2d'), d = c.getImageData(0, 0, 672,"
+        " 672).data;return Array.from({length: 576}, (_, k) => { const x = (k % 24) * 28 + 14, y = Math.floor(k / 24) *"
+        " 28 + 14, i = 4 * (y * 672 + x);return Math.min(d[i], d[i + 1], d[i + 2]); })"
+    )
     # 86 % paper over anything is at least 0.86 * 248 = 213; a kept patch of a near-white sign may be as light
     assert all(kept or darkest >= 210 for darkest, kept in zip(patches, stage.keep, strict=True))
     assert sum(darkest < 210 for darkest in patches) > 0.8 * stage.keep.sum()
@@ -347,13 +390,16 @@ def test_matrix_opens_a_method_in_panel_b(page):
 
 def test_every_control_has_a_name_and_tables_have_headers(page):
     nameless = page.js(
-        "return [...document.querySelectorAll('input, select, button, canvas, [role=listbox], [role=region], #plot svg, img')].filter((n) => "
-        "!(n.labels?.length || ['aria-label', 'aria-labelledby', 'alt'].some((a) => n.getAttribute(a))"
-        " || (n.tagName === 'BUTTON' && n.textContent.trim())))"
-        ".map((n) => n.outerHTML.slice(0, 120))"
-    )  # fmt: skip
+        "return [...document.querySelectorAll('input, select, button, canvas, [role=listbox], [role=region], #plot svg,"
+        " img')].filter((n) => !(n.labels?.length || ['aria-label', 'aria-labelledby', 'alt'].some((a) =>"
+        " n.getAttribute(a)) || (n.tagName === 'BUTTON' && n.textContent.trim()))).map((n) => n.outerHTML.slice(0,"
+        " 120))"
+    )
     assert nameless == []
-    assert page.js("return [...document.querySelectorAll('th')].filter((t) => !['col', 'row'].includes(t.scope)).length") == 0
+    assert (
+        page.js("return [...document.querySelectorAll('th')].filter((t) => !['col', 'row'].includes(t.scope)).length")
+        == 0
+    )
     assert page.js("return document.querySelectorAll('main, header, footer, nav').length") == 4
     assert page.js("return document.documentElement.lang") == "en"
     page.js("document.activeElement.blur()")
@@ -404,12 +450,23 @@ def test_analysis_shows_the_three_stages(page):
 def test_hostile_texts_are_shown_and_not_run(chromium, tmp_path):
     method = "evil/<img src=x onerror=window.hacked=1>.py:</script>"
     seal(tmp_path, "none", "none", "pope", 12, hostile=True)
-    seal(tmp_path, method, "64", "pope", 12, hostile=True, request={"method": HOSTILE, "data": HOSTILE}, knobs={HOSTILE: HOSTILE})
+    seal(
+        tmp_path,
+        method,
+        "64",
+        "pope",
+        12,
+        hostile=True,
+        request={"method": HOSTILE, "data": HOSTILE},
+        knobs={HOSTILE: HOSTILE},
+    )
     report.write(tmp_path, say=lambda _: None)
     chromium.open(tmp_path / "report" / "index.html")
     # through every place that shows a text: detail, list, matrix, tooltip, legend
     chromium.js("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    chromium.js("document.querySelectorAll('#ex-list li')[1].click(); document.querySelectorAll('#plot .point')[0].focus()")
+    chromium.js(
+        "document.querySelectorAll('#ex-list li')[1].click(); document.querySelectorAll('#plot .point')[0].focus()"
+    )
     time.sleep(0.3)
     assert chromium.js("return window.hacked === undefined")
     assert chromium.js("return document.querySelectorAll('img').length") == 0
@@ -421,7 +478,9 @@ def test_hostile_texts_are_shown_and_not_run(chromium, tmp_path):
 
 def test_models_are_chosen_and_never_mixed(chromium, tmp_path):
     gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 6)
-    gauntlet(tmp_path, ("uniform",), (32,), ("pope",), 6, model="other", model_fingerprint="w2", request={"data": "mini"})
+    gauntlet(
+        tmp_path, ("uniform",), (32,), ("pope",), 6, model="other", model_fingerprint="w2", request={"data": "mini"}
+    )
     report.write(tmp_path, say=lambda _: None)
     chromium.open(tmp_path / "report" / "index.html")
     assert set(chromium.texts("#lb tbody th")) == {"none", "fastv"}

@@ -49,7 +49,10 @@ def small(tmp_path_factory) -> Path:
 # texts
 
 
-@pytest.mark.parametrize("text", ["</script>", "<script>", "<img onerror=x>", "&lt;", "\u2028\u2029", "<!--", "]]>", "é", "\x00\x7f", "\ud800"])
+@pytest.mark.parametrize(
+    "text",
+    ["</script>", "<script>", "<img onerror=x>", "&lt;", "\u2028\u2029", "<!--", "]]>", "é", "\x00\x7f", "\ud800"],
+)
 def test_embedded_json_says_the_same_without_a_character_of_markup(text):
     written = report.embed_json({text: [text]})
     assert not re.search("[<>&\u2028\u2029\x00-\x1f\ud800-\udfff]", written)
@@ -64,7 +67,9 @@ def test_hostile_texts_do_not_reach_the_page_as_markup(tmp_path):
     assert "<img" not in page.html
     assert "hacked=1</script>" not in page.html
     images = len(set(re.findall(r'id="image-\d+"', page.html)))
-    assert page.html.count("<script") == page.html.count("</script>") == 1 + 1 + images + 1, "meta, one chunk, images, the program"
+    assert page.html.count("<script") == page.html.count("</script>") == 1 + 1 + images + 1, (
+        "meta, one chunk, images, the program"
+    )
     assert method in meta(page)["models"][0]["lines"]
     assert chunk(page, 0)["samples"][0]["question"] == HOSTILE + "0"
     assert chunk(page, 0)["samples"][0]["category"] == HOSTILE
@@ -207,7 +212,10 @@ def test_negative_samples_are_refused(small):
 def test_no_unpruned_cell_is_said_with_the_command_that_makes_it(tmp_path):
     seal(tmp_path, "fastv", "64", "pope", 6, request={"knobs": {"boundary": "3"}, "seed": 4})
     page = build(tmp_path)
-    assert meta(page)["models"][0]["sets"][0]["make_baseline"] == "make eval METHOD=none MODEL=mini TASKS=pope LIMIT=6 DEVICE=cpu"
+    assert (
+        meta(page)["models"][0]["sets"][0]["make_baseline"]
+        == "make eval METHOD=none MODEL=mini TASKS=pope LIMIT=6 DEVICE=cpu"
+    )
     assert any("no unpruned cell" in note for note in page.notes)
     assert meta(page)["models"][0]["cells"][0]["pct"] is None
     assert "lost" not in meta(page)["models"][0]["cells"][0]
@@ -220,7 +228,10 @@ def test_rows_with_missing_tasks_are_said_with_the_command(tmp_path):
     page = build(tmp_path)
     (missing,) = meta(page)["models"][0]["missing"]
     assert missing["what"] == "fastv at 64 on mme"
-    assert missing["command"] == "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=mme LIMIT=6 SET='boundary=3 keep=4' DEVICE=cpu"
+    assert (
+        missing["command"]
+        == "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=mme LIMIT=6 SET='boundary=3 keep=4' DEVICE=cpu"
+    )
     assert any("fastv at 64 on mme missing" in note for note in page.notes)
 
 
@@ -240,14 +251,17 @@ def test_two_sets_of_questions_of_a_task_are_two_tasks(tmp_path):
     gauntlet(tmp_path, ("fastv",), (64, 32), ("pope",), 6)
     gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 8)
     (model,) = meta(build(tmp_path))["models"]
-    assert [(s["label"], s["n"], s["primary"]) for s in model["sets"]] == [("pope", 6, True), ("pope (8 questions)", 8, False)]
+    assert [(s["label"], s["n"], s["primary"]) for s in model["sets"]] == [
+        ("pope", 6, True),
+        ("pope (8 questions)", 8, False),
+    ]
     assert model["missing"] == []
 
 
 def test_images_that_are_not_those_measured_are_left_out(tmp_path):
     seal(tmp_path, "none", "none", "pope", 6, image="0" * 16)
     page = build(tmp_path)
-    assert "id=\"image-0\"" not in page.html
+    assert 'id="image-0"' not in page.html
     assert {s["image"] for s in chunk(page, 0)["samples"]} == {-1}
     assert any("not the one that was measured" in note and "--data" in note for note in page.notes)
     with pytest.raises(PrunebenchError, match="not the one that was measured"):
@@ -260,7 +274,9 @@ def test_data_folder_that_is_gone_is_said(small):
     assert page.n_samples == 8
 
 
-@pytest.mark.parametrize(("backend", "expected"), [("CLIPImageProcessor+pad", (122, 116, 104)), ("CLIPImageProcessor+plain", (200, 0, 0))])
+@pytest.mark.parametrize(
+    ("backend", "expected"), [("CLIPImageProcessor+pad", (122, 116, 104)), ("CLIPImageProcessor+plain", (200, 0, 0))]
+)
 def test_images_are_squared_as_the_model_saw_them(tmp_path, monkeypatch, backend, expected):
     sealed = seal(tmp_path, "none", "none", "pope", 6, image_backend=backend)
     buffer = io.BytesIO()
@@ -305,7 +321,11 @@ def test_analysis_of_some_layers_names_no_stage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"stages": {"fusion": []}}, *({"figures": [{"file": name}]} for name in ("../../secret.svg", "a.html", "none.svg"))]
+    "changes",
+    [
+        {"stages": {"fusion": []}},
+        *({"figures": [{"file": name}]} for name in ("../../secret.svg", "a.html", "none.svg")),
+    ],
 )
 def test_broken_analysis_says_which_command_writes_it_again(tmp_path, changes):
     seal(tmp_path, "none", "none", "pope", 6)
@@ -321,7 +341,17 @@ def test_broken_analysis_says_which_command_writes_it_again(tmp_path, changes):
 def test_show_writes_a_picture_and_says_what_is_in_it(small, tmp_path, capsys, monkeypatch):
     out = tmp_path / "deep" / "x.png"
     code, said, err = run(
-        capsys, monkeypatch, "show", "--results", str(small), "--sample", "pope/000003", "--method", "visipruner,fastv", "--out", str(out)
+        capsys,
+        monkeypatch,
+        "show",
+        "--results",
+        str(small),
+        "--sample",
+        "pope/000003",
+        "--method",
+        "visipruner,fastv",
+        "--out",
+        str(out),
     )
     assert code == 0, err
     assert said.splitlines()[-1] == f"picture  {out}"
@@ -355,14 +385,39 @@ def test_show_default_name_and_budget(small):
 @pytest.mark.parametrize(
     ("key", "methods", "budget", "message"),
     [
-        ("pope/000099", ["fastv"], "", r"no sample 'pope/000099' was measured; near it: pope/000017, pope/000018, pope/000019 \(20 samples"),
+        (
+            "pope/000099",
+            ["fastv"],
+            "",
+            r"no sample 'pope/000099' was measured; near it: pope/000017, pope/000018, pope/000019 \(20 samples",
+        ),
         ("pope/fastv", ["fastv"], "", r"near it: pope/0000"),
         ("gqa/000001", ["fastv"], "", r"no cell of task 'gqa' is sealed \(tasks: mme, pope\)"),
         ("pope/000003", ["fastv", "fastw"], "", r"^unknown method 'fastw'; did you mean 'fastv'\?"),
-        ("pope/000003", ["first"], "", r"measured: .*`make eval METHOD=first BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20 .*` measures it"),
-        ("pope/000003", ["knockout"], "", r"`make eval METHOD=knockout MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu` measures it"),
-        ("pope/000003", [f"{CENTRE}:Centre"], "", rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=\d+ MODEL=mini"),
-        ("pope/000003", ["fastv"], "16", r"at 64, 32, not at 16: .*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu`"),
+        (
+            "pope/000003",
+            ["first"],
+            "",
+            r"measured: .*`make eval METHOD=first BUDGET=\d+ MODEL=mini TASKS=pope LIMIT=20 .*` measures it",
+        ),
+        (
+            "pope/000003",
+            ["knockout"],
+            "",
+            r"`make eval METHOD=knockout MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu` measures it",
+        ),
+        (
+            "pope/000003",
+            [f"{CENTRE}:Centre"],
+            "",
+            rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=\d+ MODEL=mini",
+        ),
+        (
+            "pope/000003",
+            ["fastv"],
+            "16",
+            r"at 64, 32, not at 16: .*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu`",
+        ),
         ("pope/000003", [], "", "no method was named"),
     ],
 )
@@ -372,14 +427,28 @@ def test_show_says_what_was_not_measured(small, key, methods, budget, message):
 
 
 def test_the_commands_of_show_can_be_run(tmp_path):
-    """A method of a file by that file, also where its name alone is given; a budget in place of the knob that says the same."""
+    """A method of a file by that file, also where its name alone is given; a budget in place of the knob that says the
+    same."""
     seal(tmp_path, "none", "none", "pope", 6)
-    seal(tmp_path, "fastv", "none", "pope", 6, knobs={"keep": 64, "boundary": 3}, request={"budget": None, "knobs": {"keep": 64, "boundary": 3}})
+    seal(
+        tmp_path,
+        "fastv",
+        "none",
+        "pope",
+        6,
+        knobs={"keep": 64, "boundary": 3},
+        request={"budget": None, "knobs": {"keep": 64, "boundary": 3}},
+    )
     seal(tmp_path, "centre", "64", "gqa", 6, request={"method": f"{CENTRE}:Centre"})
     cells = Store(tmp_path).cells()
-    with pytest.raises(PrunebenchError, match=r"`make eval METHOD=fastv BUDGET=32 MODEL=mini TASKS=pope LIMIT=6 SET='boundary=3' DEVICE=cpu`"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"`make eval METHOD=fastv BUDGET=32 MODEL=mini TASKS=pope LIMIT=6 SET='boundary=3' DEVICE=cpu`",
+    ):
         show.find(cells, "pope/000003", ["fastv"], "32")
-    with pytest.raises(PrunebenchError, match=rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=64 MODEL=mini "):
+    with pytest.raises(
+        PrunebenchError, match=rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=64 MODEL=mini "
+    ):
         show.find(cells, "pope/000003", ["centre"])
 
 

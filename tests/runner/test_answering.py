@@ -33,7 +33,9 @@ def test_greedy_loop_equals_generate(mini: LoadedModel) -> None:
     for p in ask:
         ids = torch.tensor([mini.prompt_ids(p.text)])
         out = mini.model.generate(input_ids=ids, pixel_values=mini.pixels(p.image()), max_new_tokens=6, do_sample=False)
-        assert mini.processor.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() == answers[p.key]
+        assert (
+            mini.processor.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() == answers[p.key]
+        )
     assert len(set(answers.values())) > 1, "a model that says one thing would pass anything"
 
 

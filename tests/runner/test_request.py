@@ -39,9 +39,18 @@ def again(asked: Asked) -> Request:
     """The request that a sealed cell holds."""
     budgets = () if asked.budget is None else (asked.budget,)
     return Request(
-        (asked.method,), asked.model, budgets, (asked.task,), asked.limit, str(asked.seed), asked.device, asked.dtype or "auto", asked.data,
-        asked.positions, asked.knobs,
-    )  # fmt: skip
+        (asked.method,),
+        asked.model,
+        budgets,
+        (asked.task,),
+        asked.limit,
+        str(asked.seed),
+        asked.device,
+        asked.dtype or "auto",
+        asked.data,
+        asked.positions,
+        asked.knobs,
+    )
 
 
 def identities(settings: list[Setting], session: Session) -> list[str]:
@@ -55,7 +64,9 @@ def test_lists_are_every_method_at_every_budget_with_every_seed(session: Session
     # a seed changes nothing of a method that draws nothing: the same cells
     fastv = [("fastv", b, 0, t) for b in ("64", "32") for _ in (0, 1) for t in ("pope", "gqa")]
     assert pruned == random + fastv
-    assert [s.method.name for s in found[:4]] == ["none"] * 4, "of several methods, one that takes no budget is asked without"
+    assert [s.method.name for s in found[:4]] == ["none"] * 4, (
+        "of several methods, one that takes no budget is asked without"
+    )
     assert [s.method.name for s in found[4:6]] == ["none", "random"], "each beside the unpruned model"
     assert len(set(identities(found, session))) == 2 + 8 + 4
 
@@ -69,7 +80,12 @@ def test_a_comma_in_a_path_is_said(tmp_path: Path) -> None:
     """A list of methods cannot spell it, nor could the command of its cells."""
     (tmp_path / "a,b,c.py").write_text(CENTRE)
     here = os.path.relpath(tmp_path / "a,b,c.py")
-    for methods in (f"{tmp_path}/a,b,c.py:Centre", f"fastv,{here}:Centre", (f"{tmp_path}/a,b,c.py:Centre",), "/gone/a,b.py:X"):
+    for methods in (
+        f"{tmp_path}/a,b,c.py:Centre",
+        f"fastv,{here}:Centre",
+        (f"{tmp_path}/a,b,c.py:Centre",),
+        "/gone/a,b.py:X",
+    ):
         with pytest.raises(PrunebenchError, match=r"a method's path holds a comma .*rename the file"):
             Request(methods, budgets="64").each()
     with pytest.raises(PrunebenchError, match="name the class in it as well"):
@@ -77,10 +93,16 @@ def test_a_comma_in_a_path_is_said(tmp_path: Path) -> None:
 
 
 def test_every_budget_is_read(session: Session) -> None:
-    for budget, message in (("foo", "budget 'foo'"), ("64", "BUDGET=64: none of none, knockout takes a budget"), ("none,0", "budget '0'")):
+    for budget, message in (
+        ("foo", "budget 'foo'"),
+        ("64", "BUDGET=64: none of none, knockout takes a budget"),
+        ("none,0", "budget '0'"),
+    ):
         with pytest.raises(PrunebenchError, match=message):
             resolve(Request("none,knockout", budgets=budget, tasks="pope", limit=6), session)
-    assert {s.method.name for s in resolve(Request("none,knockout", budgets="none", tasks="pope", limit=6), session)} == {"none", "knockout"}
+    assert {
+        s.method.name for s in resolve(Request("none,knockout", budgets="none", tasks="pope", limit=6), session)
+    } == {"none", "knockout"}
 
 
 @pytest.mark.parametrize(
@@ -92,13 +114,22 @@ def test_every_budget_is_read(session: Session) -> None:
         ("fastv", ("64",), {"boundary": None}),  # the model's configuration says 2
         ("random", ("64",), {"boundary": None}),
         ("random", ("50%",), {"boundary": "None"}),
-        ("visipruner", ("48",), {"sink": "random", "consecutive_votes": False, "layer_threshold": 0.99, "tokens_threshold": 1e-05}),
+        (
+            "visipruner",
+            ("48",),
+            {"sink": "random", "consecutive_votes": False, "layer_threshold": 0.99, "tokens_threshold": 1e-05},
+        ),
         ("visipruner", ("48",), {"shallow_mid_layer": None, "sink": 3}),
         ("none", (), {}),
     ],
 )
 def test_the_command_of_a_cell_makes_the_same_cell(
-    method: str, budget: tuple[str, ...], knobs: dict[str, Any], session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    method: str,
+    budget: tuple[str, ...],
+    knobs: dict[str, Any],
+    session: Session,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     setting = resolve(Request((method,), budgets=budget, tasks="pope", limit=6, knobs=knobs, seeds="3"), session)[-1]
     sealed = Asked.from_dict(json.loads(json.dumps(setting.asked.to_dict())))
@@ -134,20 +165,52 @@ def test_a_knob_that_no_command_can_say_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_setting_is_typed_and_holds_what_was_typed(session: Session) -> None:
-    request = Request("random", budgets="0.5flops", tasks="pope", limit=6, seeds="3", positions="compact", knobs={"boundary": "2"}, data="mini")
+    request = Request(
+        "random",
+        budgets="0.5flops",
+        tasks="pope",
+        limit=6,
+        seeds="3",
+        positions="compact",
+        knobs={"boundary": "2"},
+        data="mini",
+    )
     unpruned, pruned = resolve(request, session)
-    assert (unpruned.budget.unit, unpruned.seed, unpruned.positions, unpruned.label) == ("none", 0, "method", "pope none")
-    assert (pruned.budget.ratio, pruned.limit, pruned.seed, pruned.positions, pruned.source.name) == (0.5, 6, 3, "compact", "mini")
+    assert (unpruned.budget.unit, unpruned.seed, unpruned.positions, unpruned.label) == (
+        "none",
+        0,
+        "method",
+        "pope none",
+    )
+    assert (pruned.budget.ratio, pruned.limit, pruned.seed, pruned.positions, pruned.source.name) == (
+        0.5,
+        6,
+        3,
+        "compact",
+        "mini",
+    )
     assert pruned.method.knobs()["boundary"] == 2
     assert pruned.asked == Asked(
-        method="random", budget="0.5flops", model="mini", task="pope", limit="6", knobs={"boundary": "2"}, seed=3, positions="compact", data="mini",
+        method="random",
+        budget="0.5flops",
+        model="mini",
+        task="pope",
+        limit="6",
+        knobs={"boundary": "2"},
+        seed=3,
+        positions="compact",
+        data="mini",
         device=pruned.located.device.type,
-    )  # fmt: skip
+    )
     assert unpruned.asked == pruned.asked.unpruned()
 
 
 def test_a_share_of_the_flops_is_solved_per_task(session: Session) -> None:
-    found = [s for s in resolve(Request("fastv", budgets="0.5flops", tasks="gqa,textvqa", limit=12), session) if s.method.name != "none"]
+    found = [
+        s
+        for s in resolve(Request("fastv", budgets="0.5flops", tasks="gqa,textvqa", limit=12), session)
+        if s.method.name != "none"
+    ]
     texts = {s.task: mean_text(s.located, session.task(s.task, s.source, s.limit)) for s in found}
     assert len(set(texts.values())) == 2, "tasks with texts of one length would prove nothing"
     for setting in found:
@@ -195,12 +258,23 @@ def test_a_worker_refuses_work_that_is_another_cell_there(tmp_path: Path, sessio
     work = [Work(s, identity, frozenset()) for s, identity in zip(settings, identities(settings, session), strict=True)]
     assert [w.identity for w in here(work, "cpu", session)] == [w.identity for w in work]
     other = [work[0], work[1]._replace(setting=replace(work[1].setting, seed=7))]
-    with pytest.raises(PrunebenchError, match=r"expected the cells of the parent, found .* \(pope random@32\): were model, data or the code"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"expected the cells of the parent, found .* \(pope random@32\): were model, data or the code",
+    ):
         here(other, "cpu", session)
 
 
 def test_a_sealed_cell_is_asked_for_again_by_what_it_holds(tmp_path: Path) -> None:
-    asked = Request("random,fastv", budgets="32,0.5flops", seeds="0,1", tasks="pope", limit=6, positions="compact", knobs={"boundary": "2"})
+    asked = Request(
+        "random,fastv",
+        budgets="32,0.5flops",
+        seeds="0,1",
+        tasks="pope",
+        limit=6,
+        positions="compact",
+        knobs={"boundary": "2"},
+    )
     finished = evaluate(asked, Options(tmp_path), lambda _: None)
     fresh = Session()
     for sealed in Store(tmp_path).cells():

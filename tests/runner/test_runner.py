@@ -39,7 +39,9 @@ with Store(Path({str(root)!r})).open(Cell.from_dict({job.cell.to_dict()!r}), {[s
     print("held", flush=True)
     sys.stdin.read()
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None
         assert other.stdin is not None
         assert other.stdout.readline() == "held\n"
@@ -53,7 +55,20 @@ def jobs_of(request: Request) -> list[Job]:
 
 
 def test_an_evaluation_leaves_a_held_cell_and_fails_with_its_name(tmp_path, capsys, monkeypatch) -> None:
-    words = ("--method", "random", "--budget", "32", "--set", "boundary=2", "--tasks", "pope", "--limit", "6", "--results", str(tmp_path))
+    words = (
+        "--method",
+        "random",
+        "--budget",
+        "32",
+        "--set",
+        "boundary=2",
+        "--tasks",
+        "pope",
+        "--limit",
+        "6",
+        "--results",
+        str(tmp_path),
+    )
     with held(tmp_path, jobs_of(ASK)[1]):
         code, out, err = run(capsys, monkeypatch, "eval", *words)
     assert code == 2
@@ -104,17 +119,35 @@ def test_data_of_one_model_that_cannot_be_read_cost_no_other_its_cells(tmp_path:
     (table,) = (data / "POPE").rglob("*.parquet")
     table.write_bytes(table.read_bytes()[:-50])
     session = Session()
-    broken, fine = (resolve(one, session) for one in (Request("none", str(folder), tasks="pope", limit=6, data=str(data)), ASK))
+    broken, fine = (
+        resolve(one, session) for one in (Request("none", str(folder), tasks="pope", limit=6, data=str(data)), ASK)
+    )
     for order in (broken + fine, fine + broken):
         with pytest.raises(PrunebenchError, match=rf"^{folder}: .*{table.name}"):
             runner.run(order, session, InProcess(session), Options(tmp_path / "r"), lambda _: None)
-        assert {(c.cell.model, c.cell.method) for c in Store(tmp_path / "r").cells()} == {("mini", "none"), ("mini", "random")}
+        assert {(c.cell.model, c.cell.method) for c in Store(tmp_path / "r").cells()} == {
+            ("mini", "none"),
+            ("mini", "random"),
+        }
         assert "random" in (tmp_path / "r" / "LEADERBOARD.md").read_text()
         shutil.rmtree(tmp_path / "r")
 
 
 def test_one_evaluation_takes_lists(tmp_path, capsys, monkeypatch) -> None:
-    words = ("--method", "random,first", "--budget", "64,32", "--seed", "0,1", "--tasks", "pope", "--limit", "6", "--results", str(tmp_path))
+    words = (
+        "--method",
+        "random,first",
+        "--budget",
+        "64,32",
+        "--seed",
+        "0,1",
+        "--tasks",
+        "pope",
+        "--limit",
+        "6",
+        "--results",
+        str(tmp_path),
+    )
     code, out, err = run(capsys, monkeypatch, "eval", *words)
     assert code == 0, err
     assert out.startswith("random, first at BUDGET=64,32 with SEED=0,1 on mini (cpu in float32)")

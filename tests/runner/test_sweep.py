@@ -57,7 +57,8 @@ def one_pass(tmp_path_factory):
 
 
 def test_one_pass_equals_cell_by_cell_runs(one_pass, tmp_path):
-    """Separate evaluations at batch 1, without shared prefixes or features, give the same answers, costs and kept tokens."""
+    """Separate evaluations at batch 1, without shared prefixes or features, give the same answers, costs and kept
+    tokens."""
     plan, root, _, _ = one_pass
     for asked in sweep.requests(plan):
         evaluate(asked, Options(tmp_path, Pace(1, share=False)), say=lambda _: None)
@@ -81,9 +82,15 @@ def test_every_image_is_encoded_once(one_pass, tmp_path, monkeypatch):
 
     seen: list[str] = []
     get = FeatureCache.get
-    monkeypatch.setattr(FeatureCache, "get", lambda self, key, encode, looks: get(self, key, lambda: seen.append(key) or encode(), looks))
+    monkeypatch.setattr(
+        FeatureCache,
+        "get",
+        lambda self, key, encode, looks: get(self, key, lambda: seen.append(key) or encode(), looks),
+    )
     looking = Path(__file__).parents[1] / "examples" / "cls_top.py"
-    plan = sweep.load(write(tmp_path, f"{SMALL}  - {{method: {looking}:ClsTop}}\n"), [f"methods=none,random,fastv,{looking}:ClsTop"])
+    plan = sweep.load(
+        write(tmp_path, f"{SMALL}  - {{method: {looking}:ClsTop}}\n"), [f"methods=none,random,fastv,{looking}:ClsTop"]
+    )
     finished = sweep.run(plan, Options(tmp_path), say=lambda _: None)
     images = {i for cell in finished.cells.values() for i in cell.samples()["image"]}
     assert sorted(key.split("/")[0] for key in seen) == sorted(images)
@@ -120,7 +127,10 @@ def test_dry_run_leaves_out_what_hangs_on_data_that_cannot_be_reached(one_pass, 
     text = sweep.dry_run(plan, Options(root))
     assert "to run: 0 cells, 0 questions" in text, "the other task's are the cells that are sealed"
     assert text.count("mini, pope: cells and their state are unknown here: ") == 1
-    flops = sweep.dry_run(sweep.load(root / "sweep.yaml", [f"data={data}", "methods=random", "budgets=0.5flops", "tasks=pope"]), Options(root))
+    flops = sweep.dry_run(
+        sweep.load(root / "sweep.yaml", [f"data={data}", "methods=random", "budgets=0.5flops", "tasks=pope"]),
+        Options(root),
+    )
     assert all(re.search(r" mini +1 +\? +\? ", line) for line in flops.splitlines()[2:4])
     assert "2 cells\nmini, pope: " in flops
 
@@ -210,7 +220,9 @@ with Store(Path({str(tmp_path)!r})).open(cell, {[s.key for s in job.task.samples
     import subprocess
     import sys
 
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "held\n"
         finished = sweep.run(plan, Options(tmp_path), say=said.append)
         other.stdin.close()
@@ -223,7 +235,12 @@ def test_two_budgets_that_mean_the_same_are_both_measured(tmp_path):
     plan = sweep.load(write(tmp_path, SMALL), ["methods=none,random", "tasks=gqa", "budgets=64,64avg"])
     said: list[str] = []
     finished = sweep.run(plan, Options(tmp_path), say=said.append)
-    assert sorted(c.cell.budget for c in finished.cells.values() if c.cell.method == "random") == ["64", "64", "64avg", "64avg"]
+    assert sorted(c.cell.budget for c in finished.cells.values() if c.cell.method == "random") == [
+        "64",
+        "64",
+        "64avg",
+        "64avg",
+    ]
     by_seed = {(c.cell.seed, c.cell.budget): c.samples()["answer"].tolist() for c in finished.cells.values()}
     assert by_seed[1, "64"] == by_seed[1, "64avg"]
 
@@ -272,7 +289,10 @@ def method_file(folder: Path, name: str, change: tuple[str, str]) -> str:
     ("look", "message"),
     [
         ('TowerLook("cls_row", 40)', r"expected a layer from -4 to 3 \(of the vision tower\), found 40"),
-        ('TowerLook("values", -2)', r"with what one of cls_row, .*, hidden, column_sums; found TowerLook\(what='values'"),
+        (
+            'TowerLook("values", -2)',
+            r"with what one of cls_row, .*, hidden, column_sums; found TowerLook\(what='values'",
+        ),
         ('("keys", -2)', r"expected TowerLook\(what, layer\)"),
         ("shape.nothing", r"AttributeError: .* \(looks.py, line \d+\)"),
     ],
@@ -280,7 +300,11 @@ def method_file(folder: Path, name: str, change: tuple[str, str]) -> str:
 def test_looks_that_do_not_fit_are_their_own_methods_failure(tmp_path, look, message):
     text = (Path(__file__).parents[1] / "examples" / "cls_top.py").read_text()
     (tmp_path / "looks.py").write_text(text.replace("return (ROW,)", f"return ({look},)"))
-    file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{tmp_path}/looks.py:ClsTop', first]")
+    file = write(
+        tmp_path,
+        f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{tmp_path}/looks.py:ClsTop',"
+        " first]",
+    )
     with pytest.raises(PrunebenchError, match=r"1 of 3 settings failed.*cls_top in looks\(\): .*" + message):
         sweep.run(sweep.load(file), Options(tmp_path), say=lambda _: None)
     assert {c.cell.method for c in Store(tmp_path).cells()} == {"none", "first"}
@@ -291,7 +315,10 @@ def test_looks_that_do_not_fit_are_their_own_methods_failure(tmp_path, look, mes
 def test_a_method_that_fails_does_not_take_the_others_with_it(tmp_path, workers):
     raises = method_file(tmp_path, "raises", ("return -((", "return [][0] - (("))
     nan = method_file(tmp_path, "nan", ("return -((", "return float('nan') * (("))
-    file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{raises}', '{nan}', fastv]")
+    file = write(
+        tmp_path,
+        f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{raises}', '{nan}', fastv]",
+    )
     with pytest.raises(PrunebenchError) as error:
         sweep.run(sweep.load(file), Options(tmp_path), say=lambda _: None, workers=workers)
     assert "2 of 4 settings failed, the answers of the others are kept" in str(error.value)
@@ -307,25 +334,40 @@ def test_a_method_that_misses_its_budget_is_named(tmp_path):
         "more",
         (
             "    def score(",
-            "    @classmethod\n    def at_budget(cls, budget, knobs, prompt):\n        return cls(budget.tokens + 5)\n\n    def score(",
+            (
+                "    @classmethod\n    def at_budget(cls, budget, knobs, prompt):\n        return cls(budget.tokens +"
+                " 5)\n\n    def score("
+            ),
         ),
     )
-    file = write(tmp_path, f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{more}', downsample, fastv]")
+    file = write(
+        tmp_path,
+        f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: [none, '{more}', downsample, fastv]",
+    )
     said: list[str] = []
     sweep.run(sweep.load(file), Options(tmp_path), say=said.append)
-    assert [line for line in said if line.startswith("note")] == ["note: pope more@32 kept 37.0 visual tokens on average, 32 were asked"]
+    assert [line for line in said if line.startswith("note")] == [
+        "note: pope more@32 kept 37.0 visual tokens on average, 32 were asked"
+    ]
 
 
 def test_a_damaged_cell_of_another_run_costs_no_result(tmp_path, capsys):
-    sealed = sweep.run(sweep.load(write(tmp_path, SMALL), ["methods=none", "tasks=gqa"]), Options(tmp_path), say=lambda _: None)
+    sealed = sweep.run(
+        sweep.load(write(tmp_path, SMALL), ["methods=none", "tasks=gqa"]), Options(tmp_path), say=lambda _: None
+    )
     file = next(iter(sealed.cells.values())).folder / "cell.json"
     file.write_text(file.read_text().replace('"answered": ', '"answered": 1'))
     said: list[str] = []
     done = evaluate(Request("none", tasks="pope", limit="6"), Options(tmp_path), said.append)
     (one,) = done.cells.values()
     assert one.cell.task == "pope"
-    assert any("1 cells, damaged or of another version, are left out of the tables; first: " in line and "edited" in line for line in said)
-    with pytest.raises(PrunebenchError, match=r"it was edited.* `prunebench results verify --results .*` lists all that is wrong"):
+    assert any(
+        "1 cells, damaged or of another version, are left out of the tables; first: " in line and "edited" in line
+        for line in said
+    )
+    with pytest.raises(
+        PrunebenchError, match=r"it was edited.* `prunebench results verify --results .*` lists all that is wrong"
+    ):
         Store(tmp_path).cells()
     samples = one.folder / "samples.parquet"
     samples.write_bytes(samples.read_bytes()[:-9] + b"x" + samples.read_bytes()[-8:])

@@ -45,7 +45,9 @@ class Zygote:
     def __init__(self) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, str(Path(__file__).parents[1] / "zygote.py")]
-        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True, cwd=REPOSITORY, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True, cwd=REPOSITORY, env=environment
+        )
         self.running: set[int] = set()
         assert self._line() == "ready"
 
@@ -103,7 +105,9 @@ def sweep(folder: Path, budgets: str = BUDGETS) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, object], pd.DataFrame]]:
+def undisturbed(
+    zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[dict[str, object], pd.DataFrame]]:
     folder = tmp_path_factory.mktemp("undisturbed")
     zygote.run(folder, *sweep(folder))
     found = contents(folder)
@@ -193,7 +197,9 @@ def kill_many(zygote: Zygote, folder: Path, moments: int, total: int) -> int:
         now = answered(folder)
         inside += any(data and not data.startswith(b"{\n") for data in now.values())
         for name, data in before.items():
-            assert now[name].startswith(b"{\n") or now[name].startswith(data), f"{name}: answers were lost or written again"
+            assert now[name].startswith(b"{\n") or now[name].startswith(data), (
+                f"{name}: answers were lost or written again"
+            )
         for journal in (folder / "results").glob("cells/*/*/journal.jsonl"):
             with journal.open("ab") as file:
                 file.write(b'{"key": "gqa/0000')
@@ -228,13 +234,17 @@ def test_two_runners_on_one_folder_share_the_work(zygote, undisturbed, tmp_path)
     assert "left to another runner: " in log
     assert_as_undisturbed(tmp_path, undisturbed)
     asked = [line.split()[2:] for line in (tmp_path / "answers").read_text().splitlines() if line.startswith("ask")]
-    assert len(asked) == len({tuple(a) for a in asked}) == n_total(undisturbed), "each sample of each cell was asked by one of the two"
+    assert len(asked) == len({tuple(a) for a in asked}) == n_total(undisturbed), (
+        "each sample of each cell was asked by one of the two"
+    )
 
 
 @pytest.mark.slow
 def test_one_more_budget_runs_only_its_cells(zygote, undisturbed, tmp_path):
     zygote.run(tmp_path, *sweep(tmp_path, "32"))
-    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "results" / "cells").rglob("*") if p.is_file()}
+    before = {
+        p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "results" / "cells").rglob("*") if p.is_file()
+    }
     first = {line.split()[2] for line in (tmp_path / "answers").read_text().splitlines()}
     (tmp_path / "answers").unlink()
     zygote.run(tmp_path, *sweep(tmp_path))
@@ -256,7 +266,14 @@ def test_a_full_disk_stops_a_sweep_that_continues_when_there_is_room(zygote, und
 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, preexec_fn=small_disk, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        preexec_fn=small_disk,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 2, done.stderr[-2000:]
     message = done.stderr.splitlines()[-1]

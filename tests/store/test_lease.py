@@ -82,7 +82,10 @@ def test_files_say_who_and_are_gone_afterwards(tmp_path):
         runner = json.loads((tmp_path / "locks" / files[-1]).read_text())
         assert files == [*sorted(f"{c.identity()}.lock" for c in (cell, make_cell(seed=1))), files[-1]]
         assert (runner["pid"], runner["expires_s"]) == (os.getpid(), 60.0)
-        assert json.loads((tmp_path / "locks" / files[0]).read_text())["runner"] == files[-1][len("runner-") : -len(".json")]
+        assert (
+            json.loads((tmp_path / "locks" / files[0]).read_text())["runner"]
+            == files[-1][len("runner-") : -len(".json")]
+        )
     assert names(tmp_path) == []
 
 
@@ -110,7 +113,9 @@ def test_a_living_holder_is_named_and_a_killed_one_holds_nothing_at_once(tmp_pat
     store = Store(tmp_path)
     try:
         for attempt in (lambda: store.open(make_cell(), keys(4)).__enter__(), lambda: store.discard(make_cell())):
-            with pytest.raises(CellBusy, match=rf"is being run by process {process.pid} on \S+ since 20.*lock: .*\.lock"):
+            with pytest.raises(
+                CellBusy, match=rf"is being run by process {process.pid} on \S+ since 20.*lock: .*\.lock"
+            ):
                 attempt()
     finally:
         process.kill()
@@ -132,7 +137,9 @@ def test_a_runner_of_another_machine_holds_until_its_lease_expires(tmp_path):
         writer.append(make_record(0))
 
 
-@pytest.mark.parametrize("left", ["", "{", "[]", '{"pid": 1, "host": "v1", "started": "x"}', '{"runner": "nobody", "lease": "x"}'])
+@pytest.mark.parametrize(
+    "left", ["", "{", "[]", '{"pid": 1, "host": "v1", "started": "x"}', '{"runner": "nobody", "lease": "x"}']
+)
 def test_a_lock_that_names_no_living_runner_is_free(tmp_path, left):
     """Torn by a kill, written by another version, or of a runner whose file is gone."""
     forge(tmp_path).write_text(left)
@@ -172,14 +179,18 @@ def test_without_a_heartbeat_the_cell_is_lost_and_nothing_more_is_written(tmp_pa
         time.sleep(1.5 * BRIEF.expires_s)
         monkeypatch.undo()
         old.append(make_record(1))  # late, but nobody took it
-        monkeypatch.setattr(lease_module._Runner, "renew", lambda self: None if self.timing == BRIEF else os.utime(self.path))
+        monkeypatch.setattr(
+            lease_module._Runner, "renew", lambda self: None if self.timing == BRIEF else os.utime(self.path)
+        )
         time.sleep(1.5 * BRIEF.expires_s)
         with Store(tmp_path).open(make_cell(), keys(4)) as new:
             assert list(new.done) == keys(2)
             new.append(make_record(2))
             journal = (new.folder / "journal.jsonl").read_bytes()
             for write in (lambda: old.append(make_record(3)), lambda: old.append(make_record(2, answer="other"))):
-                with pytest.raises(PrunebenchError, match=rf"no longer holds .*process {os.getpid()} .* may have continued"):
+                with pytest.raises(
+                    PrunebenchError, match=rf"no longer holds .*process {os.getpid()} .* may have continued"
+                ):
                     write()
             assert (new.folder / "journal.jsonl").read_bytes() == journal
             new.append(make_record(3))
@@ -192,7 +203,9 @@ def test_without_a_heartbeat_the_cell_is_lost_and_nothing_more_is_written(tmp_pa
 
 
 def test_who_lost_a_cell_leaves_the_lock_to_who_has_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease_module._Runner, "renew", lambda self: None if self.timing == BRIEF else os.utime(self.path))
+    monkeypatch.setattr(
+        lease_module._Runner, "renew", lambda self: None if self.timing == BRIEF else os.utime(self.path)
+    )
     old = Store(tmp_path, BRIEF).open(make_cell(), keys(4))
     old.__enter__()
     time.sleep(1.5 * BRIEF.expires_s)
@@ -294,7 +307,10 @@ def test_a_lock_in_use_for_too_long_is_busy_not_waited_for(tmp_path):
     lock = forge(tmp_path)
     with lock.open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(CellBusy, match="in use by another process"), lease_module._flocked(lock, create=True, patience_s=0.1):
+        with (
+            pytest.raises(CellBusy, match="in use by another process"),
+            lease_module._flocked(lock, create=True, patience_s=0.1),
+        ):
             pass
 
 

@@ -21,7 +21,15 @@ from harness.store.store import Store
 from harness.store.verify import overview, verify
 
 PROVENANCE = {
-    **{"request": asked(), "started": "2026-01-01", "wall_s": 1.0, "device": "cpu", "git": "abc", "dirty": False, "revision": None},
+    **{
+        "request": asked(),
+        "started": "2026-01-01",
+        "wall_s": 1.0,
+        "device": "cpu",
+        "git": "abc",
+        "dirty": False,
+        "revision": None,
+    },
     "decoder_layers": 12,
     "grids": [[24, 24, False]],
     "versions": {"prunebench": "0", "torch": "0", "transformers": "0", "lmms-eval": "0"},
@@ -89,25 +97,52 @@ def flip(path, at=-20):
 
 
 DAMAGE = {
-    "a changed digit": (lambda f: (f / "cell.json").write_text((f / "cell.json").read_text().replace('"answered": 4', '"answered": 5')), "edited"),
-    "half a cell file": (lambda f: (f / "cell.json").write_bytes((f / "cell.json").read_bytes()[:99]), "not a cell file"),
-    "a version 1 cell": (lambda f: resign(f, lambda b: b.update(schema_version=1)), "expected schema and key version 4 and 1, found 1 and 1"),
+    "a changed digit": (
+        lambda f: (f / "cell.json").write_text((f / "cell.json").read_text().replace('"answered": 4', '"answered": 5')),
+        "edited",
+    ),
+    "half a cell file": (
+        lambda f: (f / "cell.json").write_bytes((f / "cell.json").read_bytes()[:99]),
+        "not a cell file",
+    ),
+    "a version 1 cell": (
+        lambda f: resign(f, lambda b: b.update(schema_version=1)),
+        "expected schema and key version 4 and 1, found 1 and 1",
+    ),
     "a flipped bit": (lambda f: flip(f / "samples.parquet"), "expected sha256"),
     "no samples": (lambda f: (f / "samples.parquet").unlink(), "missing beside cell.json"),
     "no cell file": (lambda f: (f / "cell.json").unlink(), "samples.parquet without cell.json"),
-    "a renamed folder": (lambda f: f.rename(f.with_name("x-" + f.name)), "expected the folder's name to be org_tiny-fastv-64-"),
+    "a renamed folder": (
+        lambda f: f.rename(f.with_name("x-" + f.name)),
+        "expected the folder's name to be org_tiny-fastv-64-",
+    ),
     "another cell's folder": (lambda f: f.rename(f.with_name(f.name[:-1] + "x")), "identity"),
     "a stray file": (lambda f: (f / "notes.txt").write_text(""), "notes.txt does not belong to a cell"),
     "another metric": (lambda f: resign(f, lambda b: b["metrics"].update(pope_accuracy=0.75)), "scores add up to 0.5"),
     "no metric": (lambda f: resign(f, lambda b: b["metrics"].clear()), "has no value"),
     "another maximum": (lambda f: resign(f, lambda b: b.update(maximum=2.0)), "the samples allow 1.0"),
     "another interval": (lambda f: resign(f, lambda b: b["interval"].update(n_clusters=4)), "over the 2 images"),
-    "another cost": (lambda f: resign(f, lambda b: b["costs"].update(kv_bytes=1536.5)), "cost kv_bytes is 1536.5, but its column's mean is 1536.0"),
-    "another count": (lambda f: resign(f, lambda b: b["counts"].update(expected=5)), "expected 4 samples, .*'expected': 5"),
+    "another cost": (
+        lambda f: resign(f, lambda b: b["costs"].update(kv_bytes=1536.5)),
+        "cost kv_bytes is 1536.5, but its column's mean is 1536.0",
+    ),
+    "another count": (
+        lambda f: resign(f, lambda b: b["counts"].update(expected=5)),
+        "expected 4 samples, .*'expected': 5",
+    ),
     "a lost sample": (lambda f: rewrite(f, lambda rows: rows[:2]), "expected 2 samples"),
-    "a repeated sample": (lambda f: rewrite(f, lambda rows: [*rows[:3], {**rows[3], "key": rows[0]["key"]}]), "'keys': 3"),
-    "another score": (lambda f: rewrite(f, lambda rows: [{**rows[0], "score": 1.0}, *rows[1:]]), "scores add up to 0.75"),
-    "a lost column": (lambda f: rewrite(f, lambda rows: [r | {"kv": r.pop("kv_bytes")} for r in rows]), "lacks the columns kv_bytes"),
+    "a repeated sample": (
+        lambda f: rewrite(f, lambda rows: [*rows[:3], {**rows[3], "key": rows[0]["key"]}]),
+        "'keys': 3",
+    ),
+    "another score": (
+        lambda f: rewrite(f, lambda rows: [{**rows[0], "score": 1.0}, *rows[1:]]),
+        "scores add up to 0.75",
+    ),
+    "a lost column": (
+        lambda f: rewrite(f, lambda rows: [r | {"kv": r.pop("kv_bytes")} for r in rows]),
+        "lacks the columns kv_bytes",
+    ),
     "not Parquet": (
         lambda f: (
             (f / "samples.parquet").write_text("x"),
@@ -115,7 +150,10 @@ DAMAGE = {
         ),
         "cannot be read",
     ),
-    "no git": (lambda f: resign(f, lambda b: (b["provenance"].pop("git"), b["provenance"]["versions"].pop("torch"))), "git, versions/torch"),
+    "no git": (
+        lambda f: resign(f, lambda b: (b["provenance"].pop("git"), b["provenance"]["versions"].pop("torch"))),
+        "git, versions/torch",
+    ),
     "a file in the wrong place": (lambda f: (f.parent / "cell.json").write_text("{}"), "belongs to no cell"),
 }
 
@@ -129,7 +167,9 @@ def test_damage_is_named_and_the_other_cell_still_counted(results, what):
     found = [line for line in done.output.splitlines() if line.startswith("WRONG")]
     assert any(re.search(message, line) for line in found), found
     assert len({line.split(": ")[0] for line in found}) == 1, "one folder is wrong"
-    assert done.output.splitlines()[-1].startswith("2 cells sealed" if what == "a file in the wrong place" else "1 cells sealed")
+    assert done.output.splitlines()[-1].startswith(
+        "2 cells sealed" if what == "a file in the wrong place" else "1 cells sealed"
+    )
 
 
 def test_a_kept_text_that_cannot_be_read_is_found(tmp_path):
@@ -159,6 +199,9 @@ def test_nothing_to_look_at_is_an_error_not_a_success(tmp_path):
 
 def test_the_command_succeeds_on_sound_results(results):
     done = CliRunner().invoke(app, ["results", "verify", "--results", str(results)])
-    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "2 cells sealed and whole, 0 unfinished (0 answers), 0 wrong")
+    assert (done.exit_code, done.output.splitlines()[-1]) == (
+        0,
+        "2 cells sealed and whole, 0 unfinished (0 answers), 0 wrong",
+    )
     shutil.copytree(results / "cells", results / "copy" / "cells")
     assert CliRunner().invoke(app, ["results", "list", "--results", str(results / "copy")]).output.count("sealed") == 2

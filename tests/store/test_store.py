@@ -101,7 +101,13 @@ def test_identity_is_the_documented_one(monkeypatch):
 
 def test_a_cell_is_hashable_and_refuses_what_it_cannot_name():
     assert len({make_cell(), make_cell(), make_cell(seed=1)}) == 2
-    for changes in ({"knobs": {"x": float("nan")}}, {"knobs": {"x": object()}}, {"knobs": {1: 2}}, {"model": ""}, {"seed": -1}):
+    for changes in (
+        {"knobs": {"x": float("nan")}},
+        {"knobs": {"x": object()}},
+        {"knobs": {1: 2}},
+        {"model": ""},
+        {"seed": -1},
+    ):
         with pytest.raises(PrunebenchError, match=next(iter(changes))):
             make_cell(**changes)
     for changes in ({"n_samples": 0}, {"seed": True}, {"seed": 1.0}, {"max_new_tokens": "16"}):
@@ -229,7 +235,12 @@ def test_unexpected_keys_are_refused_and_repeats_count_once(tmp_path):
 
 def test_records_that_cannot_be_kept_are_refused(tmp_path):
     with Store(tmp_path).open(make_cell(), keys(4)) as writer:
-        for bad in ({"cost": {"kept": float("nan")}}, {"cost": {"kept": "64"}}, {"answer": None}, {"n_new_tokens": 1.5}):
+        for bad in (
+            {"cost": {"kept": float("nan")}},
+            {"cost": {"kept": "64"}},
+            {"answer": None},
+            {"n_new_tokens": 1.5},
+        ):
             with pytest.raises(PrunebenchError, match="pope/000000"):
                 writer.append(make_record(0, **bad))
         with pytest.raises(PrunebenchError, match="cost columns"):
@@ -258,7 +269,10 @@ def test_seal_refuses_what_is_not_whole(tmp_path):
             ({"headline": "pope_f1_score"}, "nan"),
             ({"headline": "f1"}, "is None"),
             ({"provenance": {"request": asked(), "versions": object()}}, "plain JSON"),
-            ({"provenance": {"command": "make eval METHOD=fastv"}}, r"cannot seal .*: a request as sealed holds method, budget, .*; found None"),
+            (
+                {"provenance": {"command": "make eval METHOD=fastv"}},
+                r"cannot seal .*: a request as sealed holds method, budget, .*; found None",
+            ),
             ({"provenance": {"request": asked(seed="1")}}, "seed is '1', expected int"),
             ({"method_info": {"query_aware": True}}, "expected budget_knobs"),
         ]:
@@ -274,7 +288,10 @@ def test_seal_refuses_what_is_not_whole(tmp_path):
 
 def test_the_keys_must_be_the_cells_samples(tmp_path):
     for bad in (keys(3), [*keys(3), keys(1)[0]]):
-        with pytest.raises(PrunebenchError, match="expected 4 different sample keys"), Store(tmp_path).open(make_cell(), bad):
+        with (
+            pytest.raises(PrunebenchError, match="expected 4 different sample keys"),
+            Store(tmp_path).open(make_cell(), bad),
+        ):
             pass
 
 
@@ -403,7 +420,9 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path):
     assert len(set(acknowledged)) == len(acknowledged) < n, "a killed run must not have asked a sample again"
     with store.open(cell, keys(n)) as writer:
         assert set(acknowledged) <= set(writer.done)
-        assert len(writer.done) - len(acknowledged) <= 5, "at most the one line per kill that was written but not yet reported"
+        assert len(writer.done) - len(acknowledged) <= 5, (
+            "at most the one line per kill that was written but not yet reported"
+        )
         for i, key in enumerate(keys(n)):
             if key not in writer.done:
                 writer.append(make_record(i, answer=f"answer {i} " + "x" * 20000))
@@ -419,7 +438,10 @@ def test_a_second_runner_is_told_who_is_running_and_a_dead_one_holds_nothing(tmp
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(PrunebenchError, match=rf"being run by process {process.pid} on \S+ since"), store.open(cell, keys(4)):
+        with (
+            pytest.raises(PrunebenchError, match=rf"being run by process {process.pid} on \S+ since"),
+            store.open(cell, keys(4)),
+        ):
             pass
         with store.open(make_cell(seed=1), keys(4)):
             pass  # another cell of the same folder is free
@@ -509,7 +531,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     store = Store(tmp_path / "file" / "results")
     assert store.sealed(make_cell()) is None
     assert store.cells() == []
-    with pytest.raises(PrunebenchError, match=r"cannot lock .*file/results.*Not a directory"), store.open(make_cell(), keys(4)):
+    with (
+        pytest.raises(PrunebenchError, match=r"cannot lock .*file/results.*Not a directory"),
+        store.open(make_cell(), keys(4)),
+    ):
         pass
     with pytest.raises(PrunebenchError, match=r"cannot write .*leaderboard\.csv"):
         write_atomic(tmp_path / "file" / "leaderboard.csv", b"")
@@ -538,8 +563,8 @@ def test_write_atomic_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_tables_need_no_torch():
     code = (
-        "import sys; from harness.core import cell, stats; from harness.store import store; from harness.tables import leaderboard;"
-        "sys.exit(' '.join({'torch', 'transformers', 'lmms_eval'} & set(sys.modules)) or 0)"
+        "import sys; from harness.core import cell, stats; from harness.store import store; from harness.tables import"
+        " leaderboard;sys.exit(' '.join({'torch', 'transformers', 'lmms_eval'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

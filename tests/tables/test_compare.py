@@ -59,7 +59,9 @@ def test_equal_answers_are_indistinguishable_whatever_the_score(tmp_path: Path) 
 
 def test_an_average_that_never_differs_has_the_width_of_its_tasks(tmp_path: Path) -> None:
     base = pattern(60, 0.5)
-    found = study(*(answered(tmp_path, m, b, base, t) for t in ("pope", "gqa") for m, b in (("none", "none"), ("fastv", "64"))))
+    found = study(
+        *(answered(tmp_path, m, b, base, t) for t in ("pope", "gqa") for m, b in (("none", "none"), ("fastv", "64")))
+    )
     c = one(found, "fastv", compare.AVERAGE, "none")
     per_task = one(found, "fastv", "pope", "none").high
     assert (c.difference, c.p, c.verdict) == (0, 1, compare.SAME)
@@ -69,13 +71,16 @@ def test_an_average_that_never_differs_has_the_width_of_its_tasks(tmp_path: Path
 
 
 def test_a_small_p_alone_or_a_clear_interval_alone_is_not_a_difference(tmp_path: Path) -> None:
-    """8 questions on one image: McNemar takes them for 8 facts, the interval for one. 4 lost on 4 images: the other way round."""
+    """8 questions on one image: McNemar takes them for 8 facts, the interval for one. 4 lost on 4 images: the other way
+    round."""
     base = [1.0] * 240
     one_image = [0.0] * 8 + [1.0] * 232
     spread = [float(i not in (0, 8, 16, 24)) for i in range(240)]
     for lost, small_p, clear in ((one_image, True, False), (spread, False, True)):
         root = tmp_path / str(small_p)
-        found = study(answered(root, "none", "none", base, per_image=8), answered(root, "fastv", "64", lost, per_image=8))
+        found = study(
+            answered(root, "none", "none", base, per_image=8), answered(root, "fastv", "64", lost, per_image=8)
+        )
         c = one(found, "fastv", "pope", "none")
         assert ((c.p_holm < 0.05), (c.high < 0)) == (small_p, clear)
         assert c.verdict == compare.OPEN
@@ -92,7 +97,9 @@ def test_holm_spans_budgets_and_tasks_of_one_reference(tmp_path: Path) -> None:
     assert [c.p for c in with_random] == [pytest.approx(0.03125)] * 4
     assert [c.p_holm for c in with_random] == [pytest.approx(4 * 0.03125)] * 4
     # and against the unpruned model: 4 like these and 4 of random with p = 1
-    assert {c.p_holm for c in found.comparisons if c.against == "none" and c.line == "fastv" and c.task != compare.AVERAGE} == {8 * 0.03125}
+    assert {
+        c.p_holm for c in found.comparisons if c.against == "none" and c.line == "fastv" and c.task != compare.AVERAGE
+    } == {8 * 0.03125}
 
 
 def test_mme_compares_the_sum_over_categories_and_not_the_share_of_questions(tmp_path: Path) -> None:
@@ -116,7 +123,8 @@ def test_soft_scores_count_by_their_sign(tmp_path: Path) -> None:
 
 
 def test_random_counts_with_all_its_seeds(tmp_path: Path) -> None:
-    """The mean over seeds is what is compared; p is twice the median over seeds; the seeds' spread is in the interval."""
+    """The mean over seeds is what is compared; p is twice the median over seeds; the seeds' spread is in the
+    interval."""
     base, n = [1.0] * 80, 80
     drawn = [pattern(n, share) for share in (0.9, 0.5, 0.4)]
     method = pattern(n, 0.7)
@@ -136,7 +144,10 @@ def test_random_counts_with_all_its_seeds(tmp_path: Path) -> None:
 def test_the_reference_is_the_setting_of_random_with_most_seeds(tmp_path: Path) -> None:
     scores = pattern(20, 0.5)
     cells = [answered(tmp_path, "random", "64", scores, knobs={"boundary": 0}, seed=i) for i in range(2)]
-    cells += [answered(tmp_path, "random", "64", scores, knobs={"boundary": 2}), answered(tmp_path, "fastv", "64", scores)]
+    cells += [
+        answered(tmp_path, "random", "64", scores, knobs={"boundary": 2}),
+        answered(tmp_path, "fastv", "64", scores),
+    ]
     found = study(*cells, answered(tmp_path, "fastv", "32", scores))
     assert found.references == {"64": "random boundary=0 (2 seeds)"}
     compared = {(c.budget, c.line) for c in found.comparisons if c.against.startswith("random")}
@@ -145,9 +156,14 @@ def test_the_reference_is_the_setting_of_random_with_most_seeds(tmp_path: Path) 
 
 def test_nothing_is_compared_across_models_data_or_numbers_of_questions(tmp_path: Path) -> None:
     scores = pattern(20, 0.5)
-    for i, change in enumerate(({"model": "other"}, {"data_fingerprint": "other"}, {"dtype": "bfloat16"}, {"prompt_template": "p2"})):
+    for i, change in enumerate(
+        ({"model": "other"}, {"data_fingerprint": "other"}, {"dtype": "bfloat16"}, {"prompt_template": "p2"})
+    ):
         root = tmp_path / str(i)
-        cells = [answered(root, "fastv", "64", scores), *(answered(root, m, b, scores, **change) for m, b in (("none", "none"), ("random", "64")))]
+        cells = [
+            answered(root, "fastv", "64", scores),
+            *(answered(root, m, b, scores, **change) for m, b in (("none", "none"), ("random", "64"))),
+        ]
         for section in blocks.sections(blocks.distinct(cells)):
             assert not [c for c in compare.study(section).comparisons if c.line == "fastv"], change
     few = answered(tmp_path, "fastv", "64", scores[:10])
@@ -214,7 +230,10 @@ def test_the_average_has_an_interval_over_images_of_every_task(tmp_path: Path) -
 
 
 def test_one_image_says_nothing_about_spread(tmp_path: Path) -> None:
-    found = study(answered(tmp_path, "none", "none", [1.0] * 20, per_image=20), answered(tmp_path, "fastv", "64", [0.0] * 20, per_image=20))
+    found = study(
+        answered(tmp_path, "none", "none", [1.0] * 20, per_image=20),
+        answered(tmp_path, "fastv", "64", [0.0] * 20, per_image=20),
+    )
     c = one(found, "fastv", "pope", "none")
     assert math.isnan(c.low)
     assert c.p < 0.001
@@ -226,7 +245,10 @@ def test_power_comes_from_pruned_models_and_counts_images(tmp_path: Path) -> Non
     """8 questions per image that are lost together: a design effect of 8, so 8 times the questions."""
     base = [1.0] * 320
     lost = [float(i // 8 % 10 != 0) for i in range(320)]  # every tenth image
-    cells = [answered(tmp_path, "none", "none", base, per_image=8), answered(tmp_path, "fastv", "64", lost, per_image=8)]
+    cells = [
+        answered(tmp_path, "none", "none", base, per_image=8),
+        answered(tmp_path, "fastv", "64", lost, per_image=8),
+    ]
     (power,) = study(*cells).power
     assert (power.n, power.images, power.discordant) == (320, 40, pytest.approx(0.1))
     assert power.effect == pytest.approx(8)
@@ -239,7 +261,10 @@ def test_power_comes_from_pruned_models_and_counts_images(tmp_path: Path) -> Non
     (far,) = study(*cells).power
     assert (far.pairs, far.discordant) == (1, pytest.approx(0.5)), "none is near: all pairs of pruned lines"
     cells.append(answered(tmp_path, "first", "64", [float(i // 8 % 10 != 1) for i in range(320)], per_image=8))
-    cells += [answered(tmp_path, m, "64", [float(i == at) for i in range(320)], per_image=8) for m, at in (("pooling", 3), ("uniform", 5))]
+    cells += [
+        answered(tmp_path, m, "64", [float(i == at) for i in range(320)], per_image=8)
+        for m, at in (("pooling", 3), ("uniform", 5))
+    ]
     (near,) = study(*cells).power
     assert (near.pairs, near.discordant) == (1, pytest.approx(0.2)), "fastv and first, a fifth of the questions"
     assert near.tests == 5, "with the unpruned model"
@@ -284,12 +309,17 @@ def test_a_line_does_not_move_because_another_one_is_there(tmp_path: Path) -> No
     more = study(*cells, *(answered(tmp_path, m, "64", pattern(60, 0.2)) for m in ("first", "uniform", "a-method")))
     for c in few.comparisons:
         other = one(more, c.line, c.task, c.against)
-        assert (c.low, c.high, c.difference, c.p) == pytest.approx((other.low, other.high, other.difference, other.p), nan_ok=True)
+        assert (c.low, c.high, c.difference, c.p) == pytest.approx(
+            (other.low, other.high, other.difference, other.p), nan_ok=True
+        )
 
 
 def test_methods_without_a_budget_are_not_compared_with_random(tmp_path: Path) -> None:
     """They were given their knobs, so `random` beside them has no equal size."""
-    cells = [answered(tmp_path, m, "none", pattern(40, s)) for m, s in (("none", 1.0), ("random", 0.5), ("fastv", 0.7), ("downsample", 0.6))]
+    cells = [
+        answered(tmp_path, m, "none", pattern(40, s))
+        for m, s in (("none", 1.0), ("random", 0.5), ("fastv", 0.7), ("downsample", 0.6))
+    ]
     found = study(*cells)
     assert found.references == {}
     assert {c.against for c in found.comparisons} == {"none"}

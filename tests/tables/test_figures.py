@@ -13,7 +13,7 @@ from PIL import Image
 
 from harness.method import registered
 from harness.store.sealed import SealedCell
-from harness.tables import compare, figures, leaderboard
+from harness.tables import compare, figures, leaderboard, style
 from harness.tables import sections as blocks
 
 TASKS = ("gqa", "pope")
@@ -27,8 +27,13 @@ def board(root: Path, methods: tuple[str, ...] = METHODS, seeds: int = 3) -> lis
     for budget in (192, 128, 64, 32, 16):
         share = 0.3 + 0.6 * budget / 192
         for t in TASKS:
-            cells += [answered(root, m, str(budget), [float(draw.random() < share) for _ in range(60)], t) for m in methods]
-            cells += [answered(root, "random", str(budget), [float(draw.random() < share) for _ in range(60)], t, seed=s) for s in range(seeds)]
+            cells += [
+                answered(root, m, str(budget), [float(draw.random() < share) for _ in range(60)], t) for m in methods
+            ]
+            cells += [
+                answered(root, "random", str(budget), [float(draw.random() < share) for _ in range(60)], t, seed=s)
+                for s in range(seeds)
+            ]
     return cells
 
 
@@ -39,7 +44,9 @@ def section_of(cells: list[SealedCell]) -> tuple[blocks.Section, compare.Finding
 
 def test_files_are_whole_small_and_shown_in_the_leaderboard(tmp_path: Path) -> None:
     markdown = leaderboard.write(board(tmp_path / "cells"), tmp_path, figures=True)[1].read_text()
-    names = {f"mini-float32-cpu-limit-default-{kind}-{axis}" for kind in ("average", "tasks") for axis in ("flops", "visual")}
+    names = {
+        f"mini-float32-cpu-limit-default-{kind}-{axis}" for kind in ("average", "tasks") for axis in ("flops", "visual")
+    }
     drawn = sorted((tmp_path / "figures").iterdir())
     assert {p.stem for p in drawn} == names
     assert {p.suffix for p in drawn} == {".svg", ".png"}
@@ -59,7 +66,11 @@ def test_files_are_whole_small_and_shown_in_the_leaderboard(tmp_path: Path) -> N
 def test_equal_cells_give_equal_bytes_whatever_their_order_and_the_users_style(tmp_path: Path) -> None:
     import matplotlib
 
-    cells = [c for c in board(tmp_path / "cells", ("fastv", "uniform")) if c.cell.task == "pope" and c.cell.budget in ("none", "64", "16")]
+    cells = [
+        c
+        for c in board(tmp_path / "cells", ("fastv", "uniform"))
+        if c.cell.task == "pope" and c.cell.budget in ("none", "64", "16")
+    ]
     leaderboard.write(cells, tmp_path / "a", figures=True)
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "none"}):
         leaderboard.write(cells[::-1], tmp_path / "b", figures=True)
@@ -71,19 +82,35 @@ def test_equal_cells_give_equal_bytes_whatever_their_order_and_the_users_style(t
 
 def test_points_are_the_measured_ones(tmp_path: Path) -> None:
     cells = [answered(tmp_path, "none", "none", [1.0] * 40, t) for t in TASKS]
-    cells += [answered(tmp_path, "fastv", b, [float(i < 40 * s) for i in range(40)], t) for b, s in (("64", 0.5), ("16avg", 0.25)) for t in TASKS]
+    cells += [
+        answered(tmp_path, "fastv", b, [float(i < 40 * s) for i in range(40)], t)
+        for b, s in (("64", 0.5), ("16avg", 0.25))
+        for t in TASKS
+    ]
     cells += [answered(tmp_path, "fastv", "native", [1.0] * 40, t) for t in TASKS]
-    cells += [answered(tmp_path, "random", "64", [float(i < 4 * n) for i in range(40)], t, seed=n) for n in (2, 3, 4) for t in TASKS]
+    cells += [
+        answered(tmp_path, "random", "64", [float(i < 4 * n) for i in range(40)], t, seed=n)
+        for n in (2, 3, 4)
+        for t in TASKS
+    ]
     section, found = section_of(cells)
     flops, visual = figures._axes(section)
     drawn = {c.label: c for c in figures.curves(section, figures._at_average(section, found, visual))}
     assert set(drawn) == {"unpruned", "fastv", "fastv at native", "random (3 seeds)"}
-    assert [(p.budget, p.x, p.y) for p in drawn["fastv"].points] == [("64", 64, 50), ("16avg", 576, 25)], "by cost, whatever the unit"
+    assert [(p.budget, p.x, p.y) for p in drawn["fastv"].points] == [
+        ("64", 64, 50),
+        ("16avg", 576, 25),
+    ], "by cost, whatever the unit"
     point = drawn["fastv"].points[0]
     assert (point.low, point.high) == found.averages["64", "fastv"]
     assert not point.spread
     (point,) = drawn["random (3 seeds)"].points
-    assert (point.y, point.low, point.high, point.spread) == (pytest.approx(30), pytest.approx(20), pytest.approx(40), True)
+    assert (point.y, point.low, point.high, point.spread) == (
+        pytest.approx(30),
+        pytest.approx(20),
+        pytest.approx(40),
+        True,
+    )
     (point,) = drawn["unpruned"].points
     assert (point.x, point.y) == (576, 100)
     one = {c.label: c for c in figures.curves(section, figures._at_task("pope", flops))}
@@ -94,18 +121,26 @@ def test_points_are_the_measured_ones(tmp_path: Path) -> None:
 
 
 def test_a_line_without_every_task_is_in_its_task_and_not_in_the_average(tmp_path: Path) -> None:
-    cells = [answered(tmp_path, "none", "none", [1.0] * 40, t) for t in TASKS] + [answered(tmp_path, "fastv", "64", [1.0, 0.0] * 20, "pope")]
+    cells = [answered(tmp_path, "none", "none", [1.0] * 40, t) for t in TASKS] + [
+        answered(tmp_path, "fastv", "64", [1.0, 0.0] * 20, "pope")
+    ]
     section, found = section_of(cells)
     axis = figures._axes(section)[0]
     assert [c.label for c in figures.curves(section, figures._at_average(section, found, axis))] == ["unpruned"]
     assert [c.label for c in figures.curves(section, figures._at_task("pope", axis))] == ["fastv", "unpruned"]
 
 
-def test_sections_without_a_pruned_cell_have_no_figure_and_others_share_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sections_without_a_pruned_cell_have_no_figure_and_others_share_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lone = [answered(tmp_path, "none", "none", [1.0] * 20)]
     leaderboard.write(lone, tmp_path / "none", figures=True)
     assert not (tmp_path / "none" / "figures").exists()
-    two = [answered(tmp_path, m, b, [1.0, 0.0] * 10, model_fingerprint=w) for m, b in (("none", "none"), ("fastv", "64")) for w in ("w1", "w2")]
+    two = [
+        answered(tmp_path, m, b, [1.0, 0.0] * 10, model_fingerprint=w)
+        for m, b in (("none", "none"), ("fastv", "64"))
+        for w in ("w1", "w2")
+    ]
     drawn: list[str] = []
     monkeypatch.setattr(figures, "_average", lambda *_: "a figure")
     monkeypatch.setattr(figures, "_tasks", lambda *_: "a figure")
@@ -115,25 +150,37 @@ def test_sections_without_a_pruned_cell_have_no_figure_and_others_share_no_file(
 
 
 def test_every_method_has_a_look_of_its_own_that_does_not_need_colour() -> None:
-    assert len({marker for _, marker in figures.LOOKS.values()}) == len({colour for colour, _ in figures.LOOKS.values()}) == len(figures.LOOKS)
-    assert not {marker for _, marker in figures.LOOKS.values()} & set(figures.SPARE_MARKERS)
-    assert figures.look("somebody's") == figures.look("somebody's")
-    assert len({figures.look(f"method{i}") for i in range(200)}) == len(figures.SPARE_COLOURS) * len(figures.SPARE_MARKERS)
-    assert {"fastv", "sparsevlm", "visipruner", "random", "uniform", "first", "pooling", "downsample"} <= set(registered()) & set(figures.LOOKS)
+    assert (
+        len({marker for _, marker in style.LOOKS.values()})
+        == len({colour for colour, _ in style.LOOKS.values()})
+        == len(style.LOOKS)
+    )
+    assert not {marker for _, marker in style.LOOKS.values()} & set(style.SPARE_MARKERS)
+    assert style.look("somebody's") == style.look("somebody's")
+    assert len({style.look(f"method{i}") for i in range(200)}) == len(style.SPARE_COLOURS) * len(style.SPARE_MARKERS)
+    assert {"fastv", "sparsevlm", "visipruner", "random", "uniform", "first", "pooling", "downsample"} <= set(
+        registered()
+    ) & set(style.LOOKS)
 
 
 def test_settings_of_one_method_share_its_colour_and_differ_in_fill(tmp_path: Path) -> None:
     cells = [answered(tmp_path, "random", b, [1.0, 0.0] * 10, knobs={"boundary": 0}) for b in ("64", "32")]
-    cells += [answered(tmp_path, "random", "64", [1.0, 0.0] * 10, knobs={"boundary": 2}), answered(tmp_path, "none", "none", [1.0] * 20)]
+    cells += [
+        answered(tmp_path, "random", "64", [1.0, 0.0] * 10, knobs={"boundary": 2}),
+        answered(tmp_path, "none", "none", [1.0] * 20),
+    ]
     section, found = section_of(cells)
     drawn = figures.curves(section, figures._at_average(section, found, figures._axes(section)[0]))
-    assert [(c.label, c.variant, len(c.points)) for c in drawn if c.method == "random"] == [("random boundary=0", 0, 2), ("random boundary=2", 1, 1)]
+    assert [(c.label, c.variant, len(c.points)) for c in drawn if c.method == "random"] == [
+        ("random boundary=0", 0, 2),
+        ("random boundary=2", 1, 1),
+    ]
 
 
 def test_labels_do_not_cover_each_other_or_leave_the_picture(tmp_path: Path) -> None:
     section, found = section_of(board(tmp_path))
     for axis in figures._axes(section):
-        with figures._style():
+        with style.style():
             figure = figures._average(section, found, axis)
             from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -150,10 +197,14 @@ def test_labels_do_not_cover_each_other_or_leave_the_picture(tmp_path: Path) -> 
 
 def test_the_front_is_drawn_as_steps_of_the_points_on_it(tmp_path: Path) -> None:
     section, found = section_of(board(tmp_path, ("fastv",), seeds=1))
-    with figures._style():
+    with style.style():
         figure = figures._average(section, found, figures._axes(section)[0])
     (front,) = [line for line in figure.axes[0].lines if line.get_drawstyle() == "steps-post"]
-    points = {(p.x, p.y) for c in figures.curves(section, figures._at_average(section, found, figures._axes(section)[0])) for p in c.points}
+    points = {
+        (p.x, p.y)
+        for c in figures.curves(section, figures._at_average(section, found, figures._axes(section)[0]))
+        for p in c.points
+    }
     xs, ys = front.get_xdata(), front.get_ydata()
     assert set(zip(xs[:-1], ys[:-1], strict=True)) <= points
     assert (np.diff(xs) >= 0).all()

@@ -60,7 +60,11 @@ def sealed(method: str, budget: str, task: str = "pope", score: float = 0.8, **c
         },
         "counts": {"expected": 100, "answered": 100, "headline": 100},
         "method_info": {"query_aware": pruned, "needs_vision_attention": False, "budget_knobs": ["keep"]},
-        "provenance": {"request": asked(method=method, budget=budget if pruned else None, task=task), "device": "CPU", "started": "2026-01-01"},
+        "provenance": {
+            "request": asked(method=method, budget=budget if pruned else None, task=task),
+            "device": "CPU",
+            "started": "2026-01-01",
+        },
         "samples_sha256": "0",
         "folder": Path("nowhere"),
     }
@@ -127,9 +131,18 @@ def test_rows_hold_what_was_measured():
     assert (row.low, row.high) == pytest.approx((0.76, 0.86))
     assert row.pct_of_unpruned == pytest.approx(90)
     assert row.pct_of_unpruned_flops == pytest.approx(25)
-    assert (row.prefill_dense_gflops, row.kv_mib, row.kept, row.mean_visual, row.vision_flops) == (1.25, 3, 64, 80.5, 3e9)
+    assert (row.prefill_dense_gflops, row.kv_mib, row.kept, row.mean_visual, row.vision_flops) == (
+        1.25,
+        3,
+        64,
+        80.5,
+        3e9,
+    )
     assert (row.answered, row.expected, row.seed, row["dtype"], row.device) == (100, 100, 0, "float32", "CPU")
-    assert (row.knobs, row.command) == ('{"keep":64}', "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope DEVICE=cpu FRESH=1")
+    assert (row.knobs, row.command) == (
+        '{"keep":64}',
+        "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=pope DEVICE=cpu FRESH=1",
+    )
     assert bool(row.query_aware)
     assert not row.needs_vision_attention
     assert row.identity == sealed("fastv", "64", score=0.81).identity
@@ -139,7 +152,13 @@ def test_only_the_very_same_setting_is_a_baseline():
     pruned = sealed("fastv", "64", score=0.4)
     fits = sealed("none", "none", score=0.8)
     assert frame.rows([fits, pruned]).pct_of_unpruned.tolist() == [100, 50]
-    other = {"dtype": "bfloat16", "n_samples": 99, "data_fingerprint": "other", "device_type": "cuda", "prompt_template": "p2"}
+    other = {
+        "dtype": "bfloat16",
+        "n_samples": 99,
+        "data_fingerprint": "other",
+        "device_type": "cuda",
+        "prompt_template": "p2",
+    }
     for name, value in other.items():
         df = frame.rows([sealed("none", "none", score=0.8, **{name: value}), pruned])
         row = df[df.method == "fastv"].iloc[0]
@@ -164,7 +183,15 @@ def test_a_cost_may_not_hide_a_column():
 def test_terminal_table():
     text = terminal.table(frame.rows([c for c in board() if c.cell.method in ("none", "visipruner")]))
     head, body = text.split("---", 1)
-    for unit in ("(tokens)", "(tokens/layer)", "(GFLOPs)", "(MiB)", "score [95 % interval]", "% of unpruned", "answered"):
+    for unit in (
+        "(tokens)",
+        "(tokens/layer)",
+        "(GFLOPs)",
+        "(MiB)",
+        "score [95 % interval]",
+        "% of unpruned",
+        "answered",
+    ):
         assert unit in head
     assert "method" in head
     assert "seed" not in head, "only what varies is a column"
@@ -200,7 +227,11 @@ def test_markdown_has_a_block_per_budget_and_an_average(tmp_path):
     assert costs(markdown, "none") == [["none", "576.0", "576.0", "5.00", "100.0", "3.00", "method", "no", "no", "1"]]
     # 0.855/0.9, 0.7/0.8, 1200/1600
     assert lines(markdown, "visipruner")[0][-1] == f"**{(95 + 87.5 + 75) / 3:.1f}**"
-    assert points(lines(markdown, "random")[0][1:4]) == ["40.0", "<u>800.0</u>", "50.0"], "third only where the best tie"
+    assert points(lines(markdown, "random")[0][1:4]) == [
+        "40.0",
+        "<u>800.0</u>",
+        "50.0",
+    ], "third only where the best tie"
 
 
 def test_a_missing_task_is_a_dash_and_no_average(tmp_path):
@@ -235,7 +266,10 @@ def test_marks_by_printed_number_with_ties():
 
 def test_none_is_not_marked(tmp_path):
     """Also where it shares a block, with methods that were given their knobs and no budget."""
-    cells = [sealed("none", "none", score=0.9), *(sealed(m, "none", score=s) for m, s in (("fastv", 0.8), ("random", 0.7)))]
+    cells = [
+        sealed("none", "none", score=0.9),
+        *(sealed(m, "none", score=s) for m, s in (("fastv", 0.8), ("random", 0.7))),
+    ]
     _, markdown = written(cells, tmp_path)
     rows = {m: lines(markdown, m)[0] for m in ("none", "fastv", "random")}
     assert [(points(row)[1], row[-1]) for row in rows.values()] == [
@@ -251,7 +285,10 @@ def test_one_seed_is_shown_with_its_interval(tmp_path):
     points_of_mme = Interval("x", 1034.25, 1366.0, 0.95, "bootstrap", 50)
     cells += [sealed("fastv", "64", "mme", 1200.0, interval=points_of_mme), sealed("fastv", "32", interval=None)]
     _, markdown = written(cells, tmp_path)
-    assert [row[1:3] for row in lines(markdown, "fastv")] == [["1200.0 [1034.2, 1366.0]", "71.4 [66.0, 76.8]"], ["-", "80.0"]]
+    assert [row[1:3] for row in lines(markdown, "fastv")] == [
+        ["1200.0 [1034.2, 1366.0]", "71.4 [66.0, 76.8]"],
+        ["-", "80.0"],
+    ]
 
 
 def test_marks_go_by_the_score_and_not_by_its_interval(tmp_path):
@@ -263,22 +300,37 @@ def test_marks_go_by_the_score_and_not_by_its_interval(tmp_path):
 
 
 def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
-    cells = [sealed("none", "none", score=1.0), sealed("none", "none", "mme", 1600.0), sealed("fastv", "64", score=0.55)]
+    cells = [
+        sealed("none", "none", score=1.0),
+        sealed("none", "none", "mme", 1600.0),
+        sealed("fastv", "64", score=0.55),
+    ]
     for seed, (pope, mme) in enumerate([(0.5, 800.0), (0.6, 840.0), (0.7, 760.0)]):
-        spent = {"kept": 64 + seed, "mean_visual": 80, "prefill_dense_flops": (1 + seed) * 1e9, "kv_bytes": (1 + seed) * 2**20}
-        cells += [sealed("random", "64", t, score, seed=seed, costs=spent) for t, score in (("pope", pope), ("mme", mme))]
+        spent = {
+            "kept": 64 + seed,
+            "mean_visual": 80,
+            "prefill_dense_flops": (1 + seed) * 1e9,
+            "kv_bytes": (1 + seed) * 2**20,
+        }
+        cells += [
+            sealed("random", "64", t, score, seed=seed, costs=spent) for t, score in (("pope", pope), ("mme", mme))
+        ]
     csv, markdown = written(cells, tmp_path)
     assert not lines(markdown, "random")
     row = ["random (3 seeds)", "800.0 ±40.0 sd", "**60.0** ±10.0 sd", "55.0"]
     assert lines(markdown, "random (3 seeds)") == [row], "Avg %: (60 / 100 + 800 / 1600) / 2"
-    assert costs(markdown, "random (3 seeds)") == [["random (3 seeds)", "65.0", "80.0", "2.00", "40.0", "2.00", "method", "yes", "no", "3"]]
+    assert costs(markdown, "random (3 seeds)") == [
+        ["random (3 seeds)", "65.0", "80.0", "2.00", "40.0", "2.00", "method", "yes", "no", "3"]
+    ]
     frame = pd.read_csv(StringIO(csv))
     assert len(frame) == len(cells), "the CSV keeps one row per cell"
     assert sorted(frame[(frame.method == "random") & (frame.task == "pope")].score) == [0.5, 0.6, 0.7]
 
 
 def test_unequal_numbers_of_seeds_are_said(tmp_path):
-    cells = [sealed("random", "64", score=s, seed=i) for i, s in enumerate((0.5, 0.7))] + [sealed("random", "64", "gqa", 0.4, seed=7)]
+    cells = [sealed("random", "64", score=s, seed=i) for i, s in enumerate((0.5, 0.7))] + [
+        sealed("random", "64", "gqa", 0.4, seed=7)
+    ]
     _, markdown = written(cells, tmp_path)
     (row,) = lines(markdown, "random (1 to 2 seeds)")
     assert row[1:3] == ["40.0 [35.0, 45.0]", "60.0 ±14.1 sd"]
@@ -301,7 +353,9 @@ def test_positions_and_knobs_get_lines_of_their_own(tmp_path):
 @pytest.mark.parametrize("lone_seed", [0, 9])
 def test_seeds_and_knobs_compose(tmp_path, lone_seed):
     """Two settings are never averaged, whether or not their seeds clash."""
-    cells = [sealed("random", "64", score=0.5 + seed / 10, seed=seed, knobs={"keep": 64, "boundary": 0}) for seed in range(5)]
+    cells = [
+        sealed("random", "64", score=0.5 + seed / 10, seed=seed, knobs={"keep": 64, "boundary": 0}) for seed in range(5)
+    ]
     cells += [sealed("random", "64", score=0.2, seed=lone_seed, knobs={"keep": 64, "boundary": 2})]
     _, markdown = written(cells, tmp_path)
     assert [row[1] for row in lines(markdown, "random boundary=0 (5 seeds)")] == ["**70.0** ±15.8 sd"]
@@ -334,14 +388,20 @@ def test_variants_of_a_method_at_a_solved_budget_keep_their_tasks_together(tmp_p
         (row,) = lines(markdown, f"random boundary={boundary} (2 seeds)")
         assert row[1:3] == ["**80.0** ±0.0 sd"] * 2
     _, markdown = written([c for c in cells if c.cell.task == "pope"], tmp_path)
-    assert len(lines(markdown, "random boundary=2 keep=40 (2 seeds)")) == 1, "with one task, every knob that differs is named"
+    assert len(lines(markdown, "random boundary=2 keep=40 (2 seeds)")) == 1, (
+        "with one task, every knob that differs is named"
+    )
     fixed = [sealed("random", "64", c.cell.task, knobs=c.cell.knobs) for c in cells if c.cell.seed == 0]
     _, markdown = written(fixed, tmp_path)
     names = [row[0] for table in tables(markdown) if "Avg %" in table[0] for row in table[1:]]
-    assert len([name for name in names if name.startswith("random boundary=")]) == 4, "at a count, every knob that differs was asked for"
+    assert len([name for name in names if name.startswith("random boundary=")]) == 4, (
+        "at a count, every knob that differs was asked for"
+    )
 
 
-def halves(root: Path, *lines: tuple[str, str, float], tasks: tuple[str, ...] = ("pope", "gqa"), n: int = 120) -> list[SealedCell]:
+def halves(
+    root: Path, *lines: tuple[str, str, float], tasks: tuple[str, ...] = ("pope", "gqa"), n: int = 120
+) -> list[SealedCell]:
     """Cells with samples: a line gets the first share of the questions of every task right."""
     return [answered(root, m, b, [float(i < share * n) for i in range(n)], t) for m, b, share in lines for t in tasks]
 
@@ -352,7 +412,9 @@ def said(markdown: str) -> list[str]:
 
 
 def test_what_cannot_be_told_from_random_is_said_and_marked(tmp_path):
-    cells = halves(tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("visipruner", "64", 0.9), ("first", "64", 0.1))
+    cells = halves(
+        tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("visipruner", "64", 0.9), ("first", "64", 0.1)
+    )
     # half of the questions, but other ones
     cells += [answered(tmp_path, "fastv", "64", [float(i >= 58) for i in range(120)], task) for task in ("pope", "gqa")]
     _, path = leaderboard.write(cells, tmp_path)
@@ -362,8 +424,10 @@ def test_what_cannot_be_told_from_random_is_said_and_marked(tmp_path):
         "* **below random**: first (all 2 tasks, Avg %)",
         "* **above random**: visipruner (all 2 tasks, Avg %)",
     ]
-    assert said(markdown)[3:] == ["* **below the unpruned model**: fastv (all 2 tasks, Avg %); first (all 2 tasks, Avg %);"
-                                  " random (all 2 tasks, Avg %); visipruner (all 2 tasks, Avg %)"]  # fmt: skip
+    assert said(markdown)[3:] == [
+        "* **below the unpruned model**: fastv (all 2 tasks, Avg %); first (all 2 tasks, Avg %);"
+        " random (all 2 tasks, Avg %); visipruner (all 2 tasks, Avg %)"
+    ]
     for method, sign in {"fastv": " ≈R", "visipruner": "", "first": "", "random": ""}.items():
         (row,) = lines(markdown, method)
         assert all(cell.endswith("]" + sign) for cell in row[1:]), row
@@ -380,11 +444,16 @@ def test_without_random_or_with_a_task_missing_that_is_said(tmp_path):
     markdown = leaderboard.write(more, tmp_path)[1].read_text()
     assert "* **above random**: first (pope)" in said(markdown)
     assert "* Avg % not compared, a task is missing: first" in markdown
-    assert "indistinguishable from random" not in leaderboard.write(cells[:1], tmp_path)[1].read_text().split("## Reading this")[0]
+    assert (
+        "indistinguishable from random"
+        not in leaderboard.write(cells[:1], tmp_path)[1].read_text().split("## Reading this")[0]
+    )
 
 
 def test_agreement_and_the_hard_subset_have_a_table_with_the_unpruned_model(tmp_path):
-    cells = halves(tmp_path, ("none", "none", 1.0), ("downsample", "64", 0.75), ("fastv", "64", 0.9), ("fastv", "32", 0.5))
+    cells = halves(
+        tmp_path, ("none", "none", 1.0), ("downsample", "64", 0.75), ("fastv", "64", 0.9), ("fastv", "32", 0.5)
+    )
     csv, path = leaderboard.write(cells, tmp_path)
     found = [table for table in tables(path.read_text()) if "agreement (%)" in table[0]]
     assert found[0] == [
@@ -409,18 +478,33 @@ def test_every_comparison_is_in_a_file(tmp_path):
     frame = pd.read_csv(tmp_path / "significance.csv")
     assert list(frame.columns) == ["section", *(f.name for f in dataclasses.fields(Comparison))]
     row = frame[(frame.line == "fastv") & (frame.task == "pope") & (frame.against == "random")].iloc[0]
-    assert (row.n, row.images, row.difference, row.better, row.worse, row.verdict) == (120, 60, pytest.approx(40), 48, 0, "above")
+    assert (row.n, row.images, row.difference, row.better, row.worse, row.verdict) == (
+        120,
+        60,
+        pytest.approx(40),
+        48,
+        0,
+        "above",
+    )
     assert row.p < row.p_holm < 0.05
     assert 25 < row.low < 40 < row.high < 55
 
 
 def test_the_overview_has_a_row_per_setting_and_a_column_per_budget(tmp_path):
-    cells = halves(tmp_path, ("none", "none", 1.0), ("fastv", "64", 0.9), ("fastv", "32", 0.6), ("visipruner", "64", 0.8))
+    cells = halves(
+        tmp_path, ("none", "none", 1.0), ("fastv", "64", 0.9), ("fastv", "32", 0.6), ("visipruner", "64", 0.8)
+    )
     markdown = leaderboard.write(cells, tmp_path)[1].read_text()
     (table,) = [t for t in tables(markdown) if t[0] == ["method", "64", "32"]]
     assert table[1:] == [["fastv", "**90.0** †", "60.0 †"], ["visipruner", "<u>80.0</u>", "-"]]
-    (front,) = [t for t in tables(markdown) if t[0] == ["method", "budget", "prefill dense (GFLOPs)", "Avg (% of unpruned)"]]
-    assert front[1:] == [["fastv", "32", "1.32", "60.0"], ["fastv", "64", "1.64", "90.0"], ["none", "-", "6.76", "100.0"]]
+    (front,) = [
+        t for t in tables(markdown) if t[0] == ["method", "budget", "prefill dense (GFLOPs)", "Avg (% of unpruned)"]
+    ]
+    assert front[1:] == [
+        ["fastv", "32", "1.32", "60.0"],
+        ["fastv", "64", "1.64", "90.0"],
+        ["none", "-", "6.76", "100.0"],
+    ]
 
 
 def test_the_power_line_says_how_many_questions_a_point_takes(tmp_path):
@@ -460,7 +544,9 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     assert points(lines(main, "fastv")[0][1:4]) == ["<u>60.0</u>", "**1200.0**", "<u>81.0</u>"]
     assert points(lines(few, "fastv")[0])[1] == "98.0"
     assert "n=8)" in few, "the questions that the metric is computed from"
-    limited = sealed("fastv", "64", score=0.98, **(smoke | {"provenance": {"request": asked(limit="10"), "started": "2027"}}))
+    limited = sealed(
+        "fastv", "64", score=0.98, **(smoke | {"provenance": {"request": asked(limit="10"), "started": "2027"}})
+    )
     _, markdown = written([*board(), limited], tmp_path)
     assert [("LIMIT=10" in part, lines(part, "fastv")[0][-1] == "-") for part in markdown.split("\n## ")[1:-1]] == [
         (True, True),
@@ -477,7 +563,9 @@ def test_the_same_cells_give_the_same_bytes(tmp_path):
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["LEADERBOARD.md", "leaderboard.csv"]
     frame = pd.read_csv(StringIO(first[0]))
     pd.testing.assert_frame_equal(frame, rows(cells), check_dtype=False)
-    answers = halves(tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("downsample", "64", 0.7), ("fastv", "64", 0.9))
+    answers = halves(
+        tmp_path, ("none", "none", 1.0), ("random", "64", 0.5), ("downsample", "64", 0.7), ("fastv", "64", 0.9)
+    )
     for i in range(2):
         leaderboard.write(random.Random(i).sample(answers, len(answers)), tmp_path / str(i))
     for name in ("LEADERBOARD.md", "leaderboard.csv", "significance.csv"):
@@ -497,7 +585,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_numbers_of_every_size_are_readable():
-    shown = {8271.6: "8,272", 12345678.0: "12,345,678", 154.26: "154", 3.82: "3.82", 0.0123: "0.0123", 0.0: "0", math.nan: "-"}
+    shown = {
+        8271.6: "8,272",
+        12345678.0: "12,345,678",
+        154.26: "154",
+        3.82: "3.82",
+        0.0123: "0.0123",
+        0.0: "0",
+        math.nan: "-",
+    }
     assert {value: text.significant(value) for value in shown} == shown
 
 
@@ -507,7 +603,9 @@ def test_budgets_are_ordered_as_people_read_them():
 
 
 def test_the_command_writes_tables_and_on_request_no_figures(tmp_path, monkeypatch, capsys):
-    cells = halves(tmp_path / "cells", ("none", "none", 1.0), ("random", "64", 0.5), ("fastv", "64", 0.9), tasks=("pope",))
+    cells = halves(
+        tmp_path / "cells", ("none", "none", 1.0), ("random", "64", 0.5), ("fastv", "64", 0.9), tasks=("pope",)
+    )
     monkeypatch.setattr("harness.store.store.Store.cells", lambda self: cells)
     for flags, drawn in ((["--no-figures"], False), ([], True)):
         monkeypatch.setattr("sys.argv", ["prunebench", "leaderboard", "--results", str(tmp_path), *flags])

@@ -1,4 +1,5 @@
-"""Published numbers: cleaned without guessing, shown only where everything agrees, and never mixed with measured ones."""
+"""Published numbers: cleaned without guessing, shown only where everything agrees, and never mixed with measured
+ones."""
 
 from __future__ import annotations
 
@@ -21,9 +22,15 @@ LABELLED = "as labelled in the table (in-LLM methods: layer average; pre-LLM met
 
 def raw(path: Path, *rows: dict[str, str]) -> Path:
     usual = dict.fromkeys(published_results.RAW, "") | {
-        "model": "LLaVA-1.5-7B", "method": "FastV", "budget_label": "64", "budget_semantics": LAYERS, "task": "GQA", "metric": "acc", "value": "46.1",
+        "model": "LLaVA-1.5-7B",
+        "method": "FastV",
+        "budget_label": "64",
+        "budget_semantics": LAYERS,
+        "task": "GQA",
+        "metric": "acc",
+        "value": "46.1",
         "source": "arXiv 1 Table 1",
-    }  # fmt: skip
+    }
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, published_results.RAW)
         writer.writeheader()
@@ -59,7 +66,9 @@ def cleaned(tmp_path: Path, *rows: dict[str, str]) -> list[published_results.Pub
         ("VisiPruner middle+deep", "dynamic", "dynamic: ~10.3 visual tokens after the filter layer", ""),
     ],
 )
-def test_a_budget_gets_our_unit_only_where_the_source_says_which(method: str, label: str, semantics: str, ours: str) -> None:
+def test_a_budget_gets_our_unit_only_where_the_source_says_which(
+    method: str, label: str, semantics: str, ours: str
+) -> None:
     assert published_results.budget(method, label, semantics) == ours
 
 
@@ -122,7 +131,9 @@ def test_a_table_that_is_not_one_is_refused(tmp_path: Path) -> None:
         published_results.load(tmp_path / "missing.csv")
 
 
-def test_the_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = raw(tmp_path / "raw.csv", {}, {"source": "index id 1"})
     monkeypatch.setattr("sys.argv", ["prunebench", "published", str(source), "--out", str(tmp_path / "out.csv")])
     with pytest.raises(SystemExit) as stop:
@@ -139,12 +150,19 @@ def test_the_committed_file_is_whole() -> None:
     assert all(p.source and "index id" not in p.source for p in found)
     frame = pd.DataFrame(found)
     assert pd.to_numeric(frame["value"]).between(0, 2800).all()
-    unpruned = frame[(frame.model == "llava-1.5-7b") & (frame.method == "none") & (frame.task == "gqa") & (frame.metric == "exact_match")]
+    unpruned = frame[
+        (frame.model == "llava-1.5-7b")
+        & (frame.method == "none")
+        & (frame.task == "gqa")
+        & (frame.metric == "exact_match")
+    ]
     assert pd.to_numeric(unpruned.value).between(61.5, 62.5).all()
     assert set(frame[frame.method == "none"].budget) <= {"none", ""}
 
 
-def llava(root: Path, method: str, budget: str, score: float, task: str = "gqa", model: str = "llava-1.5-7b", **changes) -> SealedCell:
+def llava(
+    root: Path, method: str, budget: str, score: float, task: str = "gqa", model: str = "llava-1.5-7b", **changes
+) -> SealedCell:
     return answered(root, method, budget, [float(i < 100 * score) for i in range(100)], task, model=model, **changes)
 
 
@@ -154,7 +172,11 @@ def published_block(markdown: str) -> str:
 
 @pytest.fixture
 def cells(tmp_path: Path) -> list[SealedCell]:
-    return [llava(tmp_path, "none", "none", 0.62), llava(tmp_path, "fastv", "64avg", 0.46), llava(tmp_path, "fastv", "64", 0.5)]
+    return [
+        llava(tmp_path, "none", "none", 0.62),
+        llava(tmp_path, "fastv", "64avg", 0.46),
+        llava(tmp_path, "fastv", "64", 0.5),
+    ]
 
 
 def test_published_numbers_stand_beside_measured_ones_where_all_agrees(
@@ -162,7 +184,11 @@ def test_published_numbers_stand_beside_measured_ones_where_all_agrees(
 ) -> None:
     rows = [{"value": "46.1"}, {"value": "47.5", "source": "arXiv 2 Table 3"}, {"value": "46.1", "source": "arXiv 3"}]
     rows += [{"value": "99.9", "task": "POPE", "metric": "F1/acc as reported"}]
-    rows += [{"value": "11.1", "model": "LLaVA-1.5-13B"}, {"value": "22.2", "method": "DART"}, {"value": "33.3", "budget_label": "128"}]
+    rows += [
+        {"value": "11.1", "model": "LLaVA-1.5-13B"},
+        {"value": "22.2", "method": "DART"},
+        {"value": "33.3", "budget_label": "128"},
+    ]
     rows += [{"value": "44.4", "budget_semantics": "FLOPs-matched"}]
     table = cleaned(tmp_path, *rows)
     monkeypatch.setattr(published_results, "load", lambda: table)
@@ -179,14 +205,31 @@ def test_published_numbers_stand_beside_measured_ones_where_all_agrees(
 
 def test_mme_totals_are_sums_of_parts_and_seeds_have_no_interval(tmp_path: Path) -> None:
     parts = {"mme_perception_score": 1500.0, "mme_cognition_score": 350.0}
-    lines = [llava(tmp_path, "random", "144", 0.5, "mme", metrics=parts, headline="mme_perception_score", seed=s) for s in (0, 1)]
-    (row,) = cleaned(tmp_path, {"method": "Random", "task": "MME", "metric": "total", "value": "1736", "budget_label": "144",
-                                "budget_semantics": "144 retained (75% pruned)"})  # fmt: skip
+    lines = [
+        llava(tmp_path, "random", "144", 0.5, "mme", metrics=parts, headline="mme_perception_score", seed=s)
+        for s in (0, 1)
+    ]
+    (row,) = cleaned(
+        tmp_path,
+        {
+            "method": "Random",
+            "task": "MME",
+            "metric": "total",
+            "value": "1736",
+            "budget_label": "144",
+            "budget_semantics": "144 retained (75% pruned)",
+        },
+    )
     from harness.tables.sections import distinct, sections
 
     (section,) = sections(distinct(lines))
     (match,) = published_results.beside([row], "llava-1.5-7b", section.blocks()[0].lines)
-    assert (match.line, match.metric, match.measured, match.values) == ("random (2 seeds)", "mme_total_score", 1850, [("1736", "arXiv 1 Table 1")])
+    assert (match.line, match.metric, match.measured, match.values) == (
+        "random (2 seeds)",
+        "mme_total_score",
+        1850,
+        [("1736", "arXiv 1 Table 1")],
+    )
     assert match.low != match.low
 
 
@@ -197,4 +240,6 @@ def test_other_models_and_positions_get_nothing(tmp_path: Path) -> None:
     assert not published_block(leaderboard.write(mini, tmp_path)[1].read_text())
     moved = [llava(tmp_path, "fastv", "64avg", 0.5, positions="compact")]
     assert not published_block(leaderboard.write(moved, tmp_path)[1].read_text())
-    assert published_block(leaderboard.write([llava(tmp_path, "fastv", "64avg", 0.5)], tmp_path)[1].read_text()), "from the committed file"
+    assert published_block(leaderboard.write([llava(tmp_path, "fastv", "64avg", 0.5)], tmp_path)[1].read_text()), (
+        "from the committed file"
+    )

@@ -1,4 +1,5 @@
-"""The mini data sets: the schema of the originals, honest answers, one copy per image, the same bytes on every build."""
+"""The mini data sets: the schema of the originals, honest answers, one copy per image, the same bytes on every
+build."""
 
 from __future__ import annotations
 
@@ -64,8 +65,12 @@ def test_files_carry_the_originals_columns_as_hf_features() -> None:
         assert datasets.Features.from_arrow_schema(schema) == expected[name], name
     assert set(expected["POPE"]) == {"id", "question_id", "question", "answer", "image_source", "image", "category"}
     assert set(expected["MME"]) == {"question_id", "image", "question", "answer", "category"}
-    assert {"id", "imageId", "question", "answer", "fullAnswer", "types", "semanticStr"} <= set(expected["GQA questions"])
-    assert {"image_id", "question_id", "question", "image", "answers", "ocr_tokens", "set_name"} <= set(expected["textvqa"])
+    assert {"id", "imageId", "question", "answer", "fullAnswer", "types", "semanticStr"} <= set(
+        expected["GQA questions"]
+    )
+    assert {"image_id", "question_id", "question", "image", "answers", "ocr_tokens", "set_name"} <= set(
+        expected["textvqa"]
+    )
 
 
 def test_datasets_reads_them_back_with_decoded_images(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The tasks layer: upstream's prompts and metrics, whole-image subsets, readable errors, a model class that cannot hide one."""
+"""The tasks layer: upstream's prompts and metrics, whole-image subsets, readable errors, a model class that cannot hide
+one."""
 
 from __future__ import annotations
 
@@ -232,7 +233,10 @@ def test_missing_and_surplus_answers_are_refused(loaded: dict[str, lmms.LoadedTa
 
 
 def test_scoring_leaves_no_trace(
-    loaded: dict[str, lmms.LoadedTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    loaded: dict[str, lmms.LoadedTask],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     import random
 
@@ -277,7 +281,10 @@ def test_missing_column_is_named(local: Path) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value", "message"),
-    [("answer", "maybe", "row 7 .*'maybe': expected yes or no"), ("image", None, "pope/000007: expected an image embedded")],
+    [
+        ("answer", "maybe", "row 7 .*'maybe': expected yes or no"),
+        ("image", None, "pope/000007: expected an image embedded"),
+    ],
 )
 def test_bad_values_are_named_before_anything_runs(local: Path, column: str, value: Any, message: str) -> None:
     rewrite(local / POPE, with_column(column, lambda values: [*values[:7], value, *values[8:]]))
@@ -343,7 +350,9 @@ def test_hub_failure_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         lmms.load_task("pope", sources.DataSource.parse("hub"), 4, 0)
 
 
-def test_hub_rows_are_the_same_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loaded: dict[str, lmms.LoadedTask]) -> None:
+def test_hub_rows_are_the_same_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loaded: dict[str, lmms.LoadedTask]
+) -> None:
     import datasets
 
     original = datasets.load_dataset
@@ -365,7 +374,9 @@ def test_sources_and_manifest_stay_light() -> None:
         "sources.read(sources.task_spec('gqa'), sources.DataSource.parse('mini')); "
         "print([m for m in ('torch', 'lmms_eval', 'transformers') if m in sys.modules])"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
     assert run.stdout.strip() == "[]"
 
 
@@ -429,14 +440,22 @@ def messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def request(task: str, doc_id: int, settings: dict[str, Any] | None = None) -> Any:
-    args = ("", messages, settings if settings is not None else {"max_new_tokens": 8, "until": ["\n\n"]}, doc_id, task, "test")
+    args = (
+        "",
+        messages,
+        settings if settings is not None else {"max_new_tokens": 8, "until": ["\n\n"]},
+        doc_id,
+        task,
+        "test",
+    )
     return types.SimpleNamespace(args=args)
 
 
 def model_with(docs: dict[str, list[list[int]]], **settings: Any) -> PrunebenchLmms:
     model = PrunebenchLmms(**settings)
     model.task_dict = {
-        task: {"test": [{"text": f"{task}{i}", "shades": shades} for i, shades in enumerate(rows)]} for task, rows in docs.items()
+        task: {"test": [{"text": f"{task}{i}", "shades": shades} for i, shades in enumerate(rows)]}
+        for task, rows in docs.items()
     }
     return model
 
@@ -488,7 +507,9 @@ def test_prompts_without_or_with_two_images_name_the_sample(answerer: type[FakeA
         model_with({"a": [[1], shades]}).generate_until([request("a", 0), request("a", 1)])
 
 
-@pytest.mark.parametrize(("fault", "message"), [("engine", "boom"), ("lost", "1 of 2 samples were not answered, the first a/0")])
+@pytest.mark.parametrize(
+    ("fault", "message"), [("engine", "boom"), ("lost", "1 of 2 samples were not answered, the first a/0")]
+)
 def test_no_failure_can_be_swallowed(
     answerer: type[FakeAnswerer], monkeypatch: pytest.MonkeyPatch, fault: str, message: str
 ) -> None:
@@ -588,13 +609,17 @@ def stops(options: argparse.Namespace) -> Any:
 
 
 @pytest.mark.parametrize("evaluate", [fails, aborts, stops, lambda options: (None, None), lambda options: ({}, None)])
-def test_cli_exits_non_zero_on_every_failure(evaluation: Any, evaluate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_exits_non_zero_on_every_failure(
+    evaluation: Any, evaluate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluation(evaluate)
     assert command.lmms_cli(ARGS) == 1
     assert "prunebench: no results for pope_mini" in capsys.readouterr().err
 
 
-def test_cli_notices_results_that_were_not_saved(evaluation: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_notices_results_that_were_not_saved(
+    evaluation: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluation(results)
     assert command.lmms_cli([*ARGS, "--output_path", str(tmp_path)]) == 1
     assert f"no results file was written under {tmp_path}" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""Cells of the schema before: named with the command that mends them, sealed anew without touching a number, and read by nothing else."""
+"""Cells of the schema before: named with the command that mends them, sealed anew without touching a number, and read
+by nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ from harness.store.store import Store
 from harness.upkeep import migrate as migration
 from harness.upkeep.migrate import migrate
 
-COMMAND = "make eval METHOD=fastv BUDGET=64 MODEL=org/tiny TASKS=pope LIMIT=40 SET='boundary=2' DATA=/data/my data DTYPE=float32 DEVICE=cpu FRESH=1"
+COMMAND = (
+    "make eval METHOD=fastv BUDGET=64 MODEL=org/tiny TASKS=pope LIMIT=40 SET='boundary=2' DATA=/data/my data"
+    " DTYPE=float32 DEVICE=cpu FRESH=1"
+)
 WORDS = asked(model="org/tiny", limit="40", knobs={"boundary": "2"}, data="/data/my data", dtype="float32")
 
 
@@ -43,12 +47,16 @@ def write(folder: Path, body: dict[str, Any]) -> None:
 
 def test_an_old_cell_names_the_command_that_mends_it(tmp_path: Path) -> None:
     folder = old(tmp_path)
-    message = rf"cell.json: expected schema 4, found 3: run `prunebench dev migrate --results {re.escape(str(tmp_path))}`$"
+    message = (
+        rf"cell.json: expected schema 4, found 3: run `prunebench dev migrate --results {re.escape(str(tmp_path))}`$"
+    )
     with pytest.raises(PrunebenchError, match=message):
         load(folder)
 
 
-def test_everything_but_the_two_changes_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_but_the_two_changes_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = old(tmp_path)
     before, samples = json.loads((folder / "cell.json").read_text()), (folder / "samples.parquet").read_bytes()
     code, out, err = run(capsys, monkeypatch, "dev", "migrate", "--results", str(tmp_path))
@@ -75,16 +83,32 @@ def test_everything_but_the_two_changes_stays(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("command", "cell", "limit", "words"),
     [
-        ("make eval METHOD=none MODEL=mini TASKS=pope DEVICE=cpu FRESH=1", {"method": "none", "budget": "none", "knobs": {}}, "default",
-         asked(method="none", budget=None)),
-        ("make eval METHOD=random BUDGET=64 MODEL=mini TASKS=pope SEED=3 POSITIONS=compact DEVICE=cuda FRESH=1",
-         {"method": "random", "seed": 3, "positions": "compact", "device_type": "cuda"}, "default",
-         asked(method="random", seed=3, positions="compact", device="cuda")),
-        ("make eval METHOD='my file.py:Mine' BUDGET=64 MODEL=mini TASKS=pope SET='a=1 b=x=y' DEVICE=cpu FRESH=1  # code 0123", {}, "default",
-         asked(method="my file.py:Mine", knobs={"a": "1", "b": "x=y"})),
+        (
+            "make eval METHOD=none MODEL=mini TASKS=pope DEVICE=cpu FRESH=1",
+            {"method": "none", "budget": "none", "knobs": {}},
+            "default",
+            asked(method="none", budget=None),
+        ),
+        (
+            "make eval METHOD=random BUDGET=64 MODEL=mini TASKS=pope SEED=3 POSITIONS=compact DEVICE=cuda FRESH=1",
+            {"method": "random", "seed": 3, "positions": "compact", "device_type": "cuda"},
+            "default",
+            asked(method="random", seed=3, positions="compact", device="cuda"),
+        ),
+        (
+            (
+                "make eval METHOD='my file.py:Mine' BUDGET=64 MODEL=mini TASKS=pope SET='a=1 b=x=y' DEVICE=cpu FRESH=1 "
+                " # code 0123"
+            ),
+            {},
+            "default",
+            asked(method="my file.py:Mine", knobs={"a": "1", "b": "x=y"}),
+        ),
     ],
-)  # fmt: skip
-def test_every_word_of_a_command_is_found(command: str, cell: dict[str, Any], limit: str, words: dict[str, Any]) -> None:
+)
+def test_every_word_of_a_command_is_found(
+    command: str, cell: dict[str, Any], limit: str, words: dict[str, Any]
+) -> None:
     assert migration._asked({"command": command, "limit": limit}, make_cell(**cell)).to_dict() == words
 
 
@@ -108,7 +132,11 @@ def test_a_cell_that_is_not_whole_is_named_and_left(tmp_path: Path) -> None:
     assert not fine
     assert lines[-1] == "1 cells sealed anew in schema 4, 0 were already, 3 wrong"
     said = "\n".join(lines)
-    wrong = (edited / "cell.json: it was edited", strange / "samples.parquet: expected sha256", foreign / "cell.json: expected schema 3, found 2")
+    wrong = (
+        edited / "cell.json: it was edited",
+        strange / "samples.parquet: expected sha256",
+        foreign / "cell.json: expected schema 3, found 2",
+    )
     for words in map(str, wrong):
         assert words in said
     assert {folder: (folder / "cell.json").read_bytes() for folder in before} == before
@@ -179,7 +207,9 @@ def test_a_cell_that_another_runner_holds_is_left(tmp_path: Path) -> None:
         (COMMAND.replace("DEVICE=cpu", "DEVICE=cuda"), "40", "says DEVICE: cuda, and the cell cpu"),
     ],
 )
-def test_a_command_that_says_another_thing_than_its_cell_is_wrong(tmp_path: Path, command: str, limit: str, says: str) -> None:
+def test_a_command_that_says_another_thing_than_its_cell_is_wrong(
+    tmp_path: Path, command: str, limit: str, says: str
+) -> None:
     folder = old(tmp_path, command, limit)
     before = (folder / "cell.json").read_bytes()
     lines, fine = migrate(tmp_path)

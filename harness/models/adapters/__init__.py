@@ -1,4 +1,5 @@
-"""Model families, one file each: the only place that spells class names of transformers and attribute paths of models."""
+"""Model families, one file each: the only place that spells class names of transformers and attribute paths of
+models."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ ADAPTERS: dict[str, type[Adapter]] = {name: cls for cls in (LlavaAdapter,) for n
 
 
 def adapter_class(config: Any) -> type[Adapter]:
-    """The adapter of a model config's first architecture, or of a model type; raises PrunebenchError naming what is supported."""
+    """The adapter of a model config's first architecture, or of a model type; raises PrunebenchError naming what is
+    supported."""
     names = list(getattr(config, "architectures", None) or [])
     return _known(names[0] if names else type(config).__name__.removesuffix("Config") + "ForConditionalGeneration")
 
@@ -27,7 +29,9 @@ def adapter_for(model: nn.Module) -> Adapter:
 
 def _known(name: str) -> type[Adapter]:
     if name not in ADAPTERS:
-        raise PrunebenchError(f"expected a model of one of {', '.join(ADAPTERS)}; found {name}, which prunebench does not support yet")
+        raise PrunebenchError(
+            f"expected a model of one of {', '.join(ADAPTERS)}; found {name}, which prunebench does not support yet"
+        )
     return ADAPTERS[name]
 
 

@@ -1,7 +1,9 @@
-"""What the engine asks of a model family. One file per family implements it, and no other module spells class names or attribute paths.
+"""What the engine asks of a model family. One file per family implements it, and no other module spells class names or
+attribute paths.
 
-A family that lays its modules out as LLaVA does overrides little: `core`, `text`, `tower` and `layers` name modules that are hooked, `positions` and
-`rotary` speak of places of tokens, `encode` and `outputs` carry an image's features, `images` says which grids they form.
+A family that lays its modules out as LLaVA does overrides little: `core`, `text`, `tower` and `layers` name modules
+that are hooked, `positions` and `rotary` speak of places of tokens, `encode` and `outputs` carry an image's features,
+`images` says which grids they form.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter(ABC):
-    """A loaded model of one family. `model` is the transformers object; sizes that need no weights are class methods on its config."""
+    """A loaded model of one family. `model` is the transformers object; sizes that need no weights are class methods on
+    its config."""
 
     model: Any
 
@@ -55,7 +58,8 @@ class Adapter(ABC):
     #: names of processor outputs that say how an image was cut; they go to the model with its features as well
     image_facts: ClassVar[tuple[str, ...]] = ()
 
-    # ------------------------------------------------------------------------------------------------------------- modules
+    # -------------------------------------------------------------------------------------------------------------
+    # modules
 
     @property
     @abstractmethod
@@ -65,7 +69,8 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def text(self) -> Any:
-        """The language model without its head: has `layers`, `norm`, `rotary_emb` and `config`; its forward takes what `core` computed."""
+        """The language model without its head: has `layers`, `norm`, `rotary_emb` and `config`; its forward takes what
+        `core` computed."""
 
     @property
     @abstractmethod
@@ -97,7 +102,8 @@ class Adapter(ABC):
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
-    # ------------------------------------------------------------------------------------------------ tokens and positions
+    # ------------------------------------------------------------------------------------------------ tokens and
+    # positions
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:
@@ -105,12 +111,14 @@ class Adapter(ABC):
         return (int(self.model.config.image_token_id),)
 
     def positions(self, text_kwargs: Mapping[str, Any]) -> Tensor | None:
-        """(b or 1, n, axes): where the model puts the tokens of this prefill, from what its text model is called with; None: counted."""
+        """(b or 1, n, axes): where the model puts the tokens of this prefill, from what its text model is called with;
+        None: counted."""
         given = text_kwargs.get("position_ids")
         return None if given is None else given[:, :, None]
 
     def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each (b, n, head_dim), in the dtype of `like`, at `positions (b, n, axes)`; `layer` for families with several rotaries."""
+        """(cos, sin), each (b, n, head_dim), in the dtype of `like`, at `positions (b, n, axes)`; `layer` for families
+        with several rotaries."""
         cos, sin = self.text.rotary_emb(like, position_ids=positions[:, :, 0])
         return cos, sin
 
@@ -121,17 +129,21 @@ class Adapter(ABC):
         return x * cos + torch.cat([-second, first], -1) * sin
 
     def take_deepstack(self, text_kwargs: dict[str, Any]) -> list[Tensor]:
-        """Take over what the text model would add to visual tokens behind its first layers: per layer (visual tokens of the batch, hidden)."""
+        """Take over what the text model would add to visual tokens behind its first layers: per layer (visual tokens of
+        the batch, hidden)."""
         return []
 
-    # --------------------------------------------------------------------------------------------------- parts of a layer
+    # --------------------------------------------------------------------------------------------------- parts of a
+    # layer
 
     def queries(self, layer: int, states: Tensor) -> Tensor:
-        """(b, heads, n, head_dim): the queries of `states (b, n, d)` in a decoder layer, its norms included, not rotated."""
+        """(b, heads, n, head_dim): the queries of `states (b, n, d)` in a decoder layer, its norms included, not
+        rotated."""
         return self._projected(layer, states, "q")
 
     def keys(self, layer: int, states: Tensor) -> Tensor:
-        """(b, kv_heads, n, head_dim): the keys of `states (b, n, d)` in a decoder layer, its norms included, not rotated."""
+        """(b, kv_heads, n, head_dim): the keys of `states (b, n, d)` in a decoder layer, its norms included, not
+        rotated."""
         return self._projected(layer, states, "k")
 
     def values(self, layer: int, states: Tensor) -> Tensor:
@@ -164,7 +176,8 @@ class Adapter(ABC):
         attention: Any = self.layers[layer].self_attn
         return float(attention.scaling)
 
-    # ---------------------------------------------------------------------------------------------------------------- images
+    # ----------------------------------------------------------------------------------------------------------------
+    # images
 
     @abstractmethod
     def encode(self, **inputs: Any) -> list[Features]:
@@ -176,17 +189,22 @@ class Adapter(ABC):
         return {"image": BaseModelOutputWithPooling(pooler_output=[image.pooled for image in images])}
 
     def project(self, features: Tensor) -> Tensor:
-        """(..., hidden): `features (..., width)` of the tower through the projector. Raises PrunebenchError where it works on groups of patches."""
-        raise PrunebenchError(f"{type(self.model).__name__}: expected a projector of single patches, found one that joins several")
+        """(..., hidden): `features (..., width)` of the tower through the projector. Raises PrunebenchError where it
+        works on groups of patches."""
+        raise PrunebenchError(
+            f"{type(self.model).__name__}: expected a projector of single patches, found one that joins several"
+        )
 
     @abstractmethod
     def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
-        """The images of each prompt of a batch with `counts` visual tokens, in order; `facts` as `image_facts` names them.
+        """The images of each prompt of a batch with `counts` visual tokens, in order; `facts` as `image_facts` names
+        them.
 
         Raises PrunebenchError where the tokens are no whole images.
         """
 
-    # ----------------------------------------------------------------------------------------------------------------- sizes
+    # -----------------------------------------------------------------------------------------------------------------
+    # sizes
 
     @property
     def shape(self) -> ModelShape:

@@ -1,4 +1,5 @@
-"""LLaVA-1.5: `LlavaForConditionalGeneration`, a CLIP tower, a two-layer projector and a Llama-like decoder; one image size."""
+"""LLaVA-1.5: `LlavaForConditionalGeneration`, a CLIP tower, a two-layer projector and a Llama-like decoder; one image
+size."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ class LlavaAdapter(Adapter):
         return TowerAttention(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
 
     def encode(self, **inputs: Any) -> list[Features]:
-        features = self.model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True).pooler_output
+        features = self.model.model.get_image_features(
+            pixel_values=inputs["pixel_values"], return_dict=True
+        ).pooler_output
         return [Features(pooled) for pooled in features]
 
     def project(self, features: Tensor) -> Tensor:
@@ -67,7 +70,9 @@ class LlavaAdapter(Adapter):
         image = self.image_of(self.model.config)
         for n in counts:
             if n % image.tokens:
-                raise PrunebenchError(f"expected whole images of {image.tokens} visual tokens in every prompt, found {n} tokens")
+                raise PrunebenchError(
+                    f"expected whole images of {image.tokens} visual tokens in every prompt, found {n} tokens"
+                )
         return [(image,) * (n // image.tokens) for n in counts]
 
     @classmethod
@@ -93,10 +98,14 @@ class LlavaAdapter(Adapter):
         return 3, side, side
 
     @classmethod
-    def config_of(cls, usual: PromptShape, *, tower_heads: int | None = None, image_token_id: int | None = None, **text: Any) -> LlavaConfig:
-        """LLaVA-1.5's configuration at these sizes: penultimate tower layer without [CLS]. `text` goes to the decoder's configuration.
+    def config_of(
+        cls, usual: PromptShape, *, tower_heads: int | None = None, image_token_id: int | None = None, **text: Any
+    ) -> LlavaConfig:
+        """LLaVA-1.5's configuration at these sizes: penultimate tower layer without [CLS]. `text` goes to the decoder's
+        configuration.
 
-        The last 64 rows of LLaVA-1.5's vocabulary are padding, and the image token is the first of them: the default of `image_token_id`.
+        The last 64 rows of LLaVA-1.5's vocabulary are padding, and the image token is the first of them: the default of
+        `image_token_id`.
         """
         shape, image = usual.decoder, usual.images[0]
         vision, patch = image.vision, isqrt(image.vision.patch_inputs // 3)
@@ -140,7 +149,8 @@ def load_text(adapter: LlavaAdapter, weights: Mapping[str, Tensor]) -> None:
 
 
 def plant_beacon(model: Any) -> None:
-    """Let every head of every layer score keys by a flag: channel 1 of the stream, which no layer writes to, beside a constant in channel 0.
+    """Let every head of every layer score keys by a flag: channel 1 of the stream, which no layer writes to, beside a
+    constant in channel 0.
 
     A visual token with the flag set is what all later rows attend to most.
     """

@@ -1,7 +1,8 @@
-"""The text encoder that belongs to a CLIP vision tower: questions and patches in one space, for methods that ask `Run.question`.
+"""The text encoder that belongs to a CLIP vision tower: questions and patches in one space, for methods that ask
+`Run.question`.
 
-LLaVA's checkpoints hold the vision tower alone; the text tower and both projections come from the CLIP checkpoint that the tower was taken from,
-which a model's config names (`text_encoder:`).
+LLaVA's checkpoints hold the vision tower alone; the text tower and both projections come from the CLIP checkpoint that
+the tower was taken from, which a model's config names (`text_encoder:`).
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class TextEncoder(Protocol):
 
 
 class ClipTextEncoder:
-    """CLIP's text tower with its projection. A text of more tokens than the tower has positions is encoded in several pieces.
+    """CLIP's text tower with its projection. A text of more tokens than the tower has positions is encoded in several
+    pieces.
 
-    `model`: a transformers `CLIPTextModelWithProjection`; `tokenizer` gives ids without special tokens and has the tower's start and end token.
+    `model`: a transformers `CLIPTextModelWithProjection`; `tokenizer` gives ids without special tokens and has the
+    tower's start and end token.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
@@ -50,8 +53,8 @@ class ClipTextEncoder:
         except (OSError, ValueError) as error:
             where = "the folder" if Path(source).is_dir() else "the Hugging Face hub"
             raise PrunebenchError(
-                f"text_encoder {source}: expected a CLIP checkpoint with its tokenizer from {where}, found none that loads "
-                f"({type(error).__name__}): connect to the hub, or set text_encoder to a local folder"
+                f"text_encoder {source}: expected a CLIP checkpoint with its tokenizer from {where}, found none that"
+                f" loads ({type(error).__name__}): connect to the hub, or set text_encoder to a local folder"
             ) from None
         return cls(model.to(device).eval(), tokenizer)
 
@@ -77,7 +80,8 @@ class ClipTextEncoder:
         return EncodedText(torch.stack(pieces), cost)
 
     def _flops(self, n: int) -> int:
-        """Of one piece of `n` tokens: every layer's projections, feed-forward and attention, and the projection of one token."""
+        """Of one piece of `n` tokens: every layer's projections, feed-forward and attention, and the projection of one
+        token."""
         config = self._model.config
         d, m = config.hidden_size, config.intermediate_size
         per_layer = 2 * n * (4 * d * d + 2 * d * m) + 4 * n * n * d

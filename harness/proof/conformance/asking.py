@@ -1,7 +1,8 @@
-"""The conformance kit's properties of what a method asks: every answer equals a pass from scratch, and every product is charged.
+"""The conformance kit's properties of what a method asks: every answer equals a pass from scratch, and every product is
+charged.
 
-The answers that a method gets from `Attention`, `Stream` and the vision tower are written down while it runs and computed again from the model's
-own weights: full probability matrices, no cache, no fused kernel, no padding.
+The answers that a method gets from `Attention`, `Stream` and the vision tower are written down while it runs and
+computed again from the model's own weights: full probability matrices, no cache, no fused kernel, no padding.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from harness.core import flops
 from harness.core.shape import ModelShape
 from harness.method import Method, TowerLook
 from harness.models.adapters import Adapter, adapter_for
-from harness.proof.conformance.reference import Decisions, Inside, Spy, Token, causal_probs, projected, reference, rotated, spied
+from harness.proof.conformance.reference import (
+    Decisions,
+    Inside,
+    Spy,
+    Token,
+    causal_probs,
+    projected,
+    reference,
+    rotated,
+    spied,
+)
 from harness.proof.conformance.subject import SAME, NotApplicableError, Subject, property_, require
 from harness.proof.conformance.tiny import PROMPTS, KitPrompt, ask, difference, tiny_model
 
@@ -38,7 +49,9 @@ class Answered(NamedTuple):
 class _Asking:
     """Stands before an `Attention` or a `Stream`, passes every question on and tells `note` what came back."""
 
-    def __init__(self, inner: Any, note: Callable[[str, tuple[Any, ...], dict[str, Any], Tensor], None], prefix: str = "") -> None:
+    def __init__(
+        self, inner: Any, note: Callable[[str, tuple[Any, ...], dict[str, Any], Tensor], None], prefix: str = ""
+    ) -> None:
         self._inner, self._note, self._prefix = inner, note, prefix
 
     def __getattr__(self, name: str) -> Any:
@@ -100,11 +113,17 @@ def _rows(tokens: list[Token], rows: Any) -> list[int]:
     if isinstance(rows, Tensor):
         behind = [i for i, t in enumerate(tokens) if t.behind]
         return [i for i, wanted in zip(behind, rows[0].tolist(), strict=True) if wanted]
-    kinds = {"last": lambda i, t: i == len(tokens) - 1, "after": lambda i, t: t.behind, "visual": lambda i, t: t.origin != -1}
+    kinds = {
+        "last": lambda i, t: i == len(tokens) - 1,
+        "after": lambda i, t: t.behind,
+        "visual": lambda i, t: t.origin != -1,
+    }
     return [i for i, t in enumerate(tokens) if kinds[rows](i, t)]
 
 
-def _on_visual(probs: Tensor, tokens: list[Token], rows: Any = "last", of: Tensor | None = None, heads: str = "each") -> Tensor:
+def _on_visual(
+    probs: Tensor, tokens: list[Token], rows: Any = "last", of: Tensor | None = None, heads: str = "each"
+) -> Tensor:
     """(heads, r, v) of `probs (heads, n, n)`."""
     chosen = probs[:, _rows(tokens, rows)][:, :, _rows(tokens, "visual")]
     chosen = chosen if of is None or bool(of[0]) else torch.zeros_like(chosen)
@@ -121,7 +140,9 @@ def _in_attention(asked: Answered, name: str, inside: Inside) -> Tensor:
         return _on_visual(inside.probs, tokens, *asked.args, **asked.kwargs)
     if name == "rotated":
         vector, at = asked.args
-        return rotated(vector.expand(1, len(_rows(tokens, at)), -1), [tokens[i].position for i in _rows(tokens, at)], tiny_model())[0]
+        return rotated(
+            vector.expand(1, len(_rows(tokens, at)), -1), [tokens[i].position for i in _rows(tokens, at)], tiny_model()
+        )[0]
     known = {"visual_values": inside.v[:, visual], "visual_keys": inside.k[:, visual], "after_keys": inside.k[:, after]}
     return known[name] if name in known else inside.out[-1].view(inside.v.shape[0], -1)  # last_output
 
@@ -174,17 +195,26 @@ def answers_in_batches(subject: Subject) -> str:
         together = _listened(method, PROMPTS)
         for row, asked in enumerate(PROMPTS):
             for place, alone in _listened(method, (asked,)).items():
-                require(place in together, f"{label}, row {row}: asks {place[2]} of layer {place[1]} alone and not in a batch")
+                require(
+                    place in together,
+                    f"{label}, row {row}: asks {place[2]} of layer {place[1]} alone and not in a batch",
+                )
                 want = alone.got[0].float()
                 got = together[place].got[row].float()
                 require(
                     all(a >= b for a, b in zip(got.shape, want.shape, strict=True)),
-                    f"{label}, row {row}, {place[2]} of layer {place[1]}: {tuple(got.shape)} in a batch, {tuple(want.shape)} alone",
+                    f"{label}, row {row}, {place[2]} of layer {place[1]}: {tuple(got.shape)} in a batch,"
+                    f" {tuple(want.shape)} alone",
                 )
                 mine = got[tuple(slice(n) for n in want.shape)]
                 gap = difference(mine, want) if want.numel() else 0.0
-                require(gap <= SAME, f"{label}, row {row}, {place[2]} of layer {place[1]}: differs from alone by {gap:.2e}")
-                require(bool(torch.isfinite(got).all()), f"{label}, row {row}, {place[2]} of layer {place[1]}: nan or inf beyond its count")
+                require(
+                    gap <= SAME, f"{label}, row {row}, {place[2]} of layer {place[1]}: differs from alone by {gap:.2e}"
+                )
+                require(
+                    bool(torch.isfinite(got).all()),
+                    f"{label}, row {row}, {place[2]} of layer {place[1]}: nan or inf beyond its count",
+                )
                 compared += 1
     if not compared:
         raise NotApplicableError("asks nothing")
@@ -201,7 +231,10 @@ def looks(subject: Subject) -> str:
                 continue
             look = answer.args[0]
             want = _looked(model, adapter, look, asked.pixels)
-            require(answer.got[0].shape == want.shape, f"{label}, {look}: {tuple(answer.got[0].shape)}, the tower's {tuple(want.shape)}")
+            require(
+                answer.got[0].shape == want.shape,
+                f"{label}, {look}: {tuple(answer.got[0].shape)}, the tower's {tuple(want.shape)}",
+            )
             gap = difference(answer.got[0].float(), want.float())
             require(gap <= SAME, f"{label}, {look}: differs from the tower's own by {gap:.2e} (tolerance {SAME:.0e})")
             seen.add(look.what)
@@ -251,7 +284,12 @@ def charged(subject: Subject) -> str:
         vision = sum(flops.vision_tower(image.vision) + flops.projector(shape, image.vision) for image in images)
         said = flops.prefill_executed(shape, run.trace) + flops.lm_head(shape, len(PROMPTS)) + vision
         counted = counter.get_total_flops()
-        require(said == counted, f"{label}: the trace says {said} FLOPs, {counted} were counted: make matrix products with run.matmul")
-        require(sum(run.trace.scoring) <= run.trace.scoring_executed, f"{label}: more scoring without padding than with it")
+        require(
+            said == counted,
+            f"{label}: the trace says {said} FLOPs, {counted} were counted: make matrix products with run.matmul",
+        )
+        require(
+            sum(run.trace.scoring) <= run.trace.scoring_executed, f"{label}: more scoring without padding than with it"
+        )
         counts.append(run.trace.scoring_executed)
     return f"{max(counts)} FLOPs of scoring" if max(counts) else "asks for no product"

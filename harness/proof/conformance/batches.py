@@ -9,7 +9,17 @@ from harness.engine.attach import attach
 from harness.models.adapters import adapter_for
 from harness.proof.conformance.counts import batch_equals_singles
 from harness.proof.conformance.subject import NotApplicableError, Subject, few, property_, require, same
-from harness.proof.conformance.tiny import DEPTH, N_VISUAL, PROMPTS, WordEncoder, ask, ask_in, difference, prompt, tiny_model
+from harness.proof.conformance.tiny import (
+    DEPTH,
+    N_VISUAL,
+    PROMPTS,
+    WordEncoder,
+    ask,
+    ask_in,
+    difference,
+    prompt,
+    tiny_model,
+)
 
 
 @property_("padded batch equals singles")

@@ -14,10 +14,32 @@ from harness.core.errors import PrunebenchError
 from harness.method import Method, Reduction
 from harness.models.adapters import adapter_for
 from harness.proof.conformance.reference import Decisions, more, real, spied
-from harness.proof.conformance.subject import CHANGED, SAME, NotApplicableError, Subject, drops, few, property_, require, same
-from harness.proof.conformance.tiny import GRID, N_VISUAL, PROMPTS, KitPrompt, ask, difference, flagged, model_inputs, tiny_model, unpruned
+from harness.proof.conformance.subject import (
+    CHANGED,
+    SAME,
+    NotApplicableError,
+    Subject,
+    drops,
+    few,
+    property_,
+    require,
+    same,
+)
+from harness.proof.conformance.tiny import (
+    GRID,
+    N_VISUAL,
+    PROMPTS,
+    KitPrompt,
+    ask,
+    difference,
+    flagged,
+    model_inputs,
+    tiny_model,
+    unpruned,
+)
 
-# ------------------------------------------------------------------------------------------------------------------ properties
+# ------------------------------------------------------------------------------------------------------------------
+# properties
 
 
 @property_("full budget equals unpruned")
@@ -40,7 +62,8 @@ def full_budget(subject: Subject) -> str:
 @property_("smaller budget changes logits")
 def smaller_budget(subject: Subject) -> str:
     gap = difference(
-        ask(tiny_model(), subject.at(subject.budget), PROMPTS[:1], steps=0).logits[:, 0], unpruned(tiny_model(), PROMPTS[:1])
+        ask(tiny_model(), subject.at(subject.budget), PROMPTS[:1], steps=0).logits[:, 0],
+        unpruned(tiny_model(), PROMPTS[:1]),
     )
     require(gap >= CHANGED, f"at {subject.budget} of {N_VISUAL} tokens the logits differ by {gap:.2e} only")
     return f"by {gap:.2f} at {subject.budget} of {N_VISUAL} tokens"
@@ -56,7 +79,10 @@ def order(subject: Subject) -> str:
                 where = f"{label}, row {row}, layer {layer}"
                 kept = [o for o in got.origins[layer][row] if o >= 0]
                 require(len(set(kept)) == len(kept), f"{where}: kept {kept} is not unique")
-                require(subject.cls.traits.reorders or kept == sorted(kept), f"{where}: kept {kept} does not ascend: declare the trait reorders")
+                require(
+                    subject.cls.traits.reorders or kept == sorted(kept),
+                    f"{where}: kept {kept} does not ascend: declare the trait reorders",
+                )
                 require(set(kept) <= set(present), f"{where}: {sorted(set(kept) - set(present))} were not there before")
                 present = kept
                 valid = layout.valid[row]
@@ -118,10 +144,13 @@ def planned(subject: Subject) -> str:
         require(plan == visual, f"{label}: planned {plan}, the trace says {visual}")
         scoring = method.plan_scoring(shape, plan)
         require(
-            scoring in (None, trace.scoring[0]), f"{label}: planned {scoring} FLOPs of scoring, the trace says {trace.scoring[0]}"
+            scoring in (None, trace.scoring[0]),
+            f"{label}: planned {scoring} FLOPs of scoring, the trace says {trace.scoring[0]}",
         )
     if unknown == len(variants):
-        raise NotApplicableError("adaptive: the prompt decides" if subject.cls.traits.adaptive else "the method states no plan")
+        raise NotApplicableError(
+            "adaptive: the prompt decides" if subject.cls.traits.adaptive else "the method states no plan"
+        )
     return "visual tokens in every layer"
 
 
@@ -144,7 +173,9 @@ def most_attended(subject: Subject) -> str:
         # the premise, from the bare model's own attention weights
         top = {int(t) for w in weights for t in w[0][:, text, 3 : 3 + N_VISUAL].argmax(-1).unique()}
         if top != {token}:
-            raise PrunebenchError(f"the kit's beacon model attends to {sorted(top)} instead of {token}: a bug of the kit")
+            raise PrunebenchError(
+                f"the kit's beacon model attends to {sorted(top)} instead of {token}: a bug of the kit"
+            )
         first = next((i for i, rows in enumerate(got.origins) if len(rows[0]) < N_VISUAL), None)
         if first is not None:
             require(
@@ -162,14 +193,21 @@ def depends(subject: Subject) -> str:
     sets = [ask(tiny_model(), method, (p,), steps=0).origins for p in PROMPTS]
     if not any(rows[0] != list(range(N_VISUAL)) for origins in sets for rows in origins):
         raise NotApplicableError("drops nothing by itself")
-    require(any(s != sets[0] for s in sets), f"the same tokens for {len(PROMPTS)} images and questions: {few(sets[0][-1][0])}")
+    require(
+        any(s != sets[0] for s in sets),
+        f"the same tokens for {len(PROMPTS)} images and questions: {few(sets[0][-1][0])}",
+    )
     return f"{len(PROMPTS)} prompts"
 
 
-def batch_equals_singles(model: Any, label: str, method: Method, prompts: Sequence[KitPrompt], tolerance: float = SAME) -> float:
+def batch_equals_singles(
+    model: Any, label: str, method: Method, prompts: Sequence[KitPrompt], tolerance: float = SAME
+) -> float:
     together = ask(model, method, prompts)
     return max(
-        same(f"{label}, row {row} of a batch against alone", together, row, ask(model, method, (p,)), tolerance=tolerance)
+        same(
+            f"{label}, row {row} of a batch against alone", together, row, ask(model, method, (p,)), tolerance=tolerance
+        )
         for row, p in enumerate(prompts)
     )
 
@@ -182,18 +220,26 @@ def image_alone(subject: Subject) -> str:
         for first, other in pairwise(PROMPTS):
             image = 3 + N_VISUAL
             # the same image with another question and with none, as when questions share it; as other samples
-            swapped = dataclasses.replace(first, key=f"{first.key} asked otherwise", ids=first.ids[:image] + other.ids[image:])
+            swapped = dataclasses.replace(
+                first, key=f"{first.key} asked otherwise", ids=first.ids[:image] + other.ids[image:]
+            )
             alone = dataclasses.replace(first, key=f"{first.key} not asked", ids=first.ids[:image])
             decided = [Decisions() for _ in range(3)]
             for asked, into in zip((first, swapped, alone), decided, strict=True):
                 ask(tiny_model(), spied(method, into), (asked,), steps=0)
             mine = decided[0].reductions
             for theirs, what in ((decided[1].reductions, "another question"), (decided[2].reductions, "no question")):
-                require(mine.keys() == theirs.keys(), f"{label}: reduces at {sorted(mine)} for a question, at {sorted(theirs)} for {what}")
+                require(
+                    mine.keys() == theirs.keys(),
+                    f"{label}: reduces at {sorted(mine)} for a question, at {sorted(theirs)} for {what}",
+                )
                 for layer, a in mine.items():
                     b = theirs[layer]
                     kept = [few(r.keep[0].nonzero().flatten().tolist()) for r in (a, b)]
-                    require(torch.equal(a.keep, b.keep), f"{label}: layer {layer} keeps {kept[0]} for a question, {kept[1]} for {what}")
+                    require(
+                        torch.equal(a.keep, b.keep),
+                        f"{label}: layer {layer} keeps {kept[0]} for a question, {kept[1]} for {what}",
+                    )
                     one, two = (_merged(r) for r in (a, b))
                     same = one.shape == two.shape and torch.allclose(one, two, atol=SAME)
                     require(same, f"{label}: layer {layer} adds other tokens for {what}")

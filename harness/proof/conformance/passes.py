@@ -12,7 +12,17 @@ from harness.engine.attach import attach
 from harness.method import Method
 from harness.models.adapters import adapter_for
 from harness.proof.conformance.reference import Decisions, bomb, reference, spied
-from harness.proof.conformance.subject import CHANGED, SAME, NotApplicableError, Subject, drops, few, property_, require, same
+from harness.proof.conformance.subject import (
+    CHANGED,
+    SAME,
+    NotApplicableError,
+    Subject,
+    drops,
+    few,
+    property_,
+    require,
+    same,
+)
 from harness.proof.conformance.tiny import (
     DEPTH,
     N_VISUAL,
@@ -34,19 +44,27 @@ def kv_lengths(subject: Subject) -> str:
     lengths: list[int] = []
     for label, method in subject.variants().items():
         got = ask(tiny_model(), method, PROMPTS, steps=0)
-        for layer, (length, traced, layout) in enumerate(zip(got.lengths, got.run.trace.layers, got.run.layouts, strict=True)):
+        for layer, (length, traced, layout) in enumerate(
+            zip(got.lengths, got.run.trace.layers, got.run.layouts, strict=True)
+        ):
             where = f"{label}, layer {layer}"
-            require(length == traced.columns == max(traced.tokens), f"{where}: {length} keys cached, the trace says {traced}")
+            require(
+                length == traced.columns == max(traced.tokens),
+                f"{where}: {length} keys cached, the trace says {traced}",
+            )
             n_text = [len(p.ids) - N_VISUAL for p in PROMPTS]
             tokens = [v + t for v, t in zip(traced.visual, n_text, strict=True)]
             require(
-                traced.tokens == tokens == layout.counts, f"{where}: {traced.tokens} tokens, expected text + visual = {tokens}"
+                traced.tokens == tokens == layout.counts,
+                f"{where}: {traced.tokens} tokens, expected text + visual = {tokens}",
             )
         lengths = lengths or got.lengths
     return f"{lengths[0]} to {lengths[-1]}"
 
 
-def equals_reference(model: Any, label: str, method: Method, asked: KitPrompt, policy: str, tolerance: float = SAME) -> float:
+def equals_reference(
+    model: Any, label: str, method: Method, asked: KitPrompt, policy: str, tolerance: float = SAME
+) -> float:
     decided = Decisions()
     got = ask(model, spied(method, decided), (asked,), positions=policy)
     want = reference(model, asked, method, decided, policy)
@@ -92,7 +110,11 @@ def generates(subject: Subject) -> str:
 
 def _left_behind(model: Any) -> str | None:
     adapter = adapter_for(model)
-    hooked = [m for m in (adapter.core, adapter.text, adapter.tower, *adapter.layers) if m._forward_pre_hooks or m._forward_hooks]
+    hooked = [
+        m
+        for m in (adapter.core, adapter.text, adapter.tower, *adapter.layers)
+        if m._forward_pre_hooks or m._forward_hooks
+    ]
     if hooked:
         return f"{len(hooked)} modules still hold hooks"
     implementation = adapter.text.config._attn_implementation
@@ -159,7 +181,10 @@ def policies(subject: Subject) -> str:
                 at = [p for p, v in zip(found, layout.visual[0].tolist(), strict=True) if v]
                 own = [(p, o + 3) for p, o in zip(at, rows[0], strict=True) if o >= 0]
                 require(all(p == o for p, o in own), f"original, layer {layer}: visual tokens at {at}")
-                require(found[-1] == len(PROMPTS[0].ids) - 1, f"original, layer {layer}: the last token stands at {found[-1]}")
+                require(
+                    found[-1] == len(PROMPTS[0].ids) - 1,
+                    f"original, layer {layer}: the last token stands at {found[-1]}",
+                )
     gap = difference(ran["original"].logits, ran["compact"].logits)
     require(gap >= CHANGED, f"original and compact differ by {gap:.2e} only")
     return f"original and compact by {gap:.2f}"

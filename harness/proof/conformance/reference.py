@@ -16,7 +16,8 @@ from harness.method import AttentionEdit, Method, Reduction
 from harness.models.adapters import Adapter, adapter_for
 from harness.proof.conformance.tiny import IMAGE_TOKEN, KitPrompt
 
-# ------------------------------------------------------------------------------------------------------------------ reference
+# ------------------------------------------------------------------------------------------------------------------
+# reference
 
 
 @dataclass
@@ -103,8 +104,8 @@ class Token:
 class Inside:
     """One layer of a pass from scratch, prompt tokens only.
 
-    The stream `x (n, d)` that enters it after a reduction; rotated `q`, `k` and `v (heads, n, head_dim)` with grouped heads repeated;
-    probabilities `probs (heads, n, n)` before any edit; attention outputs `out (n, heads x head_dim)`.
+    The stream `x (n, d)` that enters it after a reduction; rotated `q`, `k` and `v (heads, n, head_dim)` with grouped
+    heads repeated; probabilities `probs (heads, n, n)` before any edit; attention outputs `out (n, heads x head_dim)`.
     """
 
     tokens: list[Token]
@@ -120,11 +121,14 @@ Visit = Callable[[int, list[Token], Tensor, Inside], None]
 
 
 @torch.inference_mode()
-def reference(model: Any, asked: KitPrompt, method: Method, decided: Decisions, policy: str, visit: Visit | None = None) -> Referred:
-    """The same prompt and next tokens from scratch: one pass over all layers with the full probability matrix and no KV cache.
+def reference(
+    model: Any, asked: KitPrompt, method: Method, decided: Decisions, policy: str, visit: Visit | None = None
+) -> Referred:
+    """The same prompt and next tokens from scratch: one pass over all layers with the full probability matrix and no KV
+    cache.
 
-    It drops, adds and edits what `decided` says. `policy`: "method" as the reductions say, "original" or "compact". `visit` is called for each
-    layer with the tokens and their stream before a reduction there, and what the layer did.
+    It drops, adds and edits what `decided` says. `policy`: "method" as the reductions say, "original" or "compact".
+    `visit` is called for each layer with the tokens and their stream before a reduction there, and what the layer did.
     """
     adapter = adapter_for(model)
     pixels = asked.pixels.to(model.dtype)
@@ -151,7 +155,9 @@ def reference(model: Any, asked: KitPrompt, method: Method, decided: Decisions, 
         n = len(tokens)
         base = {"original": n_prompt, "compact": final, "per_layer": n}[decode]
         positions = torch.tensor([t.position for t in tokens] + [base + s for s in range(steps)])
-        x, inside = _layer(adapter, index, x, positions, tokens, decided.edits.get(index, ()), decided.hidden.get(index))
+        x, inside = _layer(
+            adapter, index, x, positions, tokens, decided.edits.get(index, ()), decided.hidden.get(index)
+        )
         if visit is not None:
             visit(index, *before, inside)
         lengths.append(n)
@@ -206,7 +212,8 @@ def _reduced(x: Tensor, tokens: list[Token], reduction: Reduction, policy: str) 
 
 
 def projected(adapter: Adapter, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries and keys, and values, of `x (n, d)` in a decoder layer, each (heads, n, head_dim) float32, grouped heads repeated."""
+    """Rotated queries and keys, and values, of `x (n, d)` in a decoder layer, each (heads, n, head_dim) float32,
+    grouped heads repeated."""
     theta = adapter.text.config.rope_parameters["rope_theta"]
     q, k, v = (part(layer, x[None])[0].float() for part in (adapter.queries, adapter.keys, adapter.values))
     d = q.shape[-1]

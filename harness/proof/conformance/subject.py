@@ -16,11 +16,13 @@ from harness.models.adapters import adapter_for
 from harness.proof.conformance.tiny import N_VISUAL, KitAnswer, difference, tiny_model
 
 DEFAULT_BUDGET = 16
-#: of logits, whose spread is about 1: the most that another order of float32 sums may change, and the least that is a change
+#: of logits, whose spread is about 1: the most that another order of float32 sums may change, and the least that is a
+#: change
 SAME, CHANGED = 1e-3, 1e-2
 
 
-# ------------------------------------------------------------------------------------------------------- verdicts and subjects
+# ------------------------------------------------------------------------------------------------------- verdicts and
+# subjects
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Subject:
         asked = Budget("kept", budget) if isinstance(budget, int) else budget
         try:
             check_budget(self.cls, asked, self.knobs)
-            return self.cls.at_budget(asked, dict(self.knobs), dataclasses.replace(usual, decoder=shape)).for_model(shape)
+            return self.cls.at_budget(asked, dict(self.knobs), dataclasses.replace(usual, decoder=shape)).for_model(
+                shape
+            )
         except PrunebenchError as error:
             raise NotApplicableError(str(error)) from None
 
@@ -101,7 +105,8 @@ PROPERTIES: dict[str, Property] = {}
 
 
 def property_(name: str) -> Callable[[Callable[[Subject], str]], Property]:
-    """The function returns what it saw, raises ViolatedError or NotApplicableError; any other exception is a failure too."""
+    """The function returns what it saw, raises ViolatedError or NotApplicableError; any other exception is a failure
+    too."""
 
     def wrap(function: Callable[[Subject], str]) -> Property:
         def judged(subject: Subject) -> Verdict:
@@ -126,7 +131,8 @@ def require(holds: bool, values: str) -> None:
 
 
 def same(label: str, got: KitAnswer, row: int, want: KitAnswer, want_row: int = 0, tolerance: float = SAME) -> float:
-    """Row `row` of one batch did what row `want_row` of another did: same tokens in every layer, same logits; the difference."""
+    """Row `row` of one batch did what row `want_row` of another did: same tokens in every layer, same logits; the
+    difference."""
     for layer, (a, b) in enumerate(zip(got.origins, want.origins, strict=True)):
         require(a[row] == b[want_row], f"{label}: layer {layer} holds {few(a[row])}, expected {few(b[want_row])}")
     gap = difference(got.logits[row], want.logits[want_row])

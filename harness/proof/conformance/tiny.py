@@ -29,24 +29,31 @@ DEPTH = 12
 STEPS = 3
 
 
-# ----------------------------------------------------------------------------------------------------------- models and prompts
+# ----------------------------------------------------------------------------------------------------------- models and
+# prompts
 
 
 @lru_cache(maxsize=8)
 def tiny_model(depth: int = DEPTH, kv_heads: int = 4, dtype: torch.dtype = torch.float32, beacon: bool = False) -> Any:
     """A random LLaVA with peaked attention.
 
-    `beacon`: two channels that no layer writes to carry a constant and a flag, and every head of every layer scores keys by the
-    flag, so that the visual token flagged by `flagged` is what all later rows attend to most.
+    `beacon`: two channels that no layer writes to carry a constant and a flag, and every head of every layer scores
+    keys by the flag, so that the visual token flagged by `flagged` is what all later rows attend to most.
     """
-    decoder = ModelShape(depth=depth, hidden=64, heads=4, kv_heads=kv_heads, head_dim=16, mlp=96, vocab=VOCAB, bytes_per_value=4)
-    vision = VisionShape(layers_used=2, hidden=32, mlp=32, tokens=N_VISUAL + 1, patch_inputs=3 * PATCH**2, projector_hidden=64)
+    decoder = ModelShape(
+        depth=depth, hidden=64, heads=4, kv_heads=kv_heads, head_dim=16, mlp=96, vocab=VOCAB, bytes_per_value=4
+    )
+    vision = VisionShape(
+        layers_used=2, hidden=32, mlp=32, tokens=N_VISUAL + 1, patch_inputs=3 * PATCH**2, projector_hidden=64
+    )
     usual = PromptShape(decoder, (ImageShape((Grid(GRID, GRID),), vision),))
     config = LlavaAdapter.config_of(
         usual, tower_heads=2, image_token_id=IMAGE_TOKEN, max_position_embeddings=1024, rms_norm_eps=1e-6
     )
     with torch.random.fork_rng([]):
-        torch.manual_seed(2)  # the library starts the tower's class embedding; of the first numbers, 1 to 3 leave no method at a tie
+        torch.manual_seed(
+            2
+        )  # the library starts the tower's class embedding; of the first numbers, 1 to 3 leave no method at a tie
         model: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(7)
     decoding = {id(weight) for weight in adapter_for(model).text.parameters()}
@@ -113,8 +120,8 @@ PROMPTS = (prompt(1, 6), prompt(2, 11), prompt(3, 9))
 class KitAnswer:
     """What the engine did with a batch.
 
-    `logits (b, 1 + steps, vocab)`; `lengths`: KV columns per layer after the prefill; `origins`: per layer and row the visual
-    tokens present, by their number in the prompt (-2: added by the method).
+    `logits (b, 1 + steps, vocab)`; `lengths`: KV columns per layer after the prefill; `origins`: per layer and row the
+    visual tokens present, by their number in the prompt (-2: added by the method).
     """
 
     logits: Tensor
@@ -143,13 +150,21 @@ def ask_in(run: EngineRun, model: Any, prompts: Sequence[KitPrompt], steps: int 
     out = [model(**model_inputs(model, prompts), past_key_values=kv, logits_to_keep=1).logits[:, -1]]
     lengths = [int(layer.keys.shape[2]) for layer in kv.layers]
     for step in range(steps):
-        out.append(model(input_ids=torch.tensor([[p.next_ids[step]] for p in prompts]), past_key_values=kv).logits[:, -1])
+        out.append(
+            model(input_ids=torch.tensor([[p.next_ids[step]] for p in prompts]), past_key_values=kv).logits[:, -1]
+        )
     origins = [[o[m].tolist() for o, m in zip(layout.origin, layout.visual, strict=True)] for layout in run.layouts]
     return KitAnswer(torch.stack(out, 1).float(), lengths, origins, run)
 
 
 def ask(
-    model: Any, method: Method, prompts: Sequence[KitPrompt], *, seed: int = 0, positions: str = "method", steps: int = STEPS
+    model: Any,
+    method: Method,
+    prompts: Sequence[KitPrompt],
+    *,
+    seed: int = 0,
+    positions: str = "method",
+    steps: int = STEPS,
 ) -> KitAnswer:
     """`ask_in` with an engine of its own."""
     with attach(model, method, seed, positions, text_encoder=WordEncoder) as run:

@@ -83,14 +83,19 @@ def unfit_knobs(subject: Subject) -> str:
     if not knobs:
         raise NotApplicableError("no knob holds a layer")
     label = next(iter(subject.variants()))
-    asked = {f"budget {subject.budget}": Budget("kept", subject.budget), "native": Budget("native")}.get(label, budgets.NONE)
+    asked = {f"budget {subject.budget}": Budget("kept", subject.budget), "native": Budget("native")}.get(
+        label, budgets.NONE
+    )
     for name, many in knobs:
         for layer in (-1, 1000):
             given = {**subject.knobs, name: (layer,) if many else layer}
             try:
                 method = dataclasses.replace(subject, knobs=given).at(asked)
             except NotApplicableError as error:
-                require(name in str(error) and str(layer) in str(error), f"{name}={layer} is refused without saying so: {error}")
+                require(
+                    name in str(error) and str(layer) in str(error),
+                    f"{name}={layer} is refused without saying so: {error}",
+                )
                 continue
             raise ViolatedError(f"{name}={layer} on {DEPTH} layers is accepted: {method}")
     return ", ".join(name for name, _ in knobs)

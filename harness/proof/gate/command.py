@@ -1,19 +1,22 @@
-"""The regression gate: run configs/regress.yaml afresh and compare every sample with the committed baseline (`make regress`).
+"""The regression gate: run configs/regress.yaml afresh and compare every sample with the committed baseline (`make
+regress`).
 
-Nothing is taken from sealed cells: a stale one would hide a regression. What must be equal, and how far it may be off because another
-processor or another build of torch may round otherwise:
+Nothing is taken from sealed cells: a stale one would hide a regression. What must be equal, and how far it may be off
+because another processor or another build of torch may round otherwise:
 
-* visual tokens kept per layer, as numbers, and bytes of cache: exactly, where the method states its schedule (`Method.plan`).
+* visual tokens kept per layer, as numbers, and bytes of cache: exactly, where the method states its schedule
+  (`Method.plan`).
 * prefill FLOPs: exactly, where it also states its scoring (`Method.plan_scoring`).
-* which tokens were kept, and the two above where the prompt decides: in all but `TIES` of a cell's samples (one at least), and all but
-  `TIES_IN_ALL` of all samples: scores that are equal up to rounding may be ranked otherwise.
+* which tokens were kept, and the two above where the prompt decides: in all but `TIES` of a cell's samples (one at
+  least), and all but `TIES_IN_ALL` of all samples: scores that are equal up to rounding may be ranked otherwise.
 * answers: in all but `FLIPS` of a cell's samples (one at least), and in all but `FLIPS_IN_ALL` of all.
 * right or wrong: exact McNemar test per cell (stats.mcnemar), Holm over cells, in either direction.
 
-The allowance is for real ties, and small: torch held to AVX2 kernels, MKL to its compatible ones and prompts in batches of 5, not 16, changed
-no answer, no kept token and no cost of 1,800 samples against the AVX-512 run. The caps stand beside the test because a test of a few
-samples is weak: of 24, twelve must turn the same way before it says anything among 88 cells. Times are shown beside the unpruned model's of
-the same run and never fail: cells share prefixes, so they are no measurement.
+The allowance is for real ties, and small: torch held to AVX2 kernels, MKL to its compatible ones and prompts in batches
+of 5, not 16, changed no answer, no kept token and no cost of 1,800 samples against the AVX-512 run. The caps stand
+beside the test because a test of a few samples is weak: of 24, twelve must turn the same way before it says anything
+among 88 cells. Times are shown beside the unpruned model's of the same run and never fail: cells share prefixes, so
+they are no measurement.
 """
 
 from __future__ import annotations
@@ -37,7 +40,13 @@ OUT = Path("results/local/regress")
 
 
 def measure(
-    config: Path, folder: Path, overrides: Sequence[str] = (), *, batch: int = 16, workers: int = 1, say: Callable[[str], None] = print
+    config: Path,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    batch: int = 16,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
 ) -> Snapshot:
     """Run a sweep on the CPU into `folder`, which must hold no cells yet."""
     from harness.method import method_class
@@ -52,19 +61,30 @@ def measure(
     for entry in plan.methods:
         name = method_class(entry.method).name
         if specs.setdefault(name, entry.method) != entry.method:
-            raise PrunebenchError(f"{config}: {specs[name]} and {entry.method} are both called {name!r}, and a baseline goes by names: rename one")
+            raise PrunebenchError(
+                f"{config}: {specs[name]} and {entry.method} are both called {name!r}, and a baseline goes by names:"
+                " rename one"
+            )
     finished = sweep.run(plan, Options(folder, Pace(batch), fresh=True), say, workers=workers, device="cpu")
     finished.check_whole()
     return snapshot(finished.cells.values())
 
 
-# ----------------------------------------------------------------------------------------------------------------- commands
+# -----------------------------------------------------------------------------------------------------------------
+# commands
 
 
 def regress(
-    config: Path = CONFIG, baseline: Path = BASELINE, out: Path = OUT, *, batch: int = 16, workers: int = 1, say: Callable[[str], None] = print
+    config: Path = CONFIG,
+    baseline: Path = BASELINE,
+    out: Path = OUT,
+    *,
+    batch: int = 16,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
 ) -> GateResult:
-    """Run the sweep afresh and compare; `out` gets regress.md, the images of changed answers and the run itself under run/.
+    """Run the sweep afresh and compare; `out` gets regress.md, the images of changed answers and the run itself under
+    run/.
 
     Raises PrunebenchError where there is no baseline, before anything is run.
     """
@@ -90,18 +110,28 @@ def _command(target: str, config: Path, baseline: Path) -> str:
 
 
 def renew(
-    config: Path = CONFIG, baseline: Path = BASELINE, out: Path = OUT, *, batch: int = 16, workers: int = 1, say: Callable[[str], None] = print
+    config: Path = CONFIG,
+    baseline: Path = BASELINE,
+    out: Path = OUT,
+    *,
+    batch: int = 16,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Run the sweep afresh, say how it differs from the old baseline and write the new one.
 
-    Raises PrunebenchError, before anything is run, where this checkout holds changes that no commit has: nobody could measure it again.
+    Raises PrunebenchError, before anything is run, where this checkout holds changes that no commit has: nobody could
+    measure it again.
     """
     from harness.core.paths import REPOSITORY
 
     dirty = changed_files(REPOSITORY)
     if dirty:
         names = ", ".join(dirty[:5]) + (f" and {len(dirty) - 5} more" if len(dirty) > 5 else "")
-        raise PrunebenchError(f"a baseline is made from a commit; expected no uncommitted changes outside results/, found {names}: commit them first")
+        raise PrunebenchError(
+            f"a baseline is made from a commit; expected no uncommitted changes outside results/, found {names}: commit"
+            " them first"
+        )
     new = _fresh_run(config, out, batch, workers, say)
     say("")
     if baseline.is_file():
@@ -125,11 +155,15 @@ def changed_files(repository: Path) -> list[str]:
 
     def git(*args: str) -> list[str]:
         try:
-            done = subprocess.run(["git", *args], cwd=repository, capture_output=True, text=True, check=True, timeout=60)
+            done = subprocess.run(
+                ["git", *args], cwd=repository, capture_output=True, text=True, check=True, timeout=60
+            )
         except (OSError, subprocess.SubprocessError) as error:
             detail = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
             why = detail[0] if detail else error
-            raise PrunebenchError(f"a baseline is made from a commit; expected a git checkout at {repository}: {why}") from None
+            raise PrunebenchError(
+                f"a baseline is made from a commit; expected a git checkout at {repository}: {why}"
+            ) from None
         return done.stdout.splitlines()
 
     tracked = git("diff", "--name-only", "HEAD", "--", ".", ":(exclude)results")

@@ -18,7 +18,8 @@ TIES, FLIPS = 0.02, 0.05
 TIES_IN_ALL, FLIPS_IN_ALL = 0.002, 0.002
 
 
-# ---------------------------------------------------------------------------------------------------------------- comparing
+# ----------------------------------------------------------------------------------------------------------------
+# comparing
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Flip:
 
 @dataclass(frozen=True)
 class CellDiff:
-    """What differs in one cell, by number of samples. `flops`: the mean dense prefill's change in percent; `reasons`: why it fails."""
+    """What differs in one cell, by number of samples. `flops`: the mean dense prefill's change in percent; `reasons`:
+    why it fails."""
 
     label: str
     n: int
@@ -59,7 +61,8 @@ class CellDiff:
 
 @dataclass(frozen=True)
 class GateResult:
-    """`first`: what makes all the rest suspect (other weights, other data); `notes` fail nothing; `failures` are all reasons, cells' included."""
+    """`first`: what makes all the rest suspect (other weights, other data); `notes` fail nothing; `failures` are all
+    reasons, cells' included."""
 
     first: Sequence[str]
     notes: Sequence[str]
@@ -88,10 +91,16 @@ def compare(old: Snapshot, new: Snapshot) -> GateResult:
         for field in MODEL:
             if was.get(field) != now[field]:
                 what = "weights" if field == "model_fingerprint" else field
-                first.append(f"{name}: {what} {was.get(field)} in the baseline, {now[field]} now: what differs below may come from that")
+                first.append(
+                    f"{name}: {what} {was.get(field)} in the baseline, {now[field]} now: what differs below may come"
+                    " from that"
+                )
     for name in sorted(set(old.tasks) & set(new.tasks)):
         if old.tasks[name] != new.tasks[name]:
-            first.append(f"{name}: other data or prompts than the baseline's ({old.tasks[name][:12]} in the baseline, {new.tasks[name][:12]} now)")
+            first.append(
+                f"{name}: other data or prompts than the baseline's ({old.tasks[name][:12]} in the baseline,"
+                f" {new.tasks[name][:12]} now)"
+            )
     notes = [
         f"{name}: {old.made_with.get(name)} made the baseline, {value} this run"
         for name, value in new.made_with.items()
@@ -114,11 +123,15 @@ def compare(old: Snapshot, new: Snapshot) -> GateResult:
         ("other costs", TIES_IN_ALL, sum(len({*cell.counts, *cell.costs}) for cell in cells)),
     ):
         if n > allowed(share, total):
-            failures.append(f"all cells together: {n} of {total} samples have {what}, at most {allowed(share, total)} may")
+            failures.append(
+                f"all cells together: {n} of {total} samples have {what}, at most {allowed(share, total)} may"
+            )
     return GateResult(first, notes, failures, cells)
 
 
-def _paired(old: Sequence[SnapshotCell], new: Sequence[SnapshotCell]) -> tuple[list[tuple[SnapshotCell, SnapshotCell]], list[SnapshotCell], list[SnapshotCell]]:
+def _paired(
+    old: Sequence[SnapshotCell], new: Sequence[SnapshotCell]
+) -> tuple[list[tuple[SnapshotCell, SnapshotCell]], list[SnapshotCell], list[SnapshotCell]]:
     """Cells of the same name, by equal knobs first; where one is left on either side, its knobs are what changed."""
     pairs: list[tuple[SnapshotCell, SnapshotCell]] = []
     gone: list[SnapshotCell] = []
@@ -137,7 +150,7 @@ def _paired(old: Sequence[SnapshotCell], new: Sequence[SnapshotCell]) -> tuple[l
 
 
 def _labels(cells: Sequence[SnapshotCell]) -> dict[int, str]:
-    """"pope fastv@64", with the knobs in which cells of that name differ from each other."""
+    """ "pope fastv@64", with the knobs in which cells of that name differ from each other."""
     groups: dict[tuple[Any, ...], list[SnapshotCell]] = {}
     for cell in cells:
         groups.setdefault(cell.named[:4], []).append(cell)
@@ -157,7 +170,11 @@ def _labels(cells: Sequence[SnapshotCell]) -> dict[int, str]:
 
 def _telling(knobs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The fewest knobs that tell these settings apart, the first declared ones of as many: others follow from them."""
-    names = [n for n in dict.fromkeys(n for one in knobs for n in one) if len({canonical_json(one.get(n)) for one in knobs}) > 1]
+    names = [
+        n
+        for n in dict.fromkeys(n for one in knobs for n in one)
+        if len({canonical_json(one.get(n)) for one in knobs}) > 1
+    ]
     wanted = len({canonical_json(one) for one in knobs})
     for size in range(len(names)):
         for some in itertools.combinations(names, size):
@@ -174,7 +191,9 @@ def _diff(old: SnapshotCell, new: SnapshotCell, label: str, run: Snapshot, unpru
         reasons.append("other knobs: " + ", ".join(f"{n} {old.knobs.get(n)} -> {new.knobs.get(n)}" for n in changed))
     if old.rows.keys() != new.rows.keys():
         lost, extra = sorted(old.rows.keys() - new.rows.keys()), sorted(new.rows.keys() - old.rows.keys())
-        reasons.append(f"other samples: {len(lost)} of the baseline's are missing {lost[:3]}, {len(extra)} are new {extra[:3]}")
+        reasons.append(
+            f"other samples: {len(lost)} of the baseline's are missing {lost[:3]}, {len(extra)} are new {extra[:3]}"
+        )
     keys = [key for key in new.rows if key in old.rows]
     pairs = {key: (old.rows[key], new.rows[key]) for key in keys}
     n = len(keys)
@@ -207,11 +226,15 @@ def _diff(old: SnapshotCell, new: SnapshotCell, label: str, run: Snapshot, unpru
     was, now = (sum(pair[i].costs[n_counts] for pair in pairs.values()) for i in (0, 1))
     change = 100 * (now / was - 1) if was else math.nan
     seconds = new.seconds / unpruned if new.seconds is not None and unpruned else None
-    return CellDiff(label, n, flips, wins, losses, stats.mcnemar(wins, losses), keeps, counts, costs, change, seconds, reasons)
+    return CellDiff(
+        label, n, flips, wins, losses, stats.mcnemar(wins, losses), keeps, counts, costs, change, seconds, reasons
+    )
 
 
 def _judged(cell: CellDiff, p: float) -> CellDiff:
     reasons = list(cell.reasons)
     if p < LEVEL:
-        reasons.append(f"{cell.wins} samples score higher and {cell.losses} lower: exact McNemar p = {p:.2g} after Holm")
+        reasons.append(
+            f"{cell.wins} samples score higher and {cell.losses} lower: exact McNemar p = {p:.2g} after Holm"
+        )
     return replace(cell, p=p, reasons=reasons)

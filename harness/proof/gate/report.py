@@ -10,27 +10,49 @@ from harness.proof.gate.compare import CellDiff, Flip, GateResult
 SHOWN = 60
 
 
-# ---------------------------------------------------------------------------------------------------------------- reporting
+# ----------------------------------------------------------------------------------------------------------------
+# reporting
 
 
 def table(cells: Sequence[CellDiff], markdown: bool = False) -> str:
     """Every cell with what differs in it."""
     from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
-    head = ["cell", "n", "answers\nchanged", "better/\nworse", "McNemar p\n(Holm)", "keep\nothers", "other\ncounts", "other\nFLOPs",
-            "mean dense\nFLOPs", "time / none\n(shared; no\nmeasurement)", ""]  # fmt: skip
+    head = [
+        "cell",
+        "n",
+        "answers\nchanged",
+        "better/\nworse",
+        "McNemar p\n(Holm)",
+        "keep\nothers",
+        "other\ncounts",
+        "other\nFLOPs",
+        "mean dense\nFLOPs",
+        "time / none\n(shared; no\nmeasurement)",
+        "",
+    ]
     if markdown:
         head = [name.replace("\n", " ") for name in head]
     body = [
         [
-            c.label, c.n, len(c.flips) or "", f"{c.wins}/{c.losses}" if c.wins or c.losses else "", f"{c.p:.2g}" if c.wins or c.losses else "",
-            len(c.keeps) or "", len(c.counts) or "", len(c.costs) or "", f"{c.flops:+.3g} %" if c.costs else "",
-            "" if c.seconds is None else f"{c.seconds:.2f}", "FAIL" if c.reasons else "",
+            c.label,
+            c.n,
+            len(c.flips) or "",
+            f"{c.wins}/{c.losses}" if c.wins or c.losses else "",
+            f"{c.p:.2g}" if c.wins or c.losses else "",
+            len(c.keeps) or "",
+            len(c.counts) or "",
+            len(c.costs) or "",
+            f"{c.flops:+.3g} %" if c.costs else "",
+            "" if c.seconds is None else f"{c.seconds:.2f}",
+            "FAIL" if c.reasons else "",
         ]
         for c in cells
-    ]  # fmt: skip
+    ]
     align = ["left", *["right"] * 9, "left"]
-    return str(tabulate(body, headers=head, disable_numparse=True, colalign=align, tablefmt="github" if markdown else "simple"))
+    return str(
+        tabulate(body, headers=head, disable_numparse=True, colalign=align, tablefmt="github" if markdown else "simple")
+    )
 
 
 def flip_lines(flips: Sequence[Flip], pictures: Mapping[str, Path]) -> list[str]:
@@ -39,12 +61,15 @@ def flip_lines(flips: Sequence[Flip], pictures: Mapping[str, Path]) -> list[str]
     for flip in sorted(flips, key=lambda f: (f.change, f.key)):
         word = "worse" if flip.change < 0 else "better" if flip.change > 0 else "same score"
         where = pictures.get(flip.key, f"image {flip.image}")
-        lines.append(f"{flip.key}  {flip.old!r} -> {flip.new!r}  (right: {flip.target!r}; {word})  {flip.label}  {where}")
+        lines.append(
+            f"{flip.key}  {flip.old!r} -> {flip.new!r}  (right: {flip.target!r}; {word})  {flip.label}  {where}"
+        )
     return lines
 
 
 def write_pictures(flips: Sequence[Flip], config: Path, overrides: Sequence[str], folder: Path) -> dict[str, Path]:
-    """The images of samples whose answer changed, one file each; -> path by sample key. Samples that the data lack are left out."""
+    """The images of samples whose answer changed, one file each; -> path by sample key. Samples that the data lack are
+    left out."""
     from harness.runner import sweep
     from harness.runner.request import parse_limit
     from harness.runner.session import Session
@@ -78,9 +103,14 @@ def report(found: GateResult, pictures: Mapping[str, Path], whole: Path | None =
     changed, total = sum(cell.changed for cell in found.cells), sum(cell.n for cell in found.cells)
     if found.passed:
         state = "nothing differs" if not changed else f"{changed} differ within what ties of rounding may do"
-        return "\n".join([*lines, f"PASS: {len(found.cells)} cells, {total} samples as in the baseline; {state}"]).strip()
+        return "\n".join(
+            [*lines, f"PASS: {len(found.cells)} cells, {total} samples as in the baseline; {state}"]
+        ).strip()
     reasons = [*found.first, *found.failures]
-    lines.append(f"FAIL: {len(reasons)} reason{'s' * (len(reasons) != 1)}; {changed} of {len(found.cells)} cells differ from the baseline")
+    lines.append(
+        f"FAIL: {len(reasons)} reason{'s' * (len(reasons) != 1)}; {changed} of {len(found.cells)} cells differ from the"
+        " baseline"
+    )
     lines += [f"  {text}" for text in reasons[:SHOWN]]
     if len(reasons) > SHOWN:
         lines.append(f"  ... and {len(reasons) - SHOWN} more" + (f" in {whole}" if whole else ""))
@@ -92,8 +122,11 @@ def report_markdown(found: GateResult, pictures: Mapping[str, Path]) -> str:
     verdict = "passed" if found.passed else "FAILED"
     lines = [f"# Regression gate: {verdict}", ""]
     for name, texts in (
-        ("First of all", found.first), ("Reasons", found.failures), ("Changed answers", flip_lines(found.flips, pictures)), ("Notes", found.notes),
-    ):  # fmt: skip
+        ("First of all", found.first),
+        ("Reasons", found.failures),
+        ("Changed answers", flip_lines(found.flips, pictures)),
+        ("Notes", found.notes),
+    ):
         if texts:
             lines += [f"## {name}", "", *(f"* {text}" for text in texts), ""]
     return "\n".join([*lines, "## Cells", "", table(found.cells, markdown=True), ""])

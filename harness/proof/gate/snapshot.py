@@ -23,7 +23,8 @@ MODEL = ("model_fingerprint", "prompt_template", "dtype", "image_backend", "kern
 
 
 class Row(NamedTuple):
-    """One sample of a cell. `keeps`: 8 hex digits of the SHA-256 of the text of kept tokens; `costs` in the order of COUNTS + FLOPS."""
+    """One sample of a cell. `keeps`: 8 hex digits of the SHA-256 of the text of kept tokens; `costs` in the order of
+    COUNTS + FLOPS."""
 
     answer: str
     score: float
@@ -56,7 +57,8 @@ class SnapshotCell:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All cells of one run, or a baseline. `models`: by name what else decides answers; `tasks`: by name the data's fingerprint.
+    """All cells of one run, or a baseline. `models`: by name what else decides answers; `tasks`: by name the data's
+    fingerprint.
 
     `images` and `targets` are by sample key; targets are not in a baseline.
     """
@@ -69,7 +71,8 @@ class Snapshot:
     targets: Mapping[str, str]
 
 
-# ---------------------------------------------------------------------------------------------------------------- measuring
+# ----------------------------------------------------------------------------------------------------------------
+# measuring
 
 
 def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
@@ -86,20 +89,30 @@ def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
     for sealed in cells:
         frame = sealed.samples()
         if not frame["keeps"].astype(bool).all():
-            raise PrunebenchError(f"{sealed.folder}: expected kept tokens with every sample, found none: measure it again")
+            raise PrunebenchError(
+                f"{sealed.folder}: expected kept tokens with every sample, found none: measure it again"
+            )
         images.update(zip(frame["key"], frame["image"], strict=True))
         targets.update(zip(frame["key"], frame["target"].fillna(""), strict=True))
         costs = zip(*(frame[name].tolist() for name in COUNTS + FLOPS), strict=True)
         rows = {
-            key: Row(answer, float(score), hashlib.sha256(keeps.encode()).hexdigest()[:8], tuple(float(x) for x in cost))
-            for key, answer, score, keeps, cost in zip(frame["key"], frame["answer"], frame["score"], frame["keeps"], costs, strict=True)
+            key: Row(
+                answer, float(score), hashlib.sha256(keeps.encode()).hexdigest()[:8], tuple(float(x) for x in cost)
+            )
+            for key, answer, score, keeps, cost in zip(
+                frame["key"], frame["answer"], frame["score"], frame["keeps"], costs, strict=True
+            )
         }
         counts_fixed, flops_fixed = _fixed(sealed.cell.model, sealed.asked.method, canonical_json(sealed.cell.knobs))
         named = tuple(getattr(sealed.cell, name) for name in _NAMED)
-        measured.append(SnapshotCell(named, sealed.cell.knobs, counts_fixed, flops_fixed, rows, float(sealed.provenance["wall_s"])))
+        measured.append(
+            SnapshotCell(named, sealed.cell.knobs, counts_fixed, flops_fixed, rows, float(sealed.provenance["wall_s"]))
+        )
     made_with = {
-        "commit": git_state()["git"], "device": device_name(torch.device("cpu")), **versions(("torch", "transformers", "lmms-eval", "pillow")),
-    }  # fmt: skip
+        "commit": git_state()["git"],
+        "device": device_name(torch.device("cpu")),
+        **versions(("torch", "transformers", "lmms-eval", "pillow")),
+    }
     return Snapshot(made_with, models, {c.cell.task: c.cell.data_fingerprint for c in cells}, images, measured, targets)
 
 
@@ -118,7 +131,8 @@ def _fixed(model: str, method: str, knobs: str) -> tuple[bool, bool]:
     return plan is not None, plan is not None and built.plan_scoring(prompt, plan) is not None
 
 
-# ----------------------------------------------------------------------------------------------------------------- baseline
+# -----------------------------------------------------------------------------------------------------------------
+# baseline
 
 
 def dump(found: Snapshot) -> str:
@@ -129,7 +143,11 @@ def dump(found: Snapshot) -> str:
         "made_with": dict(found.made_with),
         "models": {name: dict(fields) for name, fields in found.models.items()},
         "tasks": {
-            task: {"fingerprint": fingerprint, "keys": samples[task], "images": [found.images[key] for key in samples[task]]}
+            task: {
+                "fingerprint": fingerprint,
+                "keys": samples[task],
+                "images": [found.images[key] for key in samples[task]],
+            }
             for task, fingerprint in found.tasks.items()
         },
         "costs": [*COUNTS, *FLOPS],
@@ -138,10 +156,15 @@ def dump(found: Snapshot) -> str:
     for cell in found.cells:
         rows = [cell.rows[key] for key in samples[cell.task]]
         body = {
-            **dict(zip(_NAMED, cell.named, strict=True)), "knobs": dict(cell.knobs), "counts_fixed": cell.counts_fixed,
-            "flops_fixed": cell.flops_fixed, "answer": _coded([r.answer for r in rows]), "score": _coded([r.score for r in rows]),
-            "keeps": _coded([r.keeps for r in rows]), "cost": _coded([list(map(_plain, r.costs)) for r in rows]),
-        }  # fmt: skip
+            **dict(zip(_NAMED, cell.named, strict=True)),
+            "knobs": dict(cell.knobs),
+            "counts_fixed": cell.counts_fixed,
+            "flops_fixed": cell.flops_fixed,
+            "answer": _coded([r.answer for r in rows]),
+            "score": _coded([r.score for r in rows]),
+            "keeps": _coded([r.keeps for r in rows]),
+            "cost": _coded([list(map(_plain, r.costs)) for r in rows]),
+        }
         lines.append(json.dumps(body, separators=(",", ":"), allow_nan=False))
     text = json.dumps(head, separators=(",", ":"), allow_nan=False)
     return text[:-1].replace(',"', ',\n"', 1) + ',\n"cells":[\n' + ",\n".join(lines) + "\n]}\n"
@@ -176,15 +199,27 @@ def _decoded(coded: Mapping[str, Any], n: int) -> list[Any]:
 def load(file: Path) -> Snapshot:
     """Read a baseline. Raises PrunebenchError where there is none or it cannot be read."""
     if not file.is_file():
-        raise PrunebenchError(f"expected a baseline to compare with at {file}, found none: `make baseline` on the commit that is right writes it")
+        raise PrunebenchError(
+            f"expected a baseline to compare with at {file}, found none: `make baseline` on the commit that is right"
+            " writes it"
+        )
     try:
         body = json.loads(file.read_text())
         if body["format"] != FORMAT:
-            raise PrunebenchError(f"{file}: expected format {FORMAT}, found {body['format']}: renew it with `make baseline`")
+            raise PrunebenchError(
+                f"{file}: expected format {FORMAT}, found {body['format']}: renew it with `make baseline`"
+            )
         costs = [*COUNTS, *FLOPS]
         if body["costs"] != costs:
-            raise PrunebenchError(f"{file}: expected the costs {', '.join(costs)}, found {', '.join(body['costs'])}: renew it with `make baseline`")
-        images = {key: image for task in body["tasks"].values() for key, image in zip(task["keys"], task["images"], strict=True)}
+            raise PrunebenchError(
+                f"{file}: expected the costs {', '.join(costs)}, found {', '.join(body['costs'])}: renew it with `make"
+                " baseline`"
+            )
+        images = {
+            key: image
+            for task in body["tasks"].values()
+            for key, image in zip(task["keys"], task["images"], strict=True)
+        }
         cells = []
         for cell in body["cells"]:
             keys = body["tasks"][cell["task"]]["keys"]
@@ -199,5 +234,6 @@ def load(file: Path) -> Snapshot:
         return Snapshot(body["made_with"], body["models"], fingerprints, images, cells, {})
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise PrunebenchError(
-            f"{file}: not a baseline ({type(error).__name__}: {error}): restore it with git, or renew it with `make baseline`"
+            f"{file}: not a baseline ({type(error).__name__}: {error}): restore it with git, or renew it with `make"
+            " baseline`"
         ) from None

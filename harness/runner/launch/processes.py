@@ -1,7 +1,7 @@
 """Answers by several processes: worker i answers every n-th image, the parent keeps the journals and seals.
 
-Workers are started afresh (spawn), load the model and the data themselves and send answers back; so every journal has one writer, and what a
-worker sent before it died is kept. One worker per GPU, or CPU processes that share the cores.
+Workers are started afresh (spawn), load the model and the data themselves and send answers back; so every journal has
+one writer, and what a worker sent before it died is kept. One worker per GPU, or CPU processes that share the cores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def device_of(worker: int, device: torch.device) -> str:
 
 def threads_each(workers: int) -> int:
     """CPU threads of each of `workers` processes: more of them than cores spin against each other."""
-    return max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers)
+    return max(
+        1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers
+    )
 
 
 class Processes:
@@ -127,11 +129,15 @@ def _work(packed: bytes, device: str, pace: Pace, outbox: Connection) -> None:
 
 
 def here(work: Sequence[Work], device: str, session: Session) -> list[Work]:
-    """The work of a parent on a device of this process. Raises PrunebenchError where a setting makes another cell here."""
+    """The work of a parent on a device of this process. Raises PrunebenchError where a setting makes another cell
+    here."""
     located = replace(work[0].setting.located, device=pick_device(device))
     mine = [one._replace(setting=replace(one.setting, located=located)) for one in work]
     for one, job in zip(mine, prepare([one.setting for one in mine], session), strict=True):
         if job.identity != one.identity:
             why = "were model, data or the code of a method changed meanwhile?"
-            raise PrunebenchError(f"expected the cells of the parent, found {job.identity} for {one.identity} ({one.setting.label}): {why}")
+            raise PrunebenchError(
+                f"expected the cells of the parent, found {job.identity} for {one.identity} ({one.setting.label}):"
+                f" {why}"
+            )
     return mine
