@@ -99,8 +99,9 @@ mini: mini-data  ## rebuild the mini world: data and model (hours on a CPU)
 test: $(STAMP)  ## the fast tests, offline
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, its format, and mypy
 	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
 check: lint  ## lint and every test
