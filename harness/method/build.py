@@ -32,8 +32,9 @@ def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> Non
         raise PrunebenchError(f"{cls.name}: knob {given[0]!r} is what the budget sets; {either}")
 
 
-def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Method:
-    """The method `name` at `budget` with `knobs` (values or strings), checked against prompts like this one.
+def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Method:
+    """The method `name`, or the class given in its place, at `budget` with `knobs` (values or strings), checked against
+    prompts like this one.
 
     `avg` and `flops` budgets are solved on `prompt`. Raises PrunebenchError for unknown methods and
     knobs, values of the wrong type, and budgets out of reach.
@@ -72,11 +73,11 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
         if budget.asked(prompt.n_visual) >= least:
             raise
         raise PrunebenchError(
-            f"{name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})"
+            f"{cls.name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})"
         ) from None
     if plan is not None and len(plan) != prompt.depth:
         raise PrunebenchError(
-            f"{name}: expected a plan of {prompt.depth} numbers, one a decoder layer, found {len(plan)}"
+            f"{cls.name}: expected a plan of {prompt.depth} numbers, one a decoder layer, found {len(plan)}"
         )
     return built
 

@@ -19,13 +19,12 @@ from torch import nn
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
-from harness.core.paths import REPOSITORY
 from harness.core.shape import ModelShape, PromptShape
 from harness.method import Method, build, method_class
 from harness.models.adapters import ADAPTERS, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
-from harness.models.config import ModelConfig, calibrated_knobs, model_config
-from harness.models.device import DTYPES, pick_device
+from harness.models.config import ORIGINAL_CLASSES, ORIGINALS, ModelConfig, calibrated_knobs, model_config
+from harness.models.device import DTYPES, check_quantised, pick_device
 from harness.models.prompt import Prompter
 
 
@@ -159,9 +158,8 @@ def locate_model(name: str, device: str = "auto", dtype: str = "auto") -> Locate
 
 
 def _locate(config: ModelConfig) -> tuple[Path, str | None]:
-    if config.path is not None:
-        folder = Path(config.path)
-        folder = folder if folder.is_absolute() else REPOSITORY / folder
+    folder = config.folder
+    if folder is not None:
         mend = "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "check the path"
         for needed in ("config.json", "tokenizer.json", "processor_config.json"):
             if not (folder / needed).is_file():
@@ -194,11 +192,18 @@ def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
 
 def _check_config(config: ModelConfig, folder: Path) -> None:
     try:
-        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ["?"]
+        stated = json.loads((folder / "config.json").read_text())
+        architectures = stated.get("architectures") or ["?"]
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise PrunebenchError(
             f"model {config.name}: {folder / 'config.json'} is not JSON: fetch the model again"
         ) from None
+    check_quantised(stated, f"model {config.name}")
+    if architectures[0] in ORIGINAL_CLASSES:
+        raise PrunebenchError(
+            f"model {config.name} is an original checkpoint ({architectures[0]}), which transformers does not load: use"
+            f" the converted one, as in MODEL=llava-1.5-7b ({ORIGINALS['liuhaotian/llava-v1.5-7b'].twin})"
+        )
     if architectures[0] not in ADAPTERS:
         raise PrunebenchError(f"model {config.name} is a {architectures[0]}; prunebench supports {', '.join(ADAPTERS)}")
 

@@ -12,6 +12,7 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # 
 
 from harness.core import yamlfile
 from harness.core.errors import PrunebenchError
+from harness.core.paths import given
 from harness.method import method_class
 from harness.runner import run as runner
 from harness.runner.launch.processes import executor
@@ -69,6 +70,7 @@ class MeasuredVariant:
 
 def load(file: Path) -> Ablation:
     """Read an ablation. Raises PrunebenchError where the file is missing or does not fit."""
+    file = given(file)
     if not file.is_file():
         raise PrunebenchError(
             f"expected an ablation as YAML at {file}, found no such file: try one of configs/ablations/"

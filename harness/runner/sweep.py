@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness.core import flops, yamlfile
+from harness.core import flops, paths, yamlfile
 from harness.core.errors import PrunebenchError, naming, unknown
 from harness.core.shape import PromptShape
 from harness.method import Method, method_class
@@ -79,6 +79,7 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
 
     Raises PrunebenchError where the file is missing, does not fit, or an override names no key.
     """
+    file = paths.given(file)
     if not file.is_file():
         raise PrunebenchError(f"expected a sweep as YAML at {file}, found no such file: try configs/mini.yaml")
     try:

@@ -60,6 +60,14 @@ def write(
     return csv, markdown
 
 
+def whole_rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
+    """The frame that `write` writes as leaderboard.csv."""
+    known = distinct(cells)
+    frame = rows(known.values())
+    _with_answers(frame, [(section, study(section)) for section in sections(known)])
+    return frame
+
+
 def _csv(frame: pd.DataFrame) -> bytes:
     return bytes(frame.to_csv(index=False, lineterminator="\n").encode())
 

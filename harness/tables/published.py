@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import DATA
 from harness.store.sealed import SealedCell
 from harness.tables.sections import NAN, Line, mean
 
-PATH = REPOSITORY / "results" / "published.csv"
+PATH = DATA / "results" / "published.csv"
 RAW = (
     "model",
     "method",

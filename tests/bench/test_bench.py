@@ -22,7 +22,7 @@ from harness.bench.settings import BARE, Settings, knobs_by_method
 from harness.cli import app
 from harness.core import flops
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.core.shape import SHAPES, PromptShape
 from harness.gpu_check import timing
 from harness.method import Attention, Method, Reduction, Stream, Traits, method_class

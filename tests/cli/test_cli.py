@@ -17,7 +17,7 @@ from helpers import run
 
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.models.config import model_config
 from harness.models.load import locate_model
 from harness.store.store import Store

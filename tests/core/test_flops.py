@@ -21,6 +21,7 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfi
 
 from harness.core import budget as budgets
 from harness.core import flops
+from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, ModelShape, PromptShape, VisionShape
 from harness.core.trace import Trace
@@ -28,7 +29,6 @@ from harness.cost import plan as cost
 from harness.engine.attach import attach
 from harness.method import Method, build, registered
 from harness.models.adapters import LlavaAdapter, adapter_for
-from harness.runner.answering import sample_cost
 from methods.fastv import FastV
 from methods.knockout import Knockout
 from methods.sparsevlm import SparseVLM

@@ -16,7 +16,7 @@ from helpers import run
 
 from harness.core.cell import SHIPPED
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.method import registered, source_of
 from harness.proof import gate_faults as regress_faults
 from harness.proof.faults import FAULTS, seeded

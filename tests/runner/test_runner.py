@@ -14,7 +14,7 @@ from helpers import run
 from safetensors.torch import load_file, save_file
 
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.runner import run as runner
 from harness.runner.execute import Batches, InProcess, Work
 from harness.runner.jobs import Job, prepare
