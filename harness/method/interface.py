@@ -314,7 +314,7 @@ class Method:
         """Names what this method's attention edits do to visual rows, where that depends on knobs only; "" for nothing.
 
         Questions about one image share the prefill of the image up to the first reduction (harness/engine/prefix.py),
-        among all methods of one key. A method that edits visual rows and leaves this empty is right as well; less of
+        among all methods of one key. Optional: without a key the results are the same, and less of
         its work is shared.
         """
         return ""

@@ -512,7 +512,7 @@ def test_the_power_line_says_how_many_questions_a_point_takes(tmp_path):
     (table,) = [t for t in tables(leaderboard.write(cells, tmp_path)[1].read_text()) if "**questions needed**" in t[0]]
     # a tenth of the questions differ, two on an image go together: 2 x 7,846.53
     assert table[1][:8] == ["pope", "120", "60", "1", "10.0", "2.00", "15,694", "7,847"]
-    assert table[0][-2:] == ["questions needed among 2 tests", "found among 2 tests (points)"]
+    assert table[0][-2:] == ["questions needed among 2 tests", "smallest detectable among 2 tests (points)"]
 
 
 def test_commands_of_a_block_are_folded_away(tmp_path):
