@@ -449,7 +449,8 @@ def calibrate(
             notes.append("no deep stage: no exit threshold keeps the accuracy")
     counts = [sum(trial.counts.values()) for trial in trials]
     screened = (
-        f" (after screening on {counts[0]} questions: at most one answer, or {100 * tolerance:g} point(s), lost per task)"
+        f" (after screening on {counts[0]} questions: at most one answer, or {100 * tolerance:g} point(s), lost per"
+        " task)"
         if len(counts) > 1
         else ""
     )

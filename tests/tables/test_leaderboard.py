@@ -17,9 +17,11 @@ from helpers import asked
 from harness import cli
 from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError
+from harness.core.paths import REPOSITORY
 from harness.core.stats import Interval
 from harness.store.sealed import SealedCell
 from harness.tables import frame, leaderboard, terminal, text
+from harness.tables import markdown as words_of
 from harness.tables import sections as blocks
 from harness.tables.compare import Comparison
 from harness.tables.frame import rows
@@ -523,12 +525,20 @@ def test_commands_of_a_block_are_folded_away(tmp_path):
     assert "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=gqa,pope DEVICE=cpu FRESH=1\n" in markdown
 
 
-def test_the_footer_explains_what_is_shown(tmp_path):
-    _, markdown = written(board(), tmp_path)
-    footer = markdown[markdown.index("Every number is read") :]
-    explained = ("95 % interval", "bootstrap over whole images", "±1.2 sd", "standard deviation", "**Avg %**", "**≈R**")
-    for words in (*explained, "McNemar", "Holm", "design effect", "downsample"):
+def test_the_footer_explains_what_is_shown_and_names_the_page_of_all_words(tmp_path):
+    _, written_there = written(board(), tmp_path)
+    footer = written_there[written_there.index("Every number is read") :]
+    for words in ("95 % interval", "±1.2 sd", "standard deviation", "**Avg %**", "**≈R**", "page docs/leaderboard.md"):
         assert words in footer, words
+    page = (REPOSITORY / "docs" / "leaderboard.md").read_text()
+    for words in ("bootstrap over whole images", "McNemar", "Holm", "design effect", "downsample", "Pareto front"):
+        assert words in page, words
+
+
+def test_the_footer_links_the_page_inside_a_checkout():
+    for folder in ("results/local", "results/reference/deep/er"):
+        link = re.search(r"\]\((.*)\)", words_of.footer(REPOSITORY / folder))[1]
+        assert (REPOSITORY / folder / link).resolve() == REPOSITORY / "docs" / "leaderboard.md"
 
 
 def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
