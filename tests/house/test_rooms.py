@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "bench": {"core", "method", "models", "engine", "cost", "runner"},
     "proof": {"core", "method", "models", "engine", "store", "runner", "tasks", "methods"},
     "gpu_check": {"core", "method", "models", "engine", "store", "runner", "bench", "proof", "tasks"},
-    "upkeep": {"core", "method", "store", "cost", "tables"},
+    "upkeep": {"core", "method", "models", "store", "cost", "tables", "tasks"},
     "install": {"core", "models", "tasks"},
 }
 #: every room, and nothing imports it
