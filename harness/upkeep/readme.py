@@ -159,7 +159,7 @@ def supported() -> str:
         "models with a name": known_models(),
         "tasks of lmms-eval": sources.TASKS,
     }
-    return grid(["supported", "names"], [list(named), [_code(names) for names in named.values()]], left=2)
+    return grid(["what", "names"], [list(named), [_code(names) for names in named.values()]], left=2)
 
 
 def methods() -> str:
