@@ -28,7 +28,7 @@ gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
 kind.WHEELS := switch
 
 commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show
-targets := $(commands) help venv gpu-check mini-data mini test lint check clean clean-venv
+targets := $(commands) help venv gpu-check mini-data mini test lint check docs clean clean-venv
 .PHONY: $(targets)
 
 # Wrong names are refused before anything runs.
@@ -107,8 +107,17 @@ lint: $(STAMP)  ## ruff, its format, and mypy
 check: lint  ## lint and every test
 	@$(VENV)/bin/python -m pytest -m "not gpu" tests
 
+$(VENV)/.docs: $(STAMP)
+	@echo "prunebench: adding the packages of the documentation (once)"
+	@$(VENV)/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## render docs/ into site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "docs    site/index.html"
+
 clean:  ## remove caches; results stay
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 clean-venv:  ## remove the virtual environment

@@ -449,7 +449,10 @@ def calibrate(
             notes.append("no deep stage: no exit threshold keeps the accuracy")
     counts = [sum(trial.counts.values()) for trial in trials]
     screened = (
-        f" (asked where knobs lost at most one answer of a task, or so much, on {counts[0]})" if len(counts) > 1 else ""
+        f" (after screening on {counts[0]} questions: at most one answer, or {100 * tolerance:g} point(s), lost per"
+        " task)"
+        if len(counts) > 1
+        else ""
     )
     criterion = (
         f"every stage keeps every task within {100 * tolerance:g} point(s) of the unpruned model's accuracy on"

@@ -48,7 +48,8 @@ class Settings:
         check_batch(min(self.batches))
         if self.layers is not None and not self.random_weights:
             raise PrunebenchError(
-                f"--layers {self.layers} needs --random-weights: the slice of a trained model is no model"
+                f"--layers {self.layers} works only with --random-weights: a trained model cut to its first layers"
+                " gives meaningless output"
             )
         check_no_comma(self.methods)
         for name, knobs in self.knobs.items():

@@ -1,15 +1,15 @@
-"""What the tokens up to the end of an image leave in a decoder, so that all questions about the image can start from
-it.
+"""The states of an image in a decoder, computed once; all questions about the image start from them.
 
 Attention is causal: until a method removes tokens, the streams, keys and values of the system prompt and the image do
 not depend on the question. They are computed once per image (`EngineRun.capturing`) and put under every question
 (`EngineRun.share`), which then runs its own tokens only, up to the first layer where its method reduces; from there on
 it runs what is left, as ever. A method that edits the attention of visual rows has a prefix of its own
-(`Method.prefix_key`), and an edit other than the captured one ends the sharing at its layer. So has one that reduces
-before the first layer by the image alone (`Traits.image_only`): its prefix is captured with its reductions, and a
-question that reduces likewise goes on from what they left. Where a question does not, sharing ends there, so a wrong
-declaration costs time and no answer. (A method that reduces by the image alone at a later layer shares up to there with
-all others instead: an image's prefill of its own would cost more than it saves unless questions about it are many.)
+(`Method.prefix_key`), and an edit other than the captured one ends the sharing at its layer.
+
+Methods that depend on the image only (`Traits.image_only`) and reduce before the first layer get a cached prefix of
+their own, already reduced. If a question reduces in another way, sharing ends at that layer: a wrong declaration costs
+time and changes no answer. Image-only methods that reduce at a later layer share the common prefix up to that layer: an
+extra prefill per image would cost more than the few questions about the image save.
 
 Costs are unaffected: a trace says what the prompt alone would run.
 """
@@ -246,7 +246,7 @@ class Shared:
 
     def reduced(self, layer: int, after: Reduced, added: Tensor | None) -> Shared | None:
         """The same batch behind a reduction with `added (b, m, d)` tokens; None where the prefixes were not reduced
-        likewise."""
+        at this layer."""
         if any(layer not in p.reduced for p in self.prefixes):
             return None
         shared = Shared(self.prefixes, after.layout.valid, layer)

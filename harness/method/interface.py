@@ -1,9 +1,9 @@
-"""What a pruning method is: a frozen dataclass of knobs and a few hooks; what it may ask for and what it may return.
+"""A pruning method: a frozen dataclass of knobs with a few hooks, the questions it may ask, the orders it may return.
 
-Eyes (`on_image`, `on_attention`) look and return nothing; hands (`edit_attention`, `at_boundary`, ...) return what to
-do; the engine owns every tensor of the model. A method speaks visual coordinates 0..v-1, `v` being the visual tokens
-present now, in order; it never sees a sequence index. State of one prompt batch lives in `run.memo`, which dies with
-the prefill.
+Eyes (`on_image`, `on_attention`) look and return nothing. Hands (`edit_attention`, `at_boundary`, ...) return an order,
+and the engine carries it out: the engine owns every tensor of the model. A method speaks visual coordinates 0..v-1; `v`
+is the number of visual tokens present now, in order. A method never sees a sequence index. State of one prompt batch
+lives in `run.memo`, which dies with the prefill.
 
 Most methods rank tokens at one layer: they derive from `Ranking` (harness/method/ranking.py) and write `score` alone.
 """
@@ -314,7 +314,7 @@ class Method:
         """Names what this method's attention edits do to visual rows, where that depends on knobs only; "" for nothing.
 
         Questions about one image share the prefill of the image up to the first reduction (harness/engine/prefix.py),
-        among all methods of one key. A method that edits visual rows and leaves this empty is right as well; less of
+        among all methods of one key. Optional: without a key the results are the same, and less of
         its work is shared.
         """
         return ""

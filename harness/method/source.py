@@ -76,8 +76,9 @@ def _has_file(cls: type) -> bool:
 
 
 def record_shipped() -> Path:
-    """Take the files in methods/ for released as they are: for a change that moves no number (otherwise
-    `NUMERICS_VERSION` moves too)."""
+    """Declare the current files in methods/ as the released version: only if no result changes.
+
+    A change that moves a result raises `NUMERICS_VERSION` as well."""
     files = sorted(p for p in _SHIPPED_FILES.parent.glob("*.py") if p.name != "__init__.py")
     _SHIPPED_FILES.write_text(json.dumps({f"methods.{p.stem}": _digest(p) for p in files}, indent=1) + "\n")
     return _SHIPPED_FILES

@@ -19,7 +19,7 @@ from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
-from harness.tables.markdown import FOOTER, section_text
+from harness.tables.markdown import footer, section_text
 from harness.tables.sections import NAN, Section, distinct, sections
 
 CSV, MARKDOWN, SIGNIFICANCE = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
@@ -56,7 +56,7 @@ def write(
     write_atomic(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
     parts += [section_text(section, found, shown) for (section, found), shown in zip(studied, drawn, strict=True)]
-    write_atomic(markdown, "\n".join([*parts, FOOTER]).encode())
+    write_atomic(markdown, "\n".join([*parts, footer(folder)]).encode())
     return csv, markdown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from harness.core import stats
 from harness.core.asked import Asked
 from harness.core.cell import canonical_json
 from harness.core.command import evaluation
+from harness.core.paths import REPOSITORY
 from harness.store.sealed import SealedCell
 from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, Findings, Hard, Power
 from harness.tables.sections import NAN, Block, Line, Section, average, mean, percent_of_flops
@@ -23,80 +25,23 @@ RANKED_FROM = 20
 FOOTER = """\
 ## Reading this
 
-Every number is read from sealed cells (one folder per model, method, budget, task and seed). `leaderboard.csv` has a row for each
-cell, with its interval, knobs, command and further costs; `significance.csv` has every comparison. Only cells of one model, prompt,
-dtype, device and set of questions share a section, and nothing is compared across sections.
+Every number is read from sealed cells. Only cells of one model, prompt, dtype, device and set of questions share a section.
 
-**Scores**
+* **71.4 [66.0, 76.8]**: a score with its 95 % interval over images. **71.4 ±1.2 sd**: mean and standard deviation over seeds.
+* **Avg %**: the score in per cent of the unpruned score, averaged over all tasks of the table.
+* **bold** is best in a block and <u>underlined</u> is second, by the number as printed. **-**: not measured.
+* **≈R** / **≈U**: no significant difference from `random` / from the unpruned model with this many questions.
 
-* **budget**: what was asked for. `64`: visual tokens after the method's selection; `64avg`: mean per layer; `0.35flops`:
-  share of the unpruned dense prefill FLOPs; `native`: the method's published defaults, its layers scaled to the model's depth where
-  the method or the model's configuration says so (column `knobs`); `calibrated`: knobs that `make analyze` derived; `none`: unpruned.
-* **task columns**: the task's headline metric on the n questions that it is computed from; a mean of scores in %, MME's perception
-  score as the sum over its perception categories in points (200 each). Cognition questions are asked as well and are in no column here.
-* **71.4 [66.0, 76.8]**: one seed, with its 95 % interval: a percentile bootstrap over whole images, because questions share
-  images. It says what other images of the same kind could have given; it knows nothing of other seeds. Close to 0 and 100 % such
-  intervals are too narrow; where no image differs at all (0.0 or 100.0) the other end is the binomial limit for that many images, of
-  MME for each category's.
-* **71.4 ±1.2 sd**: mean over seeds and their sample standard deviation on the same questions: what the draw alone changes.
-  It is neither an interval nor an error of the mean. "(5 seeds)" says how many; "(1 to 5 seeds)", that tasks have unequally
-  many.
-* **Avg %**: score over the unpruned score, mean over seeds, then over all tasks of the table; "-" unless every task and its
-  unpruned cell is there. Its interval resamples images within each task (both scores on the same draw), and seeds where there
-  are several.
-* **bold** is best and <u>underlined</u> second within a block, by the number as printed, intervals aside; equal numbers share
-  the mark, and `none` takes no part.
-* **Pareto front**: no other line of the section has as few dense prefill FLOPs and as high an Avg %, one of the two strictly;
-  by the numbers, intervals aside.
-
-**Significance**
-
-* **≈R**: indistinguishable from `random` at the same asked budget. **≈U**: indistinguishable from the unpruned model.
-  Two scores are told apart only if the Holm-corrected p is below 0.05, the 95 % interval of their difference excludes 0, and
-  both point the same way. Indistinguishable means that neither sees a difference; where one of them does, it is undecided and
-  has no sign. It does not say that they are equal, and a sign may stand beside a large difference: see its interval in
-  `significance.csv`, and how many questions a claim needs.
-* **p**: exact two-sided McNemar test on the questions that one side answers better and the other worse (for soft scores that is
-  the exact sign test; for MME it counts questions, not points). It takes questions for independent, which questions on one image
-  are not; hence the interval beside it. With several seeds, each pair of seeds is tested and p is twice the median, which is
-  valid however the tests depend on each other.
-* **Holm**: one family per reference (all comparisons with `random`, all with the unpruned model) over all budgets, methods and
-  tasks of a section, and one per reference over its averages.
-* **interval of a difference**: both sides on the same 20,000 draws of whole images, the metric itself recomputed in each (an MME sum
-  stays a sum); where a side has several seeds, its mean over a fresh draw of them. At Avg % the p is twice the share of draws on the
-  rarer side of 0 and never below 1 in 10,000. Where both sides are equal on every question, the interval is the binomial limit for that
-  many images; a task like that beside others adds no width to an average.
-* **which random**: of several settings of `random` at a budget, the one with most seeds; the others are compared with it.
-* **questions needed**: for one planned paired test to find a true difference of one point (one hundredth of the questions) at 5 %
-  error and 80 % power, n = (1.96 √d + 0.84 √(d - 0.01²))² / 0.01² × design effect (Connor 1987); d is the share of questions
-  that two methods answer differently, the design effect how much questions on one image go together (1: independent, and never
-  taken to be less). Both are medians over the pairs of methods here that such a claim would be about: at one budget, at most 5
-  points apart, and not both below 5 %; where there is no such pair, over all. **among N tests**: the same where the claim is the
-  first of N that Holm's correction looks at, which is what this page asks of it. MME's questions are counted, not its points.
-
-**Agreement and the hard subset**
-
-* **agreement (%)**: questions answered exactly as the unpruned model answers them, right or wrong ("loyalty"); letter case and
-  outer spaces aside.
-* **hard: task (%, n)**: mean score on the n questions that `downsample` at the same asked budget gets wrong (score below 0.5):
-  those that a smaller image does not answer; no best is marked below 20 of them. Chosen anew for every model and budget from
-  its own run of `downsample`, which
-  scores 0 there (or little, for soft scores) by construction. MME's perception questions count one by one here.
-
-**Costs**
-
-* **kept (tokens)**: visual tokens after the last content-based selection, merged ones included.
-* **mean visual (tokens/layer)**: visual tokens present per decoder layer, averaged over layers.
-* **prefill dense (GFLOPs)**: column `prefill_dense_flops`, language-model prefill with ordinary kernels over the tokens
-  present plus the method's scoring, 1 multiply-add = 2 FLOPs; vision tower, projector, LM head and decode are separate
-  columns of the CSV.
-* **of unpruned FLOPs (%)**: that, over the same column of the unpruned cell of the same task.
-* **KV (MiB)**: key-value cache after the prefill, 2^20 bytes.
-* **positions**: position policy of the run; `method` leaves it to the method. **query-aware**: the selection reads the question.
-  **vision attention**: the method needs the vision tower's attention.
-* Costs are means over samples, then over seeds, then over the tasks that the row has.
-* **-**: not measured, or no unpruned cell (no `downsample` cell) with the same data, prompt, dtype and device to compare with.
+{page} explains every column, mark and test. `leaderboard.csv` has a row for each cell; `significance.csv` has every comparison.
 """  # noqa: E501 (Markdown)
+
+
+def footer(folder: Path) -> str:
+    """The words under a leaderboard in `folder`; the page of all words is a link inside a checkout, else a name."""
+    page, here = REPOSITORY / "docs" / "leaderboard.md", folder.resolve()
+    if not page.is_file() or not here.is_relative_to(REPOSITORY):
+        return FOOTER.format(page="The page docs/leaderboard.md of prunebench")
+    return FOOTER.format(page=f"[docs/leaderboard.md]({Path(os.path.relpath(page, here)).as_posix()})")
 
 
 def section_text(section: Section, found: Findings | None, figures: Sequence[str]) -> str:
@@ -323,9 +268,9 @@ def _power_table(power: Sequence[Power]) -> str:
         "images needed",
     ]
     head += [
-        "found with the questions here (points)",
+        "smallest detectable difference (points)",
         f"questions needed among {tests} tests",
-        f"found among {tests} tests (points)",
+        f"smallest detectable among {tests} tests (points)",
     ]
     columns = [
         [p.task for p in power],

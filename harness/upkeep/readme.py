@@ -1,11 +1,14 @@
-"""Fill the tables of README.md and the model card from sealed cells and schedules: `prunebench readme`. No number is
-typed by hand."""
+"""Fill the tables of README.md, docs/ and the model card: `prunebench dev readme`. No number is typed by hand.
+
+Tables come from sealed cells, from schedules, and from what is registered: methods, adapters of model families, tasks.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,22 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import SHAPES
 from harness.cost.units import units_table
+from harness.method import registered
+from harness.models.adapters import ADAPTERS
+from harness.models.config import known_models
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from harness.tables import markdown, terminal
 from harness.tables.frame import rows
+from harness.tables.text import grid
+from tasks import sources
 
 #: the main job of the README's first screen
 METHOD, BUDGET = "visipruner", "64"
 TEXT_TOKENS = 74
 TASKS = ["gqa", "mme", "pope", "textvqa"]
 #: files with marked tables
-FILES = ("README.md", "tasks/mini/MODEL_CARD.md")
+FILES = ("README.md", "docs/analysis.md", "docs/budgets.md", "docs/methods.md", "tasks/mini/MODEL_CARD.md")
 
 
 def _at_defaults(results: Path) -> list[SealedCell]:
@@ -143,6 +151,33 @@ def card_table(results: Path) -> str:
     return terminal.table(_ordered(rows(cells)))
 
 
+def supported() -> str:
+    """Which methods, model families, named models and tasks there are, one line each."""
+    named = {
+        "methods": registered(),
+        "model families": ADAPTERS,
+        "models with a name": known_models(),
+        "tasks of lmms-eval": sources.TASKS,
+    }
+    return grid(["what", "names"], [list(named), [_code(names) for names in named.values()]], left=2)
+
+
+def methods() -> str:
+    """Every registered method: its knobs with their defaults, its traits and its paper."""
+    lines = []
+    for name, cls in registered().items():
+        fields = dataclasses.fields(cls)
+        knobs = [f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields]
+        traits = [trait.replace("_", " ") for trait, holds in dataclasses.asdict(cls.traits).items() if holds]
+        paper = f"[{cls.paper.rpartition('/')[2]}]({cls.paper})" if cls.paper else ""
+        lines.append([f"`{name}`", _code(knobs), ", ".join(traits), paper])
+    return grid(["method", "knobs", "traits", "paper"], list(zip(*lines, strict=True)), left=4)
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def _ordered(table: Any) -> Any:
     return table[table["task"].isin(TASKS)].sort_values("task", key=lambda s: s.map(TASKS.index), kind="stable")
 
@@ -153,6 +188,8 @@ def filled(text: str, results: Path) -> str:
         "main": lambda: f"```\n{main_table(results)}\n```",
         "glance": lambda: glance(results),
         "stages": lambda: stages(results),
+        "supported": supported,
+        "methods": methods,
         "units": lambda: units_table(SHAPES["llava-1.5-7b"].with_text(TEXT_TOKENS)),
         "card": lambda: f"```\n{card_table(results)}\n```",
     }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from harness.method import Ranking, Traits
+from prunebench import Ranking, Traits
 
 
 @dataclass(frozen=True)
@@ -10,9 +10,8 @@ class Centre(Ranking):
     """Keeps `keep` visual tokens from decoder layer `boundary` on."""
 
     name = "centre"
-    traits = Traits(
-        query_aware=False, image_only=True
-    )  # the question has no say, so questions about an image can share work
+    # the question has no say: questions about an image share work
+    traits = Traits(query_aware=False, image_only=True)
 
     def score(self, run, stream):
         at = run.places  # (b, v) each: row and column of every visual token, and how many its view has

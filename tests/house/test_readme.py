@@ -1,7 +1,10 @@
-"""What the README shows is what the repository does."""
+"""README and docs/ show what the repository does, in short sentences."""
 
 import ast
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +14,13 @@ from harness import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+#: every page that people read first or look something up in
+TEXTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES)
+}
+MOST_WORDS, MOST_COLUMNS, LONGEST_SENTENCE = 900, 110, 25
 EXAMPLE = ROOT / "tests" / "examples" / "centre.py"
 
 
@@ -23,7 +33,7 @@ def test_worked_example_is_short_and_imports_two_names() -> None:
     of_prunebench = [
         alias.name
         for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module == "harness.method"
+        if isinstance(node, ast.ImportFrom) and node.module == "prunebench"
         for alias in node.names
     ]
     assert of_prunebench == ["Ranking", "Traits"]
@@ -65,16 +75,109 @@ def test_worked_example_runs_and_passes_its_check(
     assert frame.loc["centre", "kept"] == frame.loc["centre", "mean_visual"] == 64
 
 
-def test_every_make_target_named_exists() -> None:
+def test_the_method_of_the_page_passes_its_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "contrast.py"
+    file.write_text(re.search(r"```python\n(.*?)```", TEXTS["docs/adding-a-method.md"], re.S)[1])
+    monkeypatch.setattr("sys.argv", ["prunebench", "check", f"{file}:Contrast"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code, capsys.readouterr()
+
+
+def test_the_lines_of_python_run_as_they_stand() -> None:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "prunebench.prune" in block)
+    assert len(code.strip().splitlines()) <= 15
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "CEG" in done.stdout, "VisiPruner at 64 tokens reads the sign, as in the picture"
+
+
+def commands(text: str, word: str) -> list[list[str]]:
+    """The words of every command that begins with `word`, in blocks and in code within a sentence."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.S | re.M)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += [
+        " ".join(found.split())
+        for found in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    ]
+    found = []
+    for line in lines:
+        line = line.strip().removeprefix(".venv/bin/")
+        if line.split()[:1] == [word]:
+            found.append(shlex.split(line, comments=True))
+    return found
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_make_target_named_exists(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"^make ([a-z-]+)", README, re.M))
+    named = {words[1] for words in commands(TEXTS[name], "make") if len(words) > 1 and words[1] != "-s"}
     assert named <= targets, named - targets
-    assert {"eval", "test"} <= named
+    if name == "README.md":
+        assert {"eval", "test", "report", "show"} <= named
 
 
-def test_every_file_named_exists() -> None:
-    for path in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_to_a_file(name: str) -> None:
+    folder = (ROOT / name).parent
+    for path in re.findall(r"\]\(([^()\s:#]+)(?:#[^()\s]*)?\)", TEXTS[name]):
+        assert (folder / path).exists(), path
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_named_exists(name: str) -> None:
+    """Paths of the repository in code within a sentence; results/local is the reader's."""
+    for path in re.findall(
+        r"`((?:harness|methods|tasks|tests|configs|docs|benchmarks|results/reference|\.github)/[\w./-]+)", TEXTS[name]
+    ):
+        if name != "docs/migrating.md":  # speaks of files that were
+            assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = re.findall(r"^ +- (?:Home: )?([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(named) == sorted(["index.md", *(page.name for page in PAGES)])
+
+
+def prose(text: str) -> str:
+    """A page without tables, code, headings, pictures and targets of links."""
+    text = re.sub(r"^```.*?^```$|<!--.*?-->", "", text, flags=re.S | re.M)
+    lines = ["" if line.startswith(("|", "#", "![", "    ", ":::")) else line for line in text.splitlines()]
+    return re.sub(r"\]\([^)]*\)", "]", "\n".join(lines))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a page; an item of a list is a paragraph of its own."""
+    found: list[str] = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=[*-] |\d+\. )", prose(text)):
+        whole = " ".join(paragraph.split()).replace("**", "")
+        found += [s for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z`\[(*\"\d])", whole) if s]
+    return found
+
+
+def words(text: str) -> int:
+    return len(re.findall(r"\S*\w\S*", text))
+
+
+def test_sentences_are_told_apart() -> None:
+    page = "# Head\n\nOne two. Three\nfour: `five` six.\n\n* seven\n* eight [nine](ten.md)\n\n| a |\n```\nmake x\n```\n"
+    assert sentences(page) == ["One two.", "Three four:", "`five` six.", "* seven", "* eight [nine]"]
+    assert words(prose(page)) == 9
+
+
+def test_the_readme_is_short() -> None:
+    assert words(prose(README)) <= MOST_WORDS
+    table = [line for line in README.splitlines() if line.startswith("|")]
+    for line in README.splitlines():
+        assert len(line) <= MOST_COLUMNS or line in table, line
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_sentences_are_short(name: str) -> None:
+    long = [sentence for sentence in sentences(TEXTS[name]) if words(sentence) > LONGEST_SENTENCE]
+    assert not long, f"{len(long)} sentences of more than {LONGEST_SENTENCE} words: {long}"
 
 
 def test_tables_are_those_of_the_committed_results() -> None:
@@ -82,4 +185,4 @@ def test_tables_are_those_of_the_committed_results() -> None:
 
     for file in FILES:
         text = (ROOT / file).read_text()
-        assert filled(text, ROOT / "results" / "reference") == text, "run `prunebench readme`"
+        assert filled(text, ROOT / "results" / "reference") == text, "run `prunebench dev readme`"

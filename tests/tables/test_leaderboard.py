@@ -17,9 +17,11 @@ from helpers import asked
 from harness import cli
 from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError
+from harness.core.paths import REPOSITORY
 from harness.core.stats import Interval
 from harness.store.sealed import SealedCell
 from harness.tables import frame, leaderboard, terminal, text
+from harness.tables import markdown as words_of
 from harness.tables import sections as blocks
 from harness.tables.compare import Comparison
 from harness.tables.frame import rows
@@ -512,7 +514,7 @@ def test_the_power_line_says_how_many_questions_a_point_takes(tmp_path):
     (table,) = [t for t in tables(leaderboard.write(cells, tmp_path)[1].read_text()) if "**questions needed**" in t[0]]
     # a tenth of the questions differ, two on an image go together: 2 x 7,846.53
     assert table[1][:8] == ["pope", "120", "60", "1", "10.0", "2.00", "15,694", "7,847"]
-    assert table[0][-2:] == ["questions needed among 2 tests", "found among 2 tests (points)"]
+    assert table[0][-2:] == ["questions needed among 2 tests", "smallest detectable among 2 tests (points)"]
 
 
 def test_commands_of_a_block_are_folded_away(tmp_path):
@@ -523,12 +525,20 @@ def test_commands_of_a_block_are_folded_away(tmp_path):
     assert "make eval METHOD=fastv BUDGET=64 MODEL=mini TASKS=gqa,pope DEVICE=cpu FRESH=1\n" in markdown
 
 
-def test_the_footer_explains_what_is_shown(tmp_path):
-    _, markdown = written(board(), tmp_path)
-    footer = markdown[markdown.index("Every number is read") :]
-    explained = ("95 % interval", "bootstrap over whole images", "±1.2 sd", "standard deviation", "**Avg %**", "**≈R**")
-    for words in (*explained, "McNemar", "Holm", "design effect", "downsample"):
+def test_the_footer_explains_what_is_shown_and_names_the_page_of_all_words(tmp_path):
+    _, written_there = written(board(), tmp_path)
+    footer = written_there[written_there.index("Every number is read") :]
+    for words in ("95 % interval", "±1.2 sd", "standard deviation", "**Avg %**", "**≈R**", "page docs/leaderboard.md"):
         assert words in footer, words
+    page = (REPOSITORY / "docs" / "leaderboard.md").read_text()
+    for words in ("bootstrap over whole images", "McNemar", "Holm", "design effect", "downsample", "Pareto front"):
+        assert words in page, words
+
+
+def test_the_footer_links_the_page_inside_a_checkout():
+    for folder in ("results/local", "results/reference/deep/er"):
+        link = re.search(r"\]\((.*)\)", words_of.footer(REPOSITORY / folder))[1]
+        assert (REPOSITORY / folder / link).resolve() == REPOSITORY / "docs" / "leaderboard.md"
 
 
 def test_different_settings_and_question_sets_never_share_a_table(tmp_path):

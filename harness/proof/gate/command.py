@@ -14,9 +14,9 @@ because another processor or another build of torch may round otherwise:
 
 The allowance is for real ties, and small: torch held to AVX2 kernels, MKL to its compatible ones and prompts in batches
 of 5, not 16, changed no answer, no kept token and no cost of 1,800 samples against the AVX-512 run. The caps stand
-beside the test because a test of a few samples is weak: of 24, twelve must turn the same way before it says anything
-among 88 cells. Times are shown beside the unpruned model's of the same run and never fail: cells share prefixes, so
-they are no measurement.
+beside the test because a test of a few samples is weak. Among 88 cells, 12 of 24 samples must change in the same
+direction before the test is significant. Times are shown beside the unpruned model's of the same run and never fail:
+cells share prefixes, so they are no measurement.
 """
 
 from __future__ import annotations

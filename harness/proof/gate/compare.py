@@ -169,7 +169,7 @@ def _labels(cells: Sequence[SnapshotCell]) -> dict[int, str]:
 
 
 def _telling(knobs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The fewest knobs that tell these settings apart, the first declared ones of as many: others follow from them."""
+    """The smallest set of knobs that distinguishes the settings; ties go to the knobs declared first."""
     names = [
         n
         for n in dict.fromkeys(n for one in knobs for n in one)
