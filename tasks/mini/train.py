@@ -45,7 +45,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM, LlamaModel, LlavaForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LlamaForCausalLM,
+    LlamaModel,
+    LlavaForConditionalGeneration,
+)
 
 from tasks.mini import model as mini
 from tasks.mini import symbols, tokenizer, world
