@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from helpers import asked
+from factories import asked
 
 from harness.analysis.study import AnalysisRequest, _command
 from harness.bench import settings

@@ -82,7 +82,7 @@ def test_tables_budgets_and_costs_work_without_torch() -> None:
 def test_tables_are_written_without_torch_and_without_matplotlib(tmp_path: Path) -> None:
     """The tables are written after every `make eval`; figures are asked for."""
     code = (
-        "import sys\nfrom pathlib import Path\nsys.path.insert(0, 'tests')\nfrom answered import answered\nfrom"
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, 'tests')\nfrom factories import answered\nfrom"
         f" harness.tables import leaderboard\nroot = Path({str(tmp_path)!r})\nleaderboard.write([answered(root, m, b,"
         " [1.0, 0.0] * 5) for m, b in (('none', 'none'), ('random', '64'), ('fastv', '64'))], root)\nbad = [m for m in"
         " ('torch', 'transformers', 'lmms_eval', 'matplotlib') if m in sys.modules]\nsys.exit(str(bad) if bad else 0)"

@@ -9,8 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
-from answered import answered
-from helpers import make_cell
+from factories import answered, make_cell
 from helpers import run as prunebench
 
 from harness.core.cell import SHIPPED, Cell
