@@ -21,6 +21,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.paths import REPOSITORY
 from harness.core.shape import ModelShape, PromptShape
+from harness.core.spelling import given
 from harness.method import Method, build, method_class
 from harness.models.adapters import ADAPTERS, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
@@ -101,8 +102,8 @@ class Located:
             own |= calibrated_knobs(name, self.config.name)
         if budget.unit == "flops" and n_text is None:
             raise PrunebenchError(
-                f"BUDGET={budget} is solved at a task's mean text length, and no task is known here: "
-                "use `prunebench eval`, or give a number of tokens (BUDGET=64 or BUDGET=64avg)"
+                f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: "
+                f"use `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
             )
         return build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
 
@@ -213,7 +214,8 @@ def _check_memory(folder: Path, device: torch.device, dtype: str) -> None:
     if needed > free:
         raise PrunebenchError(
             f"{folder.name}: expected about {needed / 2**30:.1f} GiB of free memory on {device} for {dtype}, found"
-            f" {free / 2**30:.1f}: free the GPU, use DTYPE=bfloat16, a smaller model, or DEVICE=cpu"
+            f" {free / 2**30:.1f}: free the GPU, use {given('dtype', 'bfloat16')}, a smaller model, or"
+            f" {given('device', 'cpu')}"
         )
 
 

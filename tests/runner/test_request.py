@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from helpers import run
 
-from harness.cli.app import _pairs
+from harness.cli.options import pairs
 from harness.core.asked import Asked
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
@@ -148,7 +148,7 @@ def test_the_command_of_a_cell_makes_the_same_cell(
     assert identities([again], session) == identities([setting], session)
     if knobs:
         cls = method_class(method)
-        assert dict(typed_knobs(cls, _pairs([words["SET"]]))) == dict(typed_knobs(cls, knobs))
+        assert dict(typed_knobs(cls, pairs([words["SET"]]))) == dict(typed_knobs(cls, knobs))
 
 
 def test_a_knob_that_no_command_can_say_is_refused(tmp_path: Path) -> None:
