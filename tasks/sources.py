@@ -156,7 +156,9 @@ def source_of_data(data: str | None, model: str) -> DataSource:
 def mini_rows(spec: TaskSpec) -> int:
     """How many questions of a task the shipped mini data hold, as their manifest states."""
     listed = json.loads((mini_data.FOLDER / "manifest.json").read_text(encoding="utf-8"))["files"]
-    return sum(entry["rows"] for file, entry in listed.items() if Path(file).match(f"{spec.dataset}/{spec.table.pattern}"))
+    return sum(
+        entry["rows"] for file, entry in listed.items() if Path(file).match(f"{spec.dataset}/{spec.table.pattern}")
+    )
 
 
 def _dataset_names() -> list[str]:

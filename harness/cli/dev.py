@@ -38,9 +38,7 @@ def mutations(
 def published(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="CSV", help="collected results: model, method, budget_label, budget_semantics, ..."
-        ),
+        typer.Argument(metavar="CSV", help="collected results: model, method, budget_label, budget_semantics, ..."),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="the cleaned table")] = Path("results/published.csv"),
 ) -> None:

@@ -40,7 +40,9 @@ def report(
     results: given_as.ReadFrom = RESULTS,
     samples: Annotated[int, typer.Option(metavar="N", help="samples per task to look at; 0 for none")] = 100,
     data: given_as.ImagesAt = "",
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="the page; default: RESULTS/report/index.html")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the page; default: RESULTS/report/index.html")
+    ] = None,
 ) -> None:
     """Write one page: leaderboard, figure, samples with their kept tokens, analysis.
 
@@ -57,18 +59,16 @@ def show(
         str,
         typer.Option(metavar="NAMES", help="one, or several with commas", autocompletion=given_as.complete_method),
     ] = "visipruner",
-    budget: Annotated[
-        str, typer.Option(metavar="BUDGET", help="as measured; default: the only one, else 64")
-    ] = "",
+    budget: Annotated[str, typer.Option(metavar="BUDGET", help="as measured; default: the only one, else 64")] = "",
     model: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="needed if the results hold several", autocompletion=given_as.complete_model
-        ),
+        typer.Option(metavar="NAME", help="needed if the results hold several", autocompletion=given_as.complete_model),
     ] = "",
     data: given_as.ImagesAt = "",
     results: given_as.ReadFrom = RESULTS,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture; default: RESULTS/show/SAMPLE.png")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the picture; default: RESULTS/show/SAMPLE.png")
+    ] = None,
 ) -> None:
     """Write one sample as a picture: the kept tokens of each method, and its answer."""
     from harness.core import budget as budgets
@@ -120,9 +120,9 @@ def models() -> None:
     loading()
     from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
+    from harness.cost.plan import usual_prompt
     from harness.models.adapters import ADAPTERS
     from harness.models.config import calibrated_methods, known_models, model_config
-    from harness.cost.plan import usual_prompt
 
     rows = []
     for name in known_models():

@@ -97,7 +97,9 @@ def _version(on: bool) -> None:
 def about(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="print the version; `doctor` prints all others"),
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="print the version; `doctor` prints all others"
+        ),
     ] = False,
 ) -> None:
     """Evaluate visual-token pruning of multimodal language models: accuracy on real tasks beside measured cost."""

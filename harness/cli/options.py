@@ -39,9 +39,7 @@ def pairs(items: list[str]) -> dict[str, str]:
         if not eq or not key or not value:
             raise PrunebenchError(f"{given('set', item)}: expected knob=value, as in {given('set', 'boundary=3')}")
         if key in out:
-            raise PrunebenchError(
-                f"{given('set', item)}: {key} is given twice, as {out[key]} before: give {key} once"
-            )
+            raise PrunebenchError(f"{given('set', item)}: {key} is given twice, as {out[key]} before: give {key} once")
         out[key] = value
     return out
 
@@ -93,7 +91,8 @@ MethodArgument = Annotated[
     str, typer.Argument(metavar="METHOD", help=_METHODS, autocompletion=complete_method, show_default=False)
 ]
 Methods = Annotated[
-    str, typer.Option("--method", metavar="NAMES", help=f"{_METHODS}; several with commas", autocompletion=complete_method)
+    str,
+    typer.Option("--method", metavar="NAMES", help=f"{_METHODS}; several with commas", autocompletion=complete_method),
 ]
 Budget = Annotated[
     str,
@@ -167,6 +166,4 @@ ReadFrom = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="the
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="a sweep as YAML, as configs/mini.yaml", show_default=False)
 ]
-Baseline = Annotated[
-    Path, typer.Option(metavar="FILE", help="the expected results, written by `prunebench baseline`")
-]
+Baseline = Annotated[Path, typer.Option(metavar="FILE", help="the expected results, written by `prunebench baseline`")]

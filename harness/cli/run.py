@@ -131,9 +131,7 @@ def ablate(
 def analyze(
     model: given_as.ModelArgument = "mini",
     tasks: given_as.Tasks = TASKS,
-    limit: Annotated[
-        str, typer.Option(metavar="N", help="questions per task (whole images), or all; default 36")
-    ] = "",
+    limit: Annotated[str, typer.Option(metavar="N", help="questions per task (whole images), or all; default 36")] = "",
     batch: given_as.Batch = 8,
     device: given_as.Device = "auto",
     dtype: given_as.Dtype = "auto",
@@ -218,9 +216,7 @@ def bench(
     budgets: Annotated[str, typer.Option(metavar="BUDGETS", help="as --budget in eval; with commas")] = "192,128,64",
     batch: Annotated[str, typer.Option(metavar="N", help="prompts a batch; several with commas")] = "1,8",
     text_tokens: given_as.TextTokens = 74,
-    new_tokens: Annotated[
-        int, typer.Option(metavar="N", help="tokens to generate, the prefill's own included")
-    ] = 16,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="tokens to generate, the prefill's own included")] = 16,
     repeats: Annotated[int, typer.Option(metavar="N", help="recorded runs of every row")] = 10,
     warmup: Annotated[int, typer.Option(metavar="N", help="runs of every row before them that are thrown away")] = 2,
     set_: Annotated[
@@ -244,9 +240,7 @@ def bench(
     try:
         batches = tuple(int(part) for part in listed(batch))
     except ValueError:
-        raise PrunebenchError(
-            f"{given('batch', batch)}: expected a number of prompts or several, as in 1,8"
-        ) from None
+        raise PrunebenchError(f"{given('batch', batch)}: expected a number of prompts or several, as in 1,8") from None
     settings = Settings(
         model,
         random_weights,

@@ -65,9 +65,7 @@ def check(
             show_default=False,
         ),
     ] = "",
-    budget: Annotated[
-        int, typer.Option(metavar="N", help="visual tokens to test at; the check models have 64")
-    ] = 16,
+    budget: Annotated[int, typer.Option(metavar="N", help="visual tokens to test at; the check models have 64")] = 16,
     set_: given_as.Knobs = None,
     all_: Annotated[bool, typer.Option("--all", help="every registered method")] = False,
 ) -> None:

@@ -43,7 +43,7 @@ def given(name: str, value: object = "") -> str:
         if not text or on:
             return option
         return shlex.quote(text) if name in BY_POSITION else f"{option} {shlex.quote(text)}"
-    return f"{name}={value!r}" if value != "" else name
+    return f"{name}={value if isinstance(value, int) else repr(text)}" if text else name
 
 
 def command(name: str, **values: str | None) -> str:

@@ -48,8 +48,8 @@ def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
     where = file.relative_to(REPOSITORY)
     if not file.is_file():
         raise PrunebenchError(
-            f"{given('budget', 'calibrated')}: expected knobs of {method} for {model} in {where}; there is no such file: "
-            f"`prunebench analyze {model}` derives one, or use {given('budget', 'native')} (the published"
+            f"{given('budget', 'calibrated')}: expected knobs of {method} for {model} in {where}; there is no such"
+            f" file: `prunebench analyze {model}` derives one, or use {given('budget', 'native')} (the published"
             f" defaults) or {given('budget', 64)}"
         )
     try:

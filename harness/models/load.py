@@ -102,8 +102,8 @@ class Located:
             own |= calibrated_knobs(name, self.config.name)
         if budget.unit == "flops" and n_text is None:
             raise PrunebenchError(
-                f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: "
-                f"use `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
+                f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: use"
+                f" `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
             )
         return build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
 
@@ -189,7 +189,7 @@ def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
         raise PrunebenchError(
             f"model {config.name}: {config.hub} could not be fetched from the Hugging Face hub"
             f" ({type(error).__name__}). Connect to the hub, log in if the model is gated, set HF_HOME to a cache that"
-            " holds it, or give a local folder as MODEL; MODEL=mini needs no hub"
+            f" holds it, or give a local folder; {given('model', 'mini')} needs no hub"
         ) from None
 
 

@@ -47,7 +47,7 @@ TAKES = {
         "BATCH": "--batch",
         "DEVICE": "--device",
         "RESULTS": "--results",
-        "FILE": "--",
+        "CONFIG": "--",
     },
     "analyze": {
         "TASKS": "--tasks",
@@ -61,8 +61,8 @@ TAKES = {
     },
     "goldens": {"DIR": "--"},
     "bench": {"MODEL": "--model", "DEVICE": "--device", "DTYPE": "--dtype"},
-    "regress": {"BASELINE": "--baseline", "WORKERS": "--workers", "GATE": "--"},
-    "baseline": {"BASELINE": "--baseline", "WORKERS": "--workers", "GATE": "--"},
+    "regress": {"BASELINE": "--baseline", "WORKERS": "--workers", "CONFIG": "--"},
+    "baseline": {"BASELINE": "--baseline", "WORKERS": "--workers", "CONFIG": "--"},
     "leaderboard": {"RESULTS": "--results"},
     "report": {"SAMPLES": "--samples", "DATA": "--data", "OUT": "--out", "RESULTS": "--results"},
     "show": {
@@ -75,7 +75,10 @@ TAKES = {
         "RESULTS": "--results",
     },
 }
-SWITCHES = {"eval": {"FRESH": "--fresh"}, "sweep": {"FRESH": "--fresh", "DRY_RUN": "--dry-run"}}
+SWITCHES = {
+    "eval": {"FRESH": "--fresh", "WIDE": "--wide"},
+    "sweep": {"FRESH": "--fresh", "DRY_RUN": "--dry-run", "WIDE": "--wide"},
+}
 HOSTILE = (
     "a'b",
     'a"b',
@@ -344,6 +347,8 @@ def test_the_python_of_a_new_environment_is_one_word(tmp_path: Path, value: str)
         (["LIMIT=3"], "`make help` does not take LIMIT"),
         (["test", "RUN=$(shell touch pwned)"], "`make test` does not take RUN"),
         (["eval", "VENV=$(shell touch pwned)"], "`make eval` does not take VENV"),
+        (["ablate", "FILE=x"], "FILE is called CONFIG in every target: `make ablate CONFIG=...`"),
+        (["regress", "GATE=x"], "GATE is called CONFIG in every target: `make regress CONFIG=...`"),
         (["eval", "DATA=/my", "data"], "no target data: `make help` lists them; a value with blanks needs quotes"),
         (["eval", "MODEL=/copied", "mini"], "`make mini` overwrites the shipped weights: call it alone"),
     ],
