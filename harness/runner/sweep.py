@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.core import flops, yamlfile
 from harness.core.errors import PrunebenchError, naming, unknown
-from harness.core.spelling import command, given
 from harness.core.shape import PromptShape
+from harness.core.spelling import command, given
 from harness.method import Method, method_class
 from harness.runner import run as runner
 from harness.runner.answering import Clock
