@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -87,9 +88,10 @@ app.add_typer(
 
 def _version(on: bool) -> None:
     if on:
-        from harness.core.provenance import versions
-
-        print(f"prunebench {versions(['prunebench'])['prunebench']}")
+        try:
+            print(f"prunebench {metadata.version('prunebench')}")
+        except metadata.PackageNotFoundError:
+            raise PrunebenchError("expected an installed prunebench, found its files alone: see `doctor`") from None
         raise typer.Exit
 
 

@@ -198,10 +198,10 @@ def test_no_cells_say_which_command_makes_them(tmp_path, capsys, monkeypatch):
     code, _, err = run(capsys, monkeypatch, "report", "--results", str(tmp_path))
     assert code == 2
     assert "`prunebench eval --method visipruner --budget 64` makes some" in err
-    assert "make sweep" in err
+    assert "--results names another folder" in err
     code, _, err = run(capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", "pope/000001")
     assert code == 2
-    assert "make sweep" in err
+    assert "--results names another folder" in err
 
 
 def test_negative_samples_are_refused(small):

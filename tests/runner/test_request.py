@@ -233,7 +233,7 @@ def test_nothing_is_read_before_all_is_checked(session: Session, monkeypatch: py
     ):
         with pytest.raises(PrunebenchError, match=message):
             resolve(request, session)
-    with pytest.raises(PrunebenchError, match="batch 0: expected at least 1 prompt"):
+    with pytest.raises(PrunebenchError, match="batch=0: expected at least 1 prompt"):
         Pace(0)
 
 
