@@ -86,18 +86,18 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
         body = yamlfile.read(file, "a sweep")
         if "variants" in body and "methods" not in body:
             raise PrunebenchError(f"{file}: this is an ablation: use `{command('ablate', config=str(file))}`")
-        given: set[str] = set()
+        seen: set[str] = set()
         for item in " ".join(overrides).split():
             key, eq, value = item.partition("=")
             if not eq or not value:
                 raise PrunebenchError(f"{given('set', item)}: expected key=value, as in {given('set', 'limit=50')}")
             if key not in Sweep.model_fields:
                 raise unknown("sweep key", key, Sweep.model_fields)
-            if key in given:
+            if key in seen:
                 raise PrunebenchError(
                     f"{given('set', item)}: {key} is given twice: give it once, several values with commas"
                 )
-            given.add(key)
+            seen.add(key)
             if key == "methods":
                 body[key] = _picked(body.get(key) or [], value.split(","))
             else:
