@@ -30,7 +30,7 @@ def checkout(needs: str) -> Path:
     return CHECKOUT
 
 
-def given(file: Path) -> Path:
+def resolved(file: Path) -> Path:
     """A file as a user names it: in the working directory, else ours of that name, as in configs/mini.yaml.
 
     Where neither exists the path comes back as it was given.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,14 +22,18 @@ def pick_device(device: str) -> torch.device:
     try:
         picked = torch.device(device)
     except RuntimeError:
-        raise PrunebenchError(f"DEVICE={device!r} is no device: expected auto, cpu, cuda or cuda:N") from None
+        raise PrunebenchError(f"{given('device', device)}: expected auto, cpu, cuda or cuda:N") from None
     if picked.type == "cuda" and (not torch.cuda.is_available() or (picked.index or 0) >= torch.cuda.device_count()):
         raise PrunebenchError(
-            f"DEVICE={device}: expected a CUDA device, found {torch.cuda.device_count()}: use DEVICE=cpu, "
+            f"{given('device', device)}: expected a CUDA device, found {torch.cuda.device_count()}: use"
+            f" {given('device', 'cpu')}, "
             "or check the driver and the torch build with `prunebench doctor`"
         )
     if picked.type not in ("cpu", "cuda"):
-        raise PrunebenchError(f"DEVICE={device!r} is not supported: expected auto, cpu, cuda or cuda:N; use DEVICE=cpu")
+        raise PrunebenchError(
+            f"{given('device', device)} is not supported: expected auto, cpu, cuda or cuda:N; use"
+            f" {given('device', 'cpu')}"
+        )
     return picked
 
 
@@ -59,10 +64,10 @@ _UNQUANTISED = "use the unquantised checkpoint in bfloat16 or float16"
 def check_quantised(config: Any, label: str) -> None:
     """Raise PrunebenchError where a model's config (an object, or config.json as a dict) says that its weights are
     quantised."""
-    given = config.get("quantization_config") if isinstance(config, dict) else None
-    given = given or getattr(config, "quantization_config", None)
-    if given:
-        stated = given if isinstance(given, dict) else given.to_dict()
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    found = found or getattr(config, "quantization_config", None)
+    if found:
+        stated = found if isinstance(found, dict) else found.to_dict()
         kind = " ".join(name for name in ("load_in_4bit", "load_in_8bit") if stated.get(name))
         how = f"{stated.get('quant_method', 'an unnamed method')}{' ' + kind if kind else ''}"
         raise PrunebenchError(

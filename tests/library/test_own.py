@@ -100,12 +100,12 @@ def test_a_command_is_told_from_a_program_that_imports_us(argv: list[str], asked
 def test_a_file_of_the_working_directory_goes_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     named = Path("configs/mini.yaml")
-    assert paths.given(named) == paths.DATA / named
+    assert paths.resolved(named) == paths.DATA / named
     assert sweep.load(named).models == ("mini",)
-    assert paths.given(Path("configs/none.yaml")) == Path("configs/none.yaml")
+    assert paths.resolved(Path("configs/none.yaml")) == Path("configs/none.yaml")
     (tmp_path / "configs").mkdir()
     named.write_text("models: [mini]\nmethods: [random]\nbudgets: [7]\n")
-    assert paths.given(named) == named
+    assert paths.resolved(named) == named
     assert sweep.load(named).budgets == (7,)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.core.cell import Cell, canonical_json
 from harness.core.errors import PrunebenchError
-from harness.core.paths import given
+from harness.core.paths import resolved
 from harness.store.sealed import SealedCell
 
 FORMAT = 1
@@ -200,7 +200,7 @@ def _decoded(coded: Mapping[str, Any], n: int) -> list[Any]:
 
 def load(file: Path) -> Snapshot:
     """Read a baseline. Raises PrunebenchError where there is none or it cannot be read."""
-    file = given(file)
+    file = resolved(file)
     if not file.is_file():
         raise PrunebenchError(
             f"expected a baseline to compare with at {file}, found none: `make baseline` on the commit that is right"
