@@ -27,8 +27,6 @@ ORIGINALS = {
     f"liuhaotian/llava-v1.5-{size}": Converted(f"llava-hf/llava-1.5-{size}-hf", f"llava-1.5-{size}")
     for size in ("7b", "13b")
 }
-#: class names in the config.json of such checkpoints
-ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM",)
 
 
 class ModelConfig(BaseModel):

@@ -41,8 +41,7 @@ def check_whole(model: Any) -> None:
     """Raise PrunebenchError for a loaded model that is quantised, or that does not lie on one CPU or CUDA device."""
     if not isinstance(model, nn.Module):
         raise PrunebenchError(
-            f"expected a loaded model of transformers, found {model!r}: load it with"
-            " LlavaForConditionalGeneration.from_pretrained"
+            f"expected a loaded model of transformers, found {model!r}: load it with `from_pretrained` of its class"
         )
     check_quantised(getattr(model, "config", None), "the model")
     weights = list(model.parameters())

@@ -22,9 +22,9 @@ from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import ModelShape, PromptShape
 from harness.core.spelling import given
 from harness.method import Method, build, method_class
-from harness.models.adapters import ADAPTERS, Adapter, adapter_class, adapter_for
+from harness.models.adapters import ADAPTERS, ORIGINAL_CLASSES, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
-from harness.models.config import ORIGINAL_CLASSES, ORIGINALS, ModelConfig, calibrated_knobs, model_config
+from harness.models.config import ORIGINALS, ModelConfig, calibrated_knobs, model_config
 from harness.models.device import DTYPES, check_quantised, pick_device
 from harness.models.prompt import Prompter
 
