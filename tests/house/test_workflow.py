@@ -7,7 +7,7 @@ import tomllib
 
 import yaml
 
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.install import bootstrap
 
 WORKFLOW = yaml.safe_load((REPOSITORY / ".github/workflows/prunebench.yml").read_text())
