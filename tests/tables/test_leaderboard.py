@@ -183,31 +183,68 @@ def test_a_cost_may_not_hide_a_column():
 def test_terminal_table():
     text = terminal.table(frame.rows([c for c in board() if c.cell.method in ("none", "visipruner")]))
     head, body = text.split("---", 1)
-    for unit in (
+    for words in (
+        "[95 % interval]",
+        "unpruned",
         "(tokens)",
-        "(tokens/layer)",
-        "(GFLOPs)",
-        "(MiB)",
-        "score [95 % interval]",
-        "% of unpruned",
-        "answered",
+        "(tokens/",
+        "layer)",
+        "FLOPs",
+        "% of",
+        "questions",
+        "method",
     ):
-        assert unit in head
-    assert "method" in head
+        assert words in head
     assert "seed" not in head, "only what varies is a column"
+    row = next(line for line in body.splitlines() if "visipruner" in line and "pope" in line)
+    assert re.split(r"\s{2,}", row.strip()) == [
+        *("visipruner", "64", "pope", "85.5 [80.5, 90.5] %", "95.0", "64.0", "80.5", "25.0", "100")
+    ]
+    row = next(line for line in body.splitlines() if "visipruner" in line and "mme" in line)
+    assert "1200.0 [1100.0, 1300.0]/2000" in row
+    assert max(map(len, text.splitlines())) <= terminal.WIDTH
+
+
+def test_the_wide_terminal_table_has_every_column():
+    text = terminal.table(frame.rows([c for c in board() if c.cell.method in ("none", "visipruner")]), wide=True)
+    head, body = text.split("---", 1)
+    for unit in ("metric", "(tokens/layer)", "(GFLOPs)", "(MiB)", "score [95 % interval]", "% of unpruned", "answered"):
+        assert unit in head
     row = next(line for line in body.splitlines() if "visipruner" in line and "pope" in line)
     assert re.split(r"\s{2,}", row.strip()) == [
         *("visipruner", "64", "pope", "pope_accuracy", "85.5 [80.5, 90.5] %", "95.0"),
         *("64.0", "80.5", "1.25", "25.0", "3.00", "100/100"),
     ]
-    row = next(line for line in body.splitlines() if "visipruner" in line and "mme" in line)
-    assert "1200.0 [1100.0, 1300.0] of 2000" in row
+    assert max(map(len, text.splitlines())) > terminal.WIDTH
 
 
 def test_terminal_table_without_baseline_or_interval():
     text = terminal.table(frame.rows([sealed("fastv", "64", interval=None, costs={"kept": 64})]))
     cells = re.split(r"\s{2,}", text.splitlines()[-1].strip())
-    assert cells == ["pope", "pope_accuracy", "80.0 %", "-", "64.0", "-", "-", "-", "-", "100/100"]
+    assert cells == ["pope", "80.0 %", "-", "64.0", "-", "-", "100"]
+
+
+def test_rows_that_differ_in_settings_or_seed_alone_are_told_apart():
+    """And a name that is in the way of the width is wrapped, whole."""
+    cells = [sealed("fastv", "64", knobs={"boundary": n, "keep": 64, "scores": "sum,of,heads"}) for n in (2, 3)]
+    text = terminal.table(frame.rows(cells))
+    assert [re.split(r"\s{2,}", line)[0] for line in text.splitlines()[-2:]] == ["fastv boundary=2", "fastv boundary=3"]
+    drawn = terminal.table(frame.rows([sealed("random", "64", seed=n) for n in (0, 1)]))
+    assert [re.split(r"\s{2,}", line)[0] for line in drawn.splitlines()[-2:]] == ["random seed=0", "random seed=1"]
+    assert "seed" in terminal.table(frame.rows([sealed("random", "64", seed=n) for n in (0, 1)]), wide=True)
+    models = [sealed("fastv", "64", model=f"an-owner/a-model-of-many-words-{size}b-instruct-hf") for size in (7, 13)]
+    table = terminal.table(frame.rows([*models, sealed("mme", "64"), *cells]))
+    assert max(map(len, table.splitlines())) <= terminal.WIDTH
+    column = "".join(line.split("  ")[0].strip() for line in table.splitlines())
+    for size in (7, 13):
+        assert f"an-owner/a-model-of-many-words-{size}b-instruct-hf" in column
+
+
+def test_a_table_that_cannot_fit_goes_wider_and_says_so():
+    long = "m" * 90
+    text = terminal.table(frame.rows([sealed("fastv", "64", model=long), sealed("fastv", "64")]))
+    assert long in text
+    assert re.search(r"has \d{3} columns of characters and not 110, for its names are long", text)
 
 
 def test_markdown_has_a_block_per_budget_and_an_average(tmp_path):
