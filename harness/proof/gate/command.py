@@ -105,7 +105,7 @@ def regress(
 
 def _command(target: str, config: Path, baseline: Path) -> str:
     """How a person calls a target of the gate on these files."""
-    asked = [("GATE", config, CONFIG), ("BASELINE", baseline, BASELINE)]
+    asked = [("CONFIG", config, CONFIG), ("BASELINE", baseline, BASELINE)]
     return rendered(["make", target], {name: str(path) for name, path, default in asked if path != default})
 
 
