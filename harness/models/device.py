@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -16,12 +17,13 @@ def pick_device(device: str) -> torch.device:
     try:
         picked = torch.device(device)
     except RuntimeError:
-        raise PrunebenchError(f"DEVICE={device!r} is no device: expected auto, cpu, cuda or cuda:N") from None
+        raise PrunebenchError(f"{given('device', device)}: expected auto, cpu, cuda or cuda:N") from None
     if picked.type == "cuda" and (not torch.cuda.is_available() or (picked.index or 0) >= torch.cuda.device_count()):
         raise PrunebenchError(
-            f"DEVICE={device}: expected a CUDA device, found {torch.cuda.device_count()}: use DEVICE=cpu, "
+            f"{given('device', device)}: expected a CUDA device, found {torch.cuda.device_count()}: use"
+            f" {given('device', 'cpu')}, "
             "or check the driver and the torch build with `prunebench doctor`"
         )
     if picked.type not in ("cpu", "cuda"):
-        raise PrunebenchError(f"DEVICE={device!r} is not supported: expected auto, cpu, cuda or cuda:N")
+        raise PrunebenchError(f"{given('device', device)} is not supported: expected auto, cpu, cuda or cuda:N")
     return picked

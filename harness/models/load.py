@@ -21,6 +21,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.paths import REPOSITORY
 from harness.core.shape import ModelShape, PromptShape
+from harness.core.spelling import given
 from harness.method import Method, build, method_class
 from harness.models.adapters import ADAPTERS, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
@@ -101,8 +102,8 @@ class Located:
             own |= calibrated_knobs(name, self.config.name)
         if budget.unit == "flops" and n_text is None:
             raise PrunebenchError(
-                f"BUDGET={budget} is solved at a task's mean text length, and no task is known here: "
-                "use `prunebench eval`, or give a number of tokens (BUDGET=64 or BUDGET=64avg)"
+                f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: use"
+                f" `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
             )
         return build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
 
@@ -188,7 +189,7 @@ def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
         raise PrunebenchError(
             f"model {config.name}: {config.hub} could not be fetched from the Hugging Face hub"
             f" ({type(error).__name__}). Connect to the hub, log in if the model is gated, set HF_HOME to a cache that"
-            " holds it, or give a local folder as MODEL; MODEL=mini needs no hub"
+            f" holds it, or give a local folder; {given('model', 'mini')} needs no hub"
         ) from None
 
 
@@ -213,7 +214,8 @@ def _check_memory(folder: Path, device: torch.device, dtype: str) -> None:
     if needed > free:
         raise PrunebenchError(
             f"{folder.name}: expected about {needed / 2**30:.1f} GiB of free memory on {device} for {dtype}, found"
-            f" {free / 2**30:.1f}: free the GPU, use DTYPE=bfloat16, a smaller model, or DEVICE=cpu"
+            f" {free / 2**30:.1f}: free the GPU, use {given('dtype', 'bfloat16')}, a smaller model, or"
+            f" {given('device', 'cpu')}"
         )
 
 

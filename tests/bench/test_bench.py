@@ -456,7 +456,7 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         (["--methods", "/gone/a,b.py:X"], "a method's path holds a comma"),
         (["--set", "random.boundary=3"], r"unknown method in --set METHOD\.knob=value 'random'"),
         (["--set", "fastv.boundary=12"], "boundary=12 does not fit"),
-        (["--device", "tpu"], "DEVICE='tpu' is no device"),
+        (["--device", "tpu"], "device='tpu': expected auto, cpu"),
         (["--dtype", "float64"], "unknown dtype 'float64'"),
     ],
 )

@@ -150,7 +150,7 @@ def test_one_evaluation_takes_lists(tmp_path, capsys, monkeypatch) -> None:
     )
     code, out, err = run(capsys, monkeypatch, "eval", *words)
     assert code == 0, err
-    assert out.startswith("random, first at BUDGET=64,32 with SEED=0,1 on mini (cpu in float32)")
+    assert out.startswith("random, first at budget 64, 32 with seeds 0, 1 on mini (cpu in float32)")
     assert out.count("sealed  ") == 1 + 2 * 2 + 2
     again = sorted((c.cell.method, c.cell.budget, c.cell.seed) for c in Store(tmp_path).cells())
     random = [("random", budget, seed) for budget in ("32", "64") for seed in (0, 1)]
