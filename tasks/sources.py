@@ -7,6 +7,7 @@ torch.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -150,6 +151,14 @@ class DataSource:
 def source_of_data(data: str | None, model: str) -> DataSource:
     """Where the data are: as typed, else the mini data for the mini model and the hub for every other."""
     return DataSource.parse(data or ("mini" if model == "mini" else "hub"))
+
+
+def mini_rows(spec: TaskSpec) -> int:
+    """How many questions of a task the shipped mini data hold, as their manifest states."""
+    listed = json.loads((mini_data.FOLDER / "manifest.json").read_text(encoding="utf-8"))["files"]
+    return sum(
+        entry["rows"] for file, entry in listed.items() if Path(file).match(f"{spec.dataset}/{spec.table.pattern}")
+    )
 
 
 def _dataset_names() -> list[str]:

@@ -1,6 +1,6 @@
 """`python -m harness.cli`: the command `prunebench`."""
 
-from harness.cli.app import main
+from harness.cli import main
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.core import yamlfile
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.paths import REPOSITORY
+from harness.core.spelling import given
 
 MODEL_CONFIGS = REPOSITORY / "configs" / "models"
 
@@ -47,13 +48,21 @@ def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
     where = file.relative_to(REPOSITORY)
     if not file.is_file():
         raise PrunebenchError(
-            f"BUDGET=calibrated: expected knobs of {method} for {model} in {where}; there is no such file: "
-            f"`prunebench analyze {model}` derives one, or use BUDGET=native (the published defaults) or BUDGET=64"
+            f"{given('budget', 'calibrated')}: expected knobs of {method} for {model} in {where}; there is no such"
+            f" file: `prunebench analyze {model}` derives one, or use {given('budget', 'native')} (the published"
+            f" defaults) or {given('budget', 64)}"
         )
     try:
         return dict(Calibration(**yamlfile.read(file, "a calibration file")).knobs)
     except ValidationError as error:
         raise PrunebenchError(f"{where}: not a calibration file: {error}") from None
+
+
+def calibrated_methods(model: str) -> dict[str, dict[str, Any]]:
+    """The calibrated knobs of a model by method: every configs/<method>/<model>.yaml."""
+    kinds = (MODEL_CONFIGS.name, "ablations")  # the other folders of configs/
+    files = sorted(MODEL_CONFIGS.parent.glob(f"*/{model.replace('/', '--')}.yaml"))
+    return {f.parent.name: calibrated_knobs(f.parent.name, model) for f in files if f.parent.name not in kinds}
 
 
 def known_models() -> list[str]:

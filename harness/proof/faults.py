@@ -267,8 +267,8 @@ def markdown(caught: Sequence[Caught]) -> str:
     lines = [
         "# Seeded faults, and what caught them",
         "",
-        "Written by `prunebench mutations`. Each fault replaces one piece of one function while the conformance kit",
-        "(`prunebench check`) and some recorded runs of the official implementations (`tests/goldens`) run.",
+        "Written by `prunebench dev mutations`. Each fault replaces one piece of one function while the conformance",
+        "kit (`prunebench check`) and some recorded runs of the official implementations (`tests/goldens`) run.",
         "",
         (
             f"{len(caught) - len(survived)} of {len(caught)} faults caught: {by_kit} by the kit, {by_cases} by recorded"

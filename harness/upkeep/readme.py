@@ -1,5 +1,5 @@
-"""Fill the tables of README.md and the model card from sealed cells and schedules: `prunebench readme`. No number is
-typed by hand."""
+"""Fill the tables of README.md and the model card from sealed cells and schedules: `prunebench dev readme`. No number
+is typed by hand."""
 
 from __future__ import annotations
 

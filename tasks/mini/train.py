@@ -1,4 +1,4 @@
-"""Train the mini model: `prunebench mini train --out DIR [--phase NAME]`.
+"""Train the mini model: `prunebench dev mini train --out DIR [--phase NAME]`.
 
 Five phases, in LLaVA's own order (language, alignment, joint), on any device and resumable: the same command continues
 after an interruption from the last checkpoint (every `--save-every` steps). Accuracy per kind of question goes to

@@ -82,4 +82,4 @@ def test_tables_are_those_of_the_committed_results() -> None:
 
     for file in FILES:
         text = (ROOT / file).read_text()
-        assert filled(text, ROOT / "results" / "reference") == text, "run `prunebench readme`"
+        assert filled(text, ROOT / "results" / "reference") == text, "run `prunebench dev readme`"
