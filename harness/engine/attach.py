@@ -80,7 +80,7 @@ def attach(
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", str(positions), POSITION_POLICIES)
-    if not isinstance(method, Method):
+    if isinstance(method, str | type):  # whatever has the hooks is a method: tests wrap them
         raise PrunebenchError(
             f"expected a method object, found {method!r}: prunebench.prune(model, 'fastv', budget=64) takes names and"
             " budgets"

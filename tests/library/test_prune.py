@@ -183,7 +183,7 @@ def test_a_model_in_parts_quantised_or_elsewhere_is_refused() -> None:
 
 
 def test_devices_and_checkpoints_that_are_not_supported_are_refused(tmp_path: Path) -> None:
-    with refused("DEVICE='mps' is not supported.*use DEVICE=cpu"):
+    with refused("device='mps' is not supported.*use device='cpu'"):
         load.locate_model("mini", "mps")
     for size in ("7b", "13b"):
         with refused(rf"original checkpoint.*MODEL=llava-1.5-{size} \(llava-hf/llava-1.5-{size}-hf\)"):

@@ -168,7 +168,7 @@ def test_garbage_between_lines_is_an_error_with_its_line_number(tmp_path, line):
         pass
     journal = store.folder(cell) / "journal.jsonl"
     journal.write_bytes(make_record(0).line() + line + make_record(1).line())
-    with pytest.raises(PrunebenchError, match=r"journal\.jsonl, line 2: .*FRESH=1"), store.open(cell, keys(4)):
+    with pytest.raises(PrunebenchError, match=r"journal\.jsonl, line 2: .*fresh=True"), store.open(cell, keys(4)):
         pass
     assert journal.read_bytes().count(b"\n") == 3, "evidence is left alone"
     assert not any((tmp_path / "locks").iterdir()), "and the lock is not left behind"
@@ -207,7 +207,7 @@ def test_records_that_cannot_be_kept_are_refused(tmp_path):
         with pytest.raises(PrunebenchError, match="cost columns"):
             writer.append(make_record(0, cost={"score": 1}))
         writer.append(make_record(0))
-        with pytest.raises(PrunebenchError, match=r"FRESH=1"):
+        with pytest.raises(PrunebenchError, match=r"fresh=True"):
             writer.append(make_record(1, cost={"kept": 64}))
         assert list(writer.done) == keys(1)
     with pytest.raises(PrunebenchError, match="closed"):
