@@ -153,7 +153,7 @@ def card_table(results: Path) -> str:
 
 def supported() -> str:
     """Which methods, model families, named models and tasks there are, one line each."""
-    named = {
+    named: dict[str, Iterable[str]] = {
         "methods": registered(),
         "model families": ADAPTERS,
         "models with a name": known_models(),
