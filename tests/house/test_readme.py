@@ -15,11 +15,9 @@ from harness import cli
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+NAMED = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
 #: every page that people read first or look something up in
-TEXTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES)
-}
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (*(ROOT / name for name in NAMED), *PAGES)}
 MOST_WORDS, MOST_COLUMNS, LONGEST_SENTENCE = 900, 110, 25
 EXAMPLE = ROOT / "tests" / "examples" / "centre.py"
 
