@@ -436,7 +436,7 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         (["--warmup", "-1"], "--warmup -1: expected at least 0"),
         (["--new-tokens", "1"], "--new-tokens 1: expected at least 2"),
         (["--text-tokens", "1"], "--text-tokens 1: expected at least 2"),
-        (["--layers", "4"], "--layers 4 needs --random-weights"),
+        (["--layers", "4"], "--layers 4 works only with --random-weights"),
         (["--random-weights", "--layers", "13"], "--layers 13: expected at most 12, the depth of mini"),
         (["--random-weights", "--layers", "1"], "bench of fastv at 192 on 1 layers: fastv: boundary=2 does not fit"),
         (

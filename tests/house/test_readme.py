@@ -15,11 +15,9 @@ from harness import cli
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+NAMED = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
 #: every page that people read first or look something up in
-TEXTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES)
-}
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (*(ROOT / name for name in NAMED), *PAGES)}
 MOST_WORDS, MOST_COLUMNS, LONGEST_SENTENCE = 900, 110, 25
 EXAMPLE = ROOT / "tests" / "examples" / "centre.py"
 
@@ -75,12 +73,14 @@ def test_worked_example_runs_and_passes_its_check(
     assert frame.loc["centre", "kept"] == frame.loc["centre", "mean_visual"] == 64
 
 
-def test_the_method_of_the_page_passes_its_check(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["Contrast", "Last"])
+def test_the_methods_of_the_page_pass_their_check(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "contrast.py"
-    file.write_text(re.search(r"```python\n(.*?)```", TEXTS["docs/adding-a-method.md"], re.S)[1])
-    monkeypatch.setattr("sys.argv", ["prunebench", "check", f"{file}:Contrast"])
+    blocks = re.findall(r"```python\n(.*?)```", TEXTS["docs/adding-a-method.md"], re.S)
+    file = tmp_path / "mine.py"
+    file.write_text(next(block for block in blocks if f"class {name}(" in block))
+    monkeypatch.setattr("sys.argv", ["prunebench", "check", f"{file}:{name}"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code, capsys.readouterr()
