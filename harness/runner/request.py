@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core import budget as budgets
 from harness.core.asked import Asked
 from harness.core.budget import Budget
-from harness.core.command import check_no_comma, word
+from harness.core.command import check_no_comma, natural, word
 from harness.core.errors import PrunebenchError, naming, unknown
 from harness.core.spelling import given
 
@@ -261,10 +261,7 @@ def parse_limit(limit: str | int | None, default: int | None) -> int | None:
         return default
     if str(limit).strip().lower() == "all":
         return None
-    try:
-        number = int(str(limit))
-    except ValueError:
-        number = 0
-    if number < 1:
+    number = natural(limit)
+    if number is None:
         raise PrunebenchError(f"{given('limit', limit)}: expected a number of questions per task of at least 1, or all")
     return number

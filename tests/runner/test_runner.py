@@ -54,21 +54,13 @@ def jobs_of(request: Request) -> list[Job]:
     return prepare(resolve(request, session), session)
 
 
+def few(results: Path) -> list[str]:
+    """The words for six questions of POPE."""
+    return ["--tasks", "pope", "--limit", "6", "--results", str(results)]
+
+
 def test_an_evaluation_leaves_a_held_cell_and_fails_with_its_name(tmp_path, capsys, monkeypatch) -> None:
-    words = (
-        "--method",
-        "random",
-        "--budget",
-        "32",
-        "--set",
-        "boundary=2",
-        "--tasks",
-        "pope",
-        "--limit",
-        "6",
-        "--results",
-        str(tmp_path),
-    )
+    words = ["--method", "random", "--budget", "32", "--set", "boundary=2", *few(tmp_path)]
     with held(tmp_path, jobs_of(ASK)[1]):
         code, out, err = run(capsys, monkeypatch, "eval", *words)
     assert code == 2
@@ -134,20 +126,7 @@ def test_data_of_one_model_that_cannot_be_read_cost_no_other_its_cells(tmp_path:
 
 
 def test_one_evaluation_takes_lists(tmp_path, capsys, monkeypatch) -> None:
-    words = (
-        "--method",
-        "random,first",
-        "--budget",
-        "64,32",
-        "--seed",
-        "0,1",
-        "--tasks",
-        "pope",
-        "--limit",
-        "6",
-        "--results",
-        str(tmp_path),
-    )
+    words = ["--method", "random,first", "--budget", "64,32", "--seed", "0,1", *few(tmp_path)]
     code, out, err = run(capsys, monkeypatch, "eval", *words)
     assert code == 0, err
     assert out.startswith("random, first at budget 64, 32 with seeds 0, 1 on mini (cpu in float32)")
