@@ -28,6 +28,7 @@ ABOVE = (
     "proof.gate_faults",
     "proof.faults",
     "report",
+    "library.pruning",  # the door of programs
     "runner.request",
     "runner.evaluate",
     "runner.sweep",
