@@ -29,6 +29,7 @@ ABOVE = (
     "proof.gate_faults",
     "proof.faults",
     "report",
+    "library.pruning",  # the door of programs
     "runner.request",
     "runner.evaluate",
     "runner.sweep",
