@@ -8,21 +8,23 @@ MAKEOVERRIDES :=
 
 # The variables of each command: --option=VARIABLE or --option=VARIABLE=default; --=VARIABLE is given by position and stands last.
 eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --seed=SEED --device=DEVICE \
-  --dtype=DTYPE --data=DATA --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH
+  --dtype=DTYPE --data=DATA --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE
 sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=DEVICE --results=RESULTS --fresh=FRESH --dry-run=DRY_RUN \
+  --wide=WIDE \
   --=CONFIG=configs/mini.yaml
-ablate.takes := --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --results=RESULTS --=FILE
+ablate.takes := --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --results=RESULTS --=CONFIG
 analyze.takes := --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --data=DATA --calibration-data=CALIBRATION_DATA --out=OUT --=MODEL=mini
 goldens.takes := --=DIR
 bench.takes := --model=MODEL --device=DEVICE --dtype=DTYPE --=BENCH
-regress.takes := --baseline=BASELINE --workers=WORKERS --=GATE
+regress.takes := --baseline=BASELINE --workers=WORKERS --=CONFIG
 baseline.takes := $(regress.takes)
 leaderboard.takes := --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
-# FRESH, DRY_RUN and WHEELS are on unless 0 or empty; BENCH holds any number of arguments
+# FRESH, DRY_RUN, WIDE and WHEELS are on unless 0 or empty; BENCH holds any number of arguments
 kind.FRESH := switch
 kind.DRY_RUN := switch
+kind.WIDE := switch
 kind.BENCH := several
 gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
 kind.WHEELS := switch
@@ -36,7 +38,9 @@ goals := $(or $(MAKECMDGOALS),help)
 takes := PYTHON $(foreach t,$(foreach g,$(goals),$($g.takes)),$(word 2,$(subst =, ,$t)))
 strange := $(filter-out $(targets) .venv/.installed,$(goals))
 surplus := $(filter-out $(takes),$(given))
+renamed := $(filter FILE GATE,$(surplus))
 $(if $(strange),$(error no target $(strange): `make help` lists them; a value with blanks needs quotes, as in MODEL='my folder'))
+$(if $(renamed),$(error $(renamed) is called CONFIG in every target: `make $(goals) CONFIG=...`))
 $(if $(surplus),$(error `make $(goals)` does not take $(surplus), it takes $(sort $(takes))))
 $(if $(filter mini,$(goals)),$(if $(filter-out mini,$(goals)),$(error `make mini` overwrites the shipped weights: call it alone)))
 
@@ -67,6 +71,8 @@ analyze.also = $(if $(call typed,CALIBRATION_DATA)$(findstring /$(or $(call type
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# messages then name what was typed: BATCH=0 and not --batch 0
+$(commands): export PRUNEBENCH_CALLER := make
 $(commands): $(STAMP)
 	@$(RUN) $@ $($@.also) $(arguments)
 
@@ -75,26 +81,26 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt
 
-eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= POSITIONS= SET='knob=value' FRESH=1]
-sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1]
-ablate:  ## FILE=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
+eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= POSITIONS= SET='knob=value' FRESH=1 WIDE=1]
+sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1 WIDE=1]
+ablate:  ## CONFIG=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
 analyze:  ## where MODEL uses vision, and a VisiPruner config for it [TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
-methods:  ## the registered methods
+methods:  ## the registered methods (prunebench models and prunebench tasks list the others)
 doctor:  ## versions, device, and what mends a broken installation
 goldens:  ## replay recorded official outputs; DIR=folder (default tests/goldens)
 bench:  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
-regress:  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [GATE= BASELINE= WORKERS=]
+regress:  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [CONFIG= BASELINE= WORKERS=]
 baseline:  ## renew that baseline, and show what changes; needs a clean checkout
 leaderboard:  ## tables, comparisons and figures from the sealed cells in RESULTS
 report:  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
 show:  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]
 
 mini-data: $(STAMP)  ## rebuild the mini data sets, bit-identical
-	@$(RUN) mini data
+	@$(RUN) dev mini data
 
 mini: mini-data  ## rebuild the mini world: data and model (hours on a CPU)
-	@$(RUN) mini train --out results/local/mini-training
-	@$(RUN) mini export results/local/mini-training
+	@$(RUN) dev mini train --out results/local/mini-training
+	@$(RUN) dev mini export results/local/mini-training
 
 test: $(STAMP)  ## the fast tests, offline
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests

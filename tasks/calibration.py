@@ -56,12 +56,7 @@ def hub(folder: Path, tasks: Sequence[str], questions: int) -> src.DataSource:
                 stream = stream.cast_column("image", datasets.Image(decode=False))
             yield from stream.select_columns(list(table.columns))
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise PrunebenchError(
-                f"task {spec.name}: cannot load {spec.hub_id} ({table.folder}, split {table.split}) from the hub:"
-                f" {type(error).__name__}: {reason}; check the network and HF_HUB_OFFLINE, or give a folder as"
-                " --calibration-data"
-            ) from None
+            raise src.hub_error(spec, table, error, "give a folder as --calibration-data") from None
 
     def write(spec: src.TaskSpec, table: src.Table, found: list[dict[str, Any]]) -> None:
         path = folder / spec.dataset / table.folder / f"{table.split}-00000-of-00001.parquet"

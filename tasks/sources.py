@@ -7,6 +7,7 @@ torch.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -152,6 +153,14 @@ def source_of_data(data: str | None, model: str) -> DataSource:
     return DataSource.parse(data or ("mini" if model == "mini" else "hub"))
 
 
+def mini_rows(spec: TaskSpec) -> int:
+    """How many questions of a task the shipped mini data hold, as their manifest states."""
+    listed = json.loads((mini_data.FOLDER / "manifest.json").read_text(encoding="utf-8"))["files"]
+    return sum(
+        entry["rows"] for file, entry in listed.items() if Path(file).match(f"{spec.dataset}/{spec.table.pattern}")
+    )
+
+
 def _dataset_names() -> list[str]:
     return sorted({spec.dataset for spec in TASKS.values()})
 
@@ -232,6 +241,15 @@ def _read_local(spec: TaskSpec, table: Table, source: DataSource) -> Dataset:
     return Dataset(rows, info=DatasetInfo(features=features))
 
 
+def hub_error(spec: TaskSpec, table: Table, error: Exception, instead: str) -> PrunebenchError:
+    """The error of a table that the hub did not give; `instead`: how to go on without the hub."""
+    reason = (str(error).splitlines() or [""])[0]
+    return PrunebenchError(
+        f"task {spec.name}: cannot load {spec.hub_id} ({table.folder}, split {table.split}) from the hub:"
+        f" {type(error).__name__}: {reason}; check the network and HF_HUB_OFFLINE, or {instead}"
+    )
+
+
 def _read_hub(spec: TaskSpec, table: Table) -> Dataset:
     import datasets
 
@@ -240,12 +258,7 @@ def _read_hub(spec: TaskSpec, table: Table) -> Dataset:
         # token=None: upstream's `token: True` needs a login although the data sets are public
         rows = datasets.load_dataset(spec.hub_id, name, split=table.split, token=None)
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise PrunebenchError(
-            f"task {spec.name}: cannot load {spec.hub_id} ({table.folder}, split {table.split}) from the hub:"
-            f" {type(error).__name__}: {reason}; check the network and HF_HUB_OFFLINE, or give a folder with a copy, or"
-            " use the data source `mini`"
-        ) from None
+        raise hub_error(spec, table, error, "give a folder with a copy, or use the data source `mini`") from None
     mend = "the data set has changed; use a folder with a copy of the version you know"
     _check_columns(spec, table, spec.hub_id, rows.column_names, mend)
     return rows.cast_column("image", datasets.Image(decode=False)) if "image" in table.columns else rows

@@ -1,13 +1,14 @@
-"""What several test files need: the command as a user types it, and a cell."""
+"""Commands in a process: `prunebench` as a user types it, and Python afresh."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from harness import cli
-from harness.core.cell import Cell
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str, str]:
@@ -22,36 +23,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *ar
     return code, out.out, out.err
 
 
-def asked(**changes: object) -> dict[str, object]:
-    """The words of a request as a cell holds them, with changes."""
-    values = {
-        "method": "fastv",
-        "budget": "64",
-        "model": "mini",
-        "task": "pope",
-        "limit": None,
-        "knobs": {},
-        "seed": 0,
-        "positions": "method",
-    }
-    return values | {"data": None, "device": "cpu", "dtype": None} | changes
+#: packages that take seconds to import
+HEAVY = ("torch", "transformers", "lmms_eval")
 
 
-def make_cell(n: int = 4, **changes: object) -> Cell:
-    """A cell of `n` samples, with changes."""
-    values = {
-        "model": "org/tiny",
-        "model_fingerprint": "w1",
-        "method": "fastv",
-        "knobs": {"boundary": 2, "keep": 64},
-        "budget": "64",
-        "task": "pope",
-        "data_fingerprint": "d1",
-        "n_samples": n,
-        "prompt_template": "p1",
-        "dtype": "float32",
-        "image_backend": "pil",
-        "device_type": "cpu",
-        "max_new_tokens": 16,
-    }
-    return Cell(**(values | changes))
+def imported_with(code: str, *packages: str) -> list[str]:
+    """Those of `packages` that a fresh Python has imported after `code`, which may use `sys`."""
+    script = f"import sys\n{code}\nprint(*(name for name in {packages!r} if name in sys.modules))"
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()

@@ -17,7 +17,7 @@ from harness.analysis.eye import ShallowProbe
 from harness.analysis.stages import Calibrated, Probe, Stages, Trial, Tried
 from harness.core import budget as budgets
 from harness.method import Method
-from harness.models.config import MODEL_CONFIGS
+from harness.models.config import calibration_file
 from harness.models.load import Located
 
 
@@ -27,7 +27,7 @@ def file_name(model: str) -> str:
 
 def config_file(model: str) -> Path:
     """Where BUDGET=calibrated looks for this model's VisiPruner knobs."""
-    return MODEL_CONFIGS.parent / "visipruner" / f"{file_name(model)}.yaml"
+    return calibration_file("visipruner", model)
 
 
 # --------------------------------------------------------------------------------------------------------------- the

@@ -49,6 +49,7 @@ from harness.analysis.observe import by_layer, knockout_row, knockout_table, obs
 from harness.analysis.stages import TEXT, Cut, Outcome
 from harness.core.command import rendered
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 from harness.models.load import LoadedModel, locate_model
 from harness.runner.pace import check_batch
 from harness.runner.request import TASKS, parse_limit
@@ -112,7 +113,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     for name in request.tasks:
         task_spec(name)
     if not request.tasks:
-        raise PrunebenchError(f"no task was named: give TASKS={','.join(TASKS)} or some of them")
+        raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
     check_batch(request.batch)
     located = locate_model(request.model, request.device, request.dtype)
     depth = located.shape.depth

@@ -30,11 +30,11 @@ from harness.bench.random_model import random_config, random_input, random_model
 from harness.bench.settings import PACKAGES, Settings
 from harness.bench.tables import markdown, overhead, remarks, schedules, summary, table
 from harness.core.errors import PrunebenchError, unknown
-from harness.core.provenance import device_name, git_state, versions
+from harness.core.provenance import git_state, versions
 from harness.core.shape import PromptShape
 from harness.models.adapters import adapter_class
 from harness.models.config import model_config
-from harness.models.device import DTYPES, pick_device
+from harness.models.device import DTYPES, device_name, pick_device
 from harness.models.load import locate_model
 
 

@@ -13,7 +13,6 @@ from transformers.initialization import no_init_weights
 
 from harness.bench.settings import Settings
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
 from harness.core.shape import SHAPES
 from harness.cost import papers as published
 from harness.models.adapters import LlavaAdapter, adapter_class, adapter_for
@@ -50,7 +49,7 @@ def random_config(settings: Settings) -> PreTrainedConfig:
         config = LlavaAdapter.config_of(SHAPES[settings.model])
     else:
         known = model_config(settings.model)
-        folder = None if known.path is None else REPOSITORY / known.path
+        folder = known.folder
         if folder is None or not (folder / "config.json").is_file():
             raise PrunebenchError(
                 f"--random-weights --model {settings.model}: expected {', '.join(SHAPES)}, mini or a local folder with"

@@ -1,5 +1,5 @@
 """The command `prunebench`."""
 
-from harness.cli.app import app, main
+from harness.cli.main import app, main
 
 __all__ = ["app", "main"]

@@ -3,11 +3,11 @@ again. No torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from harness.core.cell import plain_knobs
 from harness.core.errors import PrunebenchError
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -40,13 +40,7 @@ class Asked:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        try:
-            plain = json.loads(json.dumps(dict(self.knobs), allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise PrunebenchError(
-                f"knobs of {self.method!r} are not plain JSON values ({error}): {self.knobs!r}"
-            ) from None
-        object.__setattr__(self, "knobs", plain)
+        object.__setattr__(self, "knobs", plain_knobs(self.method, self.knobs))
 
     def unpruned(self) -> Asked:
         """The same questions, asked of the unpruned model."""

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, Protocol
 from harness.core import flops
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import PromptShape, Share
+from harness.core.spelling import given
 
 UNITS = ("kept", "avg", "flops")
 WORDS = ("native", "calibrated", "none")
@@ -167,7 +168,8 @@ def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, l
     if cost_of(at(highest), prompt) is None:
         raise PrunebenchError(
             f"{label.split()[0]} does not say before it runs how many tokens each layer will see (it has no plan(), or"
-            f" the prompt decides), so BUDGET={budget} cannot be solved: give the number of tokens to keep (BUDGET=64)"
+            f" the prompt decides), so {given('budget', budget)} cannot be solved: give the number of tokens to keep"
+            f" ({given('budget', 64)})"
         )
 
     def value(keep: int) -> float:
@@ -191,7 +193,7 @@ def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, l
     if low == high:
         raise PrunebenchError(
             f"{label} cannot {asked}: whatever it keeps it {'averages' if average else 'costs'} {high:.{digits}f}; "
-            "give the number of tokens to keep (BUDGET=64)"
+            f"give the number of tokens to keep ({given('budget', 64)})"
         )
     # what the layers before the first selection cost cannot be saved by keeping less
     plan = at(least).plan(prompt) or ()
@@ -200,10 +202,10 @@ def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, l
     floor = fixed.mean_visual if average else fixed.ratio
     why = f"its floor is {floor:.{digits}f}" + (f" ({n_full} of {depth} layers see all {n})" if n_full else "")
     spelt = [f"{number / step:g}{budget.unit}" for number in (math.ceil(low * step), math.floor(high * step))]
+    either = f"give {given('budget', spelt[0])} to {spelt[1]}, or the number of tokens to keep"
     raise PrunebenchError(
         f"{label} cannot {asked}: {why}; keeping {least} to {n} tokens it reaches {low:.{digits}f} to"
-        f" {high:.{digits}f}: give BUDGET={spelt[0]} to {spelt[1]}, or the number of tokens to keep (BUDGET={least} to"
-        f" {n})"
+        f" {high:.{digits}f}: {either} ({given('budget', least)} to {n})"
     )
 
 

@@ -77,14 +77,7 @@ class Cell:
             raise PrunebenchError(
                 f"cell field 'knobs': expected a mapping from knob names to values, found {self.knobs!r}"
             )
-        try:
-            # A private copy in JSON's own types, so that tuples equal the lists that are read back.
-            plain = json.loads(json.dumps(dict(self.knobs), allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise PrunebenchError(
-                f"knobs of {self.method!r} are not plain JSON values ({error}): {self.knobs!r}"
-            ) from None
-        object.__setattr__(self, "knobs", plain)
+        object.__setattr__(self, "knobs", plain_knobs(self.method, self.knobs))
 
     def identity(self) -> str:
         """The 16 hex digits that name this cell; equal for an object and for the dictionary it was written as."""
@@ -125,6 +118,18 @@ class Cell:
         if missing:
             raise PrunebenchError(f"a cell needs the fields {', '.join(missing)}, which are missing")
         return cls(**values)
+
+
+def plain_knobs(method: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """A private copy of knobs in JSON's own types: tuples equal the lists that are read back.
+
+    Raises PrunebenchError for values that JSON cannot hold.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(knobs), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise PrunebenchError(f"knobs of {method!r} are not plain JSON values ({error}): {knobs!r}") from None
+    return plain
 
 
 def canonical_json(value: Any) -> str:

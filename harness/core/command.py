@@ -24,6 +24,15 @@ def rendered(words: Sequence[str], values: Mapping[str, str | None] | None = Non
     return " ".join(parts) + (f"  # {comment}" if comment else "")
 
 
+def natural(value: object) -> int | None:
+    """The whole number of at least 1 that a user wrote; None for any other text."""
+    try:
+        number = int(str(value))
+    except ValueError:
+        return None
+    return number if number >= 1 else None
+
+
 def _quoted(value: str) -> str:
     quoted = shlex.quote(value)
     return f"'{value}'" if quoted == value and "=" in value else quoted

@@ -21,6 +21,7 @@ from harness.engine.tower import TowerEye
 from harness.method import Method, TowerLook
 from harness.models.adapters import adapter_for
 from harness.models.adapters.text_encoder import TextEncoder
+from harness.models.device import check_whole
 
 KERNEL = "prunebench"
 #: decoder attention modules under an attached engine; found by module, since hook kwargs do not reach the attention
@@ -78,7 +79,13 @@ def attach(
     left-padded batches). Raises PrunebenchError for unsupported models and for a second attach.
     """
     if positions not in POSITION_POLICIES:
-        raise unknown("position policy", positions, POSITION_POLICIES)
+        raise unknown("position policy", str(positions), POSITION_POLICIES)
+    if isinstance(method, str | type):  # whatever has the hooks is a method: tests wrap them
+        raise PrunebenchError(
+            f"expected a method object, found {method!r}: prunebench.prune(model, 'fastv', budget=64) takes names and"
+            " budgets"
+        )
+    check_whole(model)
     adapter = adapter_for(model)
     method = method.for_model(adapter.shape)
     attentions = [layer.self_attn for layer in adapter.layers]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core import flops
+from harness.core.costs import Costs, batch_costs
 from harness.core.errors import PrunebenchError
 from harness.core.keeps import Stage
 from harness.core.trace import LayerTrace, Trace
@@ -51,6 +52,11 @@ class EngineRun(RunView):
         self._trace.notes = dict(self._notes)
         self._trace.decode_steps = self._steps
         return self._trace
+
+    def costs(self) -> Costs:
+        """What the last prefill and the decode steps since then cost. Raises before the first prefill is complete."""
+        trace = self.trace
+        return batch_costs(self.prompts, trace)
 
     @property
     def layouts(self) -> list[TokenLayout]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP, checkout
 from harness.gpu_check.plan import ARMS
 
-ROOT = REPOSITORY
+ROOT = TOP
 FILE = ROOT / "tests" / "goldens" / "mini.json.gz"
 TASKS = ("gqa", "mme", "pope", "textvqa")
 #: questions of each task; the first images of the subset that the reference measured, whole where they fit
@@ -31,6 +31,7 @@ def read() -> dict[str, Any]:
 
     Raises PrunebenchError where the file is missing.
     """
+    checkout("the GPU check")
     if not FILE.is_file():
         raise PrunebenchError(f"expected {FILE.relative_to(ROOT)}, found none: restore it with `git checkout`")
     held: dict[str, Any] = json.loads(gzip.decompress(FILE.read_bytes()))

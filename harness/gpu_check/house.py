@@ -17,20 +17,19 @@ from transformers import DynamicCache
 from harness.bench import command, measure, random_model
 from harness.bench.settings import Settings
 from harness.core import budget as budgets
-from harness.core.paths import REPOSITORY
-from harness.core.provenance import device_name
+from harness.core.paths import TOP
 from harness.engine.attach import attach
 from harness.engine.prefix import PrefixCache
 from harness.gpu_check.plan import MethodAtBudget
 from harness.method import Method, registered
 from harness.models.adapters import adapter_for
 from harness.models.config import model_config
-from harness.models.device import DTYPES, pick_device
+from harness.models.device import DTYPES, device_name, pick_device
 from harness.models.load import LoadedModel, Located, locate_model
 from harness.proof import goldens
 from harness.runner.answering import Answerer, Prompt
 
-GOLDENS = REPOSITORY / "tests" / "goldens"
+GOLDENS = TOP / "tests" / "goldens"
 
 
 def shipped_methods() -> set[str]:

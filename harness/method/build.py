@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, get_args, get_type_hints
 
+from harness.core import spelling
 from harness.core.budget import Budget, amount, lowest, solve
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import PromptShape, Share
@@ -22,18 +23,20 @@ def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> Non
     given = [k for k in cls.budget_knobs if k in knobs]
     if budget.unit == "none":
         if cls.budget_knobs and not given:
-            raise PrunebenchError(f"{cls.name} needs a budget, as in BUDGET=64 (visual tokens)")
+            raise PrunebenchError(f"{cls.name} needs a budget, as in {spelling.given('budget', 64)} (visual tokens)")
     elif not cls.budget_knobs:
         raise PrunebenchError(
-            f"{cls.name} prunes nothing to a count, so it takes no budget; found BUDGET={budget}: leave BUDGET out"
+            f"{cls.name} prunes nothing to a count, so it takes no budget; found"
+            f" {spelling.given('budget', budget)}: leave {spelling.given('budget')} out"
         )
     elif given:
-        either = f"give either BUDGET={budget} or {given[0]}, not both"
+        either = f"give either {spelling.given('budget', budget)} or {given[0]}, not both"
         raise PrunebenchError(f"{cls.name}: knob {given[0]!r} is what the budget sets; {either}")
 
 
-def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Method:
-    """The method `name` at `budget` with `knobs` (values or strings), checked against prompts like this one.
+def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Method:
+    """The method `name`, or the class given in its place, at `budget` with `knobs` (values or strings), checked against
+    prompts like this one.
 
     `avg` and `flops` budgets are solved on `prompt`. Raises PrunebenchError for unknown methods and
     knobs, values of the wrong type, and budgets out of reach.
@@ -72,11 +75,11 @@ def build(name: str, budget: Budget, knobs: Mapping[str, Any], prompt: PromptSha
         if budget.asked(prompt.n_visual) >= least:
             raise
         raise PrunebenchError(
-            f"{name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})"
+            f"{cls.name} cannot keep {budget} visual tokens: expected a budget of at least {least} ({error})"
         ) from None
     if plan is not None and len(plan) != prompt.depth:
         raise PrunebenchError(
-            f"{name}: expected a plan of {prompt.depth} numbers, one a decoder layer, found {len(plan)}"
+            f"{cls.name}: expected a plan of {prompt.depth} numbers, one a decoder layer, found {len(plan)}"
         )
     return built
 
@@ -103,7 +106,7 @@ def _check_shares(cls: type[Method], budget: Budget) -> None:
     hints = get_type_hints(cls)
     if isinstance(budget.tokens, Share) and not any(Share in get_args(hints[knob]) for knob in cls.budget_knobs):
         knobs = " and ".join(cls.budget_knobs)
-        mend = f"give a number (BUDGET=64), or declare {knobs}: int | Share"
+        mend = f"give a number ({spelling.given('budget', 64)}), or declare {knobs}: int | Share"
         raise PrunebenchError(f"{cls.name} takes no share of the tokens, for {knobs} holds a count: {mend}")
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ModelShape, PromptShape, Share
+from harness.core.spelling import given
 
 Positions = Literal["original", "compact"]
 DecodePositions = Literal["original", "compact", "per_layer"]
@@ -287,13 +288,17 @@ class Method:
             return cls(**{"keep": budget.tokens, **knobs})
         if budget.unit == "native":
             raise PrunebenchError(
-                f"{cls.name} has no published defaults, so BUDGET=native means nothing: give a number, as in BUDGET=64"
+                f"{cls.name} has no published defaults, so {given('budget', 'native')} means nothing: give a number, as"
+                f" in {given('budget', 64)}"
             )
         if budget.unit == "calibrated":
             raise PrunebenchError(
-                f"{cls.name} has nothing to calibrate, so BUDGET=calibrated means nothing: give a number (BUDGET=64)"
+                f"{cls.name} has nothing to calibrate, so {given('budget', 'calibrated')} means nothing: give a"
+                f" number ({given('budget', 64)})"
             )
-        raise PrunebenchError(f"{cls.name} takes a number of visual tokens as budget (BUDGET=64); found {budget}")
+        raise PrunebenchError(
+            f"{cls.name} takes a number of visual tokens as budget ({given('budget', 64)}); found {budget}"
+        )
 
     def for_model(self, shape: ModelShape) -> Self:
         """The method with depth-dependent defaults filled in for this decoder, checked: raises PrunebenchError on a bad

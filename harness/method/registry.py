@@ -19,7 +19,7 @@ from types import ModuleType
 from harness.core.errors import PrunebenchError, unknown
 from harness.method.interface import Method
 from harness.method.ranking import Ranking
-from harness.method.source import FILE_MODULE, source_of
+from harness.method.source import FILE_MODULE, in_file, source_of
 
 _REGISTRY: dict[str, type[Method]] = {}
 _PLUGINS_LOADED = False
@@ -27,7 +27,11 @@ ENTRY_POINT_GROUP = "prunebench.methods"
 
 
 def register(cls: type[Method]) -> type[Method]:
-    """Class decorator: enrol a method under its `name`. A clash raises."""
+    """Class decorator: enrol a method under its `name`. A clash raises.
+
+    A class of a notebook or of text that was executed prunes like any other. Results are filed for a class in a file
+    only.
+    """
     _check_class(cls)
     _REGISTRY[cls.name] = cls
     return cls
@@ -51,7 +55,8 @@ def _check_class(cls: type[Method]) -> None:
         )
     _check_interface(cls, where)
     knobs = {f.name for f in dataclasses.fields(cls)}
-    source_of(cls)  # of what was just imported, not of what may stand in the file by the time a result is filed
+    if in_file(cls):  # a notebook's class prunes, and files no results: `source_of` refuses it
+        source_of(cls)  # of what was just imported, not of what may stand in the file by the time a result is filed
     lacking = [knob for knob in cls.budget_knobs if knob not in knobs]
     if lacking:
         raise PrunebenchError(
@@ -105,8 +110,17 @@ def registered() -> dict[str, type[Method]]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def method_class(name: str) -> type[Method]:
-    """The method registered under `name`, or the class behind `path/to/file.py:Class` or `package.module:Class`."""
+def method_class(name: str | type[Method]) -> type[Method]:
+    """The method registered under `name`, or the class behind `path/to/file.py:Class` or `package.module:Class`.
+
+    A class is checked and comes back itself.
+    """
+    if isinstance(name, type):
+        if not issubclass(name, Method):
+            raise PrunebenchError(f"expected a subclass of prunebench.Method, found {name!r}")
+        registered()
+        _check_class(name)
+        return name
     if ":" in name:
         return _load(name)
     known = registered()
@@ -140,7 +154,7 @@ def _load(spec: str) -> type[Method]:
     cls = getattr(module, attribute, None)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise PrunebenchError(
-            f"{spec!r}: expected a subclass of harness.method.Method called {attribute!r} there, found {cls!r}"
+            f"{spec!r}: expected a subclass of prunebench.Method called {attribute!r} there, found {cls!r}"
         )
     registered()
     _check_class(cls)

@@ -37,13 +37,11 @@ def source_of(cls: type) -> str:
     """
     if cls not in _SOURCES:
         digests: dict[str, str] = {}
-        for base in cls.__mro__:
-            if base.__module__.partition(".")[0] in {*OWN, *sys.stdlib_module_names}:
-                continue
-            if not Path(getattr(sys.modules.get(base.__module__), "__file__", None) or "").is_file():
+        for base in _bases(cls):
+            if not _has_file(base):
                 raise PrunebenchError(
                     f"{base.__qualname__}: expected a class in a file, whose code its results are filed under: put it"
-                    " in one"
+                    f" in one and name it as path/to/file.py:{base.__qualname__}"
                 )
             _add_files(base.__module__, digests, installed=True)
         known = json.loads(_SHIPPED_FILES.read_text())
@@ -52,6 +50,29 @@ def source_of(cls: type) -> str:
             SHIPPED if released else hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
         )
     return _SOURCES[cls]
+
+
+def in_file(cls: type) -> bool:
+    """Whether a class and its bases stand in files; false for a class of a notebook, or of text that was executed."""
+    return all(map(_has_file, _bases(cls)))
+
+
+def _bases(cls: type) -> list[type]:
+    """The class and its bases, without ours and Python's own."""
+
+    def python_has(base: type) -> bool:  # text that is executed may call its module "builtins"
+        return getattr(sys.modules.get(base.__module__), base.__name__, None) is base
+
+    return [
+        base
+        for base in cls.__mro__
+        if (top := base.__module__.partition(".")[0]) not in OWN
+        and not (top in sys.stdlib_module_names and python_has(base))
+    ]
+
+
+def _has_file(cls: type) -> bool:
+    return Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "").is_file()
 
 
 def record_shipped() -> Path:

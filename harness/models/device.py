@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import nn
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -16,12 +22,67 @@ def pick_device(device: str) -> torch.device:
     try:
         picked = torch.device(device)
     except RuntimeError:
-        raise PrunebenchError(f"DEVICE={device!r} is no device: expected auto, cpu, cuda or cuda:N") from None
+        raise PrunebenchError(f"{given('device', device)}: expected auto, cpu, cuda or cuda:N") from None
     if picked.type == "cuda" and (not torch.cuda.is_available() or (picked.index or 0) >= torch.cuda.device_count()):
         raise PrunebenchError(
-            f"DEVICE={device}: expected a CUDA device, found {torch.cuda.device_count()}: use DEVICE=cpu, "
+            f"{given('device', device)}: expected a CUDA device, found {torch.cuda.device_count()}: use"
+            f" {given('device', 'cpu')}, "
             "or check the driver and the torch build with `prunebench doctor`"
         )
     if picked.type not in ("cpu", "cuda"):
-        raise PrunebenchError(f"DEVICE={device!r} is not supported: expected auto, cpu, cuda or cuda:N")
+        raise PrunebenchError(
+            f"{given('device', device)} is not supported: expected auto, cpu, cuda or cuda:N; use"
+            f" {given('device', 'cpu')}"
+        )
     return picked
+
+
+def check_whole(model: Any) -> None:
+    """Raise PrunebenchError for a loaded model that is quantised, or that does not lie on one CPU or CUDA device."""
+    if not isinstance(model, nn.Module):
+        raise PrunebenchError(
+            f"expected a loaded model of transformers, found {model!r}: load it with `from_pretrained` of its class"
+        )
+    check_quantised(getattr(model, "config", None), "the model")
+    weights = list(model.parameters())
+    if any(not w.is_floating_point() for w in weights):
+        raise PrunebenchError(f"the model: expected weights in floating point, found a quantised model: {_UNQUANTISED}")
+    found = sorted({str(w.device) for w in weights})
+    if len(found) > 1:
+        raise PrunebenchError(
+            f"expected a model on one device, found one spread over {', '.join(found)}: load it without device_map and"
+            " move it to one card with model.to('cuda:0')"
+        )
+    if found and weights[0].device.type not in ("cpu", "cuda"):
+        raise PrunebenchError(f"expected a model on the CPU or on CUDA, found {found[0]}: move it with model.to('cpu')")
+
+
+_UNQUANTISED = "use the unquantised checkpoint in bfloat16 or float16"
+
+
+def check_quantised(config: Any, label: str) -> None:
+    """Raise PrunebenchError where a model's config (an object, or config.json as a dict) says that its weights are
+    quantised."""
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    found = found or getattr(config, "quantization_config", None)
+    if found:
+        stated = found if isinstance(found, dict) else found.to_dict()
+        kind = " ".join(name for name in ("load_in_4bit", "load_in_8bit") if stated.get(name))
+        how = f"{stated.get('quant_method', 'an unnamed method')}{' ' + kind if kind else ''}"
+        raise PrunebenchError(
+            f"{label}: expected weights in floating point, found quantised ones ({how}): {_UNQUANTISED}"
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with torch's number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+        )
+    except OSError:
+        model = platform.processor() or platform.machine()
+    return f"{model}, {torch.get_num_threads()} threads"

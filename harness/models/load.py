@@ -19,13 +19,13 @@ from torch import nn
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
-from harness.core.paths import REPOSITORY
 from harness.core.shape import ModelShape, PromptShape
+from harness.core.spelling import given
 from harness.method import Method, build, method_class
-from harness.models.adapters import ADAPTERS, Adapter, adapter_class, adapter_for
+from harness.models.adapters import ADAPTERS, ORIGINAL_CLASSES, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
-from harness.models.config import ModelConfig, calibrated_knobs, model_config
-from harness.models.device import DTYPES, pick_device
+from harness.models.config import ORIGINALS, ModelConfig, calibrated_knobs, model_config
+from harness.models.device import DTYPES, check_quantised, pick_device
 from harness.models.prompt import Prompter
 
 
@@ -101,8 +101,8 @@ class Located:
             own |= calibrated_knobs(name, self.config.name)
         if budget.unit == "flops" and n_text is None:
             raise PrunebenchError(
-                f"BUDGET={budget} is solved at a task's mean text length, and no task is known here: "
-                "use `prunebench eval`, or give a number of tokens (BUDGET=64 or BUDGET=64avg)"
+                f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: use"
+                f" `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
             )
         return build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
 
@@ -159,9 +159,8 @@ def locate_model(name: str, device: str = "auto", dtype: str = "auto") -> Locate
 
 
 def _locate(config: ModelConfig) -> tuple[Path, str | None]:
-    if config.path is not None:
-        folder = Path(config.path)
-        folder = folder if folder.is_absolute() else REPOSITORY / folder
+    folder = config.folder
+    if folder is not None:
         mend = "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "check the path"
         for needed in ("config.json", "tokenizer.json", "processor_config.json"):
             if not (folder / needed).is_file():
@@ -188,17 +187,24 @@ def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
         raise PrunebenchError(
             f"model {config.name}: {config.hub} could not be fetched from the Hugging Face hub"
             f" ({type(error).__name__}). Connect to the hub, log in if the model is gated, set HF_HOME to a cache that"
-            " holds it, or give a local folder as MODEL; MODEL=mini needs no hub"
+            f" holds it, or give a local folder; {given('model', 'mini')} needs no hub"
         ) from None
 
 
 def _check_config(config: ModelConfig, folder: Path) -> None:
     try:
-        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ["?"]
+        stated = json.loads((folder / "config.json").read_text())
+        architectures = stated.get("architectures") or ["?"]
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise PrunebenchError(
             f"model {config.name}: {folder / 'config.json'} is not JSON: fetch the model again"
         ) from None
+    check_quantised(stated, f"model {config.name}")
+    if architectures[0] in ORIGINAL_CLASSES:
+        raise PrunebenchError(
+            f"model {config.name} is an original checkpoint ({architectures[0]}), which transformers does not load: use"
+            f" the converted one, as in MODEL=llava-1.5-7b ({ORIGINALS['liuhaotian/llava-v1.5-7b'].twin})"
+        )
     if architectures[0] not in ADAPTERS:
         raise PrunebenchError(f"model {config.name} is a {architectures[0]}; prunebench supports {', '.join(ADAPTERS)}")
 
@@ -213,7 +219,8 @@ def _check_memory(folder: Path, device: torch.device, dtype: str) -> None:
     if needed > free:
         raise PrunebenchError(
             f"{folder.name}: expected about {needed / 2**30:.1f} GiB of free memory on {device} for {dtype}, found"
-            f" {free / 2**30:.1f}: free the GPU, use DTYPE=bfloat16, a smaller model, or DEVICE=cpu"
+            f" {free / 2**30:.1f}: free the GPU, use {given('dtype', 'bfloat16')}, a smaller model, or"
+            f" {given('device', 'cpu')}"
         )
 
 

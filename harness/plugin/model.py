@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import ImageFile
 
+from harness.core.command import natural
 from harness.core.errors import PrunebenchError
 from tasks.lmms import one_image, sha256
 
@@ -44,11 +45,8 @@ def _fatal() -> Iterator[None]:
 
 
 def _whole(name: str, value: Any) -> int:
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
-    if number < 1:
+    number = natural(value)
+    if number is None:
         raise PrunebenchError(f"{name}: expected a whole number of at least 1, found {value!r}")
     return number
 

@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP
 from harness.method import Method, Reduction, Run, Stream, Traits, method_class
 from harness.proof.conformance.kit import check, one_thread
 from harness.proof.conformance.tiny import tiny_model
@@ -34,7 +34,7 @@ from methods.knockout import Knockout
 from methods.pooling import Pooling
 from methods.random import Random
 
-GOLDENS = REPOSITORY / "tests" / "goldens"
+GOLDENS = TOP / "tests" / "goldens"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _read() -> tuple[Fault, ...]:
     document = yaml.safe_load((files("harness.proof") / "faults.yaml").read_text(encoding="utf-8"))
     found = []
     for entry in document["faults"]:
-        method = str(REPOSITORY / entry["method"]) if ".py:" in entry["method"] else entry["method"]
+        method = str(TOP / entry["method"]) if ".py:" in entry["method"] else entry["method"]
         cases = tuple(case for group in entry.get("cases", ()) for case in document["cases"][group])
         found.append(Fault(**{**entry, "method": method, "cases": cases}))
     return tuple(found)
@@ -267,8 +267,8 @@ def markdown(caught: Sequence[Caught]) -> str:
     lines = [
         "# Seeded faults, and what caught them",
         "",
-        "Written by `prunebench mutations`. Each fault replaces one piece of one function while the conformance kit",
-        "(`prunebench check`) and some recorded runs of the official implementations (`tests/goldens`) run.",
+        "Written by `prunebench dev mutations`. Each fault replaces one piece of one function while the conformance",
+        "kit (`prunebench check`) and some recorded runs of the official implementations (`tests/goldens`) run.",
         "",
         (
             f"{len(caught) - len(survived)} of {len(caught)} faults caught: {by_kit} by the kit, {by_cases} by recorded"

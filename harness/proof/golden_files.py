@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.core.errors import PrunebenchError
+from harness.core.paths import CHECKOUT
 from harness.store.files import write_atomic
 
 _TEXT = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
@@ -41,7 +42,8 @@ def load_index(folder: Path) -> list[dict[str, Any]]:
     else."""
     index = folder / "index.json"
     if not index.is_file():
-        raise PrunebenchError(f"expected a folder of recorded cases with an index.json; found none at {index}")
+        ours = "" if CHECKOUT else "; those of prunebench are in a checkout of its repository, not in the package"
+        raise PrunebenchError(f"expected a folder of recorded cases with an index.json; found none at {index}{ours}")
     cases = _parsed(index.read_bytes(), index)
     if not isinstance(cases, list) or not all(isinstance(c, dict) and isinstance(c.get("file"), str) for c in cases):
         raise PrunebenchError(f"{index}: expected a list of cases with a `file` each: {MEND}")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.command import evaluation, rendered
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import command, given
 from harness.report import views
 from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
@@ -68,8 +69,9 @@ def write(
     cells = Store(results).cells()
     if not cells:
         raise PrunebenchError(
-            f"{results}: expected sealed cells for the report, found none; `make eval METHOD=visipruner BUDGET=64` or"
-            " `make sweep` makes them (RESULTS= or --results names another folder)"
+            f"{results}: expected sealed cells for the report, found none;"
+            f" `{command('eval', method='visipruner', budget='64')}` makes some, and {given('results')} names another"
+            " folder"
         )
     if samples < 0:
         raise PrunebenchError(f"--samples {samples}: expected a number of samples per task of at least 0")

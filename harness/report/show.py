@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from harness.core import keeps
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import Grid
+from harness.core.spelling import command, given
 from harness.report import views
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
@@ -73,10 +74,10 @@ def find(
     """
     if not cells:
         raise PrunebenchError(
-            "expected sealed cells, found none; `make eval METHOD=visipruner BUDGET=64` or `make sweep` makes them"
+            f"expected sealed cells, found none; `{command('eval', method='visipruner', budget='64')}` makes some"
         )
     if not methods:
-        raise PrunebenchError("no method was named: give --method visipruner,fastv or one of them")
+        raise PrunebenchError(f"no method was named: give {given('method', 'visipruner,fastv')} or one of them")
     from harness.method import method_class  # torch
 
     # a method from a file is measured under its name
@@ -89,7 +90,7 @@ def find(
         raise unknown("model", model, models)
     if not model and len(models) > 1:
         raise PrunebenchError(
-            f"the results hold cells of several models: name one with --model (of {', '.join(models)})"
+            f"the results hold cells of several models: name one with {given('model')} (of {', '.join(models)})"
         )
     task = key.partition("/")[0]
     of_task = [
@@ -183,7 +184,7 @@ def _pick(questions: views.Questions, named: dict[str, str], method: str, budget
         other = views.command(of[0], budget=at)
         raise PrunebenchError(
             f"{questions.label} was measured with {method} at {', '.join(budgets)}, not at {at}: name one with"
-            f" --budget, or measure it with `{other}`"
+            f" {given('budget')}, or measure it with `{other}`"
         )
     one_seed: dict[str, SealedCell] = {}
     for sealed in sorted(found, key=lambda s: s.cell.seed):
@@ -276,7 +277,7 @@ def picture(sample: ShownSample) -> Image.Image:
         if not shown.stages:
             draw.text(
                 (_MARGIN, top + 8 + _LINE),
-                "kept tokens were not recorded for this cell; measure it again with FRESH=1",
+                "kept tokens were not recorded for this cell; measure it again with " + given("fresh", True),
                 _MUTED,
                 small,
             )

@@ -12,6 +12,8 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # 
 
 from harness.core import yamlfile
 from harness.core.errors import PrunebenchError
+from harness.core.paths import resolved
+from harness.core.spelling import command
 from harness.method import method_class
 from harness.runner import run as runner
 from harness.runner.launch.processes import executor
@@ -68,13 +70,17 @@ class MeasuredVariant:
 
 
 def load(file: Path) -> Ablation:
-    """Read an ablation. Raises PrunebenchError where the file is missing or does not fit."""
+    """Read an ablation. Raises PrunebenchError where the file is missing, is a sweep or does not fit."""
+    file = resolved(file)
     if not file.is_file():
         raise PrunebenchError(
             f"expected an ablation as YAML at {file}, found no such file: try one of configs/ablations/"
         )
+    body = yamlfile.read(file, "an ablation")
+    if "methods" in body and "variants" not in body:
+        raise PrunebenchError(f"{file}: this is a sweep: use `{command('sweep', config=str(file))}`")
     try:
-        return Ablation(**yamlfile.read(file, "an ablation"))
+        return Ablation(**body)
     except ValidationError as error:
         raise PrunebenchError(f"{file}: {yamlfile.said(error, {'variants': Variant, '': Ablation})}") from None
 

@@ -16,11 +16,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import Cache
 
-from harness.core import flops, keeps
+from harness.core import keeps
 from harness.core.budget import NONE, Budget
+from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
-from harness.core.shape import PromptShape
-from harness.core.trace import Trace
 from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
 from harness.engine.run import EngineRun
@@ -344,33 +343,3 @@ def pixels_key(method: Method) -> str:
         if type(method).on_pixels is Method.on_pixels
         else f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"
     )
-
-
-def sample_cost(prompt: PromptShape, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:
-    """The measured cost of one prompt, from its trace: FLOPs (1 multiply-add = 2; `_macs`: multiply-adds), bytes,
-    tokens.
-
-    Vision tower and projector are what this prompt alone would run; sharing features between prompts does not hide
-    them.
-    """
-    shape = prompt.decoder
-    n_prompt = trace.layers[0].tokens[row] - trace.layers[0].visual[row] + trace.n_prompt_visual[row]
-    steps = max(n_new_tokens, 1) - 1
-    cost: dict[str, float] = {
-        "kept": trace.kept(row),
-        "mean_visual": trace.mean_visual(row),
-        "n_visual": trace.n_prompt_visual[row],
-        "n_text": n_prompt - trace.n_prompt_visual[row],
-        "prefill_dense_flops": flops.prefill_dense(shape, trace, row),
-        "prefill_ideal_flops": flops.prefill_ideal(shape, trace, row),
-        "prefill_paper_macs": flops.prefill_paper_macs(shape, trace, row),
-        "prefill_unpruned_flops": flops.prefill_unpruned(shape, n_prompt),
-        "scoring_flops": trace.scoring[row],
-        "vision_flops": sum(flops.vision_tower(image.vision) for image in prompt.images),
-        "projector_flops": sum(flops.projector(shape, image.vision) for image in prompt.images),
-        "lm_head_flops": flops.lm_head(shape, 1 + steps),
-        "decode_flops": flops.decode(shape, trace, row, steps),
-        "kv_bytes": flops.kv_bytes(shape, trace, row),
-    }
-    cost.update({name: values[row] for name, values in trace.notes.items() if name not in cost})
-    return cost

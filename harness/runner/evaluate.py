@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from harness.core.command import pairs, rendered
 from harness.runner.launch.processes import executor
 from harness.runner.request import Request, resolve
 from harness.runner.run import Finished, Options, Say, run
@@ -25,27 +24,15 @@ def evaluate(request: Request, options: Options | None = None, say: Say = print)
 
 def _banner(request: Request, settings: list[Setting]) -> str:
     first = settings[0]
-    located, spelt = first.located, ",".join(request.budgets) or "none"
+    located, spelt = first.located, ", ".join(request.budgets) or "none"
     if len(request.methods) == len(request.budgets) == 1:
         spelt = str(settings[-1].budget)
     plan = ", ".join(request.methods) + (
-        "" if all(s.budget.unit == "none" for s in settings) else f" at BUDGET={spelt}"
+        "" if all(s.budget.unit == "none" for s in settings) else f" at budget {spelt}"
     )
-    plan += f" with SEED={','.join(request.seeds)}" if len(request.seeds) > 1 else ""
+    plan += f" with seeds {', '.join(request.seeds)}" if len(request.seeds) > 1 else ""
     count = "every question" if first.limit is None else f"about {first.limit} questions (whole images)"
-    text = (
+    return (
         f"{plan} on {located.config.name} ({located.device} in {located.dtype}), {first.source.name} data:"
-        f" {', '.join(request.tasks)}, {count} per task, beside the unpruned model. "
+        f" {', '.join(request.tasks)}, {count} per task, beside the unpruned model."
     )
-    if located.config.name == "mini":
-        words = {
-            "METHOD": ",".join(request.methods),
-            "BUDGET": spelt if request.budgets else None,
-            "MODEL": "llava-1.5-7b",
-            "SET": pairs(request.knobs),
-            "SEED": ",".join(request.seeds) if request.seeds != ("0",) else None,
-            "POSITIONS": request.positions if request.positions != "method" else None,
-        }
-        real = rendered(["make", "eval"], words)
-        text += f"The real thing, on a GPU with the Hugging Face hub: {real}"
-    return text

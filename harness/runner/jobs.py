@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from harness.core.cell import Cell
-from harness.core.provenance import device_name, git_now, versions_now
+from harness.core.provenance import git_now, versions_now
 from harness.method import source_of
+from harness.models.device import device_name
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 
 #: images of one chunk, if their prefixes fit
 CHUNK = 48
@@ -31,7 +32,7 @@ class Pace:
 def check_batch(batch: int) -> None:
     """Raise PrunebenchError unless a batch holds a prompt."""
     if batch < 1:
-        raise PrunebenchError(f"batch {batch}: expected at least 1 prompt a batch")
+        raise PrunebenchError(f"{given('batch', batch)}: expected at least 1 prompt a batch")
 
 
 def prefix_budget(device: torch.device) -> int:

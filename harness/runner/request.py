@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from harness.core import budget as budgets
 from harness.core.asked import Asked
 from harness.core.budget import Budget
-from harness.core.command import check_no_comma, word
+from harness.core.command import check_no_comma, natural, word
 from harness.core.errors import PrunebenchError, naming, unknown
+from harness.core.spelling import given
 
 if TYPE_CHECKING:
     from harness.core.shape import PromptShape
@@ -71,13 +72,15 @@ class Request:
 
         if not self.methods:
             raise PrunebenchError(
-                "no method was named: give METHOD=visipruner or several, as in METHOD=visipruner,fastv"
+                f"no method was named: give {given('method', 'visipruner')} or several, as in"
+                f" {given('method', 'visipruner,fastv')}"
             )
         check_no_comma(self.methods)
         takers = [method for method in self.methods if method_class(method).budget_knobs]
         if len(self.methods) > 1 and not takers and any(budgets.parse(text) != budgets.NONE for text in self.budgets):
             raise PrunebenchError(
-                f"BUDGET={','.join(self.budgets)}: none of {', '.join(self.methods)} takes a budget: leave BUDGET out"
+                f"{given('budget', ','.join(self.budgets))}: none of {', '.join(self.methods)} takes a budget: leave"
+                f" {given('budget')} out"
             )
         found = []
         for method in self.methods:
@@ -161,7 +164,7 @@ def check(request: Request) -> Checked:
     if request.positions not in POSITION_POLICIES:
         raise unknown("position policy", request.positions, POSITION_POLICIES)
     if not request.tasks:
-        raise PrunebenchError(f"no task was named: give TASKS={','.join(TASKS)} or some of them")
+        raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
     for task in request.tasks:
         task_spec(task)
     seed, config = _seed(request.seeds[0]), model_config(request.model)
@@ -241,7 +244,7 @@ def _seed(text: str) -> int:
     except ValueError:
         seed = -1
     if seed < 0:
-        raise PrunebenchError(f"SEED={text!r}: expected a whole number of at least 0, or several, as in 0,1,2")
+        raise PrunebenchError(f"{given('seed', text)}: expected a whole number of at least 0, or several, as in 0,1,2")
     return seed
 
 
@@ -253,15 +256,12 @@ def mean_text(located: Located, task: Any) -> int:
 
 
 def parse_limit(limit: str | int | None, default: int | None) -> int | None:
-    """LIMIT as a user writes it; None means every question."""
+    """The limit as a user writes it; None means every question."""
     if limit is None or limit == "":
         return default
     if str(limit).strip().lower() == "all":
         return None
-    try:
-        number = int(str(limit))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise PrunebenchError(f"LIMIT={limit!r}: expected a number of questions per task of at least 1, or all")
+    number = natural(limit)
+    if number is None:
+        raise PrunebenchError(f"{given('limit', limit)}: expected a number of questions per task of at least 1, or all")
     return number

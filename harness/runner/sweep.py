@@ -23,9 +23,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness.core import flops, yamlfile
+from harness.core import flops, paths, yamlfile
 from harness.core.errors import PrunebenchError, naming, unknown
 from harness.core.shape import PromptShape
+from harness.core.spelling import command, given
 from harness.method import Method, method_class
 from harness.runner import run as runner
 from harness.runner.answering import Clock
@@ -77,22 +78,27 @@ class Sweep(BaseModel):
 def load(file: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep; `overrides` are `key=value` for its top-level keys, `methods=a,b` picks among its entries.
 
-    Raises PrunebenchError where the file is missing, does not fit, or an override names no key.
+    Raises PrunebenchError where the file is missing, is an ablation, does not fit, or an override names no key.
     """
+    file = paths.resolved(file)
     if not file.is_file():
         raise PrunebenchError(f"expected a sweep as YAML at {file}, found no such file: try configs/mini.yaml")
     try:
         body = yamlfile.read(file, "a sweep")
-        given: set[str] = set()
+        if "variants" in body and "methods" not in body:
+            raise PrunebenchError(f"{file}: this is an ablation: use `{command('ablate', config=str(file))}`")
+        seen: set[str] = set()
         for item in " ".join(overrides).split():
             key, eq, value = item.partition("=")
             if not eq or not value:
-                raise PrunebenchError(f"--set {item!r}: expected key=value, as in --set limit=50 --set budgets=64,32")
+                raise PrunebenchError(f"{given('set', item)}: expected key=value, as in {given('set', 'limit=50')}")
             if key not in Sweep.model_fields:
                 raise unknown("sweep key", key, Sweep.model_fields)
-            if key in given:
-                raise PrunebenchError(f"--set {item!r}: {key} is given twice: give it once, several values with commas")
-            given.add(key)
+            if key in seen:
+                raise PrunebenchError(
+                    f"{given('set', item)}: {key} is given twice: give it once, several values with commas"
+                )
+            seen.add(key)
             if key == "methods":
                 body[key] = _picked(body.get(key) or [], value.split(","))
             else:
@@ -109,7 +115,7 @@ def _picked(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
     known = list(dict.fromkeys(map(named, entries)))
     for name in names:
         if name not in known:
-            hint = "--set methods= picks among the methods of the file; others are added to the file"
+            hint = f"{given('set', 'methods=')} picks among the methods of the file; others are added to the file"
             raise PrunebenchError(f"{unknown('method of this sweep', name, known)}: {hint}")
     return [e for e in entries if named(e) in names]
 
@@ -288,7 +294,9 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
                 f" {len(speeds)} sealed cells ran"
             )
         elif work:
-            tail.append("time: no sealed cell to go by yet; run a small LIMIT first, or see the progress bar")
+            tail.append(
+                f"time: no sealed cell to go by yet; run a small {given('limit')} first, or see the progress bar"
+            )
     tail += [f"{place}: cells and their state are unknown here: {why}" for place, why in missing.items()]
     return text + "\n\n" + "\n".join(tail)
 

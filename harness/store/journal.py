@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 
 JOURNAL = "journal.jsonl"
 _RECORD = {"key": str, "image": str, "answer": str, "n_new_tokens": int, "cost": dict, "wall_s": float, "kept": str}
@@ -71,12 +72,12 @@ def read_journal(path: Path, expected: frozenset[str] | None = None) -> tuple[di
         except ValueError as error:
             raise PrunebenchError(
                 f"{path}, line {number}: expected one JSON record per line, found {line[:80]!r} ({error});"
-                " delete that line to ask its sample again, or run with FRESH=1"
+                f" delete that line to ask its sample again, or run with {given('fresh', True)}"
             ) from None
         if expected is not None and record.key not in expected:
             raise PrunebenchError(
                 f"{path}, line {number}: sample {record.key!r} is not one of the {len(expected)} expected;"
-                " the journal belongs to other data: run with FRESH=1"
+                f" the journal belongs to other data: run with {given('fresh', True)}"
             )
         done.setdefault(record.key, record)
     return done, size

@@ -16,6 +16,7 @@ from harness.core import stats
 from harness.core.asked import Asked
 from harness.core.cell import KEY_VERSION, Cell
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 from harness.store.files import checksum, saying, there
 from harness.store.journal import Record
 
@@ -216,8 +217,8 @@ def parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequ
 
 def damaged(path: Path, why: str) -> PrunebenchError:
     return PrunebenchError(
-        f"{path}: {why}; result files are never edited: restore it, or delete {path.parent} (FRESH=1 does) and measure"
-        " again"
+        f"{path}: {why}; result files are never edited: restore it, or delete {path.parent}"
+        f" ({given('fresh', True)} does) and measure again"
     )
 
 

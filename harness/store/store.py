@@ -26,6 +26,7 @@ from typing import Any
 from harness.core import stats
 from harness.core.cell import KEY_VERSION, Cell
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 from harness.store.files import few, remove, saying, slug, sync_folder, there, write_all, write_atomic
 from harness.store.journal import JOURNAL, Record, number, read_journal
 from harness.store.lease import Lease, Timing, leased, tidy
@@ -88,7 +89,7 @@ class CellWriter:
                 raise PrunebenchError(
                     f"sample {record.key!r}: expected the cost columns {sorted(first.cost)} of the answers before it"
                     f" (and none of {', '.join(COLUMNS)}), found {sorted(record.cost)}; if the harness changed since"
-                    f" {path} was begun, run with FRESH=1"
+                    f" {path} was begun, run with {given('fresh', True)}"
                 )
             if record.key not in self.done:
                 fresh.setdefault(record.key, record)
@@ -277,7 +278,9 @@ class Store:
             with saying("create", folder):
                 folder.mkdir(parents=True, exist_ok=True)
             if there(folder / SEAL):
-                raise CellSealed(f"{folder} is sealed already: use it, or run with FRESH=1 to measure again")
+                raise CellSealed(
+                    f"{folder} is sealed already: use it, or run with {given('fresh', True)} to measure again"
+                )
             path = folder / JOURNAL
             with saying("open", path), lease.guard():
                 journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -297,7 +300,7 @@ class Store:
         tidy(self.root / "locks", self._timing)
 
     def discard(self, cell: Cell) -> None:
-        """Forget the cell, sealed or half run (FRESH=1). Raises CellBusy if another runner has it."""
+        """Forget the cell, sealed or half run (`--fresh`). Raises CellBusy if another runner has it."""
         folder = self.folder(cell)
         with saying("read", folder):
             if not there(folder):

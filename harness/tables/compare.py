@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from harness.core import stats
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 from harness.store.sealed import SAMPLES, SealedCell
 from harness.tables.sections import NAN, Block, Line, Section, average, mean
 
@@ -215,7 +216,8 @@ class _Task:
                 raise PrunebenchError(
                     f"{sealed.folder}: expected the {len(self.keys)} questions of"
                     f" {next(iter(self.cells.values())).folder}, since both cells name the data"
-                    f" {sealed.cell.data_fingerprint[:16]}, found other keys or images; measure again (FRESH=1)"
+                    f" {sealed.cell.data_fingerprint[:16]}, found other keys or images; measure again"
+                    f" ({given('fresh', True)})"
                 )
             self.keys, self.image = rows["key"], rows["image"]
             self.answers[id(sealed)] = [answer.strip().casefold() for answer in rows["answer"]]

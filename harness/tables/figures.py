@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core import stats
-from harness.core.errors import PrunebenchError
-from harness.store.files import write_atomic
+from harness.store.files import make_folder, write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.labels import label
 from harness.tables.sections import NAN, Line, Section, average, mean, percent_of_unpruned
@@ -289,12 +288,7 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
     from PIL import Image
 
     place = folder / FOLDER
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PrunebenchError(
-            f"cannot create {place}: {error.strerror}; choose a results folder that you can write"
-        ) from None
+    make_folder(place)
     svg, raw, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     FigureCanvasAgg(figure).print_png(raw, metadata={"Software": None})

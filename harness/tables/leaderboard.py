@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
-from harness.core.errors import PrunebenchError
-from harness.store.files import write_atomic
+from harness.store.files import make_folder, write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
@@ -38,12 +37,7 @@ def write(
     known = distinct(cells)
     studied = [(section, study(section) if samples else None) for section in sections(known)]
     csv, markdown = folder / CSV, folder / MARKDOWN
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PrunebenchError(
-            f"cannot create {folder}: {error.strerror}; choose a results folder that you can write"
-        ) from None
+    make_folder(folder)
     drawn: list[list[str]] = [[] for _ in studied]
     if figures:
         from harness.tables.figures import draw  # matplotlib
@@ -58,6 +52,14 @@ def write(
     parts += [section_text(section, found, shown) for (section, found), shown in zip(studied, drawn, strict=True)]
     write_atomic(markdown, "\n".join([*parts, footer(folder)]).encode())
     return csv, markdown
+
+
+def whole_rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
+    """The frame that `write` writes as leaderboard.csv."""
+    known = distinct(cells)
+    frame = rows(known.values())
+    _with_answers(frame, [(section, study(section)) for section in sections(known)])
+    return frame
 
 
 def _csv(frame: pd.DataFrame) -> bytes:

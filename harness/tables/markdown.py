@@ -13,7 +13,7 @@ from harness.core import stats
 from harness.core.asked import Asked
 from harness.core.cell import canonical_json
 from harness.core.command import evaluation
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP
 from harness.store.sealed import SealedCell
 from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, Findings, Hard, Power
 from harness.tables.sections import NAN, Block, Line, Section, average, mean, percent_of_flops
@@ -38,8 +38,8 @@ Every number is read from sealed cells. Only cells of one model, prompt, dtype, 
 
 def footer(folder: Path) -> str:
     """The words under a leaderboard in `folder`; the page of all words is a link inside a checkout, else a name."""
-    page, here = REPOSITORY / "docs" / "leaderboard.md", folder.resolve()
-    if not page.is_file() or not here.is_relative_to(REPOSITORY):
+    page, here = TOP / "docs" / "leaderboard.md", folder.resolve()
+    if not page.is_file() or not here.is_relative_to(TOP):
         return FOOTER.format(page="The page docs/leaderboard.md of prunebench")
     return FOOTER.format(page=f"[docs/leaderboard.md]({Path(os.path.relpath(page, here)).as_posix()})")
 

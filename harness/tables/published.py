@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import DATA
 from harness.store.sealed import SealedCell
 from harness.tables.sections import NAN, Line, mean
 
-PATH = REPOSITORY / "results" / "published.csv"
+PATH = DATA / "results" / "published.csv"
 RAW = (
     "model",
     "method",
@@ -228,7 +228,7 @@ def _number(source: Path, text: str) -> float:
 
 
 def load(path: Path = PATH) -> list[Published]:
-    """The rows of published.csv. Raises PrunebenchError if it is not there or not as `prunebench published` writes
+    """The rows of published.csv. Raises PrunebenchError if it is not there or not as `prunebench dev published` writes
     it."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -238,7 +238,7 @@ def load(path: Path = PATH) -> list[Published]:
         raise PrunebenchError(f"cannot read {path}: {error.strerror}; restore it from the repository") from None
     except TypeError as error:
         raise PrunebenchError(
-            f"{path}: expected what `prunebench published` writes, found other columns ({error}); restore it"
+            f"{path}: expected what `prunebench dev published` writes, found other columns ({error}); restore it"
         ) from None
 
 

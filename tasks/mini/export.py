@@ -1,4 +1,4 @@
-"""Write the shipped model from a training checkpoint: `prunebench mini export DIR`.
+"""Write the shipped model from a training checkpoint: `prunebench dev mini export DIR`.
 
 float16 safetensors, tokenizer, processor and chat template under tasks/mini/weights/. The joint phase's checkpoint is
 the source.
@@ -23,7 +23,7 @@ def export(checkpoint: Path, out: Path = FOLDER) -> None:
     """Write the model in `checkpoint` (joint.pt) to `out`; raises PrunebenchError where there is none."""
     if not checkpoint.is_file():
         raise PrunebenchError(
-            f"expected the joint phase's checkpoint at {checkpoint}: run `prunebench mini train --out"
+            f"expected the joint phase's checkpoint at {checkpoint}: run `prunebench dev mini train --out"
             f" {checkpoint.parent}` first"
         )
     tok = tokenizer.build()

@@ -1,4 +1,4 @@
-"""Train the mini model: `prunebench mini train --out DIR [--phase NAME]`.
+"""Train the mini model: `prunebench dev mini train --out DIR [--phase NAME]`.
 
 Five phases, in LLaVA's own order (language, alignment, joint), on any device and resumable: the same command continues
 after an interruption from the last checkpoint (every `--save-every` steps). Accuracy per kind of question goes to
@@ -45,7 +45,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LlamaForCausalLM,
+    LlamaModel,
+    LlavaForConditionalGeneration,
+)
 
 from tasks.mini import model as mini
 from tasks.mini import symbols, tokenizer, world
@@ -119,7 +125,7 @@ def init_decoder(lm: LlamaForCausalLM, vocab: symbols.Vocabulary) -> None:
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
 
 
-def grow(shallow: LlamaForCausalLM, deep: nn.Module) -> None:
+def grow(shallow: LlamaForCausalLM, deep: LlamaModel) -> None:
     """Copy a decoder into the middle of a deeper one; the layers before and behind start as the identity (their outputs
     are zero)."""
     known = len(shallow.model.layers)
@@ -138,7 +144,7 @@ def grow(shallow: LlamaForCausalLM, deep: nn.Module) -> None:
 
 
 def forward_packed(
-    decoder: nn.Module, vocab: symbols.Vocabulary, packed: symbols.PackedBatch, visual: Tensor
+    decoder: LlamaModel, vocab: symbols.Vocabulary, packed: symbols.PackedBatch, visual: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Logits (a, vocab) and targets (a,) at every answer position; `visual (b, v, hidden)` are the visual
     embeddings."""
@@ -241,7 +247,7 @@ class Optimisers:
     def step(self, loss: Tensor, factor: float) -> None:
         for o in self.all:
             o.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for o in self.all:
             for group in o.param_groups:

@@ -310,7 +310,8 @@ def _reference(rng: random.Random, scene: Scene, thing: Thing) -> str:
 
 
 def _separated(a: Thing, b: Thing, axis: str) -> bool:
-    return abs(getattr(a, axis) - getattr(b, axis)) >= CELL
+    gap: float = abs(getattr(a, axis) - getattr(b, axis))
+    return gap >= CELL
 
 
 def _pair(rng: random.Random, scene: Scene, axis: str) -> tuple[Thing, Thing] | None:

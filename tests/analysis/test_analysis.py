@@ -22,7 +22,7 @@ from harness.analysis.stages import TEXT, VISION, Calibrated, Cut, Tried
 from harness.analysis.study import AnalysisRequest, analyse
 from harness.cli import app
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.engine.attach import attach
 from harness.engine.attention import LayerAttention
 from harness.engine.prefix import PrefixCache
@@ -515,9 +515,7 @@ def test_the_config_is_what_a_calibrated_budget_reads(
     derived = Calibrated(
         knobs, Tried(0.9, {"mme": 0.91}, 12.0, 0.4), {"mme": 0.915}, (), "stated: a criterion", ("a note: one",)
     )
-    monkeypatch.setattr(model_config, "REPOSITORY", tmp_path)
     monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
-    monkeypatch.setattr(derive, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     file = derive.config_file("owner/little")
     derive.write_config(file, derived, document)
     assert model_config.calibrated_knobs("visipruner", "owner/little") == knobs

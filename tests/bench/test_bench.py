@@ -22,7 +22,7 @@ from harness.bench.settings import BARE, Settings, knobs_by_method
 from harness.cli import app
 from harness.core import flops
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.core.shape import SHAPES, PromptShape
 from harness.gpu_check import timing
 from harness.method import Attention, Method, Reduction, Stream, Traits, method_class
@@ -456,7 +456,7 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         (["--methods", "/gone/a,b.py:X"], "a method's path holds a comma"),
         (["--set", "random.boundary=3"], r"unknown method in --set METHOD\.knob=value 'random'"),
         (["--set", "fastv.boundary=12"], "boundary=12 does not fit"),
-        (["--device", "tpu"], "DEVICE='tpu' is no device"),
+        (["--device", "tpu"], "device='tpu': expected auto, cpu"),
         (["--dtype", "float64"], "unknown dtype 'float64'"),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from harness.cli import app
+from harness.core.spelling import CALLER
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -47,7 +48,7 @@ TAKES = {
         "BATCH": "--batch",
         "DEVICE": "--device",
         "RESULTS": "--results",
-        "FILE": "--",
+        "CONFIG": "--",
     },
     "analyze": {
         "TASKS": "--tasks",
@@ -61,8 +62,8 @@ TAKES = {
     },
     "goldens": {"DIR": "--"},
     "bench": {"MODEL": "--model", "DEVICE": "--device", "DTYPE": "--dtype"},
-    "regress": {"BASELINE": "--baseline", "WORKERS": "--workers", "GATE": "--"},
-    "baseline": {"BASELINE": "--baseline", "WORKERS": "--workers", "GATE": "--"},
+    "regress": {"BASELINE": "--baseline", "WORKERS": "--workers", "CONFIG": "--"},
+    "baseline": {"BASELINE": "--baseline", "WORKERS": "--workers", "CONFIG": "--"},
     "leaderboard": {"RESULTS": "--results"},
     "report": {"SAMPLES": "--samples", "DATA": "--data", "OUT": "--out", "RESULTS": "--results"},
     "show": {
@@ -75,7 +76,10 @@ TAKES = {
         "RESULTS": "--results",
     },
 }
-SWITCHES = {"eval": {"FRESH": "--fresh"}, "sweep": {"FRESH": "--fresh", "DRY_RUN": "--dry-run"}}
+SWITCHES = {
+    "eval": {"FRESH": "--fresh", "WIDE": "--wide"},
+    "sweep": {"FRESH": "--fresh", "DRY_RUN": "--dry-run", "WIDE": "--wide"},
+}
 HOSTILE = (
     "a'b",
     'a"b',
@@ -246,6 +250,13 @@ def test_a_recipe_that_pastes_the_value_fails_this_test(tmp_path: Path, value: s
         arrive(Bench(tmp_path / "hostile", pasted), "eval", {"METHOD": value})
 
 
+def test_the_command_is_told_that_make_calls_it_and_the_tests_are_not(bench: Bench) -> None:
+    bench.argv("eval")
+    assert f"{CALLER}=make\n" in Path(f"{bench.record}.env").read_text()
+    bench.argv("mini-data")
+    assert CALLER not in Path(f"{bench.record}.env").read_text()
+
+
 @pytest.mark.parametrize("gone", ["unexport $(given)\n", "MAKEOVERRIDES :=\n"])
 def test_a_makefile_that_exports_the_values_is_noticed(tmp_path: Path, gone: str) -> None:
     assert gone in MAKEFILE
@@ -344,6 +355,8 @@ def test_the_python_of_a_new_environment_is_one_word(tmp_path: Path, value: str)
         (["LIMIT=3"], "`make help` does not take LIMIT"),
         (["test", "RUN=$(shell touch pwned)"], "`make test` does not take RUN"),
         (["eval", "VENV=$(shell touch pwned)"], "`make eval` does not take VENV"),
+        (["ablate", "FILE=x"], "FILE is called CONFIG in every target: `make ablate CONFIG=...`"),
+        (["regress", "GATE=x"], "GATE is called CONFIG in every target: `make regress CONFIG=...`"),
         (["eval", "DATA=/my", "data"], "no target data: `make help` lists them; a value with blanks needs quotes"),
         (["eval", "MODEL=/copied", "mini"], "`make mini` overwrites the shipped weights: call it alone"),
     ],

@@ -111,7 +111,7 @@ def test_what_fastv_cannot_average_is_refused_with_floor_and_range(boundary: int
         f"fastv with boundary={boundary} cannot average 32 of 576 tokens: its floor is {floor} ({boundary} of 32"
         in text
     )
-    lowest = int(text.split("give BUDGET=")[1].split("avg")[0])
+    lowest = int(text.split("give budget='")[1].split("avg")[0])
     assert build("fastv", parse(f"{lowest}avg"), {"boundary": boundary}, S7).knobs()["keep"] == 1
     with pytest.raises(PrunebenchError, match="cannot average"):
         build("fastv", parse(f"{lowest - 1}avg"), {"boundary": boundary}, S7)
@@ -165,7 +165,7 @@ def test_a_flops_budget_keeps_fewer_tokens_beside_more_text() -> None:
 def test_methods_without_a_schedule_refuse_what_must_be_solved(text: str) -> None:
     with pytest.raises(
         PrunebenchError,
-        match=r"visipruner does not say before it runs .* give the number of tokens to keep \(BUDGET=64\)",
+        match=r"visipruner does not say before it runs .* give the number of tokens to keep \(budget=64\)",
     ):
         build("visipruner", parse(text), {}, S7.with_text(74))
     with pytest.raises(
@@ -189,7 +189,7 @@ def test_the_solver_asks_only_for_a_schedule_that_falls_with_keep() -> None:
 
     assert solve(parse("300avg"), at, S7, "steps") == 24
     with pytest.raises(
-        PrunebenchError, match=r"keeping 9 to 576 tokens it reaches 292\.5 to 576\.0: give BUDGET=293avg to"
+        PrunebenchError, match=r"keeping 9 to 576 tokens it reaches 292\.5 to 576\.0: give budget='293avg' to"
     ):
         solve(parse("290avg"), at, S7, "steps")
 
@@ -202,9 +202,9 @@ def test_the_solver_asks_only_for_a_schedule_that_falls_with_keep() -> None:
     ("name", "text", "knobs", "says"),
     [
         ("fastv", None, {}, "fastv needs a budget"),
-        ("fastv", "64", {"keep": "5"}, "give either BUDGET=64 or keep, not both"),
-        ("sparsevlm", "native", {"retain": 64}, "give either BUDGET=native or retain, not both"),
-        ("none", "64", {}, "none prunes nothing to a count, so it takes no budget; found BUDGET=64"),
+        ("fastv", "64", {"keep": "5"}, "give either budget='64' or keep, not both"),
+        ("sparsevlm", "native", {"retain": 64}, "give either budget='native' or retain, not both"),
+        ("none", "64", {}, "none prunes nothing to a count, so it takes no budget; found budget='64'"),
         ("knockout", "native", {}, "knockout prunes nothing to a count, so it takes no budget"),
         ("sparsevlm", "2", {}, "sparsevlm cannot keep 2 visual tokens: expected a budget of at least 7 "),
         ("sparsevlm", "6", {}, "expected a budget of at least 7 "),
@@ -236,7 +236,6 @@ def test_a_knob_may_stand_for_the_budget_and_every_method_takes_one_or_none() ->
 def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkeypatch) -> None:
     located = load.Located(model_config.ModelConfig(name="mini"), tmp_path, None, None, "float32")
     located.__dict__["usual"] = MINI  # a cached property: no weights here
-    monkeypatch.setattr(model_config, "REPOSITORY", tmp_path)
     monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     calibrated = parse("calibrated")
     with pytest.raises(PrunebenchError, match=r"no such file: `prunebench analyze mini`") as error:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from helpers import asked
+from factories import asked
 
 from harness.analysis.study import AnalysisRequest, _command
 from harness.bench import settings
@@ -63,7 +63,7 @@ def test_the_commands_of_analyses_benchmarks_and_the_gate_come_back_too(value: s
     timed = parts(settings.Settings(model=value, methods=(name,), knobs={name: {"knob": word}}).command())
     assert timed == ["prunebench", "bench", "--model", value, "--methods", name, "--set", f"{name}.knob={word}"]
     assert settings.knobs_by_method(timed[-1:]) == {name: {"knob": word}}
-    assert parts(gate_command("baseline", Path(value), BASELINE)) == ["make", "baseline", f"GATE={Path(value)}"]
+    assert parts(gate_command("baseline", Path(value), BASELINE)) == ["make", "baseline", f"CONFIG={Path(value)}"]
     assert gate_command("regress", CONFIG, BASELINE) == "make regress"
 
 

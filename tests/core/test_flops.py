@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from methods_with_settings import WITH_KNOBS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from harness.core import budget as budgets
 from harness.core import flops
+from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, ModelShape, PromptShape, VisionShape
 from harness.core.trace import Trace
@@ -28,9 +30,7 @@ from harness.cost import plan as cost
 from harness.engine.attach import attach
 from harness.method import Method, build, registered
 from harness.models.adapters import LlavaAdapter, adapter_for
-from harness.runner.answering import sample_cost
 from methods.fastv import FastV
-from methods.knockout import Knockout
 from methods.sparsevlm import SparseVLM
 from methods.visipruner import VisiPruner
 
@@ -150,32 +150,16 @@ def at_budget(name: str, tokens: int, prompt: PromptShape) -> Method:
     pytest.fail(f"{name} takes no budget at all: {refused}")
 
 
-#: knobs that change what is computed, beside every registered method at its budgets
-SPECIAL: dict[str, Method] = {
-    "fastv in the last layer": FastV(keep=9, boundary=7),
-    "sparsevlm official table": SparseVLM(retain=64),
-    "sparsevlm plus": SparseVLM(keep=20, plus=True),
-    "sparsevlm plus official": SparseVLM(retain=64, plus=True, max_heads=3),
-    "sparsevlm four stages' worth of merging": SparseVLM(keep=13, stages=(0, 1, 2)),
-    "visipruner of 13b": VisiPruner(keep=12, layer0="half"),
-    "visipruner fires and exits": VisiPruner(keep=5, layer_threshold=1.0, exit_threshold=-1.0),
-    "visipruner thresholds": VisiPruner(layer_threshold=1.0, tokens_threshold=0.5, exit_threshold=-1.0),
-    "visipruner of the paper": VisiPruner(keep=5, variant="paper", layer_threshold=1.0, exit_threshold=-1.0),
-    "visipruner shallow only": VisiPruner(middle=False),
-    "knockout masks": Knockout(start=1, stop=6, vision_to_vision=True),
-    "knockout merges, then drops": Knockout(
-        stop=5, how="zero", first_how="redirect", sink=3, vision_to_vision=True, drop_from=6
-    ),
-    "knockout drops at once": Knockout(drop_from=0),
-    "visipruner without deep": VisiPruner(keep=5, deep=False, shallow_mid_layer=0),
-}
+#: tokens that stay where a setting with knobs asks for a count
+FEW = 13
 CASES = [pytest.param(name, tokens, id=f"{name}-{tokens}") for name in registered() for tokens in BUDGETS] + [
-    pytest.param(name, 0, id=name) for name in SPECIAL
+    pytest.param(label, 0, id=label) for label in WITH_KNOBS
 ]
 
 
 def method_of(name: str, tokens: int, llava: LlavaForConditionalGeneration) -> Method:
-    return at_budget(name, tokens, prompt_of(llava)) if tokens else SPECIAL[name].for_model(shape_of(llava))
+    prompt = prompt_of(llava)
+    return at_budget(name, tokens, prompt) if tokens else WITH_KNOBS[name].build(FEW, prompt)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2], ids=["mha", "gqa"])
@@ -282,7 +266,7 @@ def _without(trace: Trace, shape: ModelShape, scoring: bool = True, edits: bool 
 @pytest.fixture(scope="module")
 def telling() -> Counted:
     """A run in which every term of the closed form is at work: edits, scoring, padding, grouped heads, decoding."""
-    return run(model(2), SPECIAL["visipruner fires and exits"], steps=2)
+    return run(model(2), method_of("visipruner fires and exits", 0, model(2)), steps=2)
 
 
 @pytest.mark.parametrize("wrong", list(WRONG))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import fakecuda
 import pytest
 import torch
+from methods_with_settings import EVERYWHERE
 from transformers import DynamicCache
 
 from harness.bench import measure, random_model
@@ -28,8 +29,8 @@ from harness.engine.attach import attach
 from harness.engine.layout import TokenLayout
 from harness.engine.prefix import PrefixCache
 from harness.gpu_check import fixture, house, plan
-from harness.method import Method, Reduction, keep_top, method_class, registered
-from harness.models.adapters import LlavaAdapter
+from harness.method import Method, Reduction, keep_top, method_class
+from harness.models.adapters import LlavaAdapter, adapter_for
 from harness.models.load import LoadedModel, locate_model
 from harness.proof import goldens
 from harness.proof.conformance import reference, subject
@@ -53,17 +54,9 @@ class Mean(Method):
 
 ASKING = Path(__file__).parents[1] / "examples" / "asking.py"
 CLS_TOP = f"{Path(__file__).parents[1] / 'examples' / 'cls_top.py'}:ClsTop"
-#: beside every registered method at a budget and at its published defaults: knobs that take other ways through engine
-#: and method
+#: beside the shipped methods
 MORE: dict[str, tuple[str, Mapping[str, Any]]] = {
     "cls_top": (CLS_TOP, {"keep": 16}),
-    "random in the model": ("random", {"keep": 16, "boundary": 3}),
-    "sparsevlm plus": ("sparsevlm", {"keep": 16, "plus": True}),
-    "visipruner paper": ("visipruner", {"keep": 16, "variant": "paper"}),
-    "visipruner half": ("visipruner", {"keep": 16, "layer0": "half"}),
-    "knockout zero": ("knockout", {"start": 1, "stop": 4, "how": "zero", "vision_to_vision": True}),
-    "knockout redirect, drop": ("knockout", {"start": 0, "stop": 4, "how": "redirect", "sink": 2, "drop_from": 6}),
-    "knockout mask": ("knockout", {"start": 2, "stop": 4, "how": "mask"}),
     # every question but the one that needs a text encoder
     **{
         name.lower(): (f"{ASKING}:{name}", {"keep": 16})
@@ -72,14 +65,10 @@ MORE: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def cases() -> dict[str, tuple[type, Any]]:
+def cases() -> dict[str, Method]:
     """Label -> a method ready for the tiny model."""
-    found = {}
-    for name, cls in registered().items():
-        if not cls.__module__.startswith("methods."):
-            continue  # registered by another test
-        for variant, method in subject.Subject(cls, {}).variants().items():
-            found[f"{name} {variant}"] = method
+    usual = adapter_for(tiny_model()).usual
+    found = {label: setting.build(16, usual) for label, setting in EVERYWHERE.items()}
     for label, (name, knobs) in MORE.items():
         found[label] = subject.Subject(method_class(name), knobs).any()
     return {**found, "mean": Mean()}
@@ -239,18 +228,18 @@ def ran(model: Any, method: Any) -> Ran:
 #: and the most in one layer after the first. A rise fails; write down less where it fell. Decode steps and layers
 #: without a decision: none, for every method.
 WAITS = {
-    "downsample budget 16": (5, 0),
-    "fastv budget 16": (11, 5),
+    "downsample": (5, 0),
+    "fastv": (11, 5),
     "fastv native": (11, 5),
-    "first budget 16": (9, 0),
-    "knockout as it is": (5, 0),
-    "none as it is": (5, 0),
-    "pooling budget 16": (16, 0),
-    "random budget 16": (11, 0),
-    "sparsevlm budget 16": (63, 19),
+    "first": (9, 0),
+    "knockout": (5, 0),
+    "none": (5, 0),
+    "pooling": (16, 0),
+    "random": (11, 0),
+    "sparsevlm": (63, 19),
     "sparsevlm native": (63, 19),
-    "uniform budget 16": (11, 0),
-    "visipruner budget 16": (49, 8),
+    "uniform": (11, 0),
+    "visipruner": (49, 8),
     "visipruner native": (40, 7),
     "cls_top": (10, 0),
     "random in the model": (11, 6),
@@ -259,6 +248,9 @@ WAITS = {
     "visipruner half": (49, 8),
     "knockout zero": (7, 1),
     "knockout redirect, drop": (11, 4),
+    "knockout redirect from layer 0": (11, 4),
+    "knockout mask both ways": (7, 1),
+    "visipruner without shallow": (47, 8),
     "knockout mask": (7, 1),
     "coming": (11, 6),
     "pivots": (12, 6),
@@ -290,10 +282,10 @@ def test_methods_run_on_the_device_as_on_the_cpu(tiny: Any, label: str) -> None:
 @pytest.mark.parametrize(
     ("label", "function"),
     [
-        ("fastv budget 16", "visual_probs"),
-        ("knockout redirect, drop", "sink_columns"),
+        ("fastv", "visual_probs"),
+        ("knockout redirect from layer 0", "sink_columns"),
         ("knockout mask", "edit_attention"),
-        ("none as it is", "mask"),
+        ("none", "mask"),
     ],
 )
 def test_what_no_decision_needs_is_not_waited_for(tiny: Any, label: str, function: str) -> None:
@@ -314,7 +306,7 @@ def without_device(function: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("function", "label"),
-    [(keep_top, "fastv budget 16"), (TokenLayout.__dict__["mask"].func, "none as it is")],
+    [(keep_top, "fastv"), (TokenLayout.__dict__["mask"].func, "none")],
     ids=["a tensor made on the CPU", "a mask without a device"],
 )
 def test_seeded_device_faults_are_found(tiny: Any, monkeypatch: pytest.MonkeyPatch, function: Any, label: str) -> None:
@@ -362,14 +354,7 @@ def answered(loaded: LoadedModel, method: Any, questions: list[Prompt]) -> dict[
 
 
 ASKED = {
-    **{
-        name: (name, "48" if cls.budget_knobs else None, {})
-        for name, cls in registered().items()
-        if cls.__module__.startswith("methods.")
-    },
-    "visipruner native": ("visipruner", "native", {}),
-    "visipruner paper": ("visipruner", "48", {"variant": "paper"}),
-    "knockout": ("knockout", None, {"start": 1, "stop": 4, "vision_to_vision": True}),
+    **{label: (s.method, s.asked(48), s.knobs) for label, s in EVERYWHERE.items()},
     "cls_top": (CLS_TOP, "48", {}),
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from methods_with_settings import EVERYWHERE
 
 from harness.core import budget as budgets
 from harness.core import flops
@@ -14,26 +15,6 @@ from harness.engine.prefix import PrefixCache, RoomyLayer
 from harness.method import Method, Reduction, Traits, register, registered
 from harness.models.load import locate_model
 from harness.runner.answering import Answerer, FeatureCache, Prompt
-
-CASES = {
-    "none": ("", {}),
-    "random": ("48", {}),
-    "uniform": ("48", {}),
-    "first": ("48", {}),
-    "pooling": ("64", {}),
-    "downsample": ("64", {}),
-    "fastv": ("48", {}),
-    "sparsevlm": ("48", {}),
-    "visipruner": ("48", {}),
-    "knockout": ("", {"start": "1", "stop": "4", "vision_to_vision": "true"}),
-}
-MORE = [
-    ("visipruner", "native", {}),
-    ("visipruner", "48", {"variant": "paper"}),
-    ("visipruner", "48", {"shallow": "false"}),
-    ("visipruner", "48", {"layer0": "half"}),
-    ("random", "48", {"boundary": "3"}),
-]
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +51,11 @@ def answers(mini, method, prompts, share, batch=5):
     }
 
 
-def every_method():
-    return [(name, *CASES.get(name, ("48", {}))) for name in registered()] + MORE
-
-
-@pytest.mark.parametrize(("name", "budget", "knobs"), every_method())
-def test_a_shared_prefix_changes_nothing(mini, prompts, name, budget, knobs):
-    method = locate_model("mini", "cpu", "float32").method(name, budgets.parse(budget or None), knobs)
+@pytest.mark.parametrize("label", EVERYWHERE)
+def test_a_shared_prefix_changes_nothing(mini, prompts, label):
+    setting = EVERYWHERE[label]
+    budget = budgets.parse(setting.asked(48))
+    method = locate_model("mini", "cpu", "float32").method(setting.method, budget, setting.knobs)
     alone, shared = answers(mini, method, prompts, False), answers(mini, method, prompts, True)
     assert {k: a.text for k, a in shared.items()} == {k: a.text for k, a in alone.items()}
     assert {k: a.kept for k, a in shared.items()} == {k: a.kept for k, a in alone.items()}
@@ -100,7 +79,7 @@ def test_the_prefix_of_another_image_would_be_noticed(mini, prompts):
 def test_an_image_is_prefilled_once(mini, prompts):
     cache = PrefixCache()
     for name in ("none", "fastv", "sparsevlm"):
-        method = locate_model("mini", "cpu", "float32").method(name, budgets.parse(CASES[name][0] or None), {})
+        method = locate_model("mini", "cpu", "float32").method(name, budgets.parse(EVERYWHERE[name].asked(48)), {})
         list(Answerer(mini, method, batch_size=3, prefixes=cache).answer(prompts))
     assert cache.captured == len({p.image_key for p in prompts})
 

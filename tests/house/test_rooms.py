@@ -1,12 +1,11 @@
 """The rooms of harness/: what each is for, which may import which, and how long a file may be."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import HEAVY, imported_with
 
 ROOT = Path(__file__).resolve().parents[2]
 #: room -> the rooms, and folders beside harness/, that it may import
@@ -25,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "bench": {"core", "method", "models", "engine", "cost", "runner"},
     "proof": {"core", "method", "models", "engine", "store", "runner", "tasks", "methods"},
     "gpu_check": {"core", "method", "models", "engine", "store", "runner", "bench", "proof", "tasks"},
+    "library": {"core", "method", "models", "engine", "store", "tables"},
     "upkeep": {"core", "method", "models", "store", "cost", "tables", "tasks"},
     "install": {"core", "models", "tasks"},
 }
@@ -33,8 +33,6 @@ TOP = "cli"
 BESIDE: dict[str, set[str]] = {"methods": {"core", "method"}, "tasks": {"core"}}
 #: rooms that work without torch, transformers and lmms-eval
 TORCH_FREE = {"core", "store", "tables", "report"}
-#: what needs torch in them: device names
-WITH_TORCH = {"harness.core.provenance"}
 LONGEST = 500
 
 
@@ -124,14 +122,8 @@ def test_a_wrong_import_is_found(source: str) -> None:
 
 
 def test_some_rooms_work_without_torch() -> None:
-    names = [name for room in sorted(TORCH_FREE) for _, name in modules(f"harness/{room}") if name not in WITH_TORCH]
-    code = "import importlib, sys\n" + "".join(f"importlib.import_module({name!r})\n" for name in names)
-    code += (
-        "bad = [m for m in ('torch', 'transformers', 'lmms_eval') if m in sys.modules]\nsys.exit(str(bad) if bad"
-        " else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    names = [name for room in sorted(TORCH_FREE) for _, name in modules(f"harness/{room}")]
+    assert imported_with("".join(f"import {name}\n" for name in names), *HEAVY) == []
 
 
 def test_no_file_is_long() -> None:

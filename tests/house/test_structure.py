@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: the door, and the commands in front of it, which have words of a user in hand; every other module is behind it
 ABOVE = (
     "cli",
+    "library",
     "plugin",
     "analysis",
     "bench",

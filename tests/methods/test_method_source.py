@@ -9,8 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
-from answered import answered
-from helpers import make_cell
+from factories import answered, make_cell
 from helpers import run as prunebench
 
 from harness.core.cell import SHIPPED, Cell
@@ -165,7 +164,7 @@ def test_the_gate_takes_methods_from_files(tmp_path: Path, monkeypatch: pytest.M
     assert command.regress(config, baseline, out, say=lambda _: None).passed
     file.write_text(EDGE)
     assert not command.regress(config, baseline, out, say=said.append).passed
-    assert f"make baseline GATE={config} BASELINE={baseline}" in "\n".join(said)
+    assert f"make baseline CONFIG={config} BASELINE={baseline}" in "\n".join(said)
     (tmp_path / "other.py").write_text(EDGE)
     config.write_text(
         f"models: [mini]\ntasks: [pope]\nlimit: 18\nbudgets: [32]\nmethods: ['{file}:Centre',"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods_with_settings import EVERYWHERE, WITH_KNOBS
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -32,15 +33,6 @@ from harness.proof.conformance import kit, reference, subject, tiny
 from methods.fastv import FastV
 from methods.random import Random
 
-#: knobs that reach code which the defaults do not
-VARIANTS = [
-    ("sparsevlm", {"plus": True}),
-    ("visipruner", {"variant": "paper"}),
-    ("random", {"boundary": 2}),
-    ("knockout", {"start": 1, "stop": 6, "how": "redirect", "sink": 3, "vision_to_vision": True, "drop_from": 8}),
-    ("knockout", {"start": 2, "stop": 9, "how": "mask"}),
-]
-
 
 def failures(cls: type[Method], **knobs: object) -> dict[str, str]:
     return {v.name: v.detail for v in kit.check(cls, knobs=knobs) if v.status == "FAIL"}
@@ -54,9 +46,10 @@ def test_every_registered_method_conforms(name: str) -> None:
     assert all(v.detail for v in verdicts)
 
 
-@pytest.mark.parametrize(("name", "knobs"), VARIANTS, ids=[f"{n}-{next(iter(k))}" for n, k in VARIANTS])
-def test_knobs_conform_too(name: str, knobs: dict[str, object]) -> None:
-    assert failures(registered()[name], **knobs) == {}
+@pytest.mark.parametrize("label", [label for label in WITH_KNOBS if label in EVERYWHERE])
+def test_knobs_conform_too(label: str) -> None:
+    setting = WITH_KNOBS[label]
+    assert failures(registered()[setting.method], **setting.knobs) == {}
 
 
 def test_fastv_is_granted_no_exception() -> None:

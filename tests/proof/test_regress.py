@@ -6,17 +6,17 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from factories import RIGHT, snapshot_cell
 from helpers import run
 
 from harness.core.cell import SHIPPED
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.method import registered, source_of
 from harness.proof import gate_faults as regress_faults
 from harness.proof.faults import FAULTS, seeded
@@ -30,32 +30,6 @@ from harness.runner import sweep
 from harness.store.store import Store
 
 N = 24
-RIGHT = Row("yes", 1.0, "0a0b0c0d", (64.0, 149.25, 7168000.0, 7.5e9, 7.4e9))
-
-
-def cell(
-    method="fastv",
-    task="pope",
-    *,
-    fixed=True,
-    knobs=None,
-    seconds=2.0,
-    budget="64",
-    rows: Iterable[Row] = (),
-    positions="method",
-    n=N,
-) -> SnapshotCell:
-    """A cell of `n` right answers, the first ones replaced by `rows`."""
-    mine = [*rows, *[RIGHT] * n][:n]
-    named = ("mini", task, method, budget, positions, 0)
-    return SnapshotCell(
-        named,
-        knobs or {"keep": 64, "boundary": 2},
-        fixed,
-        fixed,
-        {f"{task}/{i:06d}": row for i, row in enumerate(mine)},
-        seconds,
-    )
 
 
 def snap(*cells: SnapshotCell, **changes) -> Snapshot:
@@ -72,12 +46,12 @@ def replace_row(**changes) -> Row:
     return RIGHT._replace(**changes)
 
 
-NONE = cell("none", knobs={}, budget="none", seconds=4.0)
+NONE = snapshot_cell("none", knobs={}, budget="none", seconds=4.0)
 
 
 def failing(old: SnapshotCell, new: SnapshotCell) -> list[str]:
     """The failures where one cell became another, beside nine that stayed."""
-    others = [cell("uniform", knobs={"keep": k}, budget=str(k)) for k in range(1, 10)]
+    others = [snapshot_cell("uniform", knobs={"keep": k}, budget=str(k)) for k in range(1, 10)]
     return list(compare(snap(NONE, old, *others), snap(NONE, new, *others)).failures)
 
 
@@ -86,8 +60,8 @@ def failing(old: SnapshotCell, new: SnapshotCell) -> list[str]:
 
 
 def test_the_same_again_passes_whatever_the_time() -> None:
-    old = snap(NONE, cell())
-    found = compare(old, snap(replace(NONE, seconds=1.0), cell(seconds=99.0)))
+    old = snap(NONE, snapshot_cell())
+    found = compare(old, snap(replace(NONE, seconds=1.0), snapshot_cell(seconds=99.0)))
     assert found.passed
     assert [c.seconds for c in found.cells] == [1.0, 99.0]
     text = report(found, {})
@@ -97,28 +71,28 @@ def test_the_same_again_passes_whatever_the_time() -> None:
 
 def test_one_answer_of_24_may_differ_and_two_may_not() -> None:
     flipped = replace_row(answer="no")
-    assert failing(cell(), cell(rows=[flipped])) == []
-    reasons = failing(cell(), cell(rows=[flipped, flipped]))
+    assert failing(snapshot_cell(), snapshot_cell(rows=[flipped])) == []
+    reasons = failing(snapshot_cell(), snapshot_cell(rows=[flipped, flipped]))
     assert reasons[0] == "pope fastv@64: 2 of 24 answers are others (at most 1 may)"
 
 
 def test_kept_tokens_may_differ_in_one_sample() -> None:
     other = replace_row(keeps="ffffffff")
-    assert failing(cell(), cell(rows=[other])) == []
+    assert failing(snapshot_cell(), snapshot_cell(rows=[other])) == []
     assert (
-        failing(cell(), cell(rows=[other] * 2))[0]
+        failing(snapshot_cell(), snapshot_cell(rows=[other] * 2))[0]
         == "pope fastv@64: 2 of 24 samples keep other tokens (at most 1 may), as pope/000000"
     )
 
 
 def test_counts_and_flops_of_a_stated_schedule_are_exact() -> None:
     fewer = replace_row(costs=(63.0, *RIGHT.costs[1:]))
-    assert failing(cell(), cell(rows=[fewer])) == [
+    assert failing(snapshot_cell(), snapshot_cell(rows=[fewer])) == [
         "pope fastv@64: 1 of 24 samples have other tokens in the layers (none may, for its schedule is stated), as"
         " pope/000000: kept 64 -> 63"
     ]
     dearer = replace_row(costs=(*RIGHT.costs[:3], 7.5e9 + 2, 7.4e9))
-    assert failing(cell(), cell(rows=[dearer])) == [
+    assert failing(snapshot_cell(), snapshot_cell(rows=[dearer])) == [
         "pope fastv@64: 1 of 24 samples have other FLOPs (none may, for its schedule is stated), as pope/000000: "
         "prefill_dense_flops 7,500,000,000 -> 7,500,000,002"
     ]
@@ -126,34 +100,34 @@ def test_counts_and_flops_of_a_stated_schedule_are_exact() -> None:
 
 def test_where_the_prompt_decides_one_sample_may_choose_otherwise() -> None:
     later = replace_row(costs=(64.0, 192.0, 8e6, 8e9, 8e9), keeps="ffffffff")
-    assert failing(cell(fixed=False), cell(fixed=False, rows=[later])) == []
-    reasons = failing(cell(fixed=False), cell(fixed=False, rows=[later] * 2))
+    assert failing(snapshot_cell(fixed=False), snapshot_cell(fixed=False, rows=[later])) == []
+    reasons = failing(snapshot_cell(fixed=False), snapshot_cell(fixed=False, rows=[later] * 2))
     assert [r.split(" have ")[-1].split(" (")[0] for r in reasons[:2]] == ["other tokens in the layers", "other FLOPs"]
 
 
 def test_a_significant_change_fails_in_either_direction_after_holm() -> None:
     wrong = replace_row(answer="no", score=0.0)
-    worse = failing(cell(), cell(rows=[wrong] * 12))
+    worse = failing(snapshot_cell(), snapshot_cell(rows=[wrong] * 12))
     assert (
         "pope fastv@64: 0 samples score higher and 12 lower: exact McNemar p = 0.0054 after Holm" in worse
     )  # 11 cells x 2 / 2**12
-    better = failing(cell(rows=[wrong] * 12), cell())
+    better = failing(snapshot_cell(rows=[wrong] * 12), snapshot_cell())
     assert any("12 samples score higher and 0 lower" in r for r in better)
-    few = failing(cell(), cell(rows=[wrong] * 6))  # p = 0.03 by itself
+    few = failing(snapshot_cell(), snapshot_cell(rows=[wrong] * 6))  # p = 0.03 by itself
     assert few
     assert not any("McNemar" in r for r in few)
 
 
 def test_ties_in_every_cell_are_no_ties() -> None:
     other = replace_row(keeps="ffffffff")
-    old = [cell("uniform", knobs={"keep": k}, budget=str(k)) for k in range(1, 31)]
-    new = [cell("uniform", knobs={"keep": k}, budget=str(k), rows=[other]) for k in range(1, 31)]
+    old = [snapshot_cell("uniform", knobs={"keep": k}, budget=str(k)) for k in range(1, 31)]
+    new = [snapshot_cell("uniform", knobs={"keep": k}, budget=str(k), rows=[other]) for k in range(1, 31)]
     found = compare(snap(*old), snap(*new))
     assert found.failures == ["all cells together: 30 of 720 samples have other kept tokens, at most 1 may"]
 
 
 def test_cells_that_only_one_side_has_are_named() -> None:
-    found = compare(snap(NONE, cell()), snap(NONE, cell("random", knobs={"keep": 64})))
+    found = compare(snap(NONE, snapshot_cell()), snap(NONE, snapshot_cell("random", knobs={"keep": 64})))
     assert found.failures == [
         "cell of the baseline that was not run: pope fastv@64",
         "cell that the baseline lacks: pope random@64",
@@ -162,7 +136,9 @@ def test_cells_that_only_one_side_has_are_named() -> None:
 
 
 def test_a_knob_that_changed_is_named_and_the_rest_still_compared() -> None:
-    reasons = failing(cell(), cell(knobs={"keep": 64, "boundary": 3}, rows=[replace_row(keeps="ffffffff")] * 9))
+    reasons = failing(
+        snapshot_cell(), snapshot_cell(knobs={"keep": 64, "boundary": 3}, rows=[replace_row(keeps="ffffffff")] * 9)
+    )
     assert reasons[0] == "pope fastv@64: other knobs: boundary 2 -> 3"
     assert "9 of 24 samples keep other tokens" in reasons[1]
 
@@ -170,16 +146,16 @@ def test_a_knob_that_changed_is_named_and_the_rest_still_compared() -> None:
 def test_other_samples_fail() -> None:
     assert (
         "other samples: 1 of the baseline's are missing ['pope/000023'], 0 are new []"
-        in failing(cell(), cell(n=N - 1))[0]
+        in failing(snapshot_cell(), snapshot_cell(n=N - 1))[0]
     )
 
 
 def test_other_weights_and_data_come_first_and_fail_while_versions_are_notes() -> None:
     fields = dict.fromkeys(snapshot.MODEL, "w1")
-    old = snap(NONE, cell())
+    old = snap(NONE, snapshot_cell())
     new = snap(
         NONE,
-        cell(),
+        snapshot_cell(),
         models={"mini": {**fields, "model_fingerprint": "w2"}},
         tasks={"pope": "data-2"},
         made_with={"torch": "2.13.1"},
@@ -189,13 +165,13 @@ def test_other_weights_and_data_come_first_and_fail_while_versions_are_notes() -
     assert not found.passed
     assert text.startswith("FIRST: mini: weights w1 in the baseline, w2 now")
     assert text.splitlines()[1].startswith("FIRST: pope: other data or prompts")
-    versions = compare(old, snap(NONE, cell(), made_with={"torch": "2.13.1"}))
+    versions = compare(old, snap(NONE, snapshot_cell(), made_with={"torch": "2.13.1"}))
     assert versions.passed
     assert report(versions, {}).startswith("note: torch: 2.12.0 made the baseline, 2.13.1 this run")
 
 
 def test_a_changed_answer_is_listed_with_old_new_and_image(tmp_path: Path) -> None:
-    found = compare(snap(NONE, cell()), snap(NONE, cell(rows=[replace_row(answer="no", score=0.0)])))
+    found = compare(snap(NONE, snapshot_cell()), snap(NONE, snapshot_cell(rows=[replace_row(answer="no", score=0.0)])))
     line = "  pope/000000  'yes' -> 'no'  (right: 'yes'; worse)  pope fastv@64  "
     assert line + str(tmp_path / "x.png") in report(found, {"pope/000000": tmp_path / "x.png"})
     assert line + f"image {0:016x}" in report(found, {})
@@ -206,10 +182,10 @@ def test_labels_tell_cells_apart_by_as_few_knobs_as_possible() -> None:
         {"keep": 64, "shallow": s, "variant": v, "follows": v}
         for s, v in ((True, "code"), (False, "code"), (True, "paper"))
     ]
-    cells = [cell("visipruner", knobs=k) for k in knobs] + [
-        cell(),
-        cell(positions="compact"),
-        cell("random", knobs={"at": 0}),
+    cells = [snapshot_cell("visipruner", knobs=k) for k in knobs] + [
+        snapshot_cell(),
+        snapshot_cell(positions="compact"),
+        snapshot_cell("random", knobs={"at": 0}),
     ]
     cells.append(replace(cells[-1], knobs={"at": 2}, named=(*cells[-1].named[:5], 1)))
     assert list(_labels(cells).values()) == [
@@ -232,7 +208,7 @@ def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
         replace_row(answer=f"a {i} \u00e9", score=i / 7, keeps=f"{i:08x}", costs=(float(i % 3), i / 3, 1.0, 2.0, 3.0))
         for i in range(N)
     ]
-    old = snap(NONE, cell(rows=rows), cell("fastv", "gqa", rows=rows[:3]))
+    old = snap(NONE, snapshot_cell(rows=rows), snapshot_cell("fastv", "gqa", rows=rows[:3]))
     (tmp_path / "b.json").write_text(dump(old), encoding="ascii")
     new = load(tmp_path / "b.json")
     assert [replace(c, seconds=None) for c in old.cells] == new.cells
@@ -245,7 +221,7 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "b.json"
     with pytest.raises(PrunebenchError, match="found none: `make baseline`"):
         load(file)
-    text = dump(snap(NONE, cell()))
+    text = dump(snap(NONE, snapshot_cell()))
     for broken, message in (
         (text[:-20], "not a baseline"),
         (text.replace('"format":1', '"format":0'), "expected format 1, found 0"),
@@ -375,9 +351,10 @@ def test_a_run_into_a_folder_with_cells_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_workflow_runs_targets_that_there_are() -> None:
-    steps = yaml.safe_load((REPOSITORY / ".github/workflows/prunebench.yml").read_text())["jobs"]["gate"]["steps"]
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/prunebench.yml").read_text())["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
     asked = {target for step in steps for target in re.findall(r"make ([a-z-]+)", step.get("run", ""))}
-    assert asked >= {"test", "regress", "report"}
+    assert asked >= {"lint", "test", "regress", "report"}
     assert asked <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     assert any("upload-artifact" in step.get("uses", "") for step in steps)
 

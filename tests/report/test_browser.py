@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_cells import DEPTH, HOSTILE, N_VISUAL, analysis, gauntlet, seal
+from factories import DEPTH, HOSTILE, N_VISUAL, analysis, drawn, gauntlet
 
 from harness.core import keeps
 from harness.report import page as report
@@ -449,8 +449,8 @@ def test_analysis_shows_the_three_stages(page):
 
 def test_hostile_texts_are_shown_and_not_run(chromium, tmp_path):
     method = "evil/<img src=x onerror=window.hacked=1>.py:</script>"
-    seal(tmp_path, "none", "none", "pope", 12, hostile=True)
-    seal(
+    drawn(tmp_path, "none", "none", "pope", 12, hostile=True)
+    drawn(
         tmp_path,
         method,
         "64",
@@ -492,7 +492,7 @@ def test_models_are_chosen_and_never_mixed(chromium, tmp_path):
 
 
 def test_what_was_not_recorded_is_said(chromium, tmp_path):
-    seal(tmp_path, "fastv", "64", "pope", 6, recorded=False, image="0" * 16)
+    drawn(tmp_path, "fastv", "64", "pope", 6, recorded=False, image="0" * 16)
     report.write(tmp_path, say=lambda _: None)
     chromium.open(tmp_path / "report" / "index.html")
     assert chromium.texts("#ex-kept-A")[0].startswith("Kept tokens were not recorded")

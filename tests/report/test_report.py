@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 
 import pytest
+from factories import DEPTH, HOSTILE, N_VISUAL, analysis, drawn, gauntlet, rows
 from helpers import run
 from PIL import Image
-from report_cells import DEPTH, HOSTILE, N_VISUAL, analysis, gauntlet, rows, seal
 
 from harness.core.errors import PrunebenchError
 from harness.report import page as report
@@ -61,8 +61,8 @@ def test_embedded_json_says_the_same_without_a_character_of_markup(text):
 
 def test_hostile_texts_do_not_reach_the_page_as_markup(tmp_path):
     method = "evil/<img src=x onerror=window.hacked=1>.py:</script>"
-    seal(tmp_path, "none", "none", "pope", 6, hostile=True)
-    seal(tmp_path, method, "64", "pope", 6, hostile=True, request={"method": HOSTILE})
+    drawn(tmp_path, "none", "none", "pope", 6, hostile=True)
+    drawn(tmp_path, method, "64", "pope", 6, hostile=True, request={"method": HOSTILE})
     page = build(tmp_path)
     assert "<img" not in page.html
     assert "hacked=1</script>" not in page.html
@@ -139,7 +139,7 @@ def test_data_that_cannot_be_read_cost_no_other_model_its_images(tmp_path, monke
 
     monkeypatch.setattr(sources, "read", offline)
     for model in ("a/tiny", "mini"):
-        seal(tmp_path, "none", "none", "pope", 6, model=model)
+        drawn(tmp_path, "none", "none", "pope", 6, model=model)
     page = build(tmp_path)
     lost, shown = ([s["no_image"] for s in model["sets"]] for model in meta(page)["models"])
     assert (lost, shown) == (["the hub cannot be reached"], [""])
@@ -180,11 +180,11 @@ def test_depth_is_what_the_cells_say(small, tmp_path):
 
 
 def test_knobs_tell_lines_apart_only_where_they_must_and_seeds_share_one(tmp_path):
-    seal(tmp_path, "random", "64", "pope", 6, seed=0)
-    seal(tmp_path, "random", "64", "pope", 6, seed=1)
-    seal(tmp_path, "fastv", "64", "pope", 6, knobs={"keep": 64, "boundary": 2})
-    seal(tmp_path, "fastv", "64", "pope", 6, knobs={"keep": 64, "boundary": 3})
-    seal(tmp_path, "fastv", "32", "pope", 6, knobs={"keep": 32, "boundary": 2})
+    drawn(tmp_path, "random", "64", "pope", 6, seed=0)
+    drawn(tmp_path, "random", "64", "pope", 6, seed=1)
+    drawn(tmp_path, "fastv", "64", "pope", 6, knobs={"keep": 64, "boundary": 2})
+    drawn(tmp_path, "fastv", "64", "pope", 6, knobs={"keep": 64, "boundary": 3})
+    drawn(tmp_path, "fastv", "32", "pope", 6, knobs={"keep": 32, "boundary": 2})
     (protocol,) = views.protocols(Store(tmp_path).cells())
     named = views.lines(protocol)
     assert sorted(set(named.values())) == ["fastv boundary=2", "fastv boundary=3", "random"]
@@ -197,11 +197,11 @@ def test_knobs_tell_lines_apart_only_where_they_must_and_seeds_share_one(tmp_pat
 def test_no_cells_say_which_command_makes_them(tmp_path, capsys, monkeypatch):
     code, _, err = run(capsys, monkeypatch, "report", "--results", str(tmp_path))
     assert code == 2
-    assert "make eval METHOD=visipruner BUDGET=64" in err
-    assert "make sweep" in err
+    assert "`prunebench eval --method visipruner --budget 64` makes some" in err
+    assert "--results names another folder" in err
     code, _, err = run(capsys, monkeypatch, "show", "--results", str(tmp_path), "--sample", "pope/000001")
     assert code == 2
-    assert "make sweep" in err
+    assert "--results names another folder" in err
 
 
 def test_negative_samples_are_refused(small):
@@ -210,7 +210,7 @@ def test_negative_samples_are_refused(small):
 
 
 def test_no_unpruned_cell_is_said_with_the_command_that_makes_it(tmp_path):
-    seal(tmp_path, "fastv", "64", "pope", 6, request={"knobs": {"boundary": "3"}, "seed": 4})
+    drawn(tmp_path, "fastv", "64", "pope", 6, request={"knobs": {"boundary": "3"}, "seed": 4})
     page = build(tmp_path)
     assert (
         meta(page)["models"][0]["sets"][0]["make_baseline"]
@@ -223,8 +223,8 @@ def test_no_unpruned_cell_is_said_with_the_command_that_makes_it(tmp_path):
 
 def test_rows_with_missing_tasks_are_said_with_the_command(tmp_path):
     for task in ("mme", "pope"):
-        seal(tmp_path, "none", "none", task, 6)
-    seal(tmp_path, "fastv", "64", "pope", 6, request={"knobs": {"boundary": "3", "keep": "4"}})
+        drawn(tmp_path, "none", "none", task, 6)
+    drawn(tmp_path, "fastv", "64", "pope", 6, request={"knobs": {"boundary": "3", "keep": "4"}})
     page = build(tmp_path)
     (missing,) = meta(page)["models"][0]["missing"]
     assert missing["what"] == "fastv at 64 on mme"
@@ -242,7 +242,7 @@ def test_several_models_are_kept_apart(tmp_path):
     models = meta(build(tmp_path))["models"]
     assert [m["label"] for m in models] == ["mini, dtype bfloat16", "mini, dtype float32", "other"]
     assert [len(m["cells"]) for m in models] == [2, 2, 2]
-    with pytest.raises(PrunebenchError, match=r"several models: name one with --model \(of mini, other\)"):
+    with pytest.raises(PrunebenchError, match=r"several models: name one with model \(of mini, other\)"):
         show.find(Store(tmp_path).cells(), "pope/000001", ["fastv"])
     assert show.find(Store(tmp_path).cells(), "pope/000001", ["fastv"], model="other").methods[0].name == "fastv at 64"
 
@@ -259,7 +259,7 @@ def test_two_sets_of_questions_of_a_task_are_two_tasks(tmp_path):
 
 
 def test_images_that_are_not_those_measured_are_left_out(tmp_path):
-    seal(tmp_path, "none", "none", "pope", 6, image="0" * 16)
+    drawn(tmp_path, "none", "none", "pope", 6, image="0" * 16)
     page = build(tmp_path)
     assert 'id="image-0"' not in page.html
     assert {s["image"] for s in chunk(page, 0)["samples"]} == {-1}
@@ -278,7 +278,7 @@ def test_data_folder_that_is_gone_is_said(small):
     ("backend", "expected"), [("CLIPImageProcessor+pad", (122, 116, 104)), ("CLIPImageProcessor+plain", (200, 0, 0))]
 )
 def test_images_are_squared_as_the_model_saw_them(tmp_path, monkeypatch, backend, expected):
-    sealed = seal(tmp_path, "none", "none", "pope", 6, image_backend=backend)
+    sealed = drawn(tmp_path, "none", "none", "pope", 6, image_backend=backend)
     buffer = io.BytesIO()
     Image.new("RGB", (400, 200), (200, 0, 0)).save(buffer, "PNG")
     pictures = views.Pictures(lambda _: pytest.fail("no data is read"))
@@ -293,7 +293,7 @@ def test_images_are_squared_as_the_model_saw_them(tmp_path, monkeypatch, backend
 
 
 def test_analysis_is_inlined(tmp_path):
-    seal(tmp_path, "none", "none", "pope", 6)
+    drawn(tmp_path, "none", "none", "pope", 6)
     assert meta(build(tmp_path))["models"][0]["analysis"] is None
     analysis(tmp_path)
     page = build(tmp_path)
@@ -306,7 +306,7 @@ def test_analysis_is_inlined(tmp_path):
 
 
 def test_analysis_of_other_weights_is_not_shown(tmp_path):
-    seal(tmp_path, "none", "none", "pope", 6)
+    drawn(tmp_path, "none", "none", "pope", 6)
     analysis(tmp_path, fingerprint="other")
     model = meta(build(tmp_path))["models"][0]
     assert model["analysis"] is None
@@ -315,7 +315,7 @@ def test_analysis_of_other_weights_is_not_shown(tmp_path):
 
 
 def test_analysis_of_some_layers_names_no_stage(tmp_path):
-    seal(tmp_path, "none", "none", "pope", 6)
+    drawn(tmp_path, "none", "none", "pope", 6)
     analysis(tmp_path, stages={})
     assert meta(build(tmp_path))["models"][0]["analysis"]["stages"] is None
 
@@ -328,7 +328,7 @@ def test_analysis_of_some_layers_names_no_stage(tmp_path):
     ],
 )
 def test_broken_analysis_says_which_command_writes_it_again(tmp_path, changes):
-    seal(tmp_path, "none", "none", "pope", 6)
+    drawn(tmp_path, "none", "none", "pope", 6)
     analysis(tmp_path, **changes)
     (tmp_path / "secret.svg").write_text("<svg/>")
     with pytest.raises(PrunebenchError, match="`make analyze` writes it again"):
@@ -429,8 +429,8 @@ def test_show_says_what_was_not_measured(small, key, methods, budget, message):
 def test_the_commands_of_show_can_be_run(tmp_path):
     """A method of a file by that file, also where its name alone is given; a budget in place of the knob that says the
     same."""
-    seal(tmp_path, "none", "none", "pope", 6)
-    seal(
+    drawn(tmp_path, "none", "none", "pope", 6)
+    drawn(
         tmp_path,
         "fastv",
         "none",
@@ -439,7 +439,7 @@ def test_the_commands_of_show_can_be_run(tmp_path):
         knobs={"keep": 64, "boundary": 3},
         request={"budget": None, "knobs": {"keep": 64, "boundary": 3}},
     )
-    seal(tmp_path, "centre", "64", "gqa", 6, request={"method": f"{CENTRE}:Centre"})
+    drawn(tmp_path, "centre", "64", "gqa", 6, request={"method": f"{CENTRE}:Centre"})
     cells = Store(tmp_path).cells()
     with pytest.raises(
         PrunebenchError,
@@ -453,7 +453,7 @@ def test_the_commands_of_show_can_be_run(tmp_path):
 
 
 def test_show_without_recorded_tokens_says_so(tmp_path):
-    seal(tmp_path, "fastv", "64", "pope", 6, recorded=False)
+    drawn(tmp_path, "fastv", "64", "pope", 6, recorded=False)
     _, sample = show.write(tmp_path, "pope/000001", ["fastv"])
     assert sample.methods[0].stages == ()
     assert "kept not recorded" in "\n".join(show.lines(sample))

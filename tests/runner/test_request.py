@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from helpers import run
 
-from harness.cli.app import _pairs
+from harness.cli.options import pairs
 from harness.core.asked import Asked
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
@@ -95,7 +95,7 @@ def test_a_comma_in_a_path_is_said(tmp_path: Path) -> None:
 def test_every_budget_is_read(session: Session) -> None:
     for budget, message in (
         ("foo", "budget 'foo'"),
-        ("64", "BUDGET=64: none of none, knockout takes a budget"),
+        ("64", "budget='64': none of none, knockout takes a budget"),
         ("none,0", "budget '0'"),
     ):
         with pytest.raises(PrunebenchError, match=message):
@@ -148,7 +148,7 @@ def test_the_command_of_a_cell_makes_the_same_cell(
     assert identities([again], session) == identities([setting], session)
     if knobs:
         cls = method_class(method)
-        assert dict(typed_knobs(cls, _pairs([words["SET"]]))) == dict(typed_knobs(cls, knobs))
+        assert dict(typed_knobs(cls, pairs([words["SET"]]))) == dict(typed_knobs(cls, knobs))
 
 
 def test_a_knob_that_no_command_can_say_is_refused(tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_nothing_is_read_before_all_is_checked(session: Session, monkeypatch: py
     for request, message in (
         (Request("fastv", budgets="0.5flops,577"), "fastv@577 on mini: budget 577"),
         (Request("fastv,fastw", budgets="0.5flops"), "did you mean 'fastv'"),
-        (Request("fastv", budgets="0.5flops", seeds="0,-1"), "fastv@0.5flops seed -1 on mini: SEED='-1'"),
-        (Request("fastv", budgets="0.5flops", limit="some"), "LIMIT='some'"),
+        (Request("fastv", budgets="0.5flops", seeds="0,-1"), "fastv@0.5flops seed -1 on mini: seed='-1'"),
+        (Request("fastv", budgets="0.5flops", limit="some"), "limit='some'"),
         (Request("fastv", budgets="0.5flops", tasks=""), "no task was named"),
         (Request("fastv", budgets="0.5flops", positions="compct"), "did you mean 'compact'"),
         (Request(" , ", budgets="64"), "no method was named"),
@@ -233,7 +233,7 @@ def test_nothing_is_read_before_all_is_checked(session: Session, monkeypatch: py
     ):
         with pytest.raises(PrunebenchError, match=message):
             resolve(request, session)
-    with pytest.raises(PrunebenchError, match="batch 0: expected at least 1 prompt"):
+    with pytest.raises(PrunebenchError, match="batch=0: expected at least 1 prompt"):
         Pace(0)
 
 

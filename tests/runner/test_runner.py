@@ -14,7 +14,7 @@ from helpers import run
 from safetensors.torch import load_file, save_file
 
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.runner import run as runner
 from harness.runner.execute import Batches, InProcess, Work
 from harness.runner.jobs import Job, prepare
@@ -54,21 +54,13 @@ def jobs_of(request: Request) -> list[Job]:
     return prepare(resolve(request, session), session)
 
 
+def few(results: Path) -> list[str]:
+    """The words for six questions of POPE."""
+    return ["--tasks", "pope", "--limit", "6", "--results", str(results)]
+
+
 def test_an_evaluation_leaves_a_held_cell_and_fails_with_its_name(tmp_path, capsys, monkeypatch) -> None:
-    words = (
-        "--method",
-        "random",
-        "--budget",
-        "32",
-        "--set",
-        "boundary=2",
-        "--tasks",
-        "pope",
-        "--limit",
-        "6",
-        "--results",
-        str(tmp_path),
-    )
+    words = ["--method", "random", "--budget", "32", "--set", "boundary=2", *few(tmp_path)]
     with held(tmp_path, jobs_of(ASK)[1]):
         code, out, err = run(capsys, monkeypatch, "eval", *words)
     assert code == 2
@@ -134,23 +126,10 @@ def test_data_of_one_model_that_cannot_be_read_cost_no_other_its_cells(tmp_path:
 
 
 def test_one_evaluation_takes_lists(tmp_path, capsys, monkeypatch) -> None:
-    words = (
-        "--method",
-        "random,first",
-        "--budget",
-        "64,32",
-        "--seed",
-        "0,1",
-        "--tasks",
-        "pope",
-        "--limit",
-        "6",
-        "--results",
-        str(tmp_path),
-    )
+    words = ["--method", "random,first", "--budget", "64,32", "--seed", "0,1", *few(tmp_path)]
     code, out, err = run(capsys, monkeypatch, "eval", *words)
     assert code == 0, err
-    assert out.startswith("random, first at BUDGET=64,32 with SEED=0,1 on mini (cpu in float32)")
+    assert out.startswith("random, first at budget 64, 32 with seeds 0, 1 on mini (cpu in float32)")
     assert out.count("sealed  ") == 1 + 2 * 2 + 2
     again = sorted((c.cell.method, c.cell.budget, c.cell.seed) for c in Store(tmp_path).cells())
     random = [("random", budget, seed) for budget in ("32", "64") for seed in (0, 1)]

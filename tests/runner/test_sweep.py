@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.runner import sweep
 from harness.runner.evaluate import evaluate
 from harness.runner.pace import Pace
@@ -158,7 +158,7 @@ def test_a_sweep_too_large_for_the_model_is_refused_before_it_runs(tmp_path):
         ("methods: [{method: fastv}]\nspeed: 3", "speed"),
         ("- fastv", "not a sweep"),
         ("methods: [fastv]\nbudget: [64]\ntask: [gqa]", "did you mean 'budgets'.*did you mean 'tasks'"),
-        ("methods: [fastv]\nbudgets: [64]\nlimit: some", "LIMIT='some'"),
+        ("methods: [fastv]\nbudgets: [64]\nlimit: some", "limit='some'"),
         ("methods: [{method: fastv}]", "fastv needs budgets"),
         ("methods: [{method: fastw}]\nbudgets: [64]", "did you mean 'fastv'"),
         ("methods: [{method: none}]\ntasks: [gqq]", "did you mean 'gqa'"),
@@ -273,7 +273,7 @@ def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
     from harness.runner.launch import processes as workers
 
     monkeypatch.setattr(workers, "device_of", lambda worker, device: "cuda:7")
-    with pytest.raises(PrunebenchError, match=r"worker \d of 2: DEVICE=cuda:7"):
+    with pytest.raises(PrunebenchError, match=r"worker \d of 2: device='cuda:7'"):
         sweep.run(plan, Options(tmp_path), say=lambda _: None, workers=2)
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.store import lease
 from harness.store.store import Store
 from harness.store.verify import verify

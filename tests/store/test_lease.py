@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_store import keys, make_cell, make_record, seal, sealed
+from factories import keys, make_cell, make_record, seal, sealed
 
 from harness.core.errors import PrunebenchError
 from harness.store import lease as lease_module
@@ -29,8 +29,10 @@ HOLD = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = {path!r}
-from test_store import *
+from factories import keys, make_cell, make_record
+from harness.core.errors import PrunebenchError
 from harness.store.lease import Timing
+from harness.store.store import Store
 store, cell = Store(Path(sys.argv[1]), Timing(float(sys.argv[2]), float(sys.argv[2]) / 4)), make_cell()
 try:
     with store.open(cell, keys(4)) as writer:
@@ -288,8 +290,10 @@ def test_a_forked_child_does_not_give_back_its_parents_cell(tmp_path):
 def test_an_unfinished_generator_leaves_nothing_at_exit(tmp_path):
     code = (
         f"import sys; sys.path[:0] = {PATH!r}\n"
-        "from test_store import *\n"
+        "from pathlib import Path\n"
+        "from factories import keys, make_cell\n"
         "import harness.store.lease as module\n"
+        "from harness.store.store import Store\n"
         "def cells():\n"
         "    with Store(Path(sys.argv[1])).open(make_cell(), keys(4)) as writer:\n"
         "        yield writer\n"
@@ -325,7 +329,7 @@ def test_tidy_removes_what_a_killed_runner_left(tmp_path):
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from test_store import keys, make_cell
+from factories import keys, make_cell
 from harness.store.store import Store
 with Store(Path(sys.argv[1])).open(make_cell(), keys(4)):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,8 +10,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import asked
-from test_store import keys, make_cell, make_record, seal
+from factories import asked, keys, make_cell, make_record, sealed
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -37,10 +36,7 @@ PROVENANCE = {
 
 
 def measure(root, **changes):
-    store = Store(root)
-    with store.open(make_cell(**changes), keys(4)) as writer:
-        writer.append(*(make_record(i) for i in range(4)))
-        return seal(writer, provenance=PROVENANCE)
+    return sealed(Store(root), make_cell(**changes), provenance=PROVENANCE)
 
 
 @pytest.fixture
@@ -173,9 +169,8 @@ def test_damage_is_named_and_the_other_cell_still_counted(results, what):
 
 
 def test_a_kept_text_that_cannot_be_read_is_found(tmp_path):
-    with Store(tmp_path).open(make_cell(), keys(4)) as writer:
-        writer.append(*(make_record(i, cost={"n_visual": 24}) for i in range(4)))
-        seal(writer, provenance=PROVENANCE)
+    records = [make_record(i, cost={"n_visual": 24}) for i in range(4)]
+    sealed(Store(tmp_path), make_cell(), records, provenance=PROVENANCE)
     assert verify(tmp_path)[1]
     rewrite(first(tmp_path), lambda rows: [{**rows[0], "keeps": "0:0:A"}, *rows[1:]])
     assert not verify(tmp_path)[1]

@@ -14,55 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import asked, make_cell
+from factories import asked, keys, make_cell, make_record, make_scores, seal, sealed
 
 from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError
 from harness.store import files
 from harness.store.files import write_atomic
-from harness.store.journal import Record
-from harness.store.sealed import SampleScore, cost_means
+from harness.store.sealed import cost_means
 from harness.store.store import CellSealed, Store
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def keys(n: int) -> list[str]:
-    return [f"pope/{i:06d}" for i in range(n)]
-
-
-def make_record(i: int, **changes) -> Record:
-    values = {
-        "key": f"pope/{i:06d}",
-        "image": f"image{i // 2}",
-        "answer": f"yes {i}\n\u2028é",
-        "n_new_tokens": 1 + i,
-        "cost": {"kept": 64 + i, "mean_visual": 64.5, "kv_bytes": 1024 * i},
-        "wall_s": 0.25,
-        "kept": f"0:0:*;2:{i}:AAAB",
-    }
-    return Record(**(values | changes))
-
-
-def make_scores(n: int) -> dict[str, SampleScore]:
-    return {key: SampleScore(float(i % 2), str(i), "random", f"q{i}?", "yes") for i, key in enumerate(keys(n))}
-
-
-def seal(writer, n: int = 4, **changes):
-    values = {
-        "metrics": {"pope_accuracy": sum(s.score for s in make_scores(n).values()) / n, "pope_f1_score": float("nan")},
-        "scores": make_scores(n),
-        "provenance": {"request": asked(), "started": "2026-01-01"},
-        "headline": "pope_accuracy",
-        "method_info": {"query_aware": True, "budget_knobs": ["keep"]},
-    }
-    return writer.seal(**(values | changes))
-
-
-def sealed(store: Store, cell: Cell, n: int = 4):
-    with store.open(cell, keys(n)) as writer:
-        writer.append(*(make_record(i) for i in range(n)))
-        return seal(writer, n)
 
 
 # identity
@@ -207,7 +168,7 @@ def test_garbage_between_lines_is_an_error_with_its_line_number(tmp_path, line):
         pass
     journal = store.folder(cell) / "journal.jsonl"
     journal.write_bytes(make_record(0).line() + line + make_record(1).line())
-    with pytest.raises(PrunebenchError, match=r"journal\.jsonl, line 2: .*FRESH=1"), store.open(cell, keys(4)):
+    with pytest.raises(PrunebenchError, match=r"journal\.jsonl, line 2: .*fresh=True"), store.open(cell, keys(4)):
         pass
     assert journal.read_bytes().count(b"\n") == 3, "evidence is left alone"
     assert not any((tmp_path / "locks").iterdir()), "and the lock is not left behind"
@@ -246,7 +207,7 @@ def test_records_that_cannot_be_kept_are_refused(tmp_path):
         with pytest.raises(PrunebenchError, match="cost columns"):
             writer.append(make_record(0, cost={"score": 1}))
         writer.append(make_record(0))
-        with pytest.raises(PrunebenchError, match=r"FRESH=1"):
+        with pytest.raises(PrunebenchError, match=r"fresh=True"):
             writer.append(make_record(1, cost={"kept": 64}))
         assert list(writer.done) == keys(1)
     with pytest.raises(PrunebenchError, match="closed"):
@@ -386,7 +347,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = {path!r}
-from test_store import *
+from factories import keys, make_cell, make_record
+from harness.store.store import Store
 store, cell, n = Store(Path(sys.argv[1])), make_cell(int(sys.argv[2])), int(sys.argv[2])
 with store.open(cell, keys(n)) as writer:
     print("ready", flush=True)

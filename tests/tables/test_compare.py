@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import scipy.stats
-from answered import answered
+from factories import answered
 
 from harness.core.errors import PrunebenchError
 from harness.store.sealed import SealedCell

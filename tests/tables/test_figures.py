@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from answered import answered
+from factories import answered
 from PIL import Image
 
 from harness.method import registered

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from answered import answered
-from helpers import asked
+from factories import answered, asked, sealed_cell
 
 from harness import cli
-from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.core.stats import Interval
 from harness.store.sealed import SealedCell
 from harness.tables import frame, leaderboard, terminal, text
@@ -29,53 +27,6 @@ from harness.tables.frame import rows
 N = {"pope": 100, "gqa": 100, "mme": 100}
 
 
-def sealed(method: str, budget: str, task: str = "pope", score: float = 0.8, **changes) -> SealedCell:
-    """A sealed cell as a store would return it; `changes` go to the cell, or to the result if it has such a field."""
-    metric, maximum = ("mme_perception_score", 2000.0) if task == "mme" else (f"{task}_accuracy", 1.0)
-    cell = {
-        "model": "mini",
-        "model_fingerprint": "w1",
-        "method": method,
-        "knobs": {} if method == "none" else {"keep": 64},
-        "budget": budget,
-        "task": task,
-        "data_fingerprint": f"data-{task}",
-        "n_samples": 100,
-        "prompt_template": "p1",
-        "dtype": "float32",
-        "image_backend": "pil",
-        "device_type": "cpu",
-        "max_new_tokens": 16,
-    }
-    pruned = method != "none"
-    result = {
-        "headline": metric,
-        "metrics": {metric: score},
-        "maximum": maximum,
-        "interval": Interval(metric, score - 0.05 * maximum, score + 0.05 * maximum, 0.95, "bootstrap", 50),
-        "costs": {
-            "kept": 64 if pruned else 576,
-            "mean_visual": 80.5 if pruned else 576,
-            "prefill_dense_flops": 1.25e9 if pruned else 5e9,
-            "vision_flops": 3e9,
-            "kv_bytes": 3 * 2**20,
-        },
-        "counts": {"expected": 100, "answered": 100, "headline": 100},
-        "method_info": {"query_aware": pruned, "needs_vision_attention": False, "budget_knobs": ["keep"]},
-        "provenance": {
-            "request": asked(method=method, budget=budget if pruned else None, task=task),
-            "device": "CPU",
-            "started": "2026-01-01",
-        },
-        "samples_sha256": "0",
-        "folder": Path("nowhere"),
-    }
-    fields = {f.name for f in dataclasses.fields(Cell)}
-    cell |= {name: value for name, value in changes.items() if name in fields}
-    result |= {name: value for name, value in changes.items() if name not in fields}
-    return SealedCell(cell=Cell(**cell), **result)
-
-
 def board() -> list[SealedCell]:
     scores = {
         "none": (0.9, 0.8, 1600.0),
@@ -84,7 +35,7 @@ def board() -> list[SealedCell]:
         "random": (0.5, 0.4, 800.0),
     }
     return [
-        sealed(method, "none" if method == "none" else "64", task, score)
+        sealed_cell(method, "none" if method == "none" else "64", task, score)
         for method, row in scores.items()
         for task, score in zip(("pope", "gqa", "mme"), row, strict=True)
     ]
@@ -147,12 +98,12 @@ def test_rows_hold_what_was_measured():
     )
     assert bool(row.query_aware)
     assert not row.needs_vision_attention
-    assert row.identity == sealed("fastv", "64", score=0.81).identity
+    assert row.identity == sealed_cell("fastv", "64", score=0.81).identity
 
 
 def test_only_the_very_same_setting_is_a_baseline():
-    pruned = sealed("fastv", "64", score=0.4)
-    fits = sealed("none", "none", score=0.8)
+    pruned = sealed_cell("fastv", "64", score=0.4)
+    fits = sealed_cell("none", "none", score=0.8)
     assert frame.rows([fits, pruned]).pct_of_unpruned.tolist() == [100, 50]
     other = {
         "dtype": "bfloat16",
@@ -162,58 +113,97 @@ def test_only_the_very_same_setting_is_a_baseline():
         "prompt_template": "p2",
     }
     for name, value in other.items():
-        df = frame.rows([sealed("none", "none", score=0.8, **{name: value}), pruned])
+        df = frame.rows([sealed_cell("none", "none", score=0.8, **{name: value}), pruned])
         row = df[df.method == "fastv"].iloc[0]
         assert math.isnan(row.pct_of_unpruned), name
         assert math.isnan(row.pct_of_unpruned_flops), name
     for bad in ({"score": 0.0}, {"score": 0.8, "headline": "f1", "metrics": {"f1": 0.8}}):
-        df = frame.rows([sealed("none", "none", **bad), pruned])
+        df = frame.rows([sealed_cell("none", "none", **bad), pruned])
         assert math.isnan(df[df.method == "fastv"].iloc[0].pct_of_unpruned)
 
 
 def test_rows_of_nothing_and_of_repeats():
     assert frame.rows([]).columns.tolist() == list(frame.COLUMNS)
     assert terminal.table(frame.rows([])) == "no sealed cells yet"
-    assert len(frame.rows([sealed("none", "none"), sealed("none", "none")])) == 1
+    assert len(frame.rows([sealed_cell("none", "none"), sealed_cell("none", "none")])) == 1
 
 
 def test_a_cost_may_not_hide_a_column():
     with pytest.raises(PrunebenchError, match="score"):
-        frame.rows([sealed("none", "none", costs={"score": 1.0})])
+        frame.rows([sealed_cell("none", "none", costs={"score": 1.0})])
 
 
 def test_terminal_table():
     text = terminal.table(frame.rows([c for c in board() if c.cell.method in ("none", "visipruner")]))
     head, body = text.split("---", 1)
-    for unit in (
+    for words in (
+        "[95 % interval]",
+        "unpruned",
         "(tokens)",
-        "(tokens/layer)",
-        "(GFLOPs)",
-        "(MiB)",
-        "score [95 % interval]",
-        "% of unpruned",
-        "answered",
+        "(tokens/",
+        "layer)",
+        "FLOPs",
+        "% of",
+        "questions",
+        "method",
     ):
-        assert unit in head
-    assert "method" in head
+        assert words in head
     assert "seed" not in head, "only what varies is a column"
+    row = next(line for line in body.splitlines() if "visipruner" in line and "pope" in line)
+    assert re.split(r"\s{2,}", row.strip()) == [
+        *("visipruner", "64", "pope", "85.5 [80.5, 90.5] %", "95.0", "64.0", "80.5", "25.0", "100")
+    ]
+    row = next(line for line in body.splitlines() if "visipruner" in line and "mme" in line)
+    assert "1200.0 [1100.0, 1300.0]/2000" in row
+    assert max(map(len, text.splitlines())) <= terminal.WIDTH
+
+
+def test_the_wide_terminal_table_has_every_column():
+    text = terminal.table(frame.rows([c for c in board() if c.cell.method in ("none", "visipruner")]), wide=True)
+    head, body = text.split("---", 1)
+    for unit in ("metric", "(tokens/layer)", "(GFLOPs)", "(MiB)", "score [95 % interval]", "% of unpruned", "answered"):
+        assert unit in head
     row = next(line for line in body.splitlines() if "visipruner" in line and "pope" in line)
     assert re.split(r"\s{2,}", row.strip()) == [
         *("visipruner", "64", "pope", "pope_accuracy", "85.5 [80.5, 90.5] %", "95.0"),
         *("64.0", "80.5", "1.25", "25.0", "3.00", "100/100"),
     ]
-    row = next(line for line in body.splitlines() if "visipruner" in line and "mme" in line)
-    assert "1200.0 [1100.0, 1300.0] of 2000" in row
+    assert max(map(len, text.splitlines())) > terminal.WIDTH
 
 
 def test_terminal_table_without_baseline_or_interval():
-    text = terminal.table(frame.rows([sealed("fastv", "64", interval=None, costs={"kept": 64})]))
+    text = terminal.table(frame.rows([sealed_cell("fastv", "64", interval=None, costs={"kept": 64})]))
     cells = re.split(r"\s{2,}", text.splitlines()[-1].strip())
-    assert cells == ["pope", "pope_accuracy", "80.0 %", "-", "64.0", "-", "-", "-", "-", "100/100"]
+    assert cells == ["pope", "80.0 %", "-", "64.0", "-", "-", "100"]
+
+
+def test_rows_that_differ_in_settings_or_seed_alone_are_told_apart():
+    """And a name that is in the way of the width is wrapped, whole."""
+    cells = [sealed_cell("fastv", "64", knobs={"boundary": n, "keep": 64, "scores": "sum,of,heads"}) for n in (2, 3)]
+    text = terminal.table(frame.rows(cells))
+    assert [re.split(r"\s{2,}", line)[0] for line in text.splitlines()[-2:]] == ["fastv boundary=2", "fastv boundary=3"]
+    drawn = terminal.table(frame.rows([sealed_cell("random", "64", seed=n) for n in (0, 1)]))
+    assert [re.split(r"\s{2,}", line)[0] for line in drawn.splitlines()[-2:]] == ["random seed=0", "random seed=1"]
+    assert "seed" in terminal.table(frame.rows([sealed_cell("random", "64", seed=n) for n in (0, 1)]), wide=True)
+    models = [
+        sealed_cell("fastv", "64", model=f"an-owner/a-model-of-many-words-{size}b-instruct-hf") for size in (7, 13)
+    ]
+    table = terminal.table(frame.rows([*models, sealed_cell("mme", "64"), *cells]))
+    assert max(map(len, table.splitlines())) <= terminal.WIDTH
+    column = "".join(line.split("  ")[0].strip() for line in table.splitlines())
+    for size in (7, 13):
+        assert f"an-owner/a-model-of-many-words-{size}b-instruct-hf" in column
+
+
+def test_a_table_that_cannot_fit_goes_wider_and_says_so():
+    long = "m" * 90
+    text = terminal.table(frame.rows([sealed_cell("fastv", "64", model=long), sealed_cell("fastv", "64")]))
+    assert long in text
+    assert re.search(r"has \d{3} columns of characters and not 110, for its names are long", text)
 
 
 def test_markdown_has_a_block_per_budget_and_an_average(tmp_path):
-    cells = [*board(), sealed("fastv", "native"), sealed("fastv", "128"), sealed("fastv", "64avg")]
+    cells = [*board(), sealed_cell("fastv", "native"), sealed_cell("fastv", "128"), sealed_cell("fastv", "64avg")]
     _, markdown = written(cells, tmp_path)
     titles = [line for line in markdown.splitlines() if line.startswith("### ")]
     assert titles[:2] == ["### Avg % at a glance", "### Pareto front"]
@@ -269,8 +259,8 @@ def test_marks_by_printed_number_with_ties():
 def test_none_is_not_marked(tmp_path):
     """Also where it shares a block, with methods that were given their knobs and no budget."""
     cells = [
-        sealed("none", "none", score=0.9),
-        *(sealed(m, "none", score=s) for m, s in (("fastv", 0.8), ("random", 0.7))),
+        sealed_cell("none", "none", score=0.9),
+        *(sealed_cell(m, "none", score=s) for m, s in (("fastv", 0.8), ("random", 0.7))),
     ]
     _, markdown = written(cells, tmp_path)
     rows = {m: lines(markdown, m)[0] for m in ("none", "fastv", "random")}
@@ -283,9 +273,12 @@ def test_none_is_not_marked(tmp_path):
 
 def test_one_seed_is_shown_with_its_interval(tmp_path):
     interval = Interval("x", 0.66, 0.768, 0.95, "bootstrap", 50)
-    cells = [sealed("none", "none", score=1.0), sealed("fastv", "64", score=0.714, interval=interval)]
+    cells = [sealed_cell("none", "none", score=1.0), sealed_cell("fastv", "64", score=0.714, interval=interval)]
     points_of_mme = Interval("x", 1034.25, 1366.0, 0.95, "bootstrap", 50)
-    cells += [sealed("fastv", "64", "mme", 1200.0, interval=points_of_mme), sealed("fastv", "32", interval=None)]
+    cells += [
+        sealed_cell("fastv", "64", "mme", 1200.0, interval=points_of_mme),
+        sealed_cell("fastv", "32", interval=None),
+    ]
     _, markdown = written(cells, tmp_path)
     assert [row[1:3] for row in lines(markdown, "fastv")] == [
         ["1200.0 [1034.2, 1366.0]", "71.4 [66.0, 76.8]"],
@@ -295,7 +288,7 @@ def test_one_seed_is_shown_with_its_interval(tmp_path):
 
 def test_marks_go_by_the_score_and_not_by_its_interval(tmp_path):
     wide = Interval("x", 0.1, 0.99, 0.95, "bootstrap", 50)
-    cells = [sealed("fastv", "64", score=0.8), sealed("visipruner", "64", score=0.7, interval=wide)]
+    cells = [sealed_cell("fastv", "64", score=0.8), sealed_cell("visipruner", "64", score=0.7, interval=wide)]
     _, markdown = written(cells, tmp_path)
     assert lines(markdown, "fastv")[0][1] == "**80.0** [75.0, 85.0]"
     assert lines(markdown, "visipruner")[0][1] == "<u>70.0</u> [10.0, 99.0]"
@@ -303,9 +296,9 @@ def test_marks_go_by_the_score_and_not_by_its_interval(tmp_path):
 
 def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
     cells = [
-        sealed("none", "none", score=1.0),
-        sealed("none", "none", "mme", 1600.0),
-        sealed("fastv", "64", score=0.55),
+        sealed_cell("none", "none", score=1.0),
+        sealed_cell("none", "none", "mme", 1600.0),
+        sealed_cell("fastv", "64", score=0.55),
     ]
     for seed, (pope, mme) in enumerate([(0.5, 800.0), (0.6, 840.0), (0.7, 760.0)]):
         spent = {
@@ -315,7 +308,7 @@ def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
             "kv_bytes": (1 + seed) * 2**20,
         }
         cells += [
-            sealed("random", "64", t, score, seed=seed, costs=spent) for t, score in (("pope", pope), ("mme", mme))
+            sealed_cell("random", "64", t, score, seed=seed, costs=spent) for t, score in (("pope", pope), ("mme", mme))
         ]
     csv, markdown = written(cells, tmp_path)
     assert not lines(markdown, "random")
@@ -330,8 +323,8 @@ def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
 
 
 def test_unequal_numbers_of_seeds_are_said(tmp_path):
-    cells = [sealed("random", "64", score=s, seed=i) for i, s in enumerate((0.5, 0.7))] + [
-        sealed("random", "64", "gqa", 0.4, seed=7)
+    cells = [sealed_cell("random", "64", score=s, seed=i) for i, s in enumerate((0.5, 0.7))] + [
+        sealed_cell("random", "64", "gqa", 0.4, seed=7)
     ]
     _, markdown = written(cells, tmp_path)
     (row,) = lines(markdown, "random (1 to 2 seeds)")
@@ -339,9 +332,11 @@ def test_unequal_numbers_of_seeds_are_said(tmp_path):
 
 
 def test_positions_and_knobs_get_lines_of_their_own(tmp_path):
-    cells = [sealed("none", "none", score=1.0)]
-    cells += [sealed("fastv", "64", score=0.7), sealed("fastv", "64", score=0.6, positions="compact")]
-    cells += [sealed("sparsevlm", "64", score=s, knobs={"keep": 64, "heads": h}) for s, h in ((0.4, 14), (0.3, 32))]
+    cells = [sealed_cell("none", "none", score=1.0)]
+    cells += [sealed_cell("fastv", "64", score=0.7), sealed_cell("fastv", "64", score=0.6, positions="compact")]
+    cells += [
+        sealed_cell("sparsevlm", "64", score=s, knobs={"keep": 64, "heads": h}) for s, h in ((0.4, 14), (0.3, 32))
+    ]
     _, markdown = written(cells, tmp_path)
     for label, score in {
         "fastv": "70.0",
@@ -356,9 +351,10 @@ def test_positions_and_knobs_get_lines_of_their_own(tmp_path):
 def test_seeds_and_knobs_compose(tmp_path, lone_seed):
     """Two settings are never averaged, whether or not their seeds clash."""
     cells = [
-        sealed("random", "64", score=0.5 + seed / 10, seed=seed, knobs={"keep": 64, "boundary": 0}) for seed in range(5)
+        sealed_cell("random", "64", score=0.5 + seed / 10, seed=seed, knobs={"keep": 64, "boundary": 0})
+        for seed in range(5)
     ]
-    cells += [sealed("random", "64", score=0.2, seed=lone_seed, knobs={"keep": 64, "boundary": 2})]
+    cells += [sealed_cell("random", "64", score=0.2, seed=lone_seed, knobs={"keep": 64, "boundary": 2})]
     _, markdown = written(cells, tmp_path)
     assert [row[1] for row in lines(markdown, "random boundary=0 (5 seeds)")] == ["**70.0** ±15.8 sd"]
     assert [row[1] for row in lines(markdown, "random boundary=2")] == ["<u>20.0</u> [15.0, 25.0]"]
@@ -366,14 +362,19 @@ def test_seeds_and_knobs_compose(tmp_path, lone_seed):
 
 
 def test_a_knob_that_a_cell_does_not_have_is_not_null(tmp_path):
-    cells = [sealed("random", "64", score=0.5), sealed("random", "64", score=0.7, knobs={"keep": 64, "late": None})]
+    cells = [
+        sealed_cell("random", "64", score=0.5),
+        sealed_cell("random", "64", score=0.7, knobs={"keep": 64, "late": None}),
+    ]
     _, markdown = written(cells, tmp_path)
     assert [len(lines(markdown, f"random late={value}")) for value in ("null", "unset")] == [1, 1]
 
 
 def test_knobs_that_differ_by_task_stay_one_line(tmp_path):
     """A FLOPs budget is solved at each task's text length."""
-    cells = [sealed("fastv", "0.35flops", task, knobs={"keep": keep}) for task, keep in (("pope", 60), ("gqa", 61))]
+    cells = [
+        sealed_cell("fastv", "0.35flops", task, knobs={"keep": keep}) for task, keep in (("pope", 60), ("gqa", 61))
+    ]
     _, markdown = written(cells, tmp_path)
     assert [points(row[1:3]) for row in lines(markdown, "fastv")] == [["80.0", "80.0"]]
 
@@ -381,7 +382,7 @@ def test_knobs_that_differ_by_task_stay_one_line(tmp_path):
 def test_variants_of_a_method_at_a_solved_budget_keep_their_tasks_together(tmp_path):
     keeps = {("pope", 0): 60, ("gqa", 0): 61, ("pope", 2): 40, ("gqa", 2): 42}
     cells = [
-        sealed("random", "0.35flops", task, seed=seed, knobs={"keep": keep, "boundary": boundary})
+        sealed_cell("random", "0.35flops", task, seed=seed, knobs={"keep": keep, "boundary": boundary})
         for (task, boundary), keep in keeps.items()
         for seed in (0, 1)
     ]
@@ -393,7 +394,7 @@ def test_variants_of_a_method_at_a_solved_budget_keep_their_tasks_together(tmp_p
     assert len(lines(markdown, "random boundary=2 keep=40 (2 seeds)")) == 1, (
         "with one task, every knob that differs is named"
     )
-    fixed = [sealed("random", "64", c.cell.task, knobs=c.cell.knobs) for c in cells if c.cell.seed == 0]
+    fixed = [sealed_cell("random", "64", c.cell.task, knobs=c.cell.knobs) for c in cells if c.cell.seed == 0]
     _, markdown = written(fixed, tmp_path)
     names = [row[0] for table in tables(markdown) if "Avg %" in table[0] for row in table[1:]]
     assert len([name for name in names if name.startswith("random boundary=")]) == 4, (
@@ -544,7 +545,11 @@ def test_the_footer_links_the_page_inside_a_checkout():
 def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     smoke = {"n_samples": 10, "data_fingerprint": "few", "provenance": {"request": asked(), "started": "2025-12-31"}}
     smoke["counts"] = {"expected": 10, "answered": 10, "headline": 8}
-    cells = [*board(), sealed("fastv", "64", score=0.99, dtype="bfloat16"), sealed("fastv", "64", score=0.98, **smoke)]
+    cells = [
+        *board(),
+        sealed_cell("fastv", "64", score=0.99, dtype="bfloat16"),
+        sealed_cell("fastv", "64", score=0.98, **smoke),
+    ]
     _, markdown = written(cells, tmp_path)
     sections = markdown.split("\n## ")[1:-1]
     assert len(sections) == 3
@@ -554,7 +559,7 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     assert points(lines(main, "fastv")[0][1:4]) == ["<u>60.0</u>", "**1200.0**", "<u>81.0</u>"]
     assert points(lines(few, "fastv")[0])[1] == "98.0"
     assert "n=8)" in few, "the questions that the metric is computed from"
-    limited = sealed(
+    limited = sealed_cell(
         "fastv", "64", score=0.98, **(smoke | {"provenance": {"request": asked(limit="10"), "started": "2027"}})
     )
     _, markdown = written([*board(), limited], tmp_path)
@@ -565,7 +570,12 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
 
 
 def test_the_same_cells_give_the_same_bytes(tmp_path):
-    cells = [*board(), sealed("random", "32", seed=1), sealed("random", "32", seed=2), sealed("fastv", "0.35flops")]
+    cells = [
+        *board(),
+        sealed_cell("random", "32", seed=1),
+        sealed_cell("random", "32", seed=2),
+        sealed_cell("fastv", "0.35flops"),
+    ]
     first = written(cells, tmp_path / "a")
     for i in range(3):
         shuffled = random.Random(i).sample(cells, len(cells))
@@ -633,7 +643,9 @@ def test_a_budget_of_a_third_partys_own_knob_is_one_row_at_a_glance(tmp_path):
     def cells(knob, listed):
         info = {"query_aware": False, "needs_vision_attention": False, "budget_knobs": listed}
         return [
-            sealed("mine", f"{budget}avg", knobs={"boundary": boundary, knob: 2 * budget + boundary}, method_info=info)
+            sealed_cell(
+                "mine", f"{budget}avg", knobs={"boundary": boundary, knob: 2 * budget + boundary}, method_info=info
+            )
             for boundary in (0, 3)
             for budget in (200, 300)
         ]

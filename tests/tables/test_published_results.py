@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from answered import answered
+from factories import answered
 
 from harness import cli
 from harness.core.errors import PrunebenchError

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import asked, make_cell, run
-from test_store import keys, make_record, seal
+from factories import asked, make_cell, make_record, sealed
+from helpers import run
 
 from harness.core.cell import Cell
 from harness.core.errors import PrunebenchError
@@ -31,9 +31,8 @@ def old(root: Path, command: str = COMMAND, limit: str = "40", n_visual: int = 5
     """A folder with a cell as schema 3 wrote it."""
     cell = make_cell(**changes)
     command = command.replace(" DATA=", f" SEED={cell.seed} DATA=") if cell.seed else command
-    with Store(root).open(cell, keys(4)) as writer:
-        writer.append(*(make_record(i, cost={"kept": 64, "n_visual": n_visual}) for i in range(4)))
-        folder = seal(writer).folder
+    records = [make_record(i, cost={"kept": 64, "n_visual": n_visual}) for i in range(4)]
+    folder = sealed(Store(root), cell, records).folder
     body = json.loads((folder / "cell.json").read_text())
     del body["method_info"]["budget_knobs"], body["checksum"]
     body |= {"schema_version": 3, "provenance": {"command": command, "limit": limit, "started": "2026-01-01"}}

@@ -9,7 +9,7 @@ from torch import nn
 
 from harness.core.errors import PrunebenchError
 from harness.models.adapters.base import Adapter, Features, TowerAttention
-from harness.models.adapters.llava import LlavaAdapter
+from harness.models.adapters.llava import ORIGINAL_CLASSES, LlavaAdapter
 
 #: adapters by class name of transformers, as config.json names it under "architectures"
 ADAPTERS: dict[str, type[Adapter]] = {name: cls for cls in (LlavaAdapter,) for name in cls.architectures}
@@ -35,4 +35,13 @@ def _known(name: str) -> type[Adapter]:
     return ADAPTERS[name]
 
 
-__all__ = ["ADAPTERS", "Adapter", "Features", "LlavaAdapter", "TowerAttention", "adapter_class", "adapter_for"]
+__all__ = [
+    "ADAPTERS",
+    "ORIGINAL_CLASSES",
+    "Adapter",
+    "Features",
+    "LlavaAdapter",
+    "TowerAttention",
+    "adapter_class",
+    "adapter_for",
+]

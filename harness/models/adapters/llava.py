@@ -15,6 +15,8 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, PromptShape, VisionShape
 from harness.models.adapters.base import Adapter, Features, TowerAttention
 
+#: class names in the config.json of checkpoints in LLaVA's own format, which transformers does not load
+ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM",)
 #: width of one attention head in CLIP's towers, which `VisionShape` does not hold
 CLIP_HEAD_DIM = 64
 

@@ -105,7 +105,7 @@ def regress(
 
 def _command(target: str, config: Path, baseline: Path) -> str:
     """How a person calls a target of the gate on these files."""
-    asked = [("GATE", config, CONFIG), ("BASELINE", baseline, BASELINE)]
+    asked = [("CONFIG", config, CONFIG), ("BASELINE", baseline, BASELINE)]
     return rendered(["make", target], {name: str(path) for name, path, default in asked if path != default})
 
 
@@ -123,9 +123,9 @@ def renew(
     Raises PrunebenchError, before anything is run, where this checkout holds changes that no commit has: nobody could
     measure it again.
     """
-    from harness.core.paths import REPOSITORY
+    from harness.core.paths import checkout
 
-    dirty = changed_files(REPOSITORY)
+    dirty = changed_files(checkout("renewing the baseline"))
     if dirty:
         names = ", ".join(dirty[:5]) + (f" and {len(dirty) - 5} more" if len(dirty) > 5 else "")
         raise PrunebenchError(
@@ -167,7 +167,9 @@ def changed_files(repository: Path) -> list[str]:
         return done.stdout.splitlines()
 
     tracked = git("diff", "--name-only", "HEAD", "--", ".", ":(exclude)results")
-    packages = [name for name in ("harness", "methods", "tasks", "configs") if (repository / name).is_dir()]
+    packages = [
+        name for name in ("harness", "methods", "tasks", "prunebench", "configs") if (repository / name).is_dir()
+    ]
     new = git("ls-files", "--others", "--exclude-standard", "--", *packages) if packages else []
     return sorted({*tracked, *(name for name in new if name.endswith((".py", ".yaml")))})
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.core.cell import Cell, canonical_json
 from harness.core.errors import PrunebenchError
+from harness.core.paths import resolved
 from harness.store.sealed import SealedCell
 
 FORMAT = 1
@@ -79,7 +80,8 @@ def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
     """What the gate compares of some sealed cells. Raises PrunebenchError where one lacks its kept tokens."""
     import torch
 
-    from harness.core.provenance import device_name, git_state, versions
+    from harness.core.provenance import git_state, versions
+    from harness.models.device import device_name
 
     cells = sorted(cells, key=lambda c: _order(c.cell))
     models = {c.cell.model: {name: str(getattr(c.cell, name)) for name in MODEL} for c in cells}
@@ -198,6 +200,7 @@ def _decoded(coded: Mapping[str, Any], n: int) -> list[Any]:
 
 def load(file: Path) -> Snapshot:
     """Read a baseline. Raises PrunebenchError where there is none or it cannot be read."""
+    file = resolved(file)
     if not file.is_file():
         raise PrunebenchError(
             f"expected a baseline to compare with at {file}, found none: `make baseline` on the commit that is right"

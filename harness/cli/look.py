@@ -1,0 +1,159 @@
+"""Commands that read what is there: leaderboard, report, show, results, methods, models and tasks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options as given_as
+from harness.cli.options import RESULTS, listed, one_budget
+from harness.cli.say import loading
+from harness.core.errors import PrunebenchError
+from harness.core.spelling import command
+
+
+def leaderboard(
+    results: given_as.ReadFrom = RESULTS,
+    figures: Annotated[bool, typer.Option(help="draw figures/*.svg and *.png too")] = True,
+) -> None:
+    """Write tables, comparisons and figures from sealed cells.
+
+    The files are leaderboard.csv, LEADERBOARD.md, significance.csv and figures/. No model is needed.
+    """
+    from harness.store.store import Store
+    from harness.tables import leaderboard
+
+    cells = Store(results).cells()
+    if not cells:
+        one = command("eval", method="visipruner", budget="64")
+        raise PrunebenchError(f"{results}: expected sealed cells, found none: `{one}` makes some")
+    csv, markdown = leaderboard.write(cells, results, figures=figures)
+    print(f"tables  {csv}  {markdown}")
+    if figures:
+        print(f"figures {results / 'figures'}")
+
+
+def report(
+    results: given_as.ReadFrom = RESULTS,
+    samples: Annotated[int, typer.Option(metavar="N", help="samples per task to look at; 0 for none")] = 100,
+    data: given_as.ImagesAt = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the page; default: RESULTS/report/index.html")
+    ] = None,
+) -> None:
+    """Write one page: leaderboard, figure, samples with their kept tokens, analysis.
+
+    The page holds everything itself: no server and no network are needed to read it.
+    """
+    from harness.report import page
+
+    page.write(results, out, samples, data)
+
+
+def show(
+    sample: Annotated[str, typer.Option(metavar="KEY", help="as in pope/000123")],
+    method: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="one, or several with commas", autocompletion=given_as.complete_method),
+    ] = "visipruner",
+    budget: Annotated[str, typer.Option(metavar="BUDGET", help="as measured; default: the only one, else 64")] = "",
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="needed if the results hold several", autocompletion=given_as.complete_model),
+    ] = "",
+    data: given_as.ImagesAt = "",
+    results: given_as.ReadFrom = RESULTS,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the picture; default: RESULTS/show/SAMPLE.png")
+    ] = None,
+) -> None:
+    """Write one sample as a picture: the kept tokens of each method, and its answer."""
+    from harness.core import budget as budgets
+    from harness.report import show
+
+    one_budget(budget, "show")
+    budget = str(budgets.parse(budget)) if budget else ""
+    path, found = show.write(results, sample.strip(), list(listed(method)), budget, model, data, out)
+    print("\n".join(show.lines(found)))
+    print(f"picture  {path}")
+
+
+def results_verify(results: given_as.ReadFrom = RESULTS) -> None:
+    """Hash and compute again whatever a cell states; exit code 1 if anything is wrong."""
+    from harness.store.verify import verify
+
+    lines, fine = verify(results)
+    print("\n".join(lines))
+    if not fine:
+        raise typer.Exit(1)
+
+
+def results_list(results: given_as.ReadFrom = RESULTS) -> None:
+    """One line per cell: sealed with its score, unfinished or damaged."""
+    from harness.store.verify import overview
+
+    print("\n".join(overview(results)))
+
+
+def methods() -> None:
+    """List the methods, with their settings and papers."""
+    loading()
+    import dataclasses
+
+    from harness.method import registered
+
+    for name, cls in registered().items():
+        fields = dataclasses.fields(cls)
+        knobs = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields)
+        about = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+        print(f"{name:<12} {(about.strip().splitlines() or [''])[0]}")
+        print(f"{'':<12} knobs: {knobs or 'none'}")
+        said = [trait.replace("_", " ") for trait, holds in dataclasses.asdict(cls.traits).items() if holds]
+        print(f"{'':<12} traits: {', '.join(said) or 'none'}" + (f"; paper: {cls.paper}" if cls.paper else ""))
+
+
+def models() -> None:
+    """List the models that have a name, with their sizes and calibrated settings."""
+    loading()
+    from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
+
+    from harness.cost.plan import usual_prompt
+    from harness.models.adapters import ADAPTERS
+    from harness.models.config import calibrated_methods, known_models, model_config
+
+    rows = []
+    for name in known_models():
+        config, usual = model_config(name), usual_prompt(name)
+        knobs = "; ".join(
+            f"{method} {', '.join(f'{knob}={value}' for knob, value in found.items())}"
+            for method, found in calibrated_methods(name).items()
+        )
+        place = config.hub or f"shipped, {config.path}"
+        rows.append([name, place, usual.decoder.depth, usual.n_visual, knobs or "none"])
+    head = ["name", "weights", "layers", "visual tokens\nan image", "calibrated settings"]
+    print(tabulate(rows, headers=head, disable_numparse=True, maxcolwidths=[None, None, None, None, 40]))
+    print(f"\nAny hub id or local folder of {', '.join(sorted(ADAPTERS))} is a model too.")
+
+
+def tasks() -> None:
+    """List the tasks, with their data sets, metrics and numbers of questions."""
+    from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
+
+    from tasks.sources import TASKS, mini_rows
+
+    head = ["name", "metric", "questions\nof mini", "data set on the hub", "by default"]
+    rows = [
+        [name, spec.headline, mini_rows(spec), f"{spec.hub_id} ({spec.table.split})", "yes" if name in _USUAL else "no"]
+        for name, spec in TASKS.items()
+    ]
+    print(tabulate(rows, headers=head, disable_numparse=True, colalign=("left", "left", "right", "left", "left")))
+    print(
+        "\nThe mini model reads the shipped mini data. Every other model reads the data sets on the hub, or a folder of"
+        " copies: --data FOLDER."
+    )
+
+
+_USUAL = given_as.TASKS.split(",")

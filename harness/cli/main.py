@@ -1,0 +1,146 @@
+"""The command `prunebench`: which commands there are, in which group, and what becomes of an error.
+
+Every heavy import is inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from harness.cli import dev, look, run, understand
+from harness.cli.refusals import Group, UsageError, said
+from harness.core.errors import PrunebenchError
+from harness.core.spelling import from_a_terminal
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+RUN, LOOK, UNDERSTAND = "Run", "Look", "Understand and check"
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    RUN: {
+        "eval": run.evaluate,
+        "sweep": run.sweep,
+        "ablate": run.ablate,
+        "analyze": run.analyze,
+        "bench": run.bench,
+        "lmms-eval": run.lmms_eval,
+    },
+    LOOK: {
+        "leaderboard": look.leaderboard,
+        "report": look.report,
+        "show": look.show,
+        "methods": look.methods,
+        "models": look.models,
+        "tasks": look.tasks,
+    },
+    UNDERSTAND: {
+        "cost": understand.cost,
+        "check": understand.check,
+        "goldens": understand.goldens,
+        "regress": understand.regress,
+        "baseline": understand.baseline,
+        "doctor": understand.doctor,
+    },
+}
+RESULTS: dict[str, Callable[..., None]] = {"verify": look.results_verify, "list": look.results_list}
+DEV: dict[str, Callable[..., None]] = {
+    "mutations": dev.mutations,
+    "readme": dev.readme,
+    "published": dev.published,
+    "shipped": dev.shipped,
+    "migrate": dev.migrate,
+    "mini": dev.mini,
+}
+#: these hand what they are given to a command line of their own
+_PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+PASSING_ON = ("lmms-eval", "mini")
+
+app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _group(commands: dict[str, Callable[..., None]], about: str) -> typer.Typer:
+    group = typer.Typer(cls=Group, no_args_is_help=True, help=about)
+    _add(group, commands)
+    return group
+
+
+def _add(group: typer.Typer, commands: dict[str, Callable[..., None]], panel: str | None = None) -> None:
+    for name, function in commands.items():
+        settings: dict[str, Any] | None = _PASSES_ON if name in PASSING_ON else None
+        group.command(name, rich_help_panel=panel, context_settings=settings)(function)
+
+
+for _panel, _commands in COMMANDS.items():
+    _add(app, _commands, _panel)
+app.add_typer(_group(RESULTS, "Check or list the cells of a results folder."), name="results", rich_help_panel=LOOK)
+app.add_typer(
+    _group(DEV, "For maintainers of methods/, of committed results and of the mini world."),
+    name="dev",
+    rich_help_panel=UNDERSTAND,
+)
+
+
+def _version(on: bool) -> None:
+    if on:
+        try:
+            print(f"prunebench {metadata.version('prunebench')}")
+        except metadata.PackageNotFoundError:
+            raise PrunebenchError("expected an installed prunebench, found its files alone: see `doctor`") from None
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="print the version; `doctor` prints all others"
+        ),
+    ] = False,
+) -> None:
+    """Evaluate visual-token pruning of multimodal language models: accuracy on real tasks beside measured cost."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C. Not a KeyboardInterrupt, which typer would turn into a silent exit."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted
+
+
+def main() -> None:
+    """Entry point: errors a user can mend are one line and exit code 2; an interruption says how to continue."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        with from_a_terminal():
+            sys.exit(_run())
+    except Interrupted:
+        print("\nprunebench: interrupted; answers so far are kept, the same command continues", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run() -> int:
+    """The exit code of what was typed."""
+    try:
+        return app(prog_name="prunebench", standalone_mode=False) or 0
+    except PrunebenchError as error:
+        wrong = str(error)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error)
+            return EXIT_BAD_INPUT
+        wrong = said(error)
+    except typer.Abort:
+        wrong = "aborted"
+    print(f"prunebench: {wrong}", file=sys.stderr)
+    return EXIT_BAD_INPUT

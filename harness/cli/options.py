@@ -1,0 +1,169 @@
+"""Arguments and options that several commands take, each declared once, and the names that a shell completes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.core.errors import PrunebenchError
+from harness.core.paths import TOP
+from harness.core.spelling import given
+
+RESULTS = Path("results/local")
+TASKS = "gqa,mme,pope,textvqa"
+
+
+# -------------------------------------------------------------------------------------------------- checks and readers
+
+
+def at_least_one(context: typer.Context, parameter: typer.CallbackParam, value: int | None) -> int | None:
+    """The value itself. Raises PrunebenchError below 1."""
+    if value is not None and value < 1 and not context.resilient_parsing:
+        raise PrunebenchError(f"{given(str(parameter.name), value)}: expected a whole number of at least 1")
+    return value
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """`"a, b"` -> `("a", "b")`."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def pairs(items: list[str]) -> dict[str, str]:
+    """`["a=1 b=2", "c=3"]` -> a dict. Raises PrunebenchError for a word that is no pair, and for a name given twice."""
+    out: dict[str, str] = {}
+    for item in " ".join(items).split():
+        key, eq, value = item.partition("=")
+        if not eq or not key or not value:
+            raise PrunebenchError(f"{given('set', item)}: expected knob=value, as in {given('set', 'boundary=3')}")
+        if key in out:
+            raise PrunebenchError(f"{given('set', item)}: {key} is given twice, as {out[key]} before: give {key} once")
+        out[key] = value
+    return out
+
+
+def one_budget(text: str, command: str) -> None:
+    """Raise PrunebenchError for a list of budgets."""
+    if "," in text:
+        raise PrunebenchError(
+            f"{given('budget', text)}: {command} takes one budget: give one of them, and call {command} again for the"
+            " others"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- completion
+
+
+def _completed(incomplete: str, names: list[str]) -> list[str]:
+    """The names that fit behind the last comma of an unfinished word."""
+    head, comma, last = incomplete.rpartition(",")
+    return [f"{head}{comma}{name}" for name in names if name.startswith(last)]
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Shipped methods, read from the text of methods/: their modules import torch."""
+    texts = [file.read_text() for file in sorted((TOP / "methods").glob("*.py"))]
+    return _completed(incomplete, [name for text in texts for name in re.findall(r'^    name = "(.+)"$', text, re.M)])
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """The models that have a file in configs/models/."""
+    from harness.models.config import known_models
+
+    return _completed(incomplete, known_models())
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Every task."""
+    from tasks.sources import TASKS as KNOWN
+
+    return _completed(incomplete, list(KNOWN))
+
+
+# ----------------------------------------------------------------------------------------------- arguments and options
+
+_METHODS = "a name from `prunebench methods`, or path/to/file.py:Class"
+_MODELS = "a name from `prunebench models`, a hub id or a local folder"
+
+MethodArgument = Annotated[
+    str, typer.Argument(metavar="METHOD", help=_METHODS, autocompletion=complete_method, show_default=False)
+]
+Methods = Annotated[
+    str,
+    typer.Option("--method", metavar="NAMES", help=f"{_METHODS}; several with commas", autocompletion=complete_method),
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        metavar="BUDGETS",
+        help="64 (tokens kept), 64avg (mean per layer), 0.35flops, native or calibrated; several with commas",
+    ),
+]
+Model = Annotated[str, typer.Option(metavar="NAME", help=_MODELS, autocompletion=complete_model)]
+ModelArgument = Annotated[str, typer.Argument(metavar="[MODEL]", help=_MODELS, autocompletion=complete_model)]
+ModelInstead = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="in place of the file's", autocompletion=complete_model)
+]
+Tasks = Annotated[
+    str,
+    typer.Option(
+        "--tasks", "--task", metavar="NAMES", help="from `prunebench tasks`; with commas", autocompletion=complete_task
+    ),
+]
+TasksInstead = Annotated[
+    str,
+    typer.Option("--tasks", metavar="NAMES", help="in place of the file's; with commas", autocompletion=complete_task),
+]
+Limit = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="questions per task (whole images), or all; default: the config's, else 108 for mini and all elsewhere",
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        callback=at_least_one,
+        help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)",
+    ),
+]
+Seeds = Annotated[str, typer.Option("--seed", metavar="N", help="of the methods' randomness; several with commas")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N")]
+Dtype = Annotated[
+    str, typer.Option(metavar="DTYPE", help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")
+]
+Data = Annotated[
+    str,
+    typer.Option(metavar="SOURCE", help="mini, hub or a folder; default: mini for the mini model, hub for all others"),
+]
+ImagesAt = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="SOURCE", help="mini, hub or a folder with the images; default: as the cells were measured"
+    ),
+]
+Positions = Annotated[
+    str, typer.Option(metavar="RULE", help="of kept tokens: method (as the method does), original or compact")
+]
+Knobs = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KNOB=VALUE", help="a setting of the method; repeatable")
+]
+Workers = Annotated[
+    int, typer.Option(metavar="N", callback=at_least_one, help="processes: one per GPU, or sharing the CPU")
+]
+Share = Annotated[
+    bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")]
+Wide = Annotated[bool, typer.Option("--wide", help="every column of the table, wider than 110 characters")]
+TextTokens = Annotated[int, typer.Option(metavar="N", callback=at_least_one, help="text tokens of the prompt")]
+WriteTo = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="where cells and tables are written")]
+ReadFrom = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="the folder with the sealed cells")]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="a sweep as YAML, as configs/mini.yaml", show_default=False)
+]
+Baseline = Annotated[Path, typer.Option(metavar="FILE", help="the expected results, written by `prunebench baseline`")]

@@ -1,0 +1,271 @@
+"""Commands that run a model: eval, sweep, ablate, analyze, bench and lmms-eval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options as given_as
+from harness.cli.options import RESULTS, TASKS, at_least_one, listed, pairs
+from harness.cli.say import finished as say_finished
+from harness.cli.say import loading
+from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
+
+
+def evaluate(
+    method: given_as.Methods,
+    budget: given_as.Budget = "",
+    model: given_as.Model = "mini",
+    tasks: given_as.Tasks = TASKS,
+    limit: given_as.Limit = "",
+    batch: given_as.Batch = 16,
+    seed: given_as.Seeds = "0",
+    device: given_as.Device = "auto",
+    dtype: given_as.Dtype = "auto",
+    data: given_as.Data = "",
+    positions: given_as.Positions = "method",
+    set_: given_as.Knobs = None,
+    results: given_as.WriteTo = RESULTS,
+    fresh: given_as.Fresh = False,
+    share: given_as.Share = True,
+    wide: given_as.Wide = False,
+) -> None:
+    """Evaluate methods at budgets beside the unpruned model.
+
+    Exit code 2 if another runner holds one of the cells.
+    """
+    knobs = pairs(set_ or [])
+    loading()
+    from harness.install.doctor import torchvision_problem
+
+    mismatch = torchvision_problem()
+    if mismatch:
+        raise PrunebenchError(mismatch)
+    from harness.runner import evaluate as runner
+    from harness.runner.pace import Pace
+    from harness.runner.request import Request
+    from harness.runner.run import Options
+
+    asked = Request(
+        methods=method,
+        model=model,
+        budgets=budget,
+        tasks=tasks,
+        limit=limit,
+        seeds=seed,
+        device=device,
+        dtype=dtype,
+        data=data,
+        positions=positions,
+        knobs=knobs,
+    )
+    finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh))
+    say_finished(finished, results, wide)
+    finished.check_whole()
+
+
+def sweep(
+    config: given_as.Config,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="a key of CONFIG: limit=50, budgets=64,32, methods=fastv,random"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the cells, the sealed ones and an estimate; run nothing")
+    ] = False,
+    limit: given_as.Limit = "",
+    batch: given_as.Batch = 16,
+    workers: given_as.Workers = 1,
+    share: given_as.Share = True,
+    device: given_as.Device = "auto",
+    results: given_as.WriteTo = RESULTS,
+    fresh: given_as.Fresh = False,
+    wide: given_as.Wide = False,
+) -> None:
+    """Evaluate models x methods x budgets x seeds in one pass.
+
+    Sealed cells are reused: the same command continues an interrupted sweep.
+    """
+    loading()
+    from harness.runner import sweep as runner
+    from harness.runner.pace import Pace
+    from harness.runner.run import Options
+
+    plan, options = runner.load(config, set_ or []), Options(results, Pace(batch, share), fresh)
+    if dry_run:
+        print(runner.dry_run(plan, options, device=device, limit=limit))
+        return
+    say_finished(runner.run(plan, options, workers=workers, device=device, limit=limit), results, wide)
+
+
+def ablate(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="an ablation as YAML, as in configs/ablations/", show_default=False)
+    ],
+    model: given_as.ModelInstead = "",
+    tasks: given_as.TasksInstead = "",
+    limit: given_as.Limit = "",
+    batch: given_as.Batch = 16,
+    seed: given_as.Seeds = "0",
+    device: given_as.Device = "auto",
+    dtype: given_as.Dtype = "auto",
+    data: given_as.Data = "",
+    results: given_as.WriteTo = RESULTS,
+) -> None:
+    """Run the variants of an ablation and print them as one table."""
+    loading()
+    from harness.runner import ablations
+    from harness.runner.pace import Pace
+    from harness.runner.run import Options
+
+    plan = ablations.load(config).changed(model=model, tasks=listed(tasks), limit=limit)
+    asked = ablations.requests(plan, device=device, dtype=dtype, seed=seed, data=data or None)
+    print(ablations.table(plan, ablations.run(plan, asked, Options(results, Pace(batch)))))
+
+
+def analyze(
+    model: given_as.ModelArgument = "mini",
+    tasks: given_as.Tasks = TASKS,
+    limit: Annotated[str, typer.Option(metavar="N", help="questions per task (whole images), or all; default 36")] = "",
+    batch: given_as.Batch = 8,
+    device: given_as.Device = "auto",
+    dtype: given_as.Dtype = "auto",
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="the test data, as in eval")] = "",
+    calibration_data: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE", help="the data to analyse: a folder, hub (train and val splits) or fresh (mini scenes)"
+        ),
+    ] = "",
+    layers: Annotated[
+        str,
+        typer.Option(metavar="FIRST-LAST", help="the layers of the knock-outs; no stages and no config are derived"),
+    ] = "",
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="default: results/local/analysis/MODEL")] = "",
+    write_config: Annotated[
+        bool, typer.Option("--write-config", help="write configs/visipruner/MODEL.yaml too, beside the output")
+    ] = False,
+    samples: Annotated[bool, typer.Option(help="also write numbers per sample, as parquet")] = True,
+    fresh: Annotated[bool, typer.Option("--fresh", help="do not continue from the journal of an earlier run")] = False,
+) -> None:
+    """Find the layers of a model that use vision, and derive a VisiPruner config.
+
+    Attention, lenses, knock-outs and contributions per layer give the stages; the stages give the config.
+    """
+    loading()
+    import json
+
+    from harness.analysis.derive import config_file
+    from harness.analysis.study import AnalysisRequest, analyse
+    from harness.analysis.text import report
+    from harness.models.config import model_config
+
+    file = analyse(
+        AnalysisRequest(
+            model,
+            listed(tasks),
+            limit or None,
+            batch,
+            device,
+            dtype,
+            data or None,
+            calibration_data or None,
+            layers or None,
+            Path(out) if out else None,
+            config_file(model_config(model).name) if write_config else None,
+            samples,
+            fresh,
+        )
+    )
+    print()
+    print(report(json.loads(file.read_text())))
+    print(f"\nanalysis  {file}")
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="as in eval; with --random-weights llava-1.5-7b, llava-1.5-13b, mini or a local folder",
+            autocompletion=given_as.complete_model,
+        ),
+    ] = "mini",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="the model's real sizes, weights made on the device, no download")
+    ] = False,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", callback=at_least_one, help="with --random-weights: the number of decoder layers to make"
+        ),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="with commas; the bare model and none are always timed",
+            autocompletion=given_as.complete_method,
+        ),
+    ] = "none,fastv,sparsevlm,visipruner",
+    budgets: Annotated[str, typer.Option(metavar="BUDGETS", help="as --budget in eval; with commas")] = "192,128,64",
+    batch: Annotated[str, typer.Option(metavar="N", help="prompts a batch; several with commas")] = "1,8",
+    text_tokens: given_as.TextTokens = 74,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="tokens to generate, the prefill's own included")] = 16,
+    repeats: Annotated[int, typer.Option(metavar="N", help="recorded runs of every row")] = 10,
+    warmup: Annotated[int, typer.Option(metavar="N", help="runs of every row before them that are thrown away")] = 2,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="METHOD.KNOB=VALUE", help="a setting of one method; repeatable")
+    ] = None,
+    device: given_as.Device = "auto",
+    dtype: given_as.Dtype = "auto",
+    seed: Annotated[int, typer.Option(metavar="N", help="of weights, input and the methods' randomness")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="where bench.json and BENCH.md are written")] = Path(
+        "results/local/bench"
+    ),
+) -> None:
+    """Time methods beside the unpruned model: prefill, decode, memory.
+
+    The only command whose times may be quoted.
+    """
+    loading()
+    from harness.bench import command
+    from harness.bench.settings import Settings, knobs_by_method
+
+    try:
+        batches = tuple(int(part) for part in listed(batch))
+    except ValueError:
+        raise PrunebenchError(f"{given('batch', batch)}: expected a number of prompts or several, as in 1,8") from None
+    settings = Settings(
+        model,
+        random_weights,
+        layers,
+        listed(methods),
+        listed(budgets),
+        batches,
+        text_tokens,
+        new_tokens,
+        repeats,
+        warmup,
+        knobs_by_method(set_ or []),
+        device,
+        dtype,
+        seed,
+    )
+    command.run(settings, out)
+
+
+def lmms_eval(context: typer.Context) -> None:
+    """lmms-eval's own command line, with our model class and the mini tasks.
+
+    Exits non-zero on every failure.
+    """
+    loading()
+    from harness.plugin.command import lmms_cli
+
+    raise typer.Exit(lmms_cli(context.args))

@@ -1,0 +1,173 @@
+"""Commands that explain and test: cost, check, goldens, regress, baseline and doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options as given_as
+from harness.cli.options import one_budget, pairs
+from harness.cli.say import loading
+from harness.core.errors import PrunebenchError
+
+REGRESS = Path("configs/regress.yaml")
+BASELINE = Path("results/reference/regress/baseline.json")
+OUT = Path("results/local/regress")
+
+
+def cost(
+    method: given_as.MethodArgument,
+    budget: Annotated[str, typer.Option(metavar="BUDGET", help="as in eval")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="llava-1.5-7b, llava-1.5-13b, mini or a local folder; no weights",
+            autocompletion=given_as.complete_model,
+        ),
+    ] = "llava-1.5-7b",
+    text_tokens: given_as.TextTokens = 74,
+    text_before: Annotated[
+        int,
+        typer.Option(metavar="N", help="the number of them before the image; 35 is Vicuna's system prompt"),
+    ] = 35,
+    set_: given_as.Knobs = None,
+) -> None:
+    """Compute the cost of a method at a budget from its schedule: nothing is run.
+
+    Neither weights nor a GPU are needed. Of an adaptive method, settings fix the decisions that a prompt makes, for one
+    prompt or several: --set force_fusion_layer=13,14,15 --set force_exit_layer=24.
+    """
+    one_budget(budget, "cost")
+    loading()
+    from harness.core import budget as budgets
+    from harness.cost import plan
+    from harness.method import build, method_class
+
+    prompt, asked = plan.usual_prompt(model).with_text(text_tokens), budgets.parse(budget or None)
+    own = plan.model_knobs(model, method)
+    built = [
+        build(method, asked, {**own, **knobs}, prompt)
+        for knobs in plan.each_prompt(method_class(method), pairs(set_ or []))
+    ]
+    print(plan.report(built, prompt, text_before))
+
+
+def check(
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="[METHOD]",
+            help="a name from `prunebench methods`, file.py:Class or package.module:Class",
+            autocompletion=given_as.complete_method,
+            show_default=False,
+        ),
+    ] = "",
+    budget: Annotated[int, typer.Option(metavar="N", help="visual tokens to test at; the check models have 64")] = 16,
+    set_: given_as.Knobs = None,
+    all_: Annotated[bool, typer.Option("--all", help="every registered method")] = False,
+) -> None:
+    """Test a method of your own or a shipped one; exit code 1 on a failure."""
+    if bool(method) == all_:
+        raise PrunebenchError("check: expected one METHOD (see `prunebench methods`) or --all")
+    loading()
+    import torch
+
+    from harness.method import registered
+    from harness.proof.conformance.kit import check_named, table
+
+    torch.manual_seed(0)
+    failed = []
+    for name in registered() if all_ else [method]:
+        verdicts = check_named(name, budget, pairs(set_ or []))
+        wrong = sum(v.status == "FAIL" for v in verdicts)
+        print(f"{name}: {wrong} of {len(verdicts)} properties fail\n{table(verdicts)}\n", flush=True)
+        failed += [name] if wrong else []
+    if failed:
+        print(f"{', '.join(failed)}: not conforming")
+        raise typer.Exit(1)
+
+
+def goldens(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="holds index.json, models/, inputs/ and cases/")
+    ] = Path("tests/goldens"),
+) -> None:
+    """Replay recorded outputs of official implementations; exit code 1 on a mismatch."""
+    loading()
+    import torch
+
+    from harness.proof.goldens import run_folder
+
+    torch.manual_seed(0)
+    failed = total = 0
+    for outcome in run_folder(folder):
+        total += 1
+        failed += outcome.mismatch is not None
+        word = "FAIL" if outcome.mismatch else "ok  "
+        print(f"{word}  {outcome.case:<34} {outcome.largest:9.2e}  {outcome.mismatch or ''}".rstrip(), flush=True)
+    print(f"{total - failed} of {total} cases reproduce")
+    if failed or not total:
+        raise typer.Exit(1)
+
+
+def regress(
+    config: given_as.Config = REGRESS,
+    baseline: given_as.Baseline = BASELINE,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="where regress.md, images of changed answers and the run are written"),
+    ] = OUT,
+    workers: given_as.Workers = 1,
+    faults: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="instead: write to FILE which seeded faults the comparison catches; takes minutes"
+        ),
+    ] = None,
+) -> None:
+    """Run a small sweep afresh and compare each sample; exit code 1 on a difference."""
+    loading()
+    if faults is not None:
+        from harness.proof import gate_faults
+
+        tried = gate_faults.try_all(config)
+        faults.parent.mkdir(parents=True, exist_ok=True)
+        faults.write_text(gate_faults.markdown(tried))
+        print(f"table  {faults}")
+        strange = gate_faults.unexpected(tried)
+        if strange:
+            print("\n".join(strange))
+            raise typer.Exit(1)
+        return
+    from harness.proof.gate import command
+
+    if not command.regress(config, baseline, out, workers=workers).passed:
+        raise typer.Exit(1)
+
+
+def baseline(
+    config: given_as.Config = REGRESS,
+    baseline: Annotated[Path, typer.Option(metavar="FILE", help="the file to renew")] = BASELINE,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="where the run is written")] = OUT,
+    workers: given_as.Workers = 1,
+) -> None:
+    """Renew the expected results of `prunebench regress`.
+
+    Refused if anything outside results/ is uncommitted.
+    """
+    loading()
+    from harness.proof.gate import command
+
+    command.renew(config, baseline, out, workers=workers)
+
+
+def doctor() -> None:
+    """Check this installation; exit code 1 and the mending command if it is broken."""
+    loading()
+    from harness.install.doctor import report
+
+    if not report():
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""The Python interface: prune a model inside a block, and read results as data frames."""

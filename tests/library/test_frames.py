@@ -1,0 +1,68 @@
+"""`prunebench.results` and `prunebench.samples`: sealed cells as data frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import prunebench
+from harness.core import keeps
+from harness.store.store import Store
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+LATER = ["agreement_pct", "hard_n", "hard_pct"]
+
+
+def test_results_are_the_rows_of_the_leaderboard(tmp_path: Path) -> None:
+    written = pd.read_csv(REFERENCE / "leaderboard.csv")
+    frame = prunebench.results(REFERENCE)
+    assert list(frame.columns) == [name for name in written.columns if name not in LATER]
+    assert list(frame["identity"]) == list(written["identity"])
+    assert frame["score"].to_numpy() == pytest.approx(written["score"].to_numpy())
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "pope").symlink_to(REFERENCE / "cells" / "pope")
+    few = prunebench.results(str(tmp_path), answers=True)
+    assert list(few.columns) == list(written.columns)
+    assert len(few) == (written["task"] == "pope").sum()
+
+
+def test_samples_have_their_kept_tokens_decoded() -> None:
+    frame = prunebench.samples(REFERENCE, task="pope", method=["fastv", "none"], budget=["64", "none"], model="mini")
+    assert set(frame["method"]) == {"fastv", "none"}
+    assert "keeps" not in frame
+    (sealed,) = [
+        c for c in Store(REFERENCE).cells() if (c.cell.task, c.cell.method, c.cell.budget) == ("pope", "fastv", "64")
+    ]
+    mine = frame[frame["identity"] == sealed.identity].reset_index(drop=True)
+    plain = sealed.samples()
+    assert list(mine["key"]) == list(plain["key"])
+    assert list(mine["score"]) == list(plain["score"])
+    row = mine.iloc[3]
+    stages = keeps.decode(plain["keeps"][3], 576)
+    assert list(row["kept_tokens"]) == [stage.layer for stage in stages] == list(row["added_tokens"])
+    assert len(stages) > 1
+    last = row["kept_tokens"][stages[-1].layer]
+    assert len(last) == row["kept"] == 64
+    assert stages[-1].keep[last].all()
+    assert sorted(set(last)) == list(last)
+    unpruned = frame[frame["method"] == "none"].iloc[0]
+    assert [len(tokens) for tokens in unpruned["kept_tokens"].values()] == [576]
+
+
+def test_a_filter_takes_numbers_and_identities() -> None:
+    one = prunebench.samples(REFERENCE, task="mme", method="fastv", budget=64)
+    assert one["identity"].nunique() == 1
+    again = prunebench.samples(REFERENCE, identity=one["identity"][0])
+    assert list(again["answer"]) == list(one["answer"])
+
+
+def test_what_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    for read in (prunebench.results, prunebench.samples):
+        with pytest.raises(prunebench.PrunebenchError, match="expected sealed cells below cells/, found none"):
+            read(tmp_path)
+        with pytest.raises(prunebench.PrunebenchError, match=r"folder: expected a path, found 3 \(int\)"):
+            read(3)  # type: ignore[arg-type]
+    with pytest.raises(prunebench.PrunebenchError, match=r"no cell with method 'fastw'; there are .*fastv"):
+        prunebench.samples(REFERENCE, method="fastw")
