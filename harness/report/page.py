@@ -62,6 +62,8 @@ def write(
 ) -> Path:
     """Write the page of a results folder and return its path; `samples` per task, fewer where it would exceed 25 MB.
 
+    `out`: a file as page.html, or a folder for index.html.
+
     Raises PrunebenchError where there are no sealed cells, or where they do not fit a page even without samples.
     """
     cells = Store(results).cells()
@@ -76,7 +78,9 @@ def write(
     page = fitting(cells, results, samples, data, say=say)
     for note in page.notes:
         say(f"note    {note}")
-    path = out or results / "report" / "index.html"
+    path = out or results / "report"
+    if path.is_dir() or not path.suffix:
+        path /= "index.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

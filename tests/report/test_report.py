@@ -459,6 +459,14 @@ def test_show_without_recorded_tokens_says_so(tmp_path):
     assert "kept not recorded" in "\n".join(show.lines(sample))
 
 
+def test_a_report_goes_to_a_file_or_into_a_folder(small, tmp_path):
+    (tmp_path / "v1.2").mkdir()
+    places = {"demo": "demo/index.html", "a/page.html": "a/page.html", "v1.2": "v1.2/index.html"}
+    for out, file in places.items():
+        assert report.write(small, tmp_path / out, samples=0) == tmp_path / file
+        assert (tmp_path / file).is_file()
+
+
 def test_report_command_writes_where_it_says(small, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "report", "--results", str(small), "--samples", "4")
     assert code == 0, err
