@@ -30,8 +30,7 @@ def config_file(model: str) -> Path:
     return calibration_file("visipruner", model)
 
 
-# --------------------------------------------------------------------------------------------------------------- the
-# config
+# ----------------------------------------------------------------------------------------------------------- the config
 
 
 def _tried(located: Located, asker: Asker, knobs: Mapping[str, Any]) -> Tried:

@@ -153,8 +153,7 @@ def interval(weights: Floats, values: NDArray[Any], level: float = 0.95) -> tupl
     return drawn[0], np.where(blank, np.nan, low), np.where(blank, np.nan, high)
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# stages
+# --------------------------------------------------------------------------------------------------------------- stages
 
 
 def shallow_end(unpruned: float, prefix: Sequence[float], tolerance: float) -> int:
@@ -248,8 +247,7 @@ def _shares(layers: Sequence[int], of: int) -> dict[str, float]:
     return {str(l): round(layers.count(l) / of, 4) for l in sorted(set(layers))} if of else {}
 
 
-# --------------------------------------------------------------------------------------------------------------
-# calibration
+# ---------------------------------------------------------------------------------------------------------- calibration
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,7 @@ def device_of(device: torch.device) -> Device:
     return CudaDevice(device) if device.type == "cuda" else Device(device)
 
 
-# -------------------------------------------------------------------------------------------------------------
-# contenders
+# ----------------------------------------------------------------------------------------------------------- contenders
 
 
 def contenders(settings: Settings, prompt: PromptShape, own: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
@@ -141,8 +140,7 @@ def _built(name: str, budget: budgets.Budget, knobs: Mapping[str, Any], prompt: 
     return method
 
 
-# ------------------------------------------------------------------------------------------------------------
-# measurement
+# ---------------------------------------------------------------------------------------------------------- measurement
 
 
 def order(n: int, repeat: int) -> list[int]:

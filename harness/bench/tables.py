@@ -14,8 +14,7 @@ from harness.bench.settings import BARE, NONE
 from harness.core import flops
 from harness.core.shape import PromptShape
 
-# ----------------------------------------------------------------------------------------------------------------
-# results
+# -------------------------------------------------------------------------------------------------------------- results
 
 
 #: quartiles this far apart, as a share of the median, say that something else was running

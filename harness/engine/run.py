@@ -37,8 +37,7 @@ class EngineRun(RunView):
     them.
     """
 
-    # --------------------------------------------------------------------------------------------------------------
-    # results
+    # ---------------------------------------------------------------------------------------------------------- results
 
     @property
     def trace(self) -> Trace:
@@ -82,8 +81,7 @@ class EngineRun(RunView):
                 found.append(stage)
         return found
 
-    # ---------------------------------------------------------------------------------------------------------------
-    # images
+    # ----------------------------------------------------------------------------------------------------------- images
 
     def encode(self, **inputs: Any) -> tuple[list[Features], Sequence[Seen]]:
         """Features of what the processor made of images, and what was seen of the tower, per image.
@@ -127,8 +125,7 @@ class EngineRun(RunView):
         with self._naming("on_image"):
             self._method.on_image(self, batched(seen, images, looks))
 
-    # --------------------------------------------------------------------------------------------------------------
-    # sharing
+    # ---------------------------------------------------------------------------------------------------------- sharing
 
     def share(self, prefixes: Sequence[Prefix], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Announce that the next prefill starts from known prefixes, one per row; -> ids (b, w) to call the model with,
@@ -195,8 +192,7 @@ class EngineRun(RunView):
         finally:
             self._captured, self._method, self.samples = None, method, others
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # hooks
+    # ------------------------------------------------------------------------------------------------------------ hooks
 
     def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)

@@ -333,8 +333,7 @@ class Method:
         """
         return {}
 
-    # ------------------------------------------------------------------------------------------------------ before any
-    # run
+    # --------------------------------------------------------------------------------------------------- before any run
 
     def plan(self, prompt: PromptShape) -> list[int] | None:
         """Visual tokens entering each decoder layer for this prompt: what the trace will say.
@@ -354,8 +353,7 @@ class Method:
         silent = type(self).on_attention is Method.on_attention and type(self).at_boundary is Method.at_boundary
         return 0 if silent else None
 
-    # ---------------------------------------------------------------------------------------------------------------
-    # hooks
+    # ------------------------------------------------------------------------------------------------------------ hooks
 
     def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
         """What `on_image` wants to see of the vision tower. It is kept with the image's features, which are computed

@@ -25,8 +25,7 @@ from lmms_eval.utils import load_yaml_config
 
 from tasks.mini import data as mini_data
 
-# ------------------------------------------------------------------------------------------------------------- its own
-# CLI
+# ---------------------------------------------------------------------------------------------------------- its own CLI
 
 
 def mini_task_files(folder: Path) -> list[str]:

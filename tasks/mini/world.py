@@ -93,8 +93,7 @@ def article(word: str) -> str:
     return ("an " if word[0] in "aeiou" else "a ") + word
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# scenes
+# --------------------------------------------------------------------------------------------------------------- scenes
 
 
 def make_scene(seed: int, n_things: tuple[int, int] = (4, 9), n_signs: tuple[int, int] = (0, 2)) -> Scene:
@@ -154,8 +153,7 @@ def dense_scene(seed: int, n_things: int = 40, n_signs: int = 22) -> Scene:
     return Scene(seed, tuple(things), tuple(signs))
 
 
-# -------------------------------------------------------------------------------------------------------------
-# rendering
+# ------------------------------------------------------------------------------------------------------------ rendering
 
 _SUPER = 4  # supersampling of shape outlines
 
@@ -250,8 +248,7 @@ def jpeg(image: Image.Image, quality: int = 90) -> bytes:
     return out.getvalue()
 
 
-# ------------------------------------------------------------------------------------------- what a patch shows
-# (training)
+# ---------------------------------------------------------------------------------------- what a patch shows (training)
 
 
 class PatchLabels(NamedTuple):
@@ -293,8 +290,7 @@ def patch_labels(scene: Scene, min_cover: float = 0.2) -> PatchLabels:
     return labels
 
 
-# --------------------------------------------------------------------------------------------------------------
-# questions
+# ------------------------------------------------------------------------------------------------------------ questions
 
 
 def _unique(scene: Scene, attribute: str) -> list[Thing]:

@@ -153,8 +153,7 @@ def test_sinks_by_norm_and_by_place() -> None:
     assert np.isnan(found["value_l2_sink"][1, 0])
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# knock-out
+# ------------------------------------------------------------------------------------------------------------ knock-out
 
 
 def logits_under(model: Any, method: Method, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -248,8 +247,7 @@ def test_shared_prefixes_do_not_change_answers_under_cuts() -> None:
     assert changed, "cuts that change nothing prove nothing"
 
 
-# -------------------------------------------------------------------------------------------------------- calibration
-# data
+# ----------------------------------------------------------------------------------------------------- calibration data
 
 
 def test_fresh_scenes_are_none_of_the_test_or_training_scenes(tmp_path: Path) -> None:
@@ -327,8 +325,7 @@ def test_hub_calibration_reads_other_splits_and_only_what_it_needs(
         calibration.hub(tmp_path, ("pope",), 8)
 
 
-# --------------------------------------------------------------------------------------------------------------- end to
-# end
+# ----------------------------------------------------------------------------------------------------------- end to end
 
 
 @pytest.fixture(scope="module")

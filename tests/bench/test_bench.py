@@ -75,8 +75,7 @@ class Sleeper(Method):
             time.sleep(self.seconds)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# clock
+# ------------------------------------------------------------------------------------------------------------ the clock
 
 
 @pytest.mark.parametrize(("where", "slow"), [("pixels", "vision_s"), ("attention", "prefill_s")])
@@ -241,8 +240,7 @@ def test_logits_that_are_not_finite_are_no_result(model: Any) -> None:
         handle.remove()
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# the device
+# ----------------------------------------------------------------------------------------------------------- the device
 
 
 def test_on_cuda_every_time_waits_for_the_device_and_the_peak_is_of_the_run(
@@ -272,8 +270,7 @@ def test_a_cpu_says_that_its_peak_is_not_measured() -> None:
     assert isinstance(measure.device_of(torch.device("cuda")), CudaDevice)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# the model
+# ------------------------------------------------------------------------------------------------------------ the model
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.5-13b"])
@@ -357,8 +354,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pyt
         random_model.random_model(LlavaAdapter.config_of(S7), torch.device("cuda"), torch.bfloat16, 0)
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# contenders
+# ----------------------------------------------------------------------------------------------------------- contenders
 
 
 def schedules(settings: Settings, **changes: Any) -> dict[str, list[int] | None]:
@@ -472,8 +468,7 @@ def test_bad_input_is_refused_before_a_model_is_made(
         app(["bench", *arguments, "--out", str(tmp_path)], standalone_mode=False)
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# whole runs
+# ----------------------------------------------------------------------------------------------------------- whole runs
 
 
 def test_a_run_writes_a_table_that_names_device_settings_and_command(small: Settings, tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ S7, S13 = SHAPES["llava-1.5-7b"], SHAPES["llava-1.5-13b"]
 MINI = replace(S7, decoder=replace(S7.decoder, depth=12, hidden=256, heads=8, kv_heads=8, head_dim=32, mlp=688))
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# reading
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 @pytest.mark.parametrize(
@@ -84,8 +83,7 @@ def test_budgets_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# solving
+# -------------------------------------------------------------------------------------------------------------- solving
 
 
 @pytest.mark.parametrize(
@@ -194,8 +192,7 @@ def test_the_solver_asks_only_for_a_schedule_that_falls_with_keep() -> None:
         solve(parse("290avg"), at, S7, "steps")
 
 
-# ----------------------------------------------------------------------------------------------------- budget against
-# knobs
+# ------------------------------------------------------------------------------------------------- budget against knobs
 
 
 @pytest.mark.parametrize(
@@ -256,8 +253,7 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
         located.method("visipruner", calibrated)
 
 
-# ---------------------------------------------------------------------------------------------------------------- using
-# it
+# ------------------------------------------------------------------------------------------------------------- using it
 
 
 def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:

@@ -23,8 +23,7 @@ ONE = SHAPES["llava-1.5-7b"]
 TWO = replace(ONE, images=ONE.images * 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------- a
-# share
+# -------------------------------------------------------------------------------------------------------------- a share
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.2, float("nan")])
@@ -64,8 +63,7 @@ def test_a_share_that_rounds_to_no_token_is_refused_with_one_that_does_not() -> 
         assert quota(amount(str(error.value).split("give ")[1].split(" or")[0]), n_visual) == 1
 
 
-# --------------------------------------------------------------------------------------------------------------- its
-# budget
+# ----------------------------------------------------------------------------------------------------------- its budget
 
 
 @pytest.mark.parametrize(
@@ -118,8 +116,7 @@ def test_what_is_no_share_is_refused_in_words(text: str, says: str) -> None:
     assert f"budget {text!r}" in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------------- methods at a
-# share
+# --------------------------------------------------------------------------------------------------- methods at a share
 
 
 @pytest.mark.parametrize(
@@ -196,8 +193,7 @@ def test_knobs_hold_a_share_as_text_that_is_read_back() -> None:
             dict(typed_knobs(FastV, {"keep": wrong}))
 
 
-# ---------------------------------------------------------------------------------------------------------- shapes of
-# prompts
+# ---------------------------------------------------------------------------------------------------- shapes of prompts
 
 
 def test_a_prompt_has_the_tokens_of_all_its_grids() -> None:

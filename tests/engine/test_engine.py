@@ -207,8 +207,7 @@ def test_added_tokens_stand_behind_the_last_kept_one_or_where_the_image_stood() 
     assert none_kept.layout.positions[:, :, 0].tolist() == [[0, 1, 2, 3, 4]]
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# kernel
+# ----------------------------------------------------------------------------------------------------------- the kernel
 
 DECODER = {
     "vocab_size": 64,
@@ -271,8 +270,7 @@ def test_a_decoder_whose_attention_is_another_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# positions
+# ------------------------------------------------------------------------------------------------------------ positions
 
 
 def seen_positions(module: nn.Module, into: list[torch.Tensor]) -> Any:

@@ -77,8 +77,7 @@ def cases() -> dict[str, Method]:
 CASES = cases()
 
 
-# ---------------------------------------------------------------------------------------------------------------- the
-# device
+# ----------------------------------------------------------------------------------------------------------- the device
 
 
 def assigned(index: Any, value: Any) -> Callable[[torch.Tensor], None]:
@@ -149,8 +148,7 @@ def test_nothing_stays_behind_when_the_device_is_gone() -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-# ----------------------------------------------------------------------------------------------------------------- the
-# engine
+# ----------------------------------------------------------------------------------------------------------- the engine
 
 
 class Watched(reference.Spy):
@@ -328,8 +326,7 @@ def test_a_read_in_every_layer_is_found(tiny: Any) -> None:
     assert got.decides == set()
 
 
-# ----------------------------------------------------------------------------------------------------------------- an
-# Answerer
+# ---------------------------------------------------------------------------------------------------------- an Answerer
 
 
 @pytest.fixture(scope="module")
@@ -394,8 +391,7 @@ def test_a_decode_step_waits_twice(
     assert 0 < waits[1] - waits[0] <= 3 * STEP_WAITS, gpu.table()
 
 
-# ------------------------------------------------------------------------------------- what `make gpu-check` runs on a
-# real one
+# ----------------------------------------------------------------------------- what `make gpu-check` runs on a real one
 
 
 @pytest.mark.parametrize(

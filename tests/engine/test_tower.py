@@ -225,8 +225,7 @@ def test_what_a_method_writes_into_a_look_does_not_reach_the_next(llava: Any) ->
     assert all(torch.equal(first[look], second[look]) and bool(first[look].any()) for look in LOOKS)
 
 
-# ------------------------------------------------------------------------------------------------------------- one
-# encoding
+# --------------------------------------------------------------------------------------------------------- one encoding
 
 
 @pytest.fixture(scope="module")

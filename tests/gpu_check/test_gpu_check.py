@@ -58,8 +58,7 @@ def closure(names: Iterable[str]) -> set[str]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------
-# requirements
+# --------------------------------------------------------------------------------------------------------- requirements
 
 
 def imports(module: str, seen: set[str]) -> set[str]:
@@ -161,8 +160,7 @@ def test_versions_in_doubt_are_named_and_the_check_goes_on() -> None:
     assert requirements.problems(with_hub_1) == ([], [])
 
 
-# ---------------------------------------------------------------------------------------------------------------- the
-# runner
+# ----------------------------------------------------------------------------------------------------------- the runner
 
 
 @pytest.mark.slow
@@ -275,8 +273,7 @@ def test_make_finds_a_python_that_has_torch() -> None:
     assert done.stdout == requirements.wheel_list() + "\n"
 
 
-# ---------------------------------------------------------------------------------------------------------------- the
-# stages
+# ----------------------------------------------------------------------------------------------------------- the stages
 
 
 def test_every_shipped_method_is_compared_at_two_budgets() -> None:

@@ -106,8 +106,7 @@ def test_random_at_fastvs_boundary_sees_everything_before_it(model: Any, pixels:
     )  # original positions
 
 
-# ----------------------------------------------------------------------------------------------------------- which
-# tokens stay
+# ---------------------------------------------------------------------------------------------------- which tokens stay
 
 
 def quadrants(places: list[int]) -> list[int]:
@@ -142,8 +141,7 @@ def test_first_keeps_the_top_of_the_image(model: Any, pixels: Tensor) -> None:
     assert run.layouts[0].origin[0][run.layouts[0].visual[0]].tolist() == list(range(32))
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# pooling
+# -------------------------------------------------------------------------------------------------------------- pooling
 
 
 @pytest.mark.parametrize(
@@ -177,8 +175,7 @@ def test_pooling_puts_every_token_in_one_cell_about_as_large_as_any_other() -> N
         assert max(sizes.values()) <= 4 * min(sizes.values()), n
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# downsample
+# ----------------------------------------------------------------------------------------------------------- downsample
 
 
 def resized(keep: int, image: Tensor) -> Tensor:
@@ -223,8 +220,7 @@ def test_downsample_shows_the_cost_of_all_tokens(model: Any, pixels: Tensor) -> 
     assert [layer.visual[0] for layer in run.trace.layers] == [576] * DEPTH
 
 
-# -------------------------------------------------------------------------------------------------------------- bad
-# input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize("name", ["uniform", "first", "pooling", "random", "downsample"])
@@ -233,8 +229,7 @@ def test_nothing_cannot_be_kept(name: str) -> None:
         build(name, parse(None), {"keep": 0}, S7)
 
 
-# ------------------------------------------------------------------------------------------------------------- other
-# grids
+# ---------------------------------------------------------------------------------------------------------- other grids
 
 
 def prompt_of(*images: tuple[Grid, ...]) -> PromptShape:

@@ -48,8 +48,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# variants
+# ------------------------------------------------------------------------------------------------------------- variants
 
 
 def test_a_variant_sets_defaults_and_a_knob_given_by_hand_wins() -> None:
@@ -87,8 +86,7 @@ def test_paper_and_code_differ_on_a_model(model: Any) -> None:
     assert not same(outputs["code"], outputs["paper"])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# sink
+# ----------------------------------------------------------------------------------------------------------------- sink
 
 
 def test_the_random_sink_depends_on_seed_and_sample_only(model: Any) -> None:
@@ -122,8 +120,7 @@ def test_first_is_sink_0(model: Any) -> None:
     assert not same(first, last)
 
 
-# -------------------------------------------------------------------------------------------------------- shallow
-# attention
+# ---------------------------------------------------------------------------------------------------- shallow attention
 
 
 @pytest.mark.parametrize("attends", [True, False])
@@ -135,8 +132,7 @@ def test_visual_self_attention_is_removed_in_all_shallow_layers(model: Any, atte
     assert silenced == [pairs + text - len(Q1), *[text if attends else pairs + text] * 2, 0, 0, 0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# votes
+# ---------------------------------------------------------------------------------------------------------------- votes
 
 
 def exit_layer(monkeypatch: pytest.MonkeyPatch, votes: list[bool], **knobs: Any) -> int:
@@ -193,8 +189,7 @@ def test_a_prompt_that_is_done_is_not_charged_for_one_that_is_not(model: Any) ->
     assert len(set(both.trace.notes["exit_layer"])) == 2, "the case this is about"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# forced
+# --------------------------------------------------------------------------------------------------------------- forced
 
 
 @pytest.mark.parametrize(("fusion", "exit_"), [(2, 5), (3, 6), (3, 7), (3, -1), (4, -1)])
@@ -277,8 +272,7 @@ def test_unless_forced_the_method_decides() -> None:
     assert built.plan(S7.with_text(74)) is None
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# decode
+# --------------------------------------------------------------------------------------------------------------- decode
 
 
 @pytest.mark.parametrize(("attends", "layer"), [(True, 0), (False, 0), (True, 2), (False, 2), (False, 3)])
@@ -298,8 +292,7 @@ def test_generated_tokens_see_shallow_vision_only_in_the_code(model: Any, attend
     assert same(*decoded) != sees
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# knock-out
+# ------------------------------------------------------------------------------------------------------------ knock-out
 
 
 def knockout(model: Any, **knobs: Any) -> Tensor:
@@ -356,8 +349,7 @@ def test_knockout_layers_scale_and_are_checked() -> None:
             build("knockout", parse(None), knobs, _prompt(12))
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# ablations
+# ------------------------------------------------------------------------------------------------------------ ablations
 
 
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)

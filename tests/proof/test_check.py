@@ -71,8 +71,7 @@ def test_fastv_is_granted_no_exception() -> None:
     }
 
 
-# ------------------------------------------------------------------------------------------------------- methods that
-# are wrong
+# ----------------------------------------------------------------------------------------------- methods that are wrong
 
 
 @dataclass(frozen=True)
@@ -351,8 +350,7 @@ def test_an_eye_cannot_change_the_attention_output() -> None:
     assert "full budget equals unpruned" not in failures(Meddles)
 
 
-# ----------------------------------------------------------------------------------------------------------- the
-# engine's guards
+# -------------------------------------------------------------------------------------------------- the engine's guards
 
 
 def test_decoding_after_an_interrupted_prefill_is_refused() -> None:
@@ -391,8 +389,7 @@ def test_in_place_edits_are_found_without_inference_mode_too() -> None:
             model(**tiny._batch(tiny.PROMPTS[:1]))
 
 
-# --------------------------------------------------------------------------------------------------------------
-# reference and kit
+# ---------------------------------------------------------------------------------------------------- reference and kit
 
 
 def test_the_reference_agrees_with_the_bare_model() -> None:

@@ -55,8 +55,7 @@ def failing(old: SnapshotCell, new: SnapshotCell) -> list[str]:
     return list(compare(snap(NONE, old, *others), snap(NONE, new, *others)).failures)
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# what fails
+# ----------------------------------------------------------------------------------------------------------- what fails
 
 
 def test_the_same_again_passes_whatever_the_time() -> None:
@@ -199,8 +198,7 @@ def test_labels_tell_cells_apart_by_as_few_knobs_as_possible() -> None:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# file
+# ------------------------------------------------------------------------------------------------------------- the file
 
 
 def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -245,8 +243,7 @@ def test_the_committed_baseline_is_small_and_of_the_committed_sweep() -> None:
     assert len(cells) == len(asked) * len(plan.tasks)
 
 
-# -------------------------------------------------------------------------------------------------------------- a clean
-# checkout
+# ----------------------------------------------------------------------------------------------------- a clean checkout
 
 
 def test_changes_that_no_commit_has_are_found(tmp_path: Path) -> None:
@@ -277,8 +274,7 @@ def test_changes_that_no_commit_has_are_found(tmp_path: Path) -> None:
     assert gate.changed_files(tmp_path) == ["README.md", "harness/a.py", "harness/new.py"]
 
 
-# -------------------------------------------------------------------------------------------------------------- as a
-# user runs it
+# ---------------------------------------------------------------------------------------------------- as a user runs it
 
 
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
@@ -359,8 +355,7 @@ def test_the_workflow_runs_targets_that_there_are() -> None:
     assert any("upload-artifact" in step.get("uses", "") for step in steps)
 
 
-# -------------------------------------------------------------------------------------------------------------- seeded
-# faults
+# -------------------------------------------------------------------------------------------------------- seeded faults
 
 
 def test_every_fault_said_to_be_invisible_is_one_and_has_a_reason() -> None:

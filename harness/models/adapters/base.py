@@ -58,8 +58,7 @@ class Adapter(ABC):
     #: names of processor outputs that say how an image was cut; they go to the model with its features as well
     image_facts: ClassVar[tuple[str, ...]] = ()
 
-    # -------------------------------------------------------------------------------------------------------------
-    # modules
+    # ---------------------------------------------------------------------------------------------------------- modules
 
     @property
     @abstractmethod
@@ -102,8 +101,7 @@ class Adapter(ABC):
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
-    # ------------------------------------------------------------------------------------------------ tokens and
-    # positions
+    # --------------------------------------------------------------------------------------------- tokens and positions
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:
@@ -133,8 +131,7 @@ class Adapter(ABC):
         the batch, hidden)."""
         return []
 
-    # --------------------------------------------------------------------------------------------------- parts of a
-    # layer
+    # ------------------------------------------------------------------------------------------------- parts of a layer
 
     def queries(self, layer: int, states: Tensor) -> Tensor:
         """(b, heads, n, head_dim): the queries of `states (b, n, d)` in a decoder layer, its norms included, not
@@ -176,8 +173,7 @@ class Adapter(ABC):
         attention: Any = self.layers[layer].self_attn
         return float(attention.scaling)
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # images
+    # ----------------------------------------------------------------------------------------------------------- images
 
     @abstractmethod
     def encode(self, **inputs: Any) -> list[Features]:
@@ -203,8 +199,7 @@ class Adapter(ABC):
         Raises PrunebenchError where the tokens are no whole images.
         """
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # sizes
+    # ------------------------------------------------------------------------------------------------------------ sizes
 
     @property
     def shape(self) -> ModelShape:

@@ -16,8 +16,7 @@ from harness.method import AttentionEdit, Method, Reduction
 from harness.models.adapters import Adapter, adapter_for
 from harness.proof.conformance.tiny import IMAGE_TOKEN, KitPrompt
 
-# ------------------------------------------------------------------------------------------------------------------
-# reference
+# ------------------------------------------------------------------------------------------------------------ reference
 
 
 @dataclass

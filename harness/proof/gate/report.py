@@ -10,8 +10,7 @@ from harness.proof.gate.compare import CellDiff, Flip, GateResult
 SHOWN = 60
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# reporting
+# ------------------------------------------------------------------------------------------------------------ reporting
 
 
 def table(cells: Sequence[CellDiff], markdown: bool = False) -> str:

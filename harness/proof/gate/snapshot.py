@@ -72,8 +72,7 @@ class Snapshot:
     targets: Mapping[str, str]
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# measuring
+# ------------------------------------------------------------------------------------------------------------ measuring
 
 
 def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
@@ -133,8 +132,7 @@ def _fixed(model: str, method: str, knobs: str) -> tuple[bool, bool]:
     return plan is not None, plan is not None and built.plan_scoring(prompt, plan) is not None
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# baseline
+# ------------------------------------------------------------------------------------------------------------- baseline
 
 
 def dump(found: Snapshot) -> str:
