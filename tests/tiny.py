@@ -7,6 +7,18 @@ IMAGE_TOKEN = 4
 GRID = 4
 
 
+def text_config(hidden: int, mlp: int, depth: int, heads: int, **others: object) -> LlamaConfig:
+    """A Llama of these sizes, with as many heads of keys as of queries unless told otherwise."""
+    sizes = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": depth, "num_attention_heads": heads}
+    return LlamaConfig(**{"num_key_value_heads": heads, **sizes, **others})
+
+
+def vision_config(hidden: int, mlp: int, depth: int, heads: int, image: int, patch: int) -> CLIPVisionConfig:
+    """A CLIP tower of these sizes."""
+    sizes = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": depth, "num_attention_heads": heads}
+    return CLIPVisionConfig(**sizes, image_size=image, patch_size=patch)
+
+
 def tiny_llava(
     depth: int = 4,
     heads: int = 4,

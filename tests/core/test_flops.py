@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 from methods_with_settings import WITH_KNOBS
+from tiny import text_config, vision_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import DynamicCache, LlavaConfig, LlavaForConditionalGeneration
 
 from harness.core import budget as budgets
 from harness.core import flops
@@ -55,19 +56,8 @@ def model(kv_heads: int = 4, depth: int = 8) -> LlavaForConditionalGeneration:
     """A random LLaVA, 64 visual tokens; no two sizes are alike, so that a mixed-up formula cannot be right by
     accident."""
     torch.manual_seed(0)
-    text = LlamaConfig(
-        hidden_size=48,
-        intermediate_size=112,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        head_dim=16,
-        vocab_size=100,
-        initializer_range=0.3,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=7
-    )
+    more = {"num_key_value_heads": kv_heads, "head_dim": 16, "vocab_size": 100, "initializer_range": 0.3}
+    text, vision = text_config(48, 112, depth, 4, **more), vision_config(32, 40, 3, 2, image=56, patch=7)
     return LlavaForConditionalGeneration(
         LlavaConfig(text_config=text, vision_config=vision, image_token_id=IMAGE_TOKEN)
     ).eval()
@@ -367,22 +357,8 @@ def test_visipruner_refuses_layers_it_cannot_choose() -> None:
 @pytest.mark.parametrize(("name", "sizes"), [("llava-1.5-7b", (4096, 11008, 32)), ("llava-1.5-13b", (5120, 13824, 40))])
 def test_known_shapes_are_those_of_the_configs(name: str, sizes: tuple[int, int, int]) -> None:
     hidden, mlp, depth = sizes
-    text = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=depth,
-        num_attention_heads=depth,
-        num_key_value_heads=depth,
-        vocab_size=32064,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
+    text = text_config(hidden, mlp, depth, heads=depth, vocab_size=32064)
+    vision = vision_config(1024, 4096, 24, 16, image=336, patch=14)
     config = LlavaConfig(text_config=text, vision_config=vision)
     assert SHAPES[name] == PromptShape(LlavaAdapter.shape_of(config, 2), (LlavaAdapter.image_of(config),))
 

@@ -13,14 +13,14 @@ from harness.core.shape import SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
 #: modules of rooms with torch that work without torch, transformers and lmms-eval; whole rooms: test_rooms
-TORCH_FREE = (
+TORCH_FREE = [
     "analysis.stages",
     "cost.papers",
     "proof.gate.command",
     "proof.golden_files",
     "runner.request",
     "upkeep.migrate",
-)
+]
 
 
 def imports(path: Path) -> set[str]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import text_config, vision_config
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from harness.core.budget import Budget, parse
 from harness.core.errors import PrunebenchError
@@ -36,17 +37,7 @@ IDS = torch.tensor([[1, 10, 11, *[IMAGE] * SIDE**2, 20, 21, 22]])
 def model() -> Any:
     """A random LLaVA with LLaVA-1.5's 24 x 24 visual tokens and little else."""
     torch.manual_seed(0)
-    text = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=DEPTH, num_attention_heads=2, vocab_size=32
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=SIDE * 2,
-        patch_size=2,
-    )
+    text, vision = text_config(16, 16, DEPTH, 2, vocab_size=32), vision_config(16, 16, 2, 2, image=SIDE * 2, patch=2)
     config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, image_seq_length=SIDE**2)
     return LlavaForConditionalGeneration(config).eval()
 
