@@ -74,7 +74,8 @@ def find(
     """
     if not cells:
         raise PrunebenchError(
-            f"expected sealed cells, found none; `{command('eval', method='visipruner', budget='64')}` makes some"
+            f"expected sealed cells, found none; `{command('eval', method='visipruner', budget='64')}` makes"
+            f" some; {given('results')} names another folder"
         )
     if not methods:
         raise PrunebenchError(f"no method was named: give {given('method', 'visipruner,fastv')} or one of them")

@@ -543,7 +543,7 @@ def test_bad_input_is_refused_before_weights_are_read(
         analyse(request(model_folder, tmp_path, tasks=("gqq",)))
     with refused("no task"):
         analyse(request(model_folder, tmp_path, tasks=()))
-    with refused("batch 0"):
+    with refused("batch=0"):
         analyse(request(model_folder, tmp_path, batch=0))
     with refused("carry a name of the test data"):
         analyse(request(model_folder, tmp_path, tasks=("pope",), calibration_data=str(mini_data.FOLDER)))

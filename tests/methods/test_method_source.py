@@ -299,7 +299,7 @@ def test_all_files_of_a_package_count_and_the_folder_does_not(tmp_path: Path, mo
         (("Ranking", "Method"), "a budget sets the knob 'keep', and the class has no such field: add `keep: int`"),
         (("def score(self", "def score(self,,"), r"does not load: SyntaxError: .*\(mine.py, line \d+\)"),
         (
-            ("from harness", "import torcj\nfrom harness"),
+            ("from prunebench", "import torcj\nfrom prunebench"),
             r"does not load: ModuleNotFoundError: No module named 'torcj' \(mine.py, line 5\)",
         ),
     ],

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from methods_with_settings import SETTINGS, WITH_KNOBS, MethodSetting, reached, shipped
 
-from harness.core.paths import REPOSITORY
+from harness.core.paths import TOP as REPOSITORY
 from harness.core.shape import SHAPES
 from harness.proof.conformance import subject
 from harness.proof.faults import FAULTS

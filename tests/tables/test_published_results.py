@@ -135,7 +135,7 @@ def test_the_command_writes_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = raw(tmp_path / "raw.csv", {}, {"source": "index id 1"})
-    monkeypatch.setattr("sys.argv", ["prunebench", "published", str(source), "--out", str(tmp_path / "out.csv")])
+    monkeypatch.setattr("sys.argv", ["prunebench", "dev", "published", str(source), "--out", str(tmp_path / "out.csv")])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code
