@@ -187,7 +187,7 @@ def answered(
     own = {
         "knobs": {},
         "maximum": units.maximum,
-        "interval": stats.interval(headline, units, n=50),
+        "interval": stats.interval(headline, units),
         "costs": {"kept": size, "mean_visual": size, "prefill_dense_flops": size * 1e7 + 1e9, "kv_bytes": size * 1e4},
         "counts": {"expected": n, "answered": n, "headline": sum(stats.in_headline(headline, category))},
         "method_info": {"query_aware": method == "fastv", "needs_vision_attention": False, "budget_knobs": ["keep"]},

@@ -163,6 +163,7 @@ class _Builder:
                         "label": questions.label,
                         "primary": questions.primary,
                         "n": questions.n,
+                        "scored": first.counts["headline"],
                         "shown": len(chunk["samples"]),
                         "metric": first.headline,
                         "max": first.maximum,

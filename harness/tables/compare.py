@@ -10,6 +10,8 @@ once:
   questions;
 * the test is an exact McNemar test on questions, at the average a bootstrap test of the difference; both are
   Holm-corrected over all comparisons of their kind with the same reference in the section;
+* the average of one task is that task: same test, same verdict;
+* below `stats.FEW` images there is no interval and no verdict;
 * a difference is called one only if the corrected p is below 0.05, the interval excludes 0 and both point the same way;
   two scores are called indistinguishable only if neither sees a difference; what is left is undecided.
 """
@@ -41,6 +43,8 @@ NEAR, FLOOR = 0.05, 0.05
 AVERAGE = "average"
 """Stands for the task where all of them are averaged."""
 ABOVE, BELOW, SAME, OPEN = "above", "below", "indistinguishable", "undecided"
+TOO_FEW = f"fewer than {stats.FEW} images"
+"""In place of a verdict."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +149,17 @@ def study(section: Section) -> Findings:
                 averages[block.budget, line.name] = _ends(resampled, tasks)
             if line.method == "none":
                 continue
+            mine: list[Comparison] = []
             for task, seeds in line.cells.items():
                 read = tasks[task]
                 if read.base:
-                    comparisons.append(read.compare(line, seeds, [read.base], "none", "none"))
+                    mine.append(read.compare(line, seeds, [read.base], "none", "none"))
                 if reference and reference.name != line.name and task in reference.cells:
-                    comparisons.append(
-                        read.compare(line, seeds, reference.cells[task], reference.name, reference.label)
-                    )
-            if resampled is not None:
+                    mine.append(read.compare(line, seeds, reference.cells[task], reference.name, reference.label))
+            comparisons += mine
+            if resampled is not None and len(tasks) == 1:
+                comparisons += [_alone(c, tasks[c.task]) for c in mine]
+            elif resampled is not None:
                 point, counts = (
                     average(line, section),
                     (
@@ -246,11 +252,11 @@ class _Task:
         away = [self.scores[id(s)] - self.scores[id(o)] for s, o in itertools.product(seeds, others)]
         better, worse = ([int((sign * d > stats.TINY).sum()) for d in away] for sign in (1, -1))
         low, high = NAN, NAN
-        if (
-            self.images > 1 and not any(better) and not any(worse)
-        ):  # equal on every question: a bootstrap sees no other kind of image
+        if self.images < stats.FEW:
+            pass
+        elif not any(better) and not any(worse):  # a bootstrap sees no other kind of image
             low, high = -unit * self.unlike, unit * self.unlike
-        elif self.images > 1:
+        else:
             low, high = stats.quantiles(unit * (self.drawn(line.name, seeds) - self.drawn(name, others)))
         p = stats.combined_p([stats.mcnemar(b, w) for b, w in zip(better, worse, strict=True)])
         counts = mean([float(b) for b in better]), mean([float(w) for w in worse])
@@ -317,11 +323,11 @@ def _read(sealed: SealedCell) -> dict[str, Any]:
 
 
 def _average_resamples(line: Line, tasks: Mapping[str, _Task]) -> NDArray[np.float64] | None:
-    """(n,) resamples of Avg %; None where a task, its baseline or a second image is missing, or a draw of the baseline
-    scores 0."""
+    """(n,) resamples of Avg %; None where a task or its baseline is missing or has too few images, or a draw of the
+    baseline scores 0."""
     parts = []
     for task, read in tasks.items():
-        if task not in line.cells or not read.base or read.images < 2:
+        if task not in line.cells or not read.base or read.images < stats.FEW:
             return None
         whole = read.resamples[id(read.base)]
         if not (whole > 0).all():
@@ -337,6 +343,13 @@ def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, _Task]) -> tuple[f
         return stats.quantiles(resampled)
     width = mean([100.0 * read.unlike / read.base.score for read in tasks.values() if read.base])
     return float(resampled[0]) - width, float(resampled[0]) + width
+
+
+def _alone(c: Comparison, read: _Task) -> Comparison:
+    """The comparison at the only task, in points of Avg %."""
+    assert read.base is not None  # there is no Avg % without
+    unit = (100.0 if read.base.maximum == 1 else 1.0) * read.base.score / 100.0
+    return replace(c, task=AVERAGE, difference=c.difference / unit, low=c.low / unit, high=c.high / unit)
 
 
 def _at_average(
@@ -370,8 +383,9 @@ def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """With Holm-corrected p and verdict: a family per reference over all budgets, lines and tasks of the section, and
     one over their averages."""
     found = list(comparisons)
+    enough = [i for i, c in enumerate(found) if c.images >= stats.FEW]
     for kind in sorted({_family(c) for c in found}):
-        family = [i for i, c in enumerate(found) if _family(c) == kind]
+        family = [i for i in enough if _family(found[i]) == kind]
         for i, p in zip(family, stats.holm([found[i].p for i in family]), strict=True):
             found[i] = replace(found[i], p_holm=p)
     return [replace(c, verdict=_verdict(c)) for c in found]
@@ -382,7 +396,9 @@ def _family(c: Comparison) -> tuple[bool, bool]:
 
 
 def _verdict(c: Comparison) -> str:
-    apart = c.low > stats.TINY or c.high < -stats.TINY  # False also where there is no interval
+    if c.images < stats.FEW:
+        return TOO_FEW
+    apart = c.low > stats.TINY or c.high < -stats.TINY
     ahead = c.low > stats.TINY
     tested = c.p_holm < ALPHA
     if apart and tested and (c.task == AVERAGE or (c.better > c.worse) == ahead):

@@ -15,7 +15,7 @@ from harness.core.cell import canonical_json
 from harness.core.command import evaluation
 from harness.core.paths import TOP
 from harness.store.sealed import SealedCell
-from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, Findings, Hard, Power
+from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, TOO_FEW, Findings, Hard, Power
 from harness.tables.sections import NAN, Block, Line, Section, average, mean, percent_of_flops
 from harness.tables.text import DASH, decimal, grid, interval_text, mark_best, seeds_score, seeds_spread, significant
 
@@ -163,6 +163,7 @@ def _verdicts(section: Section, block: Block, found: Findings, against: str, nam
         OPEN: f"undecided against {name}",
         BELOW: f"below {name}",
         ABOVE: f"above {name}",
+        TOO_FEW: f"no verdict, {TOO_FEW}",
     }
     items = []
     for verdict, phrase in words.items():
@@ -180,7 +181,7 @@ def _verdicts(section: Section, block: Block, found: Findings, against: str, nam
         for line in block.lines
         if line.method != "none" and line.name not in compared and line.label != against
     ]
-    items += [f"* Avg % not compared, a task is missing: {', '.join(absent)}"] if absent else []
+    items += [f"* Avg % not compared, a task is missing or has {TOO_FEW}: {', '.join(absent)}"] if absent else []
     return "\n".join([title, "", *items]) if items else f"{title} nothing to compare."
 
 

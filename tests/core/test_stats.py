@@ -127,27 +127,34 @@ def test_a_category_that_a_draw_misses_does_not_cost_its_points():
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
-def test_images_that_are_all_alike_have_a_binomial_limit(score):
-    """12 of 12: what would be seen with 2.5 % chance if 73.5 % of all images were like that. A bootstrap would say 100
-    to 100."""
+def test_images_that_are_all_alike_keep_an_interval(score):
+    """A bootstrap would say 100 to 100. Two questions on each of 12 images are worth 12."""
     units = stats.cluster(
         "m", [score] * 24, [f"i{i // 2}" for i in range(24)], [None] * 24, [str(i) for i in range(24)]
     )
     found = stats.interval("m", units)
     assert (units.resamples() == score).all()
-    ends = scipy.stats.binomtest(int(12 * score), 12).proportion_ci(0.95, "exact")
-    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
-    assert found.high - found.low == pytest.approx(1 - 0.7354, abs=1e-4)
-    assert "binomial" in found.method
+    assert units.effective == pytest.approx(12)
+    assert found.high - found.low == pytest.approx(1 - 12 / (12 + 2.08**2), abs=1e-4)
     rows = mme_rows()
     perfect = stats.cluster(
         "mme_total_score", [score] * len(rows["score"]), rows["image"], rows["category"], rows["question_id"]
     )
     sums = stats.interval("mme_total_score", perfect)
-    images = (perfect.counts > 0).sum(axis=1)
-    assert sums.high - sums.low == pytest.approx(sum(200 * stats.unlike(n, 1 - 0.05 / len(images)) for n in images)), (
-        "each category has its own"
-    )
+    assert sums.low <= perfect.point <= sums.high
+    assert 0 < sums.high - sums.low < 0.5 * perfect.maximum
+
+
+def test_the_design_effect_is_that_of_the_images():
+    """Between independent questions and questions that are all alike within an image; not estimated for few images."""
+    rng = np.random.default_rng(0)
+    own = (rng.random(1080) < 0.7).astype(float)
+    args = [f"i{i // 18}" for i in range(1080)], [None] * 1080, [str(i) for i in range(1080)]
+    assert stats.cluster("m", list(own), *args).design_effect < 1.5
+    alike = np.repeat((rng.random(60) < 0.7).astype(float), 18)
+    assert stats.cluster("m", list(alike), *args).design_effect == pytest.approx(18, rel=0.03)
+    few = 18 * (stats.FEW - 1)
+    assert stats.cluster("m", list(own[:few]), *(a[:few] for a in args)).design_effect == pytest.approx(18)
 
 
 def test_bootstrap_p_is_the_share_on_the_rarer_side_twice():
@@ -299,7 +306,7 @@ def test_the_interval_by_image_covers_and_the_naive_one_does_not():
         score = (rng.random((60, 9)) < easy[:, None]).astype(float).ravel()
         ids, none = [str(i) for i in range(540)], [None] * 540
         for name, owner in (("image", [f"i{i // 9}" for i in range(540)]), ("row", ids)):
-            found = stats.interval("m", stats.cluster("m", list(score), owner, none, ids), n=400)
+            found = stats.interval("m", stats.cluster("m", list(score), owner, none, ids))
             hits[name] += found is not None and found.low <= 0.7 <= found.high
     assert 0.91 < hits["image"] / 400 < 0.98
     assert hits["row"] / 400 < 0.75

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 from factories import answered
 
+from harness.core import stats
 from harness.core.errors import PrunebenchError
 from harness.store.sealed import SealedCell
 from harness.tables import compare
@@ -229,16 +230,37 @@ def test_the_average_has_an_interval_over_images_of_every_task(tmp_path: Path) -
     assert ("64", "fastv") not in one_task.averages
 
 
-def test_one_image_says_nothing_about_spread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("images", [1, 2, stats.FEW - 1])
+def test_few_images_give_no_verdict_and_no_interval(images: int, tmp_path: Path) -> None:
+    """Also not at the average, where a bootstrap of so few images would find p = 0.0001."""
+    asked = {"per_image": 12 if images == 2 else 20}
+    n = images * asked["per_image"]
     found = study(
-        answered(tmp_path, "none", "none", [1.0] * 20, per_image=20),
-        answered(tmp_path, "fastv", "64", [0.0] * 20, per_image=20),
+        answered(tmp_path, "none", "none", [1.0] * n, **asked), answered(tmp_path, "fastv", "64", [0.0] * n, **asked)
     )
-    c = one(found, "fastv", "pope", "none")
+    (c,) = found.comparisons
+    assert (c.task, c.verdict) == ("pope", compare.TOO_FEW)
     assert math.isnan(c.low)
+    assert math.isnan(c.p_holm)
     assert c.p < 0.001
-    assert c.verdict == compare.OPEN
     assert found.averages == {}
+
+
+@pytest.mark.parametrize("lost", [0, 1, 6, 30])
+@pytest.mark.parametrize("task", ["pope", "mme"])
+def test_the_average_of_one_task_is_that_task(task: str, lost: int, tmp_path: Path) -> None:
+    base = pattern(80, 0.9)
+    worse = [s * (i >= 2 * lost) for i, s in enumerate(base)]
+    found = study(
+        answered(tmp_path, "none", "none", base, task),
+        answered(tmp_path, "random", "64", pattern(80, 0.6), task),
+        answered(tmp_path, "fastv", "64", worse, task),
+    )
+    for against in ("none", "random"):
+        alone, average = (one(found, "fastv", t, against) for t in (task, compare.AVERAGE))
+        assert (average.verdict, average.p, average.p_holm) == (alone.verdict, alone.p, alone.p_holm)
+        assert (average.better, average.worse, average.images) == (alone.better, alone.worse, alone.images)
+        assert math.copysign(1, average.low) == math.copysign(1, alone.low)
 
 
 def test_power_comes_from_pruned_models_and_counts_images(tmp_path: Path) -> None:
@@ -290,11 +312,16 @@ def test_cognition_questions_are_in_no_number_of_a_perception_score(tmp_path: Pa
 def test_averages_are_corrected_for_how_many_they_are(tmp_path: Path) -> None:
     """A line that is just apart alone is not once forty others were looked at as well."""
     base = pattern(200, 1.0)
-    just = [s * (i % 40 != 0) for i, s in enumerate(base)]  # 5 of 100 images, one of two questions
-    cells = [answered(tmp_path, "none", "none", base), answered(tmp_path, "fastv", "64", just)]
+    just = [s * (i % 80 != 0) for i, s in enumerate(base)]  # 3 of 100 images, one of two questions
+    tasks = ("pope", "gqa")
+    cells = [
+        answered(tmp_path, m, b, s, t) for t in tasks for m, b, s in (("none", "none", base), ("fastv", "64", just))
+    ]
     alone = one(study(*cells), "fastv", compare.AVERAGE, "none")
     assert alone.verdict == compare.BELOW
-    many = study(*cells, *(answered(tmp_path, f"m{i}", "64", just, knobs={"i": i}) for i in range(40)))
+    many = study(
+        *cells, *(answered(tmp_path, f"m{i}", "64", just, t, knobs={"i": i}) for i in range(40) for t in tasks)
+    )
     among = one(many, "fastv", compare.AVERAGE, "none")
     assert (among.low, among.high, among.p) == (alone.low, alone.high, alone.p)
     assert among.p_holm == pytest.approx(min(1, 41 * alone.p))

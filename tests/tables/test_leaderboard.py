@@ -446,7 +446,7 @@ def test_without_random_or_with_a_task_missing_that_is_said(tmp_path):
     more = [*cells, *halves(tmp_path, ("random", "64", 0.5)), *halves(tmp_path, ("first", "64", 0.9), tasks=("pope",))]
     markdown = leaderboard.write(more, tmp_path)[1].read_text()
     assert "* **above random**: first (pope)" in said(markdown)
-    assert "* Avg % not compared, a task is missing: first" in markdown
+    assert "* Avg % not compared, a task is missing or has fewer than 10 images: first" in markdown
     assert (
         "indistinguishable from random"
         not in leaderboard.write(cells[:1], tmp_path)[1].read_text().split("## Reading this")[0]

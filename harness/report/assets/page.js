@@ -136,7 +136,7 @@
     ];
     for (const i of state.lb.tasks) {
       const set = model.sets[i];
-      found.push({ id: `set-${i}`, head: set.label, unit: `${set.metric.replaceAll("_", " ")}, ${unitOf(set)}, n=${set.n}`, best: true, num: true, set: i,
+      found.push({ id: `set-${i}`, head: set.label, unit: `${set.metric.replaceAll("_", " ")}, ${unitOf(set)}, n=${set.scored}`, best: true, num: true, set: i,
         value: (r) => (r.of.has(i) ? mean(r.of.get(i).map((c) => c.score)) : null),
         text: (r) => one(r.of.has(i) ? inUnit(set, mean(r.of.get(i).map((c) => c.score))) : null),
         more: (r) => {
