@@ -70,7 +70,7 @@ def test_mme_s_sum_has_an_interval_that_covers_it(per_category: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "questions", "low"), [(2, 9, 0.311), (12, 1, 0.730), (12, 18, 0.730), (40, 6, 0.900), (400, 1, 0.989)]
+    ("images", "questions", "low"), [(2, 9, 0.316), (12, 1, 0.735), (12, 18, 0.735), (40, 6, 0.902), (400, 1, 0.989)]
 )
 def test_the_width_at_a_perfect_score_is_that_of_the_images(images: int, questions: int, low: float) -> None:
     counts = np.full((1, images), float(questions))
