@@ -90,7 +90,7 @@ def check_quantised(config: Any, label: str) -> None:
     found = config.get("quantization_config") if isinstance(config, dict) else None
     found = found or getattr(config, "quantization_config", None)
     if found:
-        stated = found if isinstance(found, dict) else found.to_dict()
+        stated = found if isinstance(found, dict) else found.to_dict() if hasattr(found, "to_dict") else {}
         kind = " ".join(name for name in ("load_in_4bit", "load_in_8bit") if stated.get(name))
         how = f"{stated.get('quant_method', 'an unnamed method')}{' ' + kind if kind else ''}"
         raise PrunebenchError(

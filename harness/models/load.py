@@ -322,9 +322,9 @@ def _loading(label: str, folder: Path, what: str = "the files") -> Iterator[None
     except BaseException as error:  # readers of foreign files raise anything; tokenizers' panic is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        reason = " ".join(str(error).split()) or "no reason given"
         raise PrunebenchError(
-            f"{label}: {what} in {folder} do not load ({type(error).__name__}: {first[:200]}): {_mend(label)}"
+            f"{label}: {what} in {folder} do not load ({type(error).__name__}: {reason[:240]}): {_mend(label)}"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
