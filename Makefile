@@ -8,7 +8,7 @@ MAKEOVERRIDES :=
 
 # The variables of each command: --option=VARIABLE or --option=VARIABLE=default; --=VARIABLE is given by position and stands last.
 eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --seed=SEED --device=DEVICE \
-  --dtype=DTYPE --data=DATA --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE
+  --dtype=DTYPE --data=DATA --prompt=PROMPT --image=IMAGE --as=AS --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE
 sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=DEVICE --results=RESULTS --fresh=FRESH --dry-run=DRY_RUN \
   --wide=WIDE \
   --=CONFIG=configs/mini.yaml
@@ -81,7 +81,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt
 
-eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= POSITIONS= SET='knob=value' FRESH=1 WIDE=1]
+eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' FRESH=1 WIDE=1]
 sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1 WIDE=1]
 ablate:  ## CONFIG=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
 analyze:  ## where MODEL uses vision, and a VisiPruner config for it [TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]

@@ -118,7 +118,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     depth = located.shape.depth
     layers = parse_layers(request.layers, depth)
     limit = parse_limit(request.limit, DEFAULT_LIMIT)
-    test = source_of_data(request.data, located.config.name)
+    test = source_of_data(request.data, located.config.stands_for)
     chosen = request.calibration_data or ("fresh" if test.name == "mini" else None)
     if request.config is not None and (chosen is None or layers is not None):
         raise PrunebenchError(
@@ -142,7 +142,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         elif chosen == "hub":
             source = larger = calibration.hub(Path(folder), request.tasks, KNOBS * limit if limit else 108)
         elif chosen is not None:
-            source = larger = source_of_data(chosen, located.config.name)
+            source = larger = source_of_data(chosen, located.config.stands_for)
         compared = (
             None
             if chosen is None
@@ -182,7 +182,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
             journal.unlink(missing_ok=True)
         asker = Asker(loaded, tasks, request.batch, journal, identity)
         say(
-            f"analysis of {loaded.config.name} ({depth} layers, {loaded.device} in {loaded.dtype}) on {len(asker.keys)}"
+            f"analysis of {loaded.config.name} ({depth} layers, {located.spoken}) on {len(asker.keys)}"
             f" questions about {n_images} images: {', '.join(request.tasks)}; {split['data']}"
         )
         rule = stages.Rule(window=min(stages.Rule().window, depth))

@@ -42,11 +42,13 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
     """Measure and write `out`/bench.json and `out`/BENCH.md; what the JSON holds. Bad settings raise before a model is
     built."""
     device = pick_device(settings.device)
-    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+    if settings.dtype not in ("auto", *DTYPES):
+        raise unknown("dtype", settings.dtype, DTYPES)
     config = random_config(settings) if settings.random_weights else None
-    located = None if settings.random_weights else locate_model(settings.model, settings.device, dtype)
+    located = None if settings.random_weights else locate_model(settings.model, settings.device, settings.dtype)
+    # random weights were stored in no format
+    auto = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = located.dtype if located is not None else auto if settings.dtype == "auto" else settings.dtype
     if config is not None:
         adapter = adapter_class(config)
         usual = PromptShape(adapter.shape_of(config, DTYPES[dtype].itemsize), (adapter.image_of(config),))

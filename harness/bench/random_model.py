@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from harness.bench.settings import Settings
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES
 from harness.cost import papers as published
-from harness.models.adapters import LlavaAdapter, adapter_class, adapter_for
+from harness.models.adapters import LlavaAdapter, adapter_for
 from harness.models.config import model_config
+from harness.models.load import read_config
 
 #: standard deviation of random weights, the initializer range of Llama and LLaVA: activations stay finite at any depth
 WEIGHT_STD = 0.02
@@ -54,8 +55,7 @@ def random_config(settings: Settings) -> PreTrainedConfig:
                 f"--random-weights --model {settings.model}: expected {', '.join(SHAPES)}, mini or a local folder with"
                 f" a config.json; found {'a hub id' if folder is None else f'no config.json in {folder}'}"
             )
-        config = AutoConfig.from_pretrained(folder)
-        adapter_class(config)  # raises where the family is not supported
+        config = read_config(folder, f"model {known.name}")  # raises where the family is not supported
     if settings.layers is not None:
         depth = config.text_config.num_hidden_layers
         if settings.layers > depth:

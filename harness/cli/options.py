@@ -134,7 +134,10 @@ Batch = Annotated[
 Seeds = Annotated[str, typer.Option("--seed", metavar="N", help="of the methods' randomness; several with commas")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[
-    str, typer.Option(metavar="DTYPE", help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16")
+    str,
+    typer.Option(
+        metavar="DTYPE", help="auto (the checkpoint's own on CUDA, float32 on CPU), float32, bfloat16, float16"
+    ),
 ]
 Data = Annotated[
     str,
@@ -144,6 +147,26 @@ ImagesAt = Annotated[
     str,
     typer.Option(
         "--data", metavar="SOURCE", help="mini, hub or a folder with the images; default: as the cells were measured"
+    ),
+]
+Prompt = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="vicuna_v1 or chat_template (the checkpoint's own); default: as the model says"),
+]
+Padding = Annotated[
+    str,
+    typer.Option(
+        "--image",
+        metavar="RULE",
+        help="pad (to a square) or plain (the checkpoint's processor alone); default: as the model says",
+    ),
+]
+StandsFor = Annotated[
+    str,
+    typer.Option(
+        "--as",
+        metavar="NAME",
+        help="the model of `prunebench models` that a folder or hub id is: its knobs and prompt hold",
     ),
 ]
 Positions = Annotated[

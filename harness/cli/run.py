@@ -26,6 +26,9 @@ def evaluate(
     device: given_as.Device = "auto",
     dtype: given_as.Dtype = "auto",
     data: given_as.Data = "",
+    prompt: given_as.Prompt = "",
+    image: given_as.Padding = "",
+    stands_for: given_as.StandsFor = "",
     positions: given_as.Positions = "method",
     set_: given_as.Knobs = None,
     results: given_as.WriteTo = RESULTS,
@@ -59,6 +62,9 @@ def evaluate(
         device=device,
         dtype=dtype,
         data=data,
+        prompt=prompt,
+        image=image,
+        stands_for=stands_for,
         positions=positions,
         knobs=knobs,
     )
@@ -163,7 +169,7 @@ def analyze(
     from harness.analysis.derive import config_file
     from harness.analysis.study import AnalysisRequest, analyse
     from harness.analysis.text import report
-    from harness.models.config import model_config
+    from harness.models.load import locate_model
 
     file = analyse(
         AnalysisRequest(
@@ -177,7 +183,7 @@ def analyze(
             calibration_data or None,
             layers or None,
             Path(out) if out else None,
-            config_file(model_config(model).name) if write_config else None,
+            config_file(locate_model(model, "cpu").calibration) if write_config else None,
             samples,
             fresh,
         )

@@ -38,6 +38,9 @@ class Asked:
     device: str
     """Its kind, "cpu" or "cuda": which GPU it was makes no other cell."""
     dtype: str | None = None
+    prompt: str | None = None
+    image: str | None = None
+    stands_for: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "knobs", plain_knobs(self.method, self.knobs))

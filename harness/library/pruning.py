@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,8 +18,10 @@ from harness.engine.run import EngineRun
 from harness.method import Method, build, method_class
 from harness.models.adapters import Adapter, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
-from harness.models.config import calibrated_knobs, config_of_checkpoint
+from harness.models.config import ModelConfig, calibrated_knobs, config_of_checkpoint
 from harness.models.device import check_whole
+from harness.models.files import weight_hash
+from harness.models.requirements import check
 
 #: text tokens of LLaVA-1.5's prompt with a short question, at which `prunebench cost` counts as well
 TEXT_TOKENS = 74
@@ -53,6 +56,7 @@ def prune(
     """
     check_whole(model)
     adapter = adapter_for(model)
+    check(model.config, adapter.requirements, "the model")
     for name, value in (("seed", seed), ("text_tokens", text_tokens)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise PrunebenchError(f"{name}={value!r}: expected a whole number of at least 0")
@@ -92,8 +96,16 @@ def _built(
     config = config_of_checkpoint(checkpoint)
     own = {} if config is None else dict(config.knobs.get(cls.name, {}))
     if asked.unit == "calibrated" and cls.traits.calibrated:
-        own |= calibrated_knobs(cls.name, checkpoint.rpartition("/")[2] if config is None else config.name)
+        own |= calibrated_knobs(cls.name, _calibration(checkpoint, config))
     return build(method, asked, {**own, **knobs}, adapter.usual.with_text(text_tokens))
+
+
+def _calibration(checkpoint: str, config: ModelConfig | None) -> str:
+    """As `Located.calibration`: a folder's name says nothing about its weights."""
+    if config is not None:
+        return config.stands_for
+    folder = Path(checkpoint)
+    return f"{folder.absolute().name}-{weight_hash(folder)}" if checkpoint and folder.is_dir() else checkpoint
 
 
 def _encoder(adapter: Adapter, source: str | None) -> Callable[[], ClipTextEncoder] | None:

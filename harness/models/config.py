@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,8 +30,16 @@ ORIGINALS = {
 }
 
 
+Template = Literal["vicuna_v1", "chat_template"]
+Padding = Literal["plain", "pad"]
+
+
 class ModelConfig(BaseModel):
-    """One file of configs/models/. Unknown keys are refused."""
+    """One file of configs/models/, or a checkpoint that has none. Unknown keys are refused.
+
+    `prompt` and `image` None: as the checkpoint itself says, which is decided where its files are read. `stands_for`:
+    the file of configs/models/ that it is, or was said to be; "" for none. A name decides nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,8 +47,9 @@ class ModelConfig(BaseModel):
     path: str | None = None
     hub: str | None = None
     revision: str | None = None
-    prompt: Literal["vicuna_v1", "chat_template"] = "vicuna_v1"
-    image: Literal["plain", "pad"] = "pad"
+    prompt: Template | None = None
+    image: Padding | None = None
+    stands_for: str = ""
     knobs: dict[str, dict[str, Any]] = {}
     default_limit: int | None = None
     #: hub id or folder of the CLIP checkpoint whose text tower belongs to the vision tower
@@ -60,17 +70,17 @@ class Calibration(BaseModel):
     derived_by: str
 
 
-def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
-    """The knobs in configs/<method>/<model>.yaml. Raises PrunebenchError where there is no such file, or none that
-    fits."""
-    own = calibration_file(method, model)
+def calibrated_knobs(method: str, key: str) -> dict[str, Any]:
+    """The knobs in configs/<method>/<key>.yaml. Raises PrunebenchError where there is no such file, or none that
+    fits. `key`: `Located.calibration`."""
+    own = calibration_file(method, key)
     where = own.relative_to(own.parents[2])
     file = own if own.is_file() else MODEL_CONFIGS.parents[1] / where
     if not file.is_file():
         raise PrunebenchError(
-            f"{given('budget', 'calibrated')}: expected knobs of {method} for {model} in {where}; there is no such"
-            f" file: `prunebench analyze {model}` derives one, or use {given('budget', 'native')} (the published"
-            f" defaults) or {given('budget', 64)}"
+            f"{given('budget', 'calibrated')}: expected knobs of {method} for {key} in {where}; there is no such"
+            f" file: `prunebench analyze MODEL --write-config` derives one, or use {given('budget', 'native')} (the"
+            f" published defaults) or {given('budget', 64)}"
         )
     try:
         return dict(Calibration(**yamlfile.read(file, "a calibration file")).knobs)
@@ -78,11 +88,19 @@ def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
         raise PrunebenchError(f"{where}: not a calibration file: {error}") from None
 
 
-def calibration_file(method: str, model: str) -> Path:
-    """configs/<method>/<model>.yaml, in which knobs derived for a model are kept: the checkout's, or the working
+def calibration_key(config: ModelConfig) -> str | None:
+    """The name under which knobs calibrated for a model are kept: the shipped config that it stands for, or its hub id.
+
+    None for a folder, whose name says nothing about its weights: its name with its fingerprint is the key.
+    """
+    return config.stands_for or config.hub
+
+
+def calibration_file(method: str, key: str) -> Path:
+    """configs/<method>/<key>.yaml, in which knobs derived for a model are kept: the checkout's, or the working
     directory's where prunebench is installed."""
     top = Path.cwd() if CHECKOUT is None else MODEL_CONFIGS.parents[1]
-    return top / "configs" / method / f"{model.replace('/', '--')}.yaml"
+    return top / "configs" / method / f"{key.replace('/', '--')}.yaml"
 
 
 def calibrated_methods(model: str) -> dict[str, dict[str, Any]]:
@@ -100,32 +118,109 @@ def config_of_checkpoint(source: str) -> ModelConfig | None:
     """The config in configs/models/ of a checkpoint that was loaded from this hub id or folder; None where there is
     none."""
     for name in known_models():
-        config = model_config(name)
-        local = config.folder is not None and Path(source).is_dir() and config.folder.samefile(source)
-        if local or (config.hub is not None and config.hub == source):
+        try:
+            config = _shipped(name)
+        except PrunebenchError:  # said where it is asked for by its name, and no reason to refuse another model
+            continue
+        folder = config.folder
+        if config.hub == source or (folder is not None and _is_folder(source) and _same(folder, Path(source))):
             return config
     return None
 
 
-def model_config(name: str) -> ModelConfig:
+def model_config(
+    name: str, prompt: str | None = None, image: str | None = None, stands_for: str | None = None
+) -> ModelConfig:
     """The configuration behind a name, a local folder or a hub id ("owner/model").
 
-    Raises PrunebenchError for an unknown name and for a config file that does not fit.
+    `prompt` and `image` are used in place of its own. `stands_for`: the shipped config whose knobs, calibration,
+    prompt and padding hold for this checkpoint. Raises PrunebenchError for an unknown name, and for a config file that
+    does not fit.
     """
-    file = MODEL_CONFIGS / f"{name}.yaml"
-    if file.is_file():
-        try:
-            return ModelConfig(**yamlfile.read(file, "a model config"))
-        except ValidationError as error:
-            raise PrunebenchError(f"{file}: not a model config: {error}") from None
-    if Path(name).is_dir():
-        return ModelConfig(name=Path(name).resolve().name, path=str(Path(name).resolve()))
+    config = _named(name)
+    changes: dict[str, Any] = {}
+    if stands_for:
+        shipped = _standing(stands_for)
+        keys = ("prompt", "image", "knobs", "default_limit", "text_encoder", "stands_for")
+        changes = {key: getattr(shipped, key) for key in keys}
+    for option, value, kinds in (("prompt", prompt, Template), ("image", image, Padding)):
+        if value:
+            if value not in get_args(kinds):
+                raise unknown(option, value[:SHOWN], get_args(kinds))
+            changes[option] = value
+    return config.model_copy(update=changes)
+
+
+#: characters of a strange name that are shown
+SHOWN = 80
+_PLAIN = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def _named(name: str) -> ModelConfig:
+    if _PLAIN.fullmatch(name) and (MODEL_CONFIGS / f"{name}.yaml").is_file():
+        return _shipped(name)
+    if _is_folder(name):
+        known = config_of_checkpoint(name)
+        return known or ModelConfig(name=_folder_name(name), path=str(Path(name).absolute()))
     if name in ORIGINALS:
         twin, ours = ORIGINALS[name]
         raise PrunebenchError(
             f"model {name} is an original checkpoint, which transformers does not load: use its converted twin,"
             f" MODEL={ours} ({twin})"
         )
-    if name.count("/") == 1 and not name.startswith((".", "/")):
-        return ModelConfig(name=name, hub=name)
-    raise unknown("model", name, known_models())
+    if name.startswith((".", "/", "~")):
+        raise PrunebenchError(f"{given('model', name[:SHOWN])}: expected a folder, found none there: check the path")
+    if "/" in name:
+        return config_of_checkpoint(name) or _of_hub(name)
+    raise unknown("model", name[:SHOWN], known_models())
+
+
+def _of_hub(name: str) -> ModelConfig:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        if name.count("/") != 1 or not name.isprintable():
+            raise HFValidationError
+    except HFValidationError:
+        raise PrunebenchError(
+            f"{given('model', name[:SHOWN])}: expected a name ({', '.join(known_models())}), a folder that is there, or"
+            f" a hub id as owner/model in letters, digits, '-', '_' and '.'"
+        ) from None
+    return ModelConfig(name=name, hub=name)
+
+
+def _standing(name: str) -> ModelConfig:
+    if name not in known_models():
+        raise unknown("model", name[:SHOWN], known_models())
+    return _shipped(name)
+
+
+def _shipped(name: str) -> ModelConfig:
+    """A file of configs/models/, which stands for itself."""
+    file = MODEL_CONFIGS / f"{name}.yaml"
+    body = yamlfile.read(file, "a model config")
+    if "stands_for" in body:
+        raise PrunebenchError(f"{file}: not a model config: stands_for is no key of one: take it out")
+    try:
+        return ModelConfig(**body, stands_for=name)
+    except ValidationError as error:
+        raise PrunebenchError(f"{file}: not a model config: {error}") from None
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except (OSError, ValueError):  # longer than a name of a file may be, or no text of one
+        return False
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_dir() and one.samefile(other)
+
+
+def _folder_name(name: str) -> str:
+    """The last part of the path as it was given: a link's own name, not that of the folder it leads to."""
+    last = Path(name).absolute().name
+    return (Path(name).resolve().name if last in ("", "..") else last) or "root"

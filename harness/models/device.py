@@ -37,6 +37,30 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
+def stated_dtype(config: Any) -> str | None:
+    """The number format that a model's config names for its weights; None where it names none that is known here."""
+    for part in (config, getattr(config, "text_config", None)):
+        found = str(getattr(part, "dtype", None)).removeprefix("torch.")
+        if found in DTYPES:
+            return found
+    return None
+
+
+def pick_dtype(dtype: str, device: torch.device, config: Any) -> str:
+    """`auto` is float32 on the CPU, and on CUDA the checkpoint's own format: float16 where it names none.
+
+    A bfloat16 checkpoint runs in float16 on a card that has no bfloat16.
+    """
+    if dtype != "auto":
+        return dtype
+    if device.type == "cpu":
+        return "float32"
+    stated = stated_dtype(config) or "float16"
+    if stated == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float16"
+    return stated
+
+
 def check_whole(model: Any) -> None:
     """Raise PrunebenchError for a loaded model that is quantised, or that does not lie on one CPU or CUDA device."""
     if not isinstance(model, nn.Module):
@@ -66,7 +90,7 @@ def check_quantised(config: Any, label: str) -> None:
     found = config.get("quantization_config") if isinstance(config, dict) else None
     found = found or getattr(config, "quantization_config", None)
     if found:
-        stated = found if isinstance(found, dict) else found.to_dict()
+        stated = found if isinstance(found, dict) else found.to_dict() if hasattr(found, "to_dict") else {}
         kind = " ".join(name for name in ("load_in_4bit", "load_in_8bit") if stated.get(name))
         how = f"{stated.get('quant_method', 'an unnamed method')}{' ' + kind if kind else ''}"
         raise PrunebenchError(

@@ -5,12 +5,10 @@ Everything that can be checked without loading weights is checked first, with wh
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,19 @@ from torch import nn
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
-from harness.core.shape import ModelShape, PromptShape
+from harness.core.shape import SHAPES, ModelShape, PromptShape
 from harness.core.spelling import given
 from harness.method import Method, build, method_class
+from harness.models import jsonfile
 from harness.models.adapters import ADAPTERS, ORIGINAL_CLASSES, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
-from harness.models.config import ORIGINALS, ModelConfig, calibrated_knobs, model_config
-from harness.models.device import DTYPES, check_quantised, pick_device
-from harness.models.prompt import Prompter
+from harness.models.config import ORIGINALS, SHOWN, ModelConfig, calibrated_knobs, calibration_key, model_config
+from harness.models.device import DTYPES, check_quantised, pick_device, pick_dtype, stated_dtype
+from harness.models.files import CONFIGS, check_depths, check_folder, weight_files, weight_hash
+from harness.models.generation import check_greedy, end_tokens
+from harness.models.processor import check_processor
+from harness.models.prompt import Prompter, decided
+from harness.models.requirements import check, context_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +59,10 @@ class LoadedModel(Prompter):
         return ClipTextEncoder.load(source, self.device, DTYPES[self.dtype])
 
 
-def weight_hash(folder: Path) -> str:
-    """16 hex of SHA-256 over the weight and tokenizer files that decide what a local model answers."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class Located:
-    """A model whose files were found and whose config is supported; no weights are loaded yet."""
+    """A model whose files were found and whose config is supported; no weights are loaded yet. `config` has its prompt
+    and padding decided."""
 
     config: ModelConfig
     folder: Path
@@ -77,9 +73,7 @@ class Located:
     @cached_property
     def usual(self) -> PromptShape:
         """A prompt of one image as the model is usually asked, without text, from its config alone."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(self.folder)
+        config = self._stated
         adapter = adapter_class(config)
         return PromptShape(adapter.shape_of(config, DTYPES[self.dtype].itemsize), (adapter.image_of(config),))
 
@@ -88,17 +82,46 @@ class Located:
         """The decoder's sizes."""
         return self.usual.decoder
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that a prompt with its answer may have; None where the config does not say."""
+        return context_of(self._stated)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights: the hub commit, or a hash of the local files that are read."""
+        return self.revision or weight_hash(self.folder)
+
+    @property
+    def calibration(self) -> str:
+        """The name under which knobs that were calibrated for this model are kept."""
+        return calibration_key(self.config) or f"{self.config.name}-{self.fingerprint}"
+
+    @property
+    def spoken(self) -> str:
+        """For the first line of a run: device, number format, prompt and padding."""
+        prompt = "Vicuna v1's prompt" if self.config.prompt == "vicuna_v1" else "its own chat template"
+        image = "images padded to a square" if self.config.image == "pad" else "images as its processor cuts them"
+        like = self.config.stands_for
+        return f"{self.device} in {self.dtype}, {prompt}, {image}" + (
+            f", as {like}" if like and like != self.config.name else ""
+        )
+
+    @cached_property
+    def _stated(self) -> Any:
+        return read_config(self.folder, f"model {self.config.name}")
+
     def method(
         self, name: str, budget: Budget, knobs: Mapping[str, Any] | None = None, n_text: int | None = None
     ) -> Method:
         """The method at a budget, with this model's own knob defaults below the given ones; checked against its sizes.
 
         `n_text`: the text length, in tokens, at which a FLOPs budget is solved; such a budget without one raises
-        PrunebenchError. `calibrated` takes the knobs of configs/<method>/<model>.yaml below the given ones.
+        PrunebenchError. `calibrated` takes the knobs of configs/<method>/<calibration>.yaml below the given ones.
         """
         own = dict(self.config.knobs.get(name, {}))
         if budget.unit == "calibrated" and method_class(name).traits.calibrated:
-            own |= calibrated_knobs(name, self.config.name)
+            own |= calibrated_knobs(name, self.calibration)
         if budget.unit == "flops" and n_text is None:
             raise PrunebenchError(
                 f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: use"
@@ -109,66 +132,97 @@ class Located:
     @cached_property
     def prompter(self) -> Prompter:
         """Processor, prompts and names, without weights; raises PrunebenchError where files are broken."""
-        from transformers import AutoConfig
-
-        token = AutoConfig.from_pretrained(self.folder).image_token_id
+        processor, label = _processor(self.folder, f"model {self.config.name}"), f"model {self.config.name}"
         return Prompter(
             config=self.config,
-            processor=_processor(self.config, self.folder),
+            processor=processor,
             device=self.device,
             dtype=self.dtype,
-            fingerprint=self.revision or weight_hash(self.folder),
+            fingerprint=self.fingerprint,
             revision=self.revision,
             usual=self.usual,
-            image_token_id=int(token),
+            image_token_id=int(self._stated.image_token_id),
+            end_tokens=end_tokens(self.folder, self._stated, processor.tokenizer.eos_token_id, label),
+            context=self.context,
         )
 
     def load(self) -> LoadedModel:
         """Load the weights, from the hub if need be; raises PrunebenchError where they are broken or do not fit the
         GPU."""
+        prompter = self.prompter
         if self.config.hub is not None:
             _fetch(
                 self.config.model_copy(update={"revision": self.revision}),
                 ["*.safetensors", "*.safetensors.index.json"],
             )
-        _check_memory(self.folder, self.device, self.dtype)
+        _check_memory(self.folder, self.device, self.dtype, stated_dtype(self._stated))
         if self.device.type == "cuda" and self.dtype == "float32":
             # torch lets cuDNN round float32 convolutions to TF32, the tower's patch embedding among them
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        prompter = self.prompter
         model = _load(self.config, self.folder, self.dtype).to(self.device).eval()
         known = {f.name: getattr(prompter, f.name) for f in fields(prompter) if f.init}
         return LoadedModel(**known, model=model)
 
 
-def locate_model(name: str, device: str = "auto", dtype: str = "auto") -> Located:
-    """Find a model for evaluation: bfloat16 on CUDA and float32 on the CPU unless `dtype` says otherwise.
+def locate_model(
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    prompt: str | None = None,
+    image: str | None = None,
+    stands_for: str | None = None,
+) -> Located:
+    """Find a model for evaluation. `dtype` auto: the checkpoint's own on CUDA, float32 on the CPU (`pick_dtype`).
 
-    Weights come from safetensors only and no remote code is run. Raises PrunebenchError naming what to do for unknown
-    names, unsupported architectures, missing files and no hub, before anything heavy is loaded.
+    `prompt`, `image` and `stands_for` as in `model_config`. Weights come from safetensors only and no remote code is
+    run. Raises PrunebenchError naming what to do for unknown names, unsupported checkpoints, missing files and no hub,
+    before anything heavy is loaded.
     """
-    config = model_config(name)
+    config = model_config(name, prompt, image, stands_for)
     target = pick_device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if target.type == "cuda" else "float32"
-    if dtype not in DTYPES:
+    if dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, DTYPES)
     folder, revision = _locate(config)
-    _check_config(config, folder)
-    return Located(config, folder, revision, target, dtype)
+    label = f"model {config.name}"
+    stated = read_config(folder, label)
+    adapter = adapter_class(stated)
+    if revision is None:
+        check_depths(folder, adapter.depths_of(stated), label)
+    end_tokens(folder, stated, None, label)
+    check_greedy(folder, label)
+    processor = _processor(folder, label)
+    check_processor(processor, stated, adapter, label)
+    config = decided(config, processor)
+    if config.image == "pad" and not getattr(processor.image_processor, "image_mean", None):
+        raise PrunebenchError(
+            f"{label}: images are padded with the processor's mean colour; expected image_mean in its"
+            f" settings, found none: give {given('image', 'plain')}"
+        )
+    located = Located(config, folder, revision, target, pick_dtype(dtype, target, stated))
+    if stands_for:
+        _check_standing(located, stands_for)
+    return located
+
+
+def _check_standing(located: Located, name: str) -> None:
+    """Raise PrunebenchError where a checkpoint has other sizes than the shipped config that it is to stand for."""
+    usual = SHAPES[name] if name in SHAPES else locate_model(name, "cpu").usual
+    mine, theirs = (replace(p.decoder, bytes_per_value=0) for p in (located.usual, usual))
+    if (mine, located.usual.images) != (theirs, usual.images):
+        raise PrunebenchError(
+            f"{given('as', name)}: expected a model of the sizes of {name} ({usual.depth} layers of {theirs.hidden},"
+            f" {usual.n_visual} visual tokens), found {located.config.name} with {located.shape.depth} layers of"
+            f" {mine.hidden}, {located.usual.n_visual} visual tokens: leave {given('as')} out"
+        )
 
 
 def _locate(config: ModelConfig) -> tuple[Path, str | None]:
-    folder = config.folder
+    folder, label = config.folder, f"model {config.name}"
     if folder is not None:
         mend = "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "check the path"
-        for needed in ("config.json", "tokenizer.json", "processor_config.json"):
-            if not (folder / needed).is_file():
-                raise PrunebenchError(f"model {config.name}: expected {needed} in {folder}, found none: {mend}")
-        if not list(folder.glob("*.safetensors")):
-            raise PrunebenchError(
-                f"model {config.name}: expected *.safetensors weights in {folder}, found none: {mend}"
-            )
+        check_folder(folder, label, mend)
+        _check_config(config, folder)
         return folder, None
     _check_config(config, _fetch(config, ["config.json"]))
     folder = _fetch(config, ["*.json", "*.jinja", "*.model"])
@@ -183,7 +237,7 @@ def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
     assert config.hub is not None
     try:
         return Path(snapshot_download(config.hub, revision=config.revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise PrunebenchError(
             f"model {config.name}: {config.hub} could not be fetched from the Hugging Face hub"
             f" ({type(error).__name__}). Connect to the hub, log in if the model is gated, set HF_HOME to a cache that"
@@ -192,29 +246,46 @@ def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
 
 
 def _check_config(config: ModelConfig, folder: Path) -> None:
-    try:
-        stated = json.loads((folder / "config.json").read_text())
-        architectures = stated.get("architectures") or ["?"]
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    """Raise PrunebenchError where config.json alone says that a model is not supported."""
+    label = f"model {config.name}"
+    stated = jsonfile.read(folder / "config.json", label)
+    architectures = stated.get("architectures") or ["?"]
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise PrunebenchError(
-            f"model {config.name}: {folder / 'config.json'} is not JSON: fetch the model again"
-        ) from None
-    check_quantised(stated, f"model {config.name}")
+            f"{label}: {folder / 'config.json'}: expected architectures as a list of names, found"
+            f" {jsonfile.kind_of(architectures)}: fetch the model again"
+        )
+    check_quantised(stated, label)
     if architectures[0] in ORIGINAL_CLASSES:
         raise PrunebenchError(
             f"model {config.name} is an original checkpoint ({architectures[0]}), which transformers does not load: use"
             f" the converted one, as in MODEL=llava-1.5-7b ({ORIGINALS['liuhaotian/llava-v1.5-7b'].twin})"
         )
     if architectures[0] not in ADAPTERS:
-        raise PrunebenchError(f"model {config.name} is a {architectures[0]}; prunebench supports {', '.join(ADAPTERS)}")
+        raise PrunebenchError(
+            f"model {config.name} is a {architectures[0][:SHOWN]}; prunebench supports {', '.join(ADAPTERS)}"
+        )
+    check(stated, ADAPTERS[architectures[0]].types, label)
 
 
-def _check_memory(folder: Path, device: torch.device, dtype: str) -> None:
+def read_config(folder: Path, label: str) -> Any:
+    """The configuration of a checkpoint. Raises PrunebenchError where its family's requirements do not hold."""
+    from transformers import AutoConfig
+
+    with _loading(label, folder, "config.json"):
+        stated = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check(stated, adapter_class(stated).requirements, label)
+    return stated
+
+
+def _check_memory(folder: Path, device: torch.device, dtype: str, stored_as: str | None) -> None:
     if device.type != "cuda":
         return
-    stored = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    # checkpoints are stored in 16 bit; activations and the cache of a batch want about a tenth on top
-    needed = stored * (2 if dtype == "float32" else 1) * 1.1
+    stored = sum(p.stat().st_size for p in weight_files(folder, f"model {folder.name}"))
+    # checkpoints that name no format are stored in 16 bit; activations and the cache of a batch want about a tenth on
+    # top
+    wider = DTYPES[dtype].itemsize / DTYPES.get(stored_as or "", torch.float16).itemsize
+    needed = stored * wider * 1.1
     free, _total = torch.cuda.mem_get_info(device)
     if needed > free:
         raise PrunebenchError(
@@ -224,14 +295,17 @@ def _check_memory(folder: Path, device: torch.device, dtype: str) -> None:
         )
 
 
-def _mend(config: ModelConfig) -> str:
-    return "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "fetch the model again"
+def _mend(label: str) -> str:
+    return (
+        "run `make mini`, or restore it with `git checkout`"
+        if label == "model mini"
+        else "fetch the model again, or mend the file"
+    )
 
 
 @contextmanager
-def _loading(config: ModelConfig, folder: Path) -> Iterator[None]:
+def _loading(label: str, folder: Path, what: str = "the files") -> Iterator[None]:
     """Keep transformers quiet, and say which model's files do not load."""
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -239,38 +313,79 @@ def _loading(config: ModelConfig, folder: Path) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except PrunebenchError:
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except torch.OutOfMemoryError:
+        raise
+    except BaseException as error:  # readers of foreign files raise anything; tokenizers' panic is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split()) or "no reason given"
         raise PrunebenchError(
-            f"model {config.name}: the files in {folder} do not load ({type(error).__name__}: {first}): {_mend(config)}"
+            f"{label}: {what} in {folder} do not load ({type(error).__name__}: {reason[:240]}): {_mend(label)}"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _processor(config: ModelConfig, folder: Path) -> Any:
+def _processor(folder: Path, label: str) -> Any:
+    """The processor of a checkpoint; read once as long as its files stay as they are."""
+    stamps = tuple(
+        (name, seen.st_size, seen.st_mtime_ns)
+        for name in CONFIGS
+        if (folder / name).exists()
+        for seen in [(folder / name).stat()]
+    )
+    return _read_processor(folder, label, stamps)
+
+
+@lru_cache(maxsize=4)
+def _read_processor(folder: Path, label: str, stamps: tuple[tuple[str, int, int], ...]) -> Any:
     from transformers import AutoProcessor
 
-    with _loading(config, folder):
-        return AutoProcessor.from_pretrained(folder, use_fast=True)
+    with _loading(label, folder, "processor and tokenizer"):
+        return AutoProcessor.from_pretrained(folder, use_fast=True, local_files_only=True, trust_remote_code=False)
 
 
 def _load(config: ModelConfig, folder: Path, dtype: str) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
-    with _loading(config, folder):
+    label = f"model {config.name}"
+    with _loading(label, folder, "the weights"):
         model, info = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa", output_loading_info=True
+            folder,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            local_files_only=True,
+            trust_remote_code=False,
         )
-    mend = _mend(config)
+    mend = _mend(label)
+    if info["mismatched_keys"]:
+        name, found, expected = min(info["mismatched_keys"])
+        raise PrunebenchError(
+            f"{label}: {len(info['mismatched_keys'])} tensors in {folder} have other shapes than config.json says,"
+            f" first {name}: expected {tuple(expected)}, found {tuple(found)}: {mend}"
+        )
     # from_pretrained gives random values to weights a checkpoint lacks and only warns; a guess is not an answer
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])
         raise PrunebenchError(
-            f"model {config.name}: the weights in {folder} lack {len(lacking)} tensors, first {lacking[0]}: {mend}"
+            f"{label}: the weights in {folder} lack {len(lacking)} tensors, first {lacking[0]}: {mend}"
+        )
+    # buffers that modules compute themselves, and tied copies, are not among them
+    if info["unexpected_keys"]:
+        surplus = sorted(info["unexpected_keys"])
+        raise PrunebenchError(
+            f"{label}: the weights in {folder} hold {len(surplus)} tensors that config.json has no place for, first"
+            f" {surplus[0]}: a part of the model would be left out; {mend}"
         )
     stray = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if stray:
-        raise PrunebenchError(f"model {config.name}: weights of {stray[0]} in {folder} hold nan or inf: {mend}")
+        raise PrunebenchError(f"{label}: weights of {stray[0]} in {folder} hold nan or inf: {mend}")
     loaded: nn.Module = model
     return loaded

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
 from PIL import Image
 
-from harness.core.errors import PrunebenchError
+from harness.core.errors import PrunebenchError, naming
 from harness.core.shape import PromptShape
-from harness.models.config import ModelConfig
+from harness.core.spelling import given
+from harness.models.config import ModelConfig, Padding, Template
 from harness.models.device import DTYPES
 
 #: Vicuna v1's conversation as LLaVA-1.5 was trained and evaluated with it
 VICUNA_V1 = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and"
     " polite answers to the user's questions. USER: <image>\n{text} ASSISTANT:"
+)
+#: a question whose token ids say how a tokenizer cuts words, numbers, signs and another script
+PROBE = "What is written on sign no. 1234,  \u00e9t\u00e9 \u4e2d?\nAnswer the question using a single word or phrase."
+#: settings of an image processor that decide pixels, beside its switches (do_...)
+PIXEL_SETTINGS = (
+    "size",
+    "crop_size",
+    "pad_size",
+    "resample",
+    "rescale_factor",
+    "image_mean",
+    "image_std",
+    "default_to_square",
+    "size_divisor",
 )
 
 
@@ -28,7 +46,8 @@ class Prompter:
     """What of a model needs no weights: its processor, prompts, and the names under which results are kept.
 
     `fingerprint` names the weights: the hub commit, or a hash of the local weight files. `usual`: a prompt of one image
-    as the model is asked them.
+    as the model is asked them. `end_tokens`: ids at which an answer ends. `context`: tokens that a prompt with its
+    answer may have; None where the checkpoint does not say.
     """
 
     config: ModelConfig
@@ -39,22 +58,14 @@ class Prompter:
     revision: str | None
     usual: PromptShape
     image_token_id: int
+    end_tokens: tuple[int, ...]
+    context: int | None
     _prompts: dict[str, array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @cached_property
     def template(self) -> str:
         """The prompt around a question, with `{text}` where it goes."""
-        if self.config.prompt == "vicuna_v1":
-            return VICUNA_V1
-        content = [{"type": "image"}, {"type": "text", "text": "{text}"}]
-        rendered: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        if rendered.count("{text}") != 1 or rendered.count("<image>") != 1:
-            raise PrunebenchError(
-                f"{self.config.name}: its chat template lost the image or the question; it renders {rendered!r}"
-            )
-        return rendered
+        return VICUNA_V1 if self.config.prompt == "vicuna_v1" else chat_template(self.processor, self.config.name)
 
     @property
     def template_hash(self) -> str:
@@ -65,12 +76,50 @@ class Prompter:
         kind = type(self.processor.image_processor).__name__
         return f"{kind}+{self.config.image}"
 
+    @cached_property
+    def processing(self) -> Mapping[str, Any]:
+        """Everything that makes input of a question and an image, and an answer's end, as JSON values.
+
+        An open description: a new step adds a key. Equal in every process, and free of paths and names of folders.
+        """
+        with naming(f"model {self.config.name}"):
+            ids = self.prompt_ids(PROBE)
+        runs = [(token, len(list(same))) for token, same in groupby(ids)]
+        image = self.processor.image_processor
+        settings = {name: _plain(value) for name, value in image.to_dict().items() if _decides_pixels(name)}
+        return {
+            "template": self.template,
+            # image tokens stand in a row: [id, how many]
+            "prompt_ids": [part for t, n in runs for part in ([[t, n]] if t == self.image_token_id else [t] * n)],
+            "end_tokens": list(self.end_tokens),
+            "image": {
+                "policy": self.config.image,
+                **({"pad_colour": list(pad_colour(image.image_mean))} if self.config.image == "pad" else {}),
+                "processor": type(image).__name__,
+                "settings": {name: value for name, value in sorted(settings.items()) if value is not None},
+                "n_tokens": self.usual.n_visual,
+            },
+        }
+
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """(1, 3, h, w) on the device, through the model's own image processor."""
         if self.config.image == "pad":
             image = pad_to_square(image, self.processor.image_processor.image_mean)
         out: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
         return out.to(self.device, DTYPES[self.dtype])
+
+    def asked(self, key: str, text: str, max_new_tokens: int) -> list[int]:
+        """`prompt_ids` of a sample. Raises PrunebenchError naming the sample where its text holds the image token, or
+        where prompt and answer are longer than the context."""
+        with naming(f"sample {key}"):
+            ids = self.prompt_ids(text)
+        if self.context is not None and len(ids) + max_new_tokens > self.context:
+            raise PrunebenchError(
+                f"sample {key}: expected at most {self.context - max_new_tokens:,} tokens (a context of"
+                f" {self.context:,} less {max_new_tokens} to answer with), found a prompt of {len(ids):,} tokens:"
+                f" shorten its question, or use a model of a longer context than {self.config.name}"
+            )
+        return ids
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of the whole prompt with one image's placeholders expanded; each text is tokenised once."""
@@ -83,7 +132,10 @@ class Prompter:
         n = self.usual.n_visual
         full = self.template.replace("{text}", text)
         expanded = full.replace("<image>", "<image>" * n, 1)
-        ids: list[int] = self.processor.tokenizer(expanded)["input_ids"]
+        tokenizer = self.processor.tokenizer
+        # as transformers does it: a template that spells the start token gets no second one
+        spelt = bool(tokenizer.bos_token) and expanded.startswith(tokenizer.bos_token)
+        ids: list[int] = tokenizer(expanded, add_special_tokens=not spelt)["input_ids"]
         found = ids.count(self.image_token_id)
         if found != n:
             raise PrunebenchError(
@@ -93,11 +145,74 @@ class Prompter:
         return ids
 
 
-def pad_to_square(image: Image.Image, mean: list[float]) -> Image.Image:
+def check_prompts(prompter: Prompter, questions: Iterable[tuple[str, str]], max_new_tokens: int) -> None:
+    """Tokenise the (key, text) of every question, before weights are loaded. Raises PrunebenchError as
+    `Prompter.asked`."""
+    for key, text in questions:
+        prompter.asked(key, text, max_new_tokens)
+
+
+def decided(config: ModelConfig, processor: Any) -> ModelConfig:
+    """The config with `prompt` and `image` decided where it leaves them open: the checkpoint's own chat template and
+    image processor.
+
+    A template that is Vicuna's is asked as LLaVA-1.5 is evaluated, on padded images. Raises PrunebenchError where there
+    is no chat template.
+    """
+    prompt: Template = config.prompt or "chat_template"
+    own = VICUNA_V1 if prompt == "vicuna_v1" else chat_template(processor, config.name)
+    image: Padding = config.image or ("pad" if own == VICUNA_V1 else "plain")
+    return config.model_copy(update={"prompt": "vicuna_v1" if own == VICUNA_V1 else prompt, "image": image})
+
+
+def chat_template(processor: Any, name: str) -> str:
+    """A checkpoint's own prompt around a question, `{text}`. Raises PrunebenchError where it has none that works."""
+    mend = f"give {given('prompt', 'vicuna_v1')}, or put a chat template into the folder"
+    content = [{"type": "image"}, {"type": "text", "text": "{text}"}]
+    if not getattr(processor, "chat_template", None):
+        raise PrunebenchError(f"model {name}: expected a chat template beside the weights, found none: {mend}")
+    try:
+        rendered = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # a template is a program of the checkpoint's author
+        reason = " ".join(str(error).split())[:120]
+        raise PrunebenchError(
+            f"model {name}: its chat template does not render ({type(error).__name__}: {reason}): {mend}"
+        ) from None
+    if not isinstance(rendered, str) or rendered.count("{text}") != 1 or rendered.count("<image>") != 1:
+        raise PrunebenchError(
+            f"model {name}: its chat template lost the image or the question; it renders"
+            f" {str(rendered)[:200]!r}: {mend}"
+        )
+    return rendered
+
+
+def pad_colour(mean: Iterable[float]) -> tuple[int, ...]:
+    """The processor's mean colour, in whole steps of 255."""
+    return tuple(int(255 * m) for m in mean)
+
+
+def pad_to_square(image: Image.Image, mean: Iterable[float]) -> Image.Image:
     """Centre the image on a square of the processor's mean colour, as LLaVA-1.5's evaluation does."""
     if image.width == image.height:
         return image
     side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(255 * m) for m in mean))
+    square = Image.new("RGB", (side, side), pad_colour(mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def _decides_pixels(name: str) -> bool:
+    return name.startswith("do_") or name in PIXEL_SETTINGS
+
+
+def _plain(value: Any) -> Any:
+    """A setting in JSON's types."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in sorted(value.items()) if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -55,7 +55,8 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
     """`--model prunebench`: a pruned model for lmms-eval's command line.
 
     model_args: pretrained (mini, llava-1.5-7b, a hub id or a folder), method, budget (64, 64avg, 0.35flops, native),
-    dtype, seed, positions, max_new_tokens (for tasks that name none); whatever else is given is a knob of the method.
+    dtype, seed, positions, prompt, image, stands_for, max_new_tokens (for tasks that name none); whatever else is given
+    is a knob of the method.
     Every failure leaves the process with a non-zero exit code; no sample is ever answered with an empty string instead.
     """
 
@@ -73,6 +74,9 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
         positions: str = "method",
         max_new_tokens: int = MAX_NEW_TOKENS,
         max_batch_size: int | None = None,
+        prompt: str | None = None,
+        image: str | None = None,
+        stands_for: str | None = None,
         **knobs: Any,
     ) -> None:
         super().__init__()
@@ -95,6 +99,9 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
                 batch_size=_whole("batch_size", batch_size),
                 seed=int(seed),
                 positions=positions,
+                prompt=prompt,
+                image=image,
+                stands_for=stands_for,
             )
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:

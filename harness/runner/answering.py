@@ -162,10 +162,13 @@ class Answerer:
         batch_size: int = 8,
         seed: int = 0,
         positions: str = "method",
+        prompt: str | None = None,
+        image: str | None = None,
+        stands_for: str | None = None,
     ) -> Answerer:
         """Load `model` and build `method` at `budget`; raises PrunebenchError as `locate_model` and `Located.method`
         do."""
-        located = locate_model(model, device, dtype)
+        located = locate_model(model, device, dtype, prompt=prompt, image=image, stands_for=stands_for)
         built = located.method(method, budget, knobs)
         return cls(located.load(), built, batch_size=batch_size, seed=seed, positions=positions)
 
@@ -180,7 +183,7 @@ class Answerer:
         if not prompts:
             return
         with self.clock("tokenise"):
-            encoded = [(self.loaded.prompt_ids(p.text), p) for p in prompts]
+            encoded = [(self.loaded.asked(p.key, p.text, p.max_new_tokens), p) for p in prompts]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
         loaded = self.loaded
@@ -286,7 +289,7 @@ class Answerer:
         return self.prefixes.get(kind, [p.image_key + self._variant for _, p in batch], capture)
 
     def _decode(self, logits: Tensor, cache: Cache, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Greedy decoding; a row ends at the end-of-text token, at a stop string or at its limit."""
+        """Greedy decoding; a row ends at any of the model's end tokens, at a stop string or at its limit."""
         model, tokenizer = self.loaded.model, self.loaded.processor.tokenizer
         generated: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
@@ -298,7 +301,7 @@ class Answerer:
             for row, token in enumerate(chosen.tolist()):
                 if row not in open_rows:
                     continue
-                if token == tokenizer.eos_token_id:
+                if token in self.loaded.end_tokens:
                     open_rows.discard(row)
                     continue
                 generated[row].append(token)

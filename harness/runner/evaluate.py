@@ -33,6 +33,6 @@ def _banner(request: Request, settings: list[Setting]) -> str:
     plan += f" with seeds {', '.join(request.seeds)}" if len(request.seeds) > 1 else ""
     count = "every question" if first.limit is None else f"about {first.limit} questions (whole images)"
     return (
-        f"{plan} on {located.config.name} ({located.device} in {located.dtype}), {first.source.name} data:"
+        f"{plan} on {located.config.name} ({located.spoken}), {first.source.name} data:"
         f" {', '.join(request.tasks)}, {count} per task, beside the unpruned model."
     )

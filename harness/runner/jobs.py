@@ -12,6 +12,7 @@ from harness.core.cell import Cell
 from harness.core.provenance import git_now, versions_now
 from harness.method import source_of
 from harness.models.device import device_name
+from harness.models.prompt import check_prompts
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting
@@ -38,6 +39,7 @@ def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
 
 def _job(setting: Setting, session: Session) -> Job:
     task = session.task(setting.task, setting.source, setting.limit)
+    check_prompts(setting.located.prompter, ((s.key, s.prompt) for s in task.samples), task.max_new_tokens)
     cell = _cell(setting, task)
     return Job(setting, task, cell, cell.identity())
 

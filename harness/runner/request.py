@@ -47,7 +47,8 @@ class Request:
     """What a user asks for, as typed: every method at every budget with every seed, beside the unpruned model.
 
     No budget: the method takes none, or `knobs` say how many tokens it keeps. `limit` "" or None: the model's default;
-    "all": every question. `data` None: mini for the mini model, else hub. `knobs` are every method's.
+    "all": every question. `data` None: mini for the mini model, else hub. `knobs` are every method's. `prompt`,
+    `image` None: as the model says. `stands_for`: the shipped config that a folder or hub id is.
     """
 
     methods: Words
@@ -59,6 +60,9 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     data: str | None = None
+    prompt: str | None = None
+    image: str | None = None
+    stands_for: str | None = None
     positions: str = "method"
     knobs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -90,6 +94,11 @@ class Request:
                     replace(self, methods=(method,), budgets=budget, seeds=(seed,)) for seed in self.seeds or ("0",)
                 ]
         return found
+
+    @property
+    def model_words(self) -> dict[str, str | None]:
+        """What is said of the model beside its name, as `model_config` takes it."""
+        return {"prompt": self.prompt, "image": self.image, "stands_for": self.stands_for}
 
     @property
     def label(self) -> str:
@@ -153,7 +162,7 @@ def check(request: Request) -> Checked:
     from harness.core.shape import SHAPES
     from harness.engine.attach import POSITION_POLICIES
     from harness.method import build, check_budget, method_class
-    from harness.models.config import calibrated_knobs, model_config
+    from harness.models.config import calibrated_knobs, calibration_key, model_config
     from harness.models.load import locate_model
     from tasks.sources import task_spec
 
@@ -167,19 +176,22 @@ def check(request: Request) -> Checked:
         raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
     for task in request.tasks:
         task_spec(task)
-    seed, config = _seed(request.seeds[0]), model_config(request.model)
+    seed, words = _seed(request.seeds[0]), request.model_words
+    config = model_config(request.model, **words)
     limit = parse_limit(request.limit, config.default_limit)
     if budget.unit == "calibrated" and cls.traits.calibrated:  # before the model's files are looked for
-        calibrated_knobs(spec, config.name)
+        key = calibration_key(config)
+        if key is not None:
+            calibrated_knobs(spec, key)
     if request.model in SHAPES and budget.unit != "calibrated":  # sizes that are known without its files
         usual = SHAPES[request.model]
         method = build(spec, budget, {**config.knobs.get(spec, {}), **request.knobs}, usual)
     else:
-        located = locate_model(request.model, "cpu", request.dtype)
+        located = locate_model(request.model, "cpu", request.dtype, **words)
         usual, method = located.usual, located.method(spec, budget, request.knobs, n_text=0)
     from tasks.sources import source_of_data
 
-    return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.name), method, usual)
+    return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.stands_for), method, usual)
 
 
 def settings_of(checked: Checked, session: Session) -> list[Setting]:
@@ -189,7 +201,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
     from harness.runner.setting import Setting
 
     request, budget, source, limit = checked.request, checked.budget, checked.source, checked.limit
-    located = session.locate(request.model, request.device, request.dtype)
+    located = session.locate(request.model, request.device, request.dtype, **request.model_words)
     unpruned = method_class("none")()
     settings = []
     for task in dict.fromkeys(request.tasks):
@@ -212,6 +224,9 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
             data=request.data or None,
             device=located.device.type,
             dtype=None if request.dtype == "auto" else request.dtype,
+            prompt=request.prompt or None,
+            image=request.image or None,
+            stands_for=request.stands_for or None,
         )
         if method.name != "none":
             settings.append(

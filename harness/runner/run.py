@@ -118,10 +118,13 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
 
 def _by_model(settings: Sequence[Setting]) -> list[list[Setting]]:
     """The settings of each model that has to be loaded: two folders of one name are two models."""
-    groups: dict[tuple[str, str, str], list[Setting]] = {}
+    groups: dict[tuple[str | None, ...], list[Setting]] = {}
     for setting in settings:
         located = setting.located
-        groups.setdefault((str(located.folder), str(located.device), located.dtype), []).append(setting)
+        place = (str(located.folder), str(located.device), located.dtype)
+        groups.setdefault((*place, located.config.name, located.config.prompt, located.config.image), []).append(
+            setting
+        )
     return list(groups.values())
 
 

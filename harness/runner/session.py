@@ -25,22 +25,24 @@ class Session:
     """Models and tasks are loaded when they are first needed; `clock` is charged with the time."""
 
     def __init__(self) -> None:
-        self._located: dict[tuple[str, str, str], Located] = {}
-        self._models: dict[tuple[str, str, str], LoadedModel] = {}
+        self._located: dict[tuple[str | None, ...], Located] = {}
+        self._models: dict[tuple[str | None, ...], LoadedModel] = {}
         self._tasks: dict[tuple[str, str, int | None], LoadedTask] = {}
         self.features = FeatureCache()
         self._prefixes: PrefixCache | None = None
         self.clock = Clock()
 
-    def locate(self, model: str, device: str, dtype: str) -> Located:
-        """Without its weights. Raises PrunebenchError as `locate_model`."""
-        if (model, device, dtype) not in self._located:
-            self._located[model, device, dtype] = locate_model(model, device, dtype)
-        return self._located[model, device, dtype]
+    def locate(self, model: str, device: str, dtype: str, **words: str | None) -> Located:
+        """Without its weights; `words` as `locate_model` takes them. Raises PrunebenchError as `locate_model`."""
+        key = (model, device, dtype, *(words.get(name) for name in ("prompt", "image", "stands_for")))
+        if key not in self._located:
+            self._located[key] = locate_model(model, device, dtype, **words)
+        return self._located[key]
 
     def model(self, located: Located) -> LoadedModel:
         """With its weights. Raises PrunebenchError as `Located.load`."""
-        key = (str(located.folder), str(located.device), located.dtype)
+        config = located.config
+        key = (str(located.folder), str(located.device), located.dtype, config.name, config.prompt, config.image)
         if key not in self._models:
             with self.clock("load model"):
                 self._models[key] = located.load()

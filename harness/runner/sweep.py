@@ -67,6 +67,9 @@ class Sweep(BaseModel):
     methods: tuple[Entry, ...] = Field(min_length=1)
     dtype: str = "auto"
     data: str | None = None
+    prompt: str | None = None
+    image: str | None = None
+    stands_for: str | None = None
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -148,6 +151,9 @@ def requests(sweep: Sweep, device: str = "auto", limit: str = "") -> list[Reques
                 device=device,
                 dtype=sweep.dtype,
                 data=sweep.data,
+                prompt=sweep.prompt,
+                image=sweep.image,
+                stands_for=sweep.stands_for,
                 positions=entry.positions,
                 knobs=entry.knobs,
             )
@@ -182,7 +188,7 @@ def run(
     for model in sweep.models:
         located = next(s.located for s in found if s.asked.model == model)
         n = sum(one.model == model for one in asked)
-        say(f"{model} ({located.device} in {located.dtype}): {n} settings x {len(sweep.tasks)} tasks")
+        say(f"{model} ({located.spoken}): {n} settings x {len(sweep.tasks)} tasks")
     finished = runner.run(found, session, executor(workers, session), options, say)
     ran, busy = len(finished.cells) - finished.reused, len(finished.busy)
     say(f"{ran} cells run, {finished.reused} sealed before" + (f", {busy} left to another runner" if busy else ""))
@@ -229,7 +235,9 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
     missing: dict[str, str] = {}  # a model, or a model and a task -> why
     for model in sweep.models:
         try:
-            session.locate(model, device, sweep.dtype)
+            session.locate(
+                model, device, sweep.dtype, prompt=sweep.prompt, image=sweep.image, stands_for=sweep.stands_for
+            )
         except PrunebenchError as error:
             missing[model] = str(error)
     lines: list[PlannedCell] = []

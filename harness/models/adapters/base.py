@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, ModelShape, PromptShape
+from harness.models.requirements import DECODER, Requirement
 
 
 class TowerAttention(NamedTuple):
@@ -53,6 +54,10 @@ class Adapter(ABC):
 
     #: class names of transformers that this adapter is for
     architectures: ClassVar[tuple[str, ...]] = ()
+    #: what config.json, a dict, must say before transformers reads it
+    types: ClassVar[tuple[Requirement, ...]] = ()
+    #: what a model config must say for the engine to compute the model and for its costs to be exact
+    requirements: ClassVar[tuple[Requirement, ...]] = DECODER
     #: axes of the decoder's rotary positions: 1, or 3 for M-RoPE
     axes: ClassVar[int] = 1
     #: names of processor outputs that say how an image was cut; they go to the model with its features as well
@@ -226,6 +231,11 @@ class Adapter(ABC):
             vocab=text.vocab_size,
             bytes_per_value=bytes_per_value,
         )
+
+    @classmethod
+    def depths_of(cls, config: Any) -> dict[str, int]:
+        """Layers of each part, as tensors of a checkpoint are counted: "vision" and "decoder"."""
+        return {"decoder": config.text_config.num_hidden_layers, "vision": config.vision_config.num_hidden_layers}
 
     @classmethod
     @abstractmethod

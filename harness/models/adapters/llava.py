@@ -14,17 +14,91 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, PromptShape, VisionShape
 from harness.models.adapters.base import Adapter, Features, TowerAttention
+from harness.models.requirements import DECODER, Requirement, activation, at, one_of, size
 
 #: class names in the config.json of checkpoints in LLaVA's own format, which transformers does not load
 ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM",)
 #: width of one attention head in CLIP's towers, which `VisionShape` does not hold
 CLIP_HEAD_DIM = 64
+#: model types of decoders whose layers are laid out as Llama's; a test compares each with the bare model
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def _part(name: str, types: tuple[str, ...], usual: str) -> Requirement:
+    """One of some model types in a part of config.json; `usual` is meant where none is named."""
+
+    def found(stated: Any) -> str | None:
+        part = stated.get(name, {})
+        if not isinstance(part, dict):
+            return f"{name} {part!r}"
+        kind = part.get("model_type", usual)
+        return None if kind in types else f"{kind!r}"
+
+    return Requirement(f"{name} of type {', '.join(types)}", found)
+
+
+def _layer(config: Any) -> str | None:
+    layer, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    return None if type(layer) is int and -depth - 1 <= layer <= depth else f"{layer!r} in a tower of {depth} layers"
+
+
+def _image_token(config: Any) -> str | None:
+    token, vocabulary = config.image_token_id, config.text_config.vocab_size
+    return None if type(token) is int and 0 <= token < vocabulary else f"{token!r} in a vocabulary of {vocabulary}"
+
+
+def _tower_heads(config: Any) -> str | None:
+    vision = config.vision_config
+    heads, width = vision.num_attention_heads, vision.hidden_size
+    return f"{heads} heads in a width of {width}" if width % heads else None
+
+
+def _patches(config: Any) -> str | None:
+    image, patch = config.vision_config.image_size, config.vision_config.patch_size
+    return f"patches of {patch} on images of {image}" if patch > image else None
+
+
+#: SigLIP's towers have no [CLS] and a pooling head, which the engine and the costs do not know
+_TYPES = (
+    one_of("model_type", ("llava",)),
+    _part("text_config", DECODERS, "llama"),
+    _part("vision_config", ("clip_vision_model",), "clip_vision_model"),
+)
+_TOWER = (
+    *(
+        size(f"vision_config.{name}")
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+        )
+    ),
+    one_of("vision_config.num_channels", (3,)),
+    Requirement("heads that share the tower's width evenly", _tower_heads),
+    Requirement("patches no larger than an image", _patches),
+    activation("vision_config.hidden_act"),
+)
+_LLAVA = (
+    activation("projector_hidden_act"),
+    one_of("vision_feature_select_strategy", ("default",), " (the tower's tokens without [CLS])"),
+    Requirement("vision_feature_layer as one layer of the tower", _layer),
+    Requirement("an image token of the vocabulary", _image_token),
+    Requirement(
+        "a tower of type clip_vision_model",
+        lambda config: None if at(config, "vision_config.model_type") == "clip_vision_model" else "another",
+    ),
+)
 
 
 class LlavaAdapter(Adapter):
     """An image is a square grid of patches in raster order; its [CLS] is dropped before the projector."""
 
     architectures = ("LlavaForConditionalGeneration",)
+    types = _TYPES
+    requirements = (*DECODER, *_TOWER, *_LLAVA)
 
     @property
     def core(self) -> nn.Module:

@@ -1,0 +1,71 @@
+"""Whether a checkpoint's processor and tokenizer fit its model: pixels, image token and vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from harness.core.errors import PrunebenchError
+from harness.models.adapters import Adapter
+
+#: (width, height) of images that every processor has to bring to the tower's size
+PROBES = ((64, 48), (48, 64), (120, 40))
+
+
+def check_processor(processor: Any, config: Any, adapter: type[Adapter], label: str) -> None:
+    """Raise PrunebenchError for the first thing that the processor does and the model does not expect."""
+    for wrong in (_parts(processor), _stated(processor, config), _tokens(processor, config)):
+        if wrong is not None:
+            raise PrunebenchError(f"{label}: {wrong}: use the processor's files that belong to this checkpoint")
+    expected = adapter.pixels_of(config)
+    for probe in PROBES:
+        try:
+            made = processor.image_processor(images=Image.new("RGB", probe), return_tensors="pt")["pixel_values"]
+            found = str(tuple(made.shape[1:]))
+        except Exception as error:  # settings of the checkpoint's author, in code of transformers
+            found = f"{type(error).__name__} ({' '.join(str(error).split())[:120]})"
+        if found != str(expected):
+            raise PrunebenchError(
+                f"{label}: expected its image processor to make pixels of {expected} for the vision tower, found"
+                f" {found} from an image of {probe[0]} x {probe[1]}: use the processor's files that belong to this"
+                " checkpoint"
+            )
+
+
+def _parts(processor: Any) -> str | None:
+    lacking = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
+    if lacking:
+        return f"expected a processor with {lacking[0]}, found a {type(processor).__name__} without"
+    return None
+
+
+def _stated(processor: Any, config: Any) -> str | None:
+    """What the processor says of the model, where it says anything: older files do not."""
+    known = {
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1,
+    }
+    for name, expected in known.items():
+        found = getattr(processor, name, None)
+        # 0 is what transformers puts for a file that does not say
+        if found not in (None, expected) and (name, found) != ("num_additional_image_tokens", 0):
+            return f"expected {name} {expected!r} in the processor's settings, as the model has it, found {found!r}"
+    return None
+
+
+def _tokens(processor: Any, config: Any) -> str | None:
+    tokenizer, vocabulary = processor.tokenizer, config.text_config.vocab_size
+    token = getattr(processor, "image_token", None)
+    if token != "<image>":
+        return f"expected '<image>' as the image token, found {token!r}"
+    ids = tokenizer.get_vocab()
+    if ids.get(token) != config.image_token_id:
+        return f"expected {token!r} to be token {config.image_token_id} of the tokenizer, found {ids.get(token)}"
+    if tokenizer("<image><image>", add_special_tokens=False)["input_ids"] != [config.image_token_id] * 2:
+        return f"expected {token!r} as one special token of the tokenizer, found a text that is cut into pieces"
+    largest = max(ids.values())
+    if largest >= vocabulary:
+        return f"expected tokens below {vocabulary}, the model's vocabulary, found token {largest} in the tokenizer"
+    return None
