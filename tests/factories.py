@@ -30,6 +30,9 @@ from tasks import sources
 # ------------------------------------------------------------------------------------------------- cells and records
 
 
+PROCESSING = {"image": {"processor": "CLIPImageProcessor", "policy": "plain"}}
+
+
 def asked(**changes: object) -> dict[str, object]:
     """The words of a request as a cell holds them, with changes."""
     values = {
@@ -56,9 +59,8 @@ def make_cell(n: int = 4, **changes: Any) -> Cell:
         "task": "pope",
         "data_fingerprint": "d1",
         "n_samples": n,
-        "prompt_template": "p1",
+        "processing": "p1",
         "dtype": "float32",
-        "image_backend": "pil",
         "device_type": "cpu",
         "max_new_tokens": 16,
     }
@@ -97,7 +99,7 @@ def seal(writer: CellWriter, n: int = 4, **changes: Any) -> SealedCell:
     values: dict[str, Any] = {
         "metrics": {"pope_accuracy": sum(s.score for s in make_scores(n).values()) / n, "pope_f1_score": float("nan")},
         "scores": make_scores(n),
-        "provenance": {"request": asked(), "started": "2026-01-01"},
+        "provenance": {"request": asked(), "started": "2026-01-01", "processing": PROCESSING},
         "headline": "pope_accuracy",
         "method_info": {"query_aware": True, "budget_knobs": ["keep"]},
     }
@@ -151,6 +153,7 @@ def sealed_cell(
             "request": asked(method=method, budget=budget if pruned else None, task=task),
             "device": "CPU",
             "started": "2026-01-01",
+            "processing": PROCESSING,
         },
         "samples_sha256": "0",
         "folder": Path("nowhere"),
@@ -260,6 +263,7 @@ def drawn(
     request: Mapping[str, Any] | None = None,
     knobs: Mapping[str, Any] | None = None,
     keys: Sequence[int] | None = None,
+    padding: str = "plain",
     **changes: Any,
 ) -> SealedCell:
     """A result on disk on the first `n` rows of a task in the mini data: made-up answers, kept tokens that fit their
@@ -273,7 +277,6 @@ def drawn(
         "budget": budget,
         "task": task,
         "data_fingerprint": f"{task}{n}",
-        "image_backend": "CLIPImageProcessor+plain",
         "seed": seed,
     }
     cell = make_cell(len(chosen), **(own | changes))
@@ -312,6 +315,7 @@ def drawn(
     }
     origin = {
         "request": asked(**words | dict(request or {})),
+        "processing": {"image": {"processor": "CLIPImageProcessor", "policy": padding}},
         "started": "2026-01-01",
         "device": "cpu",
         "decoder_layers": DEPTH,

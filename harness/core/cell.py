@@ -19,7 +19,7 @@ SHIPPED = "prunebench"
 """`Cell.method_source` of our own methods as released (methods/shipped.json), whose changes of a number
 `numerics_version` names."""
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Version of the identity itself: bump when a field is added, renamed or read differently."""
 
 NUMERICS_VERSION = 1
@@ -37,6 +37,8 @@ class Cell:
     """Name as the user gave it, resolved: "mini", a hub id or a folder's name (never an absolute path)."""
     model_fingerprint: str
     """Hash of the weights, or the hub revision."""
+    stands_for: str = ""
+    """The shipped model configuration whose knobs, calibration and published rows go with the model; "" for none."""
     method: str
     knobs: Mapping[str, Any] = field(hash=False)
     """Every knob of the method with its resolved value, defaults included; JSON values only."""
@@ -50,14 +52,14 @@ class Cell:
     """Hash over the selected samples in order, so two subsets of equal size differ."""
     n_samples: int
     """Questions in the cell."""
-    prompt_template: str
-    """Short hash of the template."""
+    processing: str
+    """Digest of everything that makes input of a sample and an answer of tokens: prompt, end tokens, stop strings,
+    padding, the image processor's settings. `processing_digest` makes it of an open description, which is sealed beside
+    the cell: a further step needs no new version of the identity."""
     dtype: str
     kernel: str = "sdpa"
     positions: str = "method"
     """Position policy of the run: "method" leaves it to the method."""
-    image_backend: str
-    """What decodes and resizes: backends differ in the last bits of a pixel."""
     device_type: str
     """"cpu" or "cuda"; which GPU it was is provenance."""
     seed: int = 0
@@ -67,7 +69,7 @@ class Cell:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.type == "str" and not (isinstance(value, str) and value):
+            if f.type == "str" and not (isinstance(value, str) and (value or f.default == "")):
                 raise PrunebenchError(f"cell field {f.name!r}: expected a non-empty string, found {value!r}")
             if f.type == "int" and (type(value) is not int or value < (f.name in ("n_samples", "max_new_tokens"))):
                 raise PrunebenchError(
@@ -118,6 +120,11 @@ class Cell:
         if missing:
             raise PrunebenchError(f"a cell needs the fields {', '.join(missing)}, which are missing")
         return cls(**values)
+
+
+def processing_digest(processing: Mapping[str, Any]) -> str:
+    """16 hex digits that name what was done to every sample; `processing` holds JSON values."""
+    return hashlib.sha256(canonical_json(processing).encode("ascii")).hexdigest()[:16]
 
 
 def plain_knobs(method: str, knobs: Mapping[str, Any]) -> dict[str, Any]:

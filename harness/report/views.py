@@ -32,8 +32,7 @@ _FACTS = {
     "dtype": "dtype",
     "device_type": "device",
     "kernel": "kernel",
-    "image_backend": "images by",
-    "prompt_template": "prompt",
+    "processing": "processing",
     "numerics_version": "numerics",
 }
 
@@ -202,7 +201,7 @@ class Pictures:
                 picture = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise PrunebenchError(f"{key}: the image does not decode ({error}); replace the data file") from None
-        if sealed.cell.image_backend.endswith("+pad"):
+        if sealed.images_by.endswith("+pad"):
             size = max(picture.size)
             padded = Image.new("RGB", (size, size), _PADDING)
             padded.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from harness.core.cell import Cell
+from harness.core.cell import Cell, processing_digest
 from harness.core.provenance import git_now, versions_now
 from harness.method import source_of
 from harness.models.device import device_name
@@ -40,15 +40,22 @@ def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
 def _job(setting: Setting, session: Session) -> Job:
     task = session.task(setting.task, setting.source, setting.limit)
     check_prompts(setting.located.prompter, ((s.key, s.prompt) for s in task.samples), task.max_new_tokens)
-    cell = _cell(setting, task)
+    cell = cell_of(setting, task)
     return Job(setting, task, cell, cell.identity())
 
 
-def _cell(setting: Setting, task: LoadedTask) -> Cell:
+def processing(setting: Setting, task: LoadedTask) -> dict[str, Any]:
+    """The open description that `Cell.processing` is a digest of."""
+    return {**setting.located.prompter.processing, "stop_strings": list(task.until)}
+
+
+def cell_of(setting: Setting, task: LoadedTask) -> Cell:
+    """The cell that a setting is with its data."""
     prompter, method = setting.located.prompter, setting.method
     return Cell(
         model=prompter.config.name,
         model_fingerprint=prompter.fingerprint,
+        stands_for=prompter.config.stands_for,
         method=method.name,
         knobs=method.knobs(),
         method_source=source_of(type(method)),
@@ -56,9 +63,8 @@ def _cell(setting: Setting, task: LoadedTask) -> Cell:
         task=task.name,
         data_fingerprint=task.fingerprint,
         n_samples=len(task.samples),
-        prompt_template=prompter.template_hash,
+        processing=processing_digest(processing(setting, task)),
         dtype=prompter.dtype,
-        image_backend=prompter.image_backend,
         device_type=prompter.device.type,
         positions=setting.positions,
         seed=setting.seed,
@@ -66,7 +72,7 @@ def _cell(setting: Setting, task: LoadedTask) -> Cell:
     )
 
 
-def provenance(setting: Setting, pace: Pace) -> dict[str, Any]:
+def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]:
     """Where a cell's numbers come from: what was asked, and with what it is measured."""
     prompter = setting.located.prompter
     return {
@@ -80,6 +86,7 @@ def provenance(setting: Setting, pace: Pace) -> dict[str, Any]:
         **git_now(),
         "model_source": prompter.config.hub or prompter.config.name,
         "revision": prompter.revision,
+        "processing": processing(setting, task),
         "decoder_layers": setting.located.shape.depth,
         "grids": [list(view) for view in setting.located.usual.images[0].views],
     }

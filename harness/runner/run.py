@@ -164,7 +164,7 @@ def _opened(job: Job, store: Store, session: Session, options: Options) -> Itera
     if options.fresh:
         store.discard(job.cell)
     with store.open(job.cell, [s.key for s in job.task.samples]) as writer:
-        yield RunningCell(job, writer, provenance(job.setting, options.pace), session.clock)
+        yield RunningCell(job, writer, provenance(job.setting, job.task, options.pace), session.clock)
 
 
 def _answer(running: Mapping[str, RunningCell], sealed: dict[str, SealedCell], executor: Executor, pace: Pace) -> None:

@@ -23,7 +23,9 @@ from harness.store.journal import Record
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+OLDER = ((4, 1),)
+"""(schema, key version) of cells that `prunebench dev migrate` reads."""
 SAMPLES, SEAL = "samples.parquet", "cell.json"
 COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps")
 
@@ -68,6 +70,12 @@ class SealedCell:
     def asked(self) -> Asked:
         """The words of the request that made it."""
         return Asked.from_dict(self.provenance.get("request"))
+
+    @property
+    def images_by(self) -> str:
+        """The image processor, and the padding before it."""
+        image = self.provenance["processing"].get("image", {})
+        return f"{image.get('processor', '?')}+{image.get('policy', '?')}"
 
     @property
     def score(self) -> float:
@@ -126,10 +134,11 @@ def load(folder: Path) -> SealedCell:
         versions = body["schema_version"], body["key_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, f"not a cell file ({type(error).__name__}: {error})") from None
-    if versions == (3, KEY_VERSION):
+    if versions in OLDER:
         root = shlex.quote(str(folder.parent.parent.parent))
         raise PrunebenchError(
-            f"{path}: expected schema {SCHEMA_VERSION}, found 3: run `prunebench dev migrate --results {root}`"
+            f"{path}: expected schema {SCHEMA_VERSION}, found {versions[0]}: run `prunebench dev migrate --results"
+            f" {root}`"
         )
     if versions != (SCHEMA_VERSION, KEY_VERSION):
         raise PrunebenchError(
@@ -176,6 +185,10 @@ def check_origin(provenance: Mapping[str, Any], method_info: Mapping[str, Any]) 
     """Raise PrunebenchError unless a cell says what was asked and which knobs a budget sets: tables and commands are
     made from both."""
     Asked.from_dict(provenance.get("request"))
+    if not isinstance(provenance.get("processing"), Mapping):
+        raise PrunebenchError(
+            f"provenance: expected processing, what is done to every sample, found {provenance.get('processing')!r}"
+        )
     knobs = method_info.get("budget_knobs")
     if not isinstance(knobs, list) or not all(isinstance(name, str) for name in knobs):
         raise PrunebenchError(
@@ -186,7 +199,6 @@ def check_origin(provenance: Mapping[str, Any], method_info: Mapping[str, Any]) 
 def parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequence[float]]) -> bytes:
     """The samples as Parquet bytes, one row per sample, in the order given."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def text(values: Iterator[object]) -> Any:
         return pa.array([None if value is None else str(value) for value in values], pa.string())
@@ -206,12 +218,19 @@ def parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequ
     for name, values in costs.items():
         whole = all(float(value).is_integer() and abs(value) < 2**62 for value in values)
         columns[name] = pa.array([int(v) if whole else float(v) for v in values], pa.int64() if whole else pa.float64())
+    return compressed(pa.table(columns))
+
+
+def compressed(table: Any) -> bytes:
+    """A table of samples as the bytes of samples.parquet."""
+    import pyarrow.parquet as pq
+
     buffer = io.BytesIO()
     # Thousands of small files are committed. 100 rows are 5.1 kB like this, 6.0 kB with dictionaries (zstd finds the
     # repeats of all columns itself), 11.2 kB by default: statistics and a second copy of the schema are most of a small
     # file.
     plain = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
-    pq.write_table(pa.table(columns), buffer, compression="zstd", compression_level=19, **plain)
+    pq.write_table(table, buffer, compression="zstd", compression_level=19, **plain)
     return buffer.getvalue()
 
 

@@ -312,21 +312,15 @@ class Store:
             with suppress(OSError):
                 folder.rmdir()  # stays if somebody put a file there
 
-    def reseal(self, cell: Cell, folder: Path, body: Mapping[str, Any]) -> None:
-        """Replace the cell.json in `folder` by another that states the same samples, whole or not at all.
+    def reseal(self, cell: Cell, body: Mapping[str, Any], samples: bytes) -> None:
+        """Write the files of a cell that was measured under another schema, whole or not at all.
 
-        Raises CellBusy if another runner has the cell, PrunebenchError unless `folder` is the cell's and its samples
-        are those stated.
+        Raises CellBusy if another runner has the cell.
         """
+        folder = self.folder(cell)
         with self._locked(cell) as lease, saying("seal", folder), lease.guard():
-            found = hashlib.sha256((folder / SAMPLES).read_bytes()).hexdigest()
-            if found != body["samples_sha256"]:
-                raise damaged(folder / SAMPLES, f"expected sha256 {body['samples_sha256']}, found {found}")
-            if not body["identity"] == cell.identity() == folder.name[-16:]:
-                raise damaged(
-                    folder / SEAL,
-                    f"identity {body['identity']}, folder {folder.name[-16:]}, but its cell has {cell.identity()}",
-                )
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / SAMPLES, samples)
             write_atomic(folder / SEAL, sealed(body))
 
     @contextmanager

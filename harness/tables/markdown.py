@@ -294,7 +294,7 @@ def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
     any."""
     from harness.tables.published import beside, load, ours
 
-    model = ours(section.model)
+    model = ours(section.cells[0].cell.stands_for)
     if model is None:
         return []
     matches = beside(load(), model, [line for block in blocks for line in block.lines])

@@ -37,7 +37,6 @@ RAW = (
 )
 """Columns of the collected table that is cleaned."""
 MODELS = {"LLaVA-1.5-7B": "llava-1.5-7b", "LLaVA-1.5-13B": "llava-1.5-13b"}
-HUB = {"llava-hf/llava-1.5-7b-hf": "llava-1.5-7b", "llava-hf/llava-1.5-13b-hf": "llava-1.5-13b"}
 METHODS = {
     "vanilla": "none",
     "Random": "random",
@@ -242,10 +241,9 @@ def load(path: Path = PATH) -> list[Published]:
         ) from None
 
 
-def ours(model: str) -> str | None:
-    """The model's name in published.csv, if results of it were published."""
-    name = HUB.get(model, model)
-    return name if name in MODELS.values() else None
+def ours(stands_for: str) -> str | None:
+    """The name in published.csv of the configuration that a model stands for, if results of it were published."""
+    return stands_for if stands_for in MODELS.values() else None
 
 
 def beside(published: Iterable[Published], model: str, lines: Iterable[Line]) -> list[Match]:

@@ -216,9 +216,10 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
             c.dtype,
             c.device_type,
             c.kernel,
-            f"images by {c.image_backend}",
-            f"prompt {c.prompt_template}",
+            f"images by {sealed.images_by}",
+            f"processing {c.processing}",
         ]
+        facts += [f"as {c.stands_for}"] if c.stands_for not in ("", c.model) else []
         facts += [f"weights {c.model_fingerprint}", f"numerics {c.numerics_version}"]
         facts += [f"LIMIT={sealed.asked.limit or 'default'}"]
         protocols[tuple(facts)].append(sealed)

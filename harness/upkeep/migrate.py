@@ -1,172 +1,217 @@
-"""Seals cells of schema 3 anew in schema 4, and is the only place that reads schema 3.
+"""Seals cells of schema 4 anew in schema 5, and is the only place that reads schema 4.
 
-Schema 3 kept a request as the command that renders it and as a text of its LIMIT. It did not say which knobs a budget
-sets, nor which grid an image's tokens form. Identity, numbers and samples.parquet stay. Each cell.json is replaced
-whole or not at all, so an interrupted migration is run again.
+Answers, kept tokens and costs stay. All that follows from the answers is computed again: scores and metrics by the
+task's own code, the interval, and the identity, whose fields are others (KEY_VERSION 2). For that the model's files and
+the task's data must be those of then. A cell is written whole before its old folder goes, so an interrupted migration is
+run again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
-import re
-import shlex
 from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.core.asked import Asked
-from harness.core.cell import Cell
+from harness.core.cell import KEY_VERSION
 from harness.core.errors import PrunebenchError, naming
-from harness.store.files import checksum
-from harness.store.sealed import SAMPLES, SEAL, load
+from harness.store.files import checksum, remove
+from harness.store.sealed import SAMPLES, SCHEMA_VERSION, SEAL, headline_of, load
 from harness.store.store import Store
 
-OLD, NEW = 3, 4
-_NAMES = ("METHOD", "BUDGET", "MODEL", "TASKS", "LIMIT", "SET", "SEED", "POSITIONS", "DATA", "DTYPE", "DEVICE", "FRESH")
-#: knobs that tables took for a budget's own number before methods said so
-_SIZES = ("keep", "retain", "side")
+if TYPE_CHECKING:
+    from harness.runner.jobs import Job
+    from harness.runner.session import Session
+
+OLD = (4, 1)
+"""Schema and key version."""
+_MOVED = ("prompt_template", "image_backend", "model_fingerprint", "device_type")
+"""Fields of a cell of then that are compared in another way, or that this machine need not share."""
 
 
 def migrate(root: Path) -> tuple[list[str], bool]:
     """Lines for people, and whether all cells under `root` are of the new schema. Raises PrunebenchError where there
     are none."""
+    from harness.runner.session import Session
+
     files = sorted((root / "cells").glob(f"*/*/{SEAL}"))
     if not files:
         raise PrunebenchError(f"expected a results folder with sealed cells, found none at {root}: give --results")
+    store, session = Store(root), Session()
     lines: list[str] = []
-    done = wrong = 0
+    done = moved = wrong = 0
     for file in files:
         try:
-            notes = _migrated(root, file)
+            note = _migrated(store, file, session)
         except PrunebenchError as error:
             wrong += 1
             lines.append(f"WRONG  {error}")
             continue
-        done += notes is not None
-        lines += notes or []
-    lines.append(f"{done} cells sealed anew in schema {NEW}, {len(files) - done - wrong} were already, {wrong} wrong")
+        done += note is not None
+        if note:
+            moved += 1
+            lines.append(note)
+    lines.append(
+        f"{done} cells sealed anew in schema {SCHEMA_VERSION}, {moved} of them with other scores or metrics,"
+        f" {len(files) - done - wrong} were already, {wrong} wrong"
+    )
     return lines, not wrong
 
 
-def _migrated(root: Path, file: Path) -> list[str] | None:
-    """What to know of a cell that was sealed anew; None for one of the new schema. Raises PrunebenchError for a cell
-    that is not whole."""
+def _migrated(store: Store, file: Path, session: Session) -> str | None:
+    """What moved in a cell that was sealed anew, "" for nothing; None for a cell of the new schema. Raises
+    PrunebenchError for a cell that is not whole, or whose model or data are not at hand."""
     try:
         body = json.loads(file.read_bytes())
-        found = body["schema_version"]
-        if type(found) is not int or found not in (OLD, NEW):
-            raise PrunebenchError(
-                f"{file}: expected schema {OLD}, found {found!r}: read it with the prunebench that wrote it"
-            )
-        if found == NEW:
+        versions = body["schema_version"], body["key_version"]
+        if versions == (SCHEMA_VERSION, KEY_VERSION):
             load(file.parent)
             return None
+        if versions != OLD:
+            raise PrunebenchError(
+                f"{file}: expected schema {OLD[0]}, found {versions[0]!r}: read it with the prunebench that wrote it"
+            )
         if body.pop("checksum") != checksum(body):
             raise PrunebenchError(
                 f"{file}: it was edited since it was sealed: restore it, or delete {file.parent} and measure again"
             )
+        table = (file.parent / SAMPLES).read_bytes()
+        found = hashlib.sha256(table).hexdigest()
+        if found != body["samples_sha256"]:
+            raise PrunebenchError(
+                f"{file.parent / SAMPLES}: expected sha256 {body['samples_sha256']}, found {found}: restore it, or"
+                f" delete {file.parent} and measure again"
+            )
         with naming(str(file)):
-            cell = Cell.from_dict(body["cell"])
-            asked = _asked(body["provenance"], cell)
-            knobs, notes = _budget_knobs(asked, cell, file)
-            new = _resealed(body, asked, knobs)
+            job = _job(body, session)
+            new, table, note = _derived(body, table, job)
+        store.reseal(job.cell, new, table)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise (
             error
             if isinstance(error, PrunebenchError)
             else PrunebenchError(f"{file}: not a cell file ({type(error).__name__}: {error})")
         ) from None
-    if not (file.parent / SAMPLES).is_file():
+    load(store.folder(job.cell))
+    remove(file.parent, SEAL, SAMPLES, ".*.tmp")
+    file.parent.rmdir()
+    return f"{file}: {note}" if note else ""
+
+
+def _job(body: Mapping[str, Any], session: Session) -> Job:
+    """The cell of today that was asked for in the same words, with its data.
+
+    Raises PrunebenchError where model or data are not at hand, or are others than those measured.
+    """
+    from harness.runner.jobs import Job, prepare
+    from harness.runner.request import Request, resolve
+
+    was = body["cell"]
+    words = body["provenance"]["request"]
+    # folders and hub ids without a configuration were asked in Vicuna's words and padded, whatever they said themselves
+    tried: list[str] = []
+    for prompt, image in ((None, None), ("vicuna_v1", "pad")):
+        asked = Asked.from_dict({**words, "prompt": prompt, "image": image, "stands_for": None})
+        request = Request(
+            methods=[asked.method],
+            model=asked.model,
+            budgets=[asked.budget] if asked.budget else [],
+            tasks=[asked.task],
+            limit=asked.limit,
+            seeds=[str(asked.seed)],
+            device="cpu",
+            dtype=was["dtype"],
+            data=asked.data,
+            positions=asked.positions,
+            knobs=asked.knobs,
+            prompt=prompt,
+            image=image,
+        )
+        setting = next(s for s in resolve(request, session) if (s.method.name == "none") == (was["method"] == "none"))
+        prompter = setting.located.prompter
+        here = prompter.template_hash, prompter.image_backend
+        if here == (was["prompt_template"], was["image_backend"]):
+            break
+        tried.append(" ".join(here))
+    else:
         raise PrunebenchError(
-            f"{file.parent / SAMPLES}: it is missing beside {SEAL}: restore it, or delete {file.parent} and measure"
+            f"expected the prompt and images {was['prompt_template']} {was['image_backend']}, found"
+            f" {' and '.join(tried)}: measure it again"
+        )
+    weights = prompter.revision or _weights(setting.located.folder)
+    if weights != was["model_fingerprint"]:
+        raise PrunebenchError(
+            f"expected a model with weights {was['model_fingerprint']} as {asked.model}, found {weights}: measure it"
             " again"
         )
-    Store(root).reseal(cell, file.parent, new)
-    load(file.parent)  # what was written is a cell of the new schema
-    return notes
-
-
-def _resealed(body: Mapping[str, Any], asked: Asked, knobs: tuple[str, ...]) -> dict[str, Any]:
-    origin = {name: value for name, value in body["provenance"].items() if name not in ("command", "limit")}
-    # every model of schema 3 had one square grid of tokens an image, and every prompt one image
-    n_visual = body["costs"]["n_visual"]
-    side = math.isqrt(round(n_visual))
-    if side * side != n_visual:
-        raise PrunebenchError(
-            f"expected the visual tokens of one square grid as costs.n_visual, found {n_visual:g}: measure it again"
-        )
-    return {
-        **body,
-        "schema_version": NEW,
-        "method_info": {**body["method_info"], "budget_knobs": list(knobs)},
-        "provenance": {"request": asked.to_dict(), **origin, "grids": [[side, side, False]]},
-    }
-
-
-def _asked(origin: Mapping[str, Any], cell: Cell) -> Asked:
-    """The request that schema 3 wrote as a command: METHOD and SET were quoted for a shell, other values were not.
-
-    Raises PrunebenchError for a command that is none, and for one that says another thing than the cell.
-    """
-    command = origin["command"].partition("  # code ")[0]
-    parts = re.split(rf"(?:^| )({'|'.join(_NAMES)})=", command)
-    names, words = parts[1::2], dict(zip(parts[1::2], parts[2::2], strict=True))
-    if parts[0] != "make eval" or not {"METHOD", "MODEL", "TASKS", "DEVICE"} <= words.keys():
-        raise PrunebenchError(f"expected a `make eval METHOD=...` as the cell's command, found {command!r}")
-    if names != [name for name in _NAMES if name in words]:
-        raise PrunebenchError(
-            f"the command {command!r} says {', '.join(names)}, in this order: a value holds another's name, so measure"
-            " it again"
-        )
-    limit = None if origin["limit"] == "default" else origin["limit"]
-    _compare(words, cell, limit, command)
-    knobs = dict(item.split("=", 1) for item in words["SET"].strip("'").split(" ")) if "SET" in words else {}
-    return Asked(
-        method=shlex.split(words["METHOD"])[0],
-        budget=words.get("BUDGET"),
-        model=words["MODEL"],
-        task=cell.task,
-        limit=limit,
-        knobs=knobs,
-        seed=cell.seed,
-        positions=cell.positions,
-        data=words.get("DATA"),
-        device=cell.device_type,
-        dtype=words.get("DTYPE"),
-    )
-
-
-def _compare(words: Mapping[str, str], cell: Cell, limit: str | None, command: str) -> None:
-    """Raise PrunebenchError where the command's words are not those of the cell, as where a folder is called "my
-    LIMIT=5"."""
-    expected = {
-        "BUDGET": cell.budget if cell.budget != "none" else None,
-        "TASKS": cell.task,
-        "LIMIT": limit,
-        "SEED": str(cell.seed) if cell.seed else None,
-        "POSITIONS": cell.positions if cell.positions != "method" else None,
-        "DTYPE": cell.dtype if "DTYPE" in words else None,
-        "DEVICE": cell.device_type,
-    }
-    for name, value in expected.items():
-        if words.get(name) != value:
-            said, meant = words.get(name, "no value"), value or "no value"
+    (job,) = prepare([replace(setting, asked=asked)], session)
+    # where it was measured need not be where it is migrated
+    cell = replace(job.cell, device_type=was["device_type"])
+    now = cell.to_dict()
+    for name, value in was.items():
+        if name not in _MOVED and now.get(name) != value:
             raise PrunebenchError(
-                f"the command {command!r} says {name}: {said}, and the cell {meant}: measure it again"
+                f"expected {name} {value!r}, found {now.get(name)!r} for the same request: measure it again"
             )
+    return Job(job.setting, job.task, cell, cell.identity())
 
 
-def _budget_knobs(asked: Asked, cell: Cell, file: Path) -> tuple[tuple[str, ...], list[str]]:
-    """The knobs that a budget sets, and what to know about them."""
-    from harness.method import method_class
+@lru_cache(maxsize=8)
+def _weights(folder: Path) -> str:
+    """A folder's fingerprint by the rule of then: all safetensors, JSON and Jinja files."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
 
-    try:
-        return method_class(asked.method).budget_knobs, []
-    except PrunebenchError as error:
-        known = tuple(name for name in _SIZES if name in cell.knobs)
-        said = (
-            f"note: {file.parent}: {error}; the knobs that a budget sets are taken to be {', '.join(known) or 'none'},"
-            " as tables did before"
-        )
-        return known, [said]
+
+def _derived(body: Mapping[str, Any], table: bytes, job: Job) -> tuple[dict[str, Any], bytes, str]:
+    """The cell file and the samples anew, and what moved in them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from harness.runner.jobs import processing
+    from harness.runner.running import scored
+    from harness.store.sealed import compressed
+
+    rows = pq.read_table(io.BytesIO(table))
+    columns = {name: rows[name].to_pylist() for name in ("key", "answer", "score", "image", "category", "question_id")}
+    answers = dict(zip(columns["key"], columns["answer"], strict=True))
+    if answers.keys() != {s.key for s in job.task.samples}:
+        raise PrunebenchError(f"expected answers to the {len(job.task.samples)} questions of the data, found others")
+    metrics, scores = scored(job.task, answers)
+    moved = [key for key, score in zip(columns["key"], columns["score"], strict=True) if scores[key].score != score]
+    if moved:
+        now = pa.array([scores[key].score for key in columns["key"]], pa.float64())
+        table = compressed(rows.set_column(rows.column_names.index("score"), "score", now))
+    per_sample = [scores[key].score for key in columns["key"]]
+    found = headline_of(body["headline"], per_sample, columns["image"], columns["category"], columns["question_id"])
+    plain = {name: None if not math.isfinite(value) else float(value) for name, value in metrics.items()}
+    other = [
+        f"{name} {value} -> {plain.get(name)}" for name, value in body["metrics"].items() if plain.get(name) != value
+    ]
+    note = "; ".join(([f"{len(moved)} scores, first {moved[0]}"] if moved else []) + other)
+    new = {
+        **body,
+        "schema_version": SCHEMA_VERSION,
+        "key_version": KEY_VERSION,
+        "identity": job.identity,
+        "cell": job.cell.to_dict(),
+        "metrics": plain,
+        "maximum": found.maximum,
+        "interval": found.interval and asdict(found.interval),
+        "counts": {**body["counts"], "headline": found.questions},
+        "provenance": {
+            **body["provenance"],
+            "request": job.setting.asked.to_dict(),
+            "processing": processing(job.setting, job.task),
+        },
+        "samples_sha256": hashlib.sha256(table).hexdigest(),
+    }
+    return new, table, note

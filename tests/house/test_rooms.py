@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "proof": {"core", "method", "models", "engine", "store", "runner", "tasks", "methods"},
     "gpu_check": {"core", "method", "models", "engine", "store", "runner", "bench", "proof", "tasks"},
     "library": {"core", "method", "models", "engine", "store", "tables"},
-    "upkeep": {"core", "method", "models", "store", "cost", "tables", "tasks"},
+    "upkeep": {"core", "method", "models", "store", "cost", "tables", "runner", "tasks"},
     "install": {"core", "models", "tasks"},
 }
 #: every room, and nothing imports it

@@ -274,11 +274,9 @@ def test_data_folder_that_is_gone_is_said(small):
     assert page.n_samples == 8
 
 
-@pytest.mark.parametrize(
-    ("backend", "expected"), [("CLIPImageProcessor+pad", (122, 116, 104)), ("CLIPImageProcessor+plain", (200, 0, 0))]
-)
-def test_images_are_squared_as_the_model_saw_them(tmp_path, monkeypatch, backend, expected):
-    sealed = drawn(tmp_path, "none", "none", "pope", 6, image_backend=backend)
+@pytest.mark.parametrize(("padding", "expected"), [("pad", (122, 116, 104)), ("plain", (200, 0, 0))])
+def test_images_are_squared_as_the_model_saw_them(tmp_path, monkeypatch, padding, expected):
+    sealed = drawn(tmp_path, "none", "none", "pope", 6, padding=padding)
     buffer = io.BytesIO()
     Image.new("RGB", (400, 200), (200, 0, 0)).save(buffer, "PNG")
     pictures = views.Pictures(lambda _: pytest.fail("no data is read"))

@@ -22,6 +22,7 @@ from harness.store.verify import overview, verify
 PROVENANCE = {
     **{
         "request": asked(),
+        "processing": {},
         "started": "2026-01-01",
         "wall_s": 1.0,
         "device": "cpu",

@@ -55,9 +55,9 @@ def test_identity_depends_on_nothing_else():
 
 def test_identity_is_the_documented_one(monkeypatch):
     """Pinned: if this fails, results on disk would no longer be found; bump KEY_VERSION on purpose."""
-    assert make_cell().identity() == "43ee6e8dcc39220f"
-    monkeypatch.setattr("harness.core.cell.KEY_VERSION", 2)
-    assert make_cell().identity() != "43ee6e8dcc39220f"
+    assert make_cell().identity() == "a509258141ad882a"
+    monkeypatch.setattr("harness.core.cell.KEY_VERSION", 3)
+    assert make_cell().identity() != "a509258141ad882a"
 
 
 def test_a_cell_is_hashable_and_refuses_what_it_cannot_name():
@@ -301,8 +301,8 @@ def test_an_edited_cell_is_an_error_that_names_the_file(tmp_path):
         (lambda body: body["metrics"].update(pope_accuracy=0.99), "it was edited"),
         (other_cell, "but its cell has"),
         (no_costs, "not a cell file"),
-        (lambda body: body.update(schema_version=1), "expected schema and key version 4 and 1, found 1 and 1"),
-        (lambda body: body.update(key_version=0), "found 4 and 0"),
+        (lambda body: body.update(schema_version=1), "expected schema and key version 5 and 2, found 1 and 2"),
+        (lambda body: body.update(key_version=0), "found 5 and 0"),
         (lambda body: body.pop("schema_version"), "not a cell file"),
         (lambda body: body.update(maximum=float("nan")), "not a cell file"),
     ]:

@@ -158,7 +158,7 @@ def test_the_reference_is_the_setting_of_random_with_most_seeds(tmp_path: Path) 
 def test_nothing_is_compared_across_models_data_or_numbers_of_questions(tmp_path: Path) -> None:
     scores = pattern(20, 0.5)
     for i, change in enumerate(
-        ({"model": "other"}, {"data_fingerprint": "other"}, {"dtype": "bfloat16"}, {"prompt_template": "p2"})
+        ({"model": "other"}, {"data_fingerprint": "other"}, {"dtype": "bfloat16"}, {"processing": "p2"})
     ):
         root = tmp_path / str(i)
         cells = [

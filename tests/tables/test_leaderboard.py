@@ -110,7 +110,7 @@ def test_only_the_very_same_setting_is_a_baseline():
         "n_samples": 99,
         "data_fingerprint": "other",
         "device_type": "cuda",
-        "prompt_template": "p2",
+        "processing": "p2",
     }
     for name, value in other.items():
         df = frame.rows([sealed_cell("none", "none", score=0.8, **{name: value}), pruned])

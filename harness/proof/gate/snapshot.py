@@ -20,7 +20,7 @@ FORMAT = 1
 COUNTS = ("kept", "mean_visual", "kv_bytes")
 FLOPS = ("prefill_dense_flops", "prefill_ideal_flops")
 _NAMED = ("model", "task", "method", "budget", "positions", "seed")
-MODEL = ("model_fingerprint", "prompt_template", "dtype", "image_backend", "kernel", "device_type")
+MODEL = ("model_fingerprint", "stands_for", "processing", "dtype", "kernel", "device_type")
 
 
 class Row(NamedTuple):
@@ -104,7 +104,7 @@ def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
                 frame["key"], frame["answer"], frame["score"], frame["keeps"], costs, strict=True
             )
         }
-        counts_fixed, flops_fixed = _fixed(sealed.cell.model, sealed.asked.method, canonical_json(sealed.cell.knobs))
+        counts_fixed, flops_fixed = _fixed(sealed.asked.model, sealed.asked.method, canonical_json(sealed.cell.knobs))
         named = tuple(getattr(sealed.cell, name) for name in _NAMED)
         measured.append(
             SnapshotCell(named, sealed.cell.knobs, counts_fixed, flops_fixed, rows, float(sealed.provenance["wall_s"]))
