@@ -39,7 +39,6 @@ from harness.store.sealed import (
     SealedCell,
     check_origin,
     cost_means,
-    damaged,
     load,
     parquet,
     sealed,

@@ -2,8 +2,8 @@
 
 Answers, kept tokens and costs stay. All that follows from the answers is computed again: scores and metrics by the
 task's own code, the interval, and the identity, whose fields are others (KEY_VERSION 2). For that the model's files and
-the task's data must be those of then. A cell is written whole before its old folder goes, so an interrupted migration is
-run again.
+the task's data must be those of then. A cell is written whole before its old folder goes: an interrupted migration is run
+again.
 """
 
 from __future__ import annotations
