@@ -124,14 +124,11 @@ def _folder(root: Path, folder: Path, deep: bool) -> Found:
             else:
                 cell.verify()
         elif JOURNAL in names:
-            answered = len(read_journal(folder / JOURNAL)[0])
-        elif SAMPLES in names:
-            wrong.append(
-                f"{SAMPLES} without {SEAL} and {JOURNAL}: files were removed by hand; delete the folder and measure"
-                " again"
-            )
+            read = read_journal(folder / JOURNAL)
+            answered = len(read.done)
+            wrong += read.notes[: bool(read.damaged)]
         else:
-            answered = 0  # killed before the first answer
+            answered = 0  # killed before the first answer, or while an older measurement was discarded
     except PrunebenchError as error:
         wrong.append(str(error))
     except OSError as error:
