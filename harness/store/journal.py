@@ -160,7 +160,9 @@ def read_journal(
     for by, n in others.items():
         notes.append(f"{path}: {n} answers are discarded and asked again: {_changed(said.get(by), environment or {})}")
     as_it_should = not notes and (size == 0 or mine in said or mine is None)
-    return Read(done, size, None if as_it_should else header(environment or {}) + b"".join(keep), tuple(damaged), tuple(notes))
+    return Read(
+        done, size, None if as_it_should else header(environment or {}) + b"".join(keep), tuple(damaged), tuple(notes)
+    )
 
 
 def _signed(content: Mapping[str, Any]) -> bytes:
