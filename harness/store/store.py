@@ -23,7 +23,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.core import stats
 from harness.core.cell import KEY_VERSION, Cell
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import given
@@ -40,6 +39,7 @@ from harness.store.sealed import (
     check_origin,
     cost_means,
     damaged,
+    headline_of,
     load,
     parquet,
     sealed,
@@ -175,7 +175,7 @@ class CellWriter:
             check_origin(provenance, method_info)
         except PrunebenchError as error:
             raise PrunebenchError(f"cannot seal {self.folder}: {error}") from None
-        units = stats.cluster(
+        found = headline_of(
             headline,
             [scored.score for _, scored in rows],
             [record.image for record, _ in rows],
@@ -183,12 +183,11 @@ class CellWriter:
             [str(scored.question_id) for _, scored in rows],
         )
         value = metrics.get(headline)
-        if value is None or not math.isclose(value, units.point, rel_tol=0.0, abs_tol=1e-6 * units.maximum):
+        if value is None or not math.isclose(value, found.point, rel_tol=0.0, abs_tol=1e-6 * found.maximum):
             raise PrunebenchError(
                 f"cannot seal {self.folder}: metric {headline!r} is {value}, but the {len(rows)} sample scores add up"
-                f" to {units.point}; the headline must be a mean of scores or an MME sum"
+                f" to {found.point}; the headline must be a mean of scores or an MME sum"
             )
-        spread = stats.interval(headline, units)
 
         costs = {name: [record.cost[name] for record, _ in rows] for name in rows[0][0].cost}
         table = parquet(rows, costs)
@@ -199,13 +198,13 @@ class CellWriter:
             "cell": self.cell.to_dict(),
             "headline": headline,
             "metrics": {name: None if v is None or not math.isfinite(v) else float(v) for name, v in metrics.items()},
-            "maximum": units.maximum,
-            "interval": spread and asdict(spread),
+            "maximum": found.maximum,
+            "interval": found.interval and asdict(found.interval),
             "costs": cost_means(costs),
             "counts": {
                 "expected": len(self.expected),
                 "answered": len(rows),
-                "headline": sum(stats.in_headline(headline, [scored.category for _, scored in rows])),
+                "headline": found.questions,
             },
             "answering_wall_s": math.fsum(record.wall_s for record, _ in rows),
             "method_info": dict(method_info),
@@ -240,8 +239,7 @@ class Store:
         return self.root / "cells" / slug(cell.task) / f"{name}-{cell.identity()}"
 
     def sealed(self, cell: Cell) -> SealedCell | None:
-        """The cell if it was measured to the end. Raises PrunebenchError if its files are damaged or edited, the samples
-        included."""
+        """The cell if it was measured to the end. Raises PrunebenchError if one of its files is damaged or edited."""
         folder = self.folder(cell)
         with saying("read", folder):
             if not there(folder / SEAL):

@@ -173,7 +173,7 @@ def test_the_folder_of_a_killed_gate_is_removed_by_the_next(tmp_path):
         assert ends_at(0, "", killed) == KILLED
     assert len(list(tmp_path.iterdir())) == 1, "one takes away the one before"
     with scratch(tmp_path) as folder:
-        assert [p for p in tmp_path.iterdir()] == [folder]
+        assert list(tmp_path.iterdir()) == [folder]
         assert list(folder.iterdir()) == []
         with scratch(tmp_path / "other"):
             assert folder.is_dir()
