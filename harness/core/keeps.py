@@ -56,3 +56,12 @@ def decode(text: str, n_visual: int) -> list[Stage]:
             f"expected kept tokens as harness.core.keeps writes them, found {text[:60]!r} ({error})"
         ) from None
     return stages
+
+
+def per_layer(stages: Iterable[Stage], depth: int) -> list[int]:
+    """Visual tokens in each of `depth` layers."""
+    counts: list[int] = []
+    for stage in stages:
+        counts += [counts[-1] if counts else 0] * (stage.layer - len(counts))
+        counts.append(int(stage.keep.sum()) + stage.added)
+    return counts + [counts[-1] if counts else 0] * (depth - len(counts))

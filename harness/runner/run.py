@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from harness.core.errors import PrunebenchError
 from harness.method import Method
+from harness.runner.environment import environment
 from harness.runner.execute import Executor
 from harness.runner.jobs import Job, prepare, provenance
 from harness.runner.pace import Pace
@@ -91,7 +92,7 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
             jobs = prepare(mine, session)
             identities |= {job.setting: job.identity for job in jobs}
             unique = list({job.identity: job for job in jobs}.values())
-            passed = _pass(unique, store, session, executor, options)
+            passed = _pass(unique, store, session, executor, options, say)
         except PrunebenchError as stopped:
             failed.append(f"{model}: {stopped}" if len(groups) > 1 else str(stopped))
             continue
@@ -134,7 +135,9 @@ class _Passed(NamedTuple):
     busy: list[Busy]
 
 
-def _pass(jobs: Sequence[Job], store: Store, session: Session, executor: Executor, options: Options) -> _Passed:
+def _pass(
+    jobs: Sequence[Job], store: Store, session: Session, executor: Executor, options: Options, say: Say
+) -> _Passed:
     """Run the jobs of one model that are not sealed."""
     sealed: dict[str, SealedCell] = {}
     busy: list[Busy] = []
@@ -144,7 +147,7 @@ def _pass(jobs: Sequence[Job], store: Store, session: Session, executor: Executo
             try:
                 found = None if options.fresh else store.sealed(job.cell)
                 if found is None:
-                    running[job.identity] = stack.enter_context(_opened(job, store, session, options))
+                    running[job.identity] = stack.enter_context(_opened(job, store, session, options, say))
                 else:
                     sealed[job.identity] = found
             except CellBusy as error:
@@ -160,10 +163,13 @@ def _pass(jobs: Sequence[Job], store: Store, session: Session, executor: Executo
 
 
 @contextmanager
-def _opened(job: Job, store: Store, session: Session, options: Options) -> Iterator[RunningCell]:
+def _opened(job: Job, store: Store, session: Session, options: Options, say: Say) -> Iterator[RunningCell]:
     if options.fresh:
         store.discard(job.cell)
-    with store.open(job.cell, [s.key for s in job.task.samples]) as writer:
+    here = environment(job.setting.located.device)
+    with store.open(job.cell, [s.key for s in job.task.samples], here) as writer:
+        for note in writer.notes:
+            say(f"note: {note}")
         yield RunningCell(job, writer, provenance(job.setting, job.task, options.pace), session.clock)
 
 

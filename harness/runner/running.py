@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import PrunebenchError
 from harness.runner.answering import Clock
 from harness.runner.execute import Work
 from harness.runner.jobs import Job
+from harness.runner.launch.launchers import without_launcher
 from harness.store.journal import Record
 from harness.store.sealed import SampleScore, SealedCell
 from harness.store.store import CellWriter
+
+if TYPE_CHECKING:
+    from tasks.lmms import LoadedTask
 
 #: answers that go to a journal with one fsync, and the seconds after which fewer do
 FLUSH, FLUSH_SECONDS = 64, 10.0
@@ -61,16 +65,10 @@ class RunningCell:
 
     def seal(self) -> SealedCell:
         """Score with lmms-eval and seal."""
-        from tasks import lmms
-
         self.flush()
-        task, method = self.job.task, self.job.setting.method
+        method = self.job.setting.method
         with self._clock("score"):
-            scored = lmms.score(task, {key: record.answer for key, record in self.writer.done.items()})
-        scores = {
-            key: SampleScore(scored.scores[key], s.question_id, s.category, s.prompt, s.targets[0] if s.targets else "")
-            for key, s in self._samples.items()
-        }
+            metrics, scores = scored(self.job.task, {key: record.answer for key, record in self.writer.done.items()})
         traits = method.traits
         info = {
             "query_aware": traits.query_aware,
@@ -78,10 +76,25 @@ class RunningCell:
             "adaptive": traits.adaptive,
             "budget_knobs": list(method.budget_knobs),
         }
-        metrics = {**scored.metrics, **{f"category/{name}": value for name, value in scored.categories.items()}}
         provenance = {**self._provenance, "wall_s": round(sum(r.wall_s for r in self.writer.done.values()), 3)}
         with self._clock("write"):
-            return self.writer.seal(metrics, scores, provenance, headline=task.headline, method_info=info)
+            return self.writer.seal(metrics, scores, provenance, headline=self.job.task.headline, method_info=info)
+
+
+def scored(task: LoadedTask, answers: Mapping[str, str]) -> tuple[dict[str, float], dict[str, SampleScore]]:
+    """Metrics by name and the scores by key, as a cell holds them; sealing and verifying both come here.
+
+    Raises PrunebenchError where an answer is missing.
+    """
+    from tasks import lmms
+
+    with without_launcher():
+        found = lmms.score(task, answers)
+    scores = {
+        s.key: SampleScore(found.scores[s.key], s.question_id, s.category, s.prompt, s.targets[0] if s.targets else "")
+        for s in task.samples
+    }
+    return {**found.metrics, **{f"category/{name}": value for name, value in found.categories.items()}}, scores
 
 
 def flush_all(cells: Iterable[RunningCell]) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 from harness.core.cell import canonical_json
 from harness.core.errors import PrunebenchError
+from harness.store.alive import bury, mine
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file's content whole or not at all, and durably. Raises PrunebenchError naming the path."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{mine()}.tmp")
+    bury(path.parent, f".{path.name}.", ".tmp")
     with saying("write", path):
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

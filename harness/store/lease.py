@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import PrunebenchError
+from harness.store.alive import bury, is_dead, machine, mine, pid_start
 
 _PATIENCE_S = 5.0  # for the moment that another runner takes, checks or writes under a lock
 _MODE = 0o644
@@ -143,12 +144,12 @@ class _Runner:
     def introduce(self) -> None:
         """Write the runner's file, whole or not at all."""
         pid = os.getpid()
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary = self.path.with_name(f".{self.path.name}.{mine()}.tmp")
         body = {
             "host": socket.gethostname(),
-            "machine": _machine(),
+            "machine": machine(),
             "pid": pid,
-            "pid_start": _pid_start(pid),
+            "pid_start": pid_start(pid),
             "started": self.since,
             "expires_s": self.timing.expires_s,
         }
@@ -222,6 +223,7 @@ def _beat() -> None:
 
 def _bury(runner: _Runner) -> None:
     """Remove what dead runners left behind, so that the folder does not fill up over many kills."""
+    bury(runner.folder, ".runner-", ".tmp")
     alive: set[Any] = set()
     for path in runner.folder.glob("runner-*.json"):
         name: Any = path.name.removeprefix("runner-").removesuffix(".json")
@@ -267,7 +269,7 @@ def _alive(folder: Path, name: Any, asking: _Runner) -> bool:
     if name == asking.id:
         return True
     who = _card(folder, name)
-    if who is None or (who["machine"] == _machine() and _dead(who["pid"], who["pid_start"])):
+    if who is None or (who["machine"] == machine() and is_dead(who["pid"], who["pid_start"])):
         return False
     try:
         renewed = os.stat(folder / f"runner-{name}.json").st_mtime
@@ -340,38 +342,3 @@ def _read(handle: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _machine() -> str:
-    """Names the set of processes among which a pid means the same: this boot of this host, this pid namespace."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return " ".join(parts)
-
-
-def _dead(pid: int, start: str | None) -> bool:
-    """Whether the process of this machine that began at `start` is certainly gone."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # another user's
-    found = _pid_start(pid)
-    return found is not None and start is not None and found != start
-
-
-def _pid_start(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot: with the pid it names a process for good, because pids are
-    used again.
-
-    "gone" for one that is dead and not yet reaped; None where the system does not say (no /proc, or one that hides
-    other users').
-    """
-    try:
-        # the name, in brackets, may hold anything; after it come the state and, as field 22 of the whole, the start
-        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return None
-    return "gone" if state in "ZX" else rest[18]

@@ -109,6 +109,30 @@ class SealedCell:
         return data
 
 
+class Headline(NamedTuple):
+    """What samples say of the headline metric."""
+
+    point: float
+    maximum: float
+    questions: int
+    """Those that the metric is computed from."""
+    images: int
+    interval: stats.Interval | None
+
+
+def headline_of(
+    metric: str,
+    scores: Sequence[float],
+    images: Sequence[str],
+    categories: Sequence[str | None],
+    question_ids: Sequence[str],
+) -> Headline:
+    """The headline metric from one row per sample; sealing and verifying both come here. Raises as `stats.cluster`."""
+    units = stats.cluster(metric, scores, images, categories, question_ids)
+    questions = sum(stats.in_headline(metric, categories))
+    return Headline(units.point, units.maximum, questions, units.n_clusters, stats.interval(metric, units))
+
+
 def cost_means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The mean per sample of every cost. A layer (`*_layer`) that a sample does not have is -1: its mean is over those
     that have one, left out where none has, and `*_layer_share` says how many of all samples they are, 0..1."""

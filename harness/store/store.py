@@ -23,12 +23,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.core import stats
 from harness.core.cell import KEY_VERSION, Cell
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import given
 from harness.store.files import few, remove, saying, slug, sync_folder, there, write_all, write_atomic
-from harness.store.journal import JOURNAL, Record, number, read_journal
+from harness.store.journal import JOURNAL, Record, digest_of, header, number, read_journal
 from harness.store.lease import Lease, Timing, leased, tidy
 from harness.store.sealed import (
     COLUMNS,
@@ -39,6 +38,7 @@ from harness.store.sealed import (
     SealedCell,
     check_origin,
     cost_means,
+    headline_of,
     load,
     parquet,
     sealed,
@@ -53,13 +53,24 @@ class CellWriter:
     """The one writer of a cell that is being run; made by `Store.open`, valid inside its `with`."""
 
     def __init__(
-        self, cell: Cell, folder: Path, expected: Sequence[str], lease: Lease, done: dict[str, Record], size: int
+        self,
+        cell: Cell,
+        folder: Path,
+        expected: Sequence[str],
+        lease: Lease,
+        environment: Mapping[str, str],
+        done: dict[str, Record],
+        size: int,
+        notes: Sequence[str],
     ):
         self.cell = cell
         self.folder = folder
         self.expected = tuple(expected)
         self.done: dict[str, Record] = done
         """Answered samples by key, those of earlier, interrupted runs included."""
+        self.notes = tuple(notes)
+        """Which answers of earlier runs are asked again, and why."""
+        self._environment = environment
         self._known = frozenset(expected)
         self._lease = lease
         self._named = False  # whether the journal's name is known to survive a power cut
@@ -94,7 +105,10 @@ class CellWriter:
                 fresh.setdefault(record.key, record)
         if not fresh:
             return
-        data = b"".join(record.line() for record in fresh.values())
+        by = digest_of(self._environment)
+        data = b"".join(record.line(by) for record in fresh.values())
+        if not self._size:
+            data = header(self._environment) + data
         with saying("append to", path, f"; the {len(self.done)} answers before are safe"), self._lease.guard():
             # opened each time: a sweep has more cells open at once than a process may have files
             journal = os.open(path, os.O_RDWR | os.O_APPEND)
@@ -160,7 +174,7 @@ class CellWriter:
             check_origin(provenance, method_info)
         except PrunebenchError as error:
             raise PrunebenchError(f"cannot seal {self.folder}: {error}") from None
-        units = stats.cluster(
+        found = headline_of(
             headline,
             [scored.score for _, scored in rows],
             [record.image for record, _ in rows],
@@ -168,12 +182,11 @@ class CellWriter:
             [str(scored.question_id) for _, scored in rows],
         )
         value = metrics.get(headline)
-        if value is None or not math.isclose(value, units.point, rel_tol=0.0, abs_tol=1e-6 * units.maximum):
+        if value is None or not math.isclose(value, found.point, rel_tol=0.0, abs_tol=1e-6 * found.maximum):
             raise PrunebenchError(
                 f"cannot seal {self.folder}: metric {headline!r} is {value}, but the {len(rows)} sample scores add up"
-                f" to {units.point}; the headline must be a mean of scores or an MME sum"
+                f" to {found.point}; the headline must be a mean of scores or an MME sum"
             )
-        spread = stats.interval(headline, units)
 
         costs = {name: [record.cost[name] for record, _ in rows] for name in rows[0][0].cost}
         table = parquet(rows, costs)
@@ -184,13 +197,13 @@ class CellWriter:
             "cell": self.cell.to_dict(),
             "headline": headline,
             "metrics": {name: None if v is None or not math.isfinite(v) else float(v) for name, v in metrics.items()},
-            "maximum": units.maximum,
-            "interval": spread and asdict(spread),
+            "maximum": found.maximum,
+            "interval": found.interval and asdict(found.interval),
             "costs": cost_means(costs),
             "counts": {
                 "expected": len(self.expected),
                 "answered": len(rows),
-                "headline": sum(stats.in_headline(headline, [scored.category for _, scored in rows])),
+                "headline": found.questions,
             },
             "answering_wall_s": math.fsum(record.wall_s for record, _ in rows),
             "method_info": dict(method_info),
@@ -225,12 +238,13 @@ class Store:
         return self.root / "cells" / slug(cell.task) / f"{name}-{cell.identity()}"
 
     def sealed(self, cell: Cell) -> SealedCell | None:
-        """The cell if it was measured to the end. Raises PrunebenchError if its files are damaged or edited."""
+        """The cell if it was measured to the end. Raises PrunebenchError if one of its files is damaged or edited."""
         folder = self.folder(cell)
         with saying("read", folder):
             if not there(folder / SEAL):
                 return None
         found = load(folder)
+        found.verify()
         if there(folder / JOURNAL):
             # Killed between sealing and tidying. Under the lock only: unlocked, it could be the journal of a fresh run.
             with suppress(PrunebenchError), self._locked(cell) as lease, lease.guard():
@@ -260,13 +274,16 @@ class Store:
         return found
 
     @contextmanager
-    def open(self, cell: Cell, expected_keys: Sequence[str]) -> Iterator[CellWriter]:
+    def open(
+        self, cell: Cell, expected_keys: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> Iterator[CellWriter]:
         """The writer of an unsealed cell, with the answers of earlier runs in `done`. Any number may be open at once.
 
-        Raises CellBusy if another runner has this cell, CellSealed if it is sealed; PrunebenchError if the journal
-        holds anything but whole records of expected samples (a torn last line is dropped), or if the folder cannot be
-        written.
+        Earlier answers that are damaged, or that another `environment` made, are dropped; `CellWriter.notes` says
+        which. Raises CellBusy if another runner has this cell, CellSealed if it is sealed; PrunebenchError if the
+        journal holds samples that are not expected, or if the folder cannot be written.
         """
+        environment = environment or {}
         if len(set(expected_keys)) != len(expected_keys) or len(expected_keys) != cell.n_samples:
             raise PrunebenchError(
                 f"{cell.task}: expected {cell.n_samples} different sample keys, as the cell says, found"
@@ -284,11 +301,15 @@ class Store:
             with saying("open", path), lease.guard():
                 journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
                 try:
-                    done, size = read_journal(path, frozenset(expected_keys))
-                    os.ftruncate(journal, size)
+                    found = read_journal(path, environment, frozenset(expected_keys))
+                    os.ftruncate(journal, found.size)
                 finally:
                     os.close(journal)
-            writer = CellWriter(cell, folder, expected_keys, lease, done, size)
+                size = found.size
+                if found.keep is not None:
+                    write_atomic(path, found.keep)
+                    size = len(found.keep)
+            writer = CellWriter(cell, folder, expected_keys, lease, environment, found.done, size, found.notes)
             try:
                 yield writer
             finally:
@@ -305,7 +326,8 @@ class Store:
             if not there(folder):
                 return
         with self._locked(cell) as lease, saying("tidy", folder), lease.guard():
-            # The journal goes first: killed in between, old answers must not be continued as if they were fresh.
+            # The journal goes first: killed in between, old answers must not be continued as if they were fresh. What
+            # is left then, as samples without their cell file, is an unfinished cell to every reader.
             for name in (JOURNAL, SEAL, SAMPLES, ".*.tmp"):
                 remove(folder, name)
             with suppress(OSError):

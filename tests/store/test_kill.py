@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.core.paths import TOP as REPOSITORY
-from harness.store import lease
+from harness.store import alive
 from harness.store.store import Store
 from harness.store.verify import verify
 
@@ -73,7 +73,7 @@ class Zygote:
 
     def alive(self, pid: int) -> bool:
         """False for a child that ended and was not waited for yet, where the system tells."""
-        return lease._pid_start(pid) != "gone"
+        return alive.pid_start(pid) != "gone"
 
     def run(self, folder: Path, *arguments: str) -> str:
         """Run to the end; what it printed."""

@@ -16,6 +16,7 @@ import pytest
 from factories import keys, make_cell, make_record, seal, sealed
 
 from harness.core.errors import PrunebenchError
+from harness.store import alive
 from harness.store import lease as lease_module
 from harness.store.lease import CellBusy, Timing, leased
 from harness.store.store import Store
@@ -152,7 +153,7 @@ def test_a_lock_that_names_no_living_runner_is_free(tmp_path, left):
 
 
 def test_a_pid_that_is_used_again_is_not_the_runner(tmp_path):
-    machine, start = lease_module._machine(), lease_module._pid_start(os.getpid())
+    machine, start = alive.machine(), alive.pid_start(os.getpid())
     if start is None:
         pytest.skip("this system does not say when a process started")
     forge(tmp_path, machine=machine, pid=os.getpid(), pid_start=start)

@@ -108,7 +108,6 @@ DAMAGE = {
     ),
     "a flipped bit": (lambda f: flip(f / "samples.parquet"), "expected sha256"),
     "no samples": (lambda f: (f / "samples.parquet").unlink(), "missing beside cell.json"),
-    "no cell file": (lambda f: (f / "cell.json").unlink(), "samples.parquet without cell.json"),
     "a renamed folder": (
         lambda f: f.rename(f.with_name("x-" + f.name)),
         "expected the folder's name to be org_tiny-fastv-64-",

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,7 +31,8 @@ from harness.core.errors import PrunebenchError
 from harness.proof.gate.compare import GateResult, compare
 from harness.proof.gate.report import report, report_markdown, write_pictures
 from harness.proof.gate.snapshot import Snapshot, dump, load, snapshot
-from harness.store.files import write_atomic
+from harness.store.alive import scratch
+from harness.store.files import make_folder, write_atomic
 
 CONFIG = Path("configs/regress.yaml")
 BASELINE = Path("results/reference/regress/baseline.json")
@@ -175,9 +175,9 @@ def changed_files(repository: Path) -> list[str]:
 
 def _fresh_run(config: Path, out: Path, batch: int, workers: int, say: Callable[[str], None]) -> Snapshot:
     """Measure into an empty folder, which then replaces `out`/run."""
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".run-") as temporary:
-        found = measure(config, Path(temporary) / "run", batch=batch, workers=workers, say=say)
+    make_folder(out)
+    with scratch(out) as temporary:
+        found = measure(config, temporary / "run", batch=batch, workers=workers, say=say)
         shutil.rmtree(out / "run", ignore_errors=True)
-        (Path(temporary) / "run").rename(out / "run")
+        (temporary / "run").rename(out / "run")
     return found

@@ -1,0 +1,142 @@
+"""What a sealed cell states, computed again from its answers: `prunebench results verify`.
+
+Where the task's data are at hand (the mini data, or the folder that was named), the answers are scored again with
+lmms-eval, and so are all metrics; questions, targets and images are compared with the data. Where the model's folder is
+at hand, every cost that follows from kept tokens and lengths is computed again. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from harness.core import keeps
+from harness.core.costs import sample_cost
+from harness.core.errors import PrunebenchError
+from harness.core.shape import PromptShape
+from harness.core.trace import LayerTrace, Trace
+from harness.store.sealed import SealedCell
+from harness.store.verify import same
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tasks.lmms import LoadedTask
+
+#: costs of a sample that its kept tokens and lengths decide; its method's scoring and edits decide the others
+_FROM_LENGTHS = (
+    "prefill_paper_macs",
+    "prefill_unpruned_flops",
+    "projector_flops",
+    "vision_flops",
+    "lm_head_flops",
+    "decode_flops",
+    "kv_bytes",
+)
+
+
+def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """What a cell states that its answers do not bear out, and what could not be computed."""
+    wrong, left = [], []
+    try:
+        task = _task(cell.asked.task, cell.asked.data, cell.asked.model, cell.asked.limit)
+        if task.fingerprint != cell.cell.data_fingerprint:
+            raise PrunebenchError("they are not those that were asked, or were read by another lmms-eval")
+        wrong += _scores(cell, frame, task)
+    except PrunebenchError as error:
+        left.append(f"scores not recomputed, data not at hand: {cell.cell.task}: {error}")
+    try:
+        usual = _prompt(cell.asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
+        wrong += _costs(cell, frame, usual)
+    except PrunebenchError as error:
+        left.append(f"costs not recomputed, model not at hand: {error}")
+    return wrong, left
+
+
+@cache
+def _task(name: str, data: str | None, model: str, limit: str | None) -> LoadedTask:
+    """The questions of a request. Raises PrunebenchError where they are not on this machine."""
+    from harness.models.config import model_config
+    from harness.runner.request import parse_limit
+    from harness.runner.session import SUBSET_SEED
+    from tasks import lmms
+    from tasks.sources import source_of_data
+
+    source = source_of_data(data, model)
+    if source.root is None:
+        raise PrunebenchError("they are on the hub")
+    return lmms.load_task(name, source, parse_limit(limit, model_config(model).default_limit), SUBSET_SEED)
+
+
+@cache
+def _prompt(model: str, dtype: str, fingerprint: str) -> PromptShape:
+    """The sizes of a model in a folder. Raises PrunebenchError where it is not on this machine."""
+    from harness.models.config import model_config
+    from harness.models.load import locate_model
+
+    if model_config(model).folder is None:
+        raise PrunebenchError(f"{model} is on the hub")
+    located = locate_model(model, "cpu", dtype)
+    if located.prompter.fingerprint != fingerprint:
+        raise PrunebenchError(f"{model} is not the model that was asked")
+    return located.usual
+
+
+def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str]:
+    from harness.runner.running import scored
+
+    keys = frame["key"].tolist()
+    if keys != [sample.key for sample in task.samples]:
+        return ["its samples are not the questions of its data, in their order"]
+    metrics, scores = scored(task, dict(zip(keys, frame["answer"].tolist(), strict=True)))
+    expected: dict[str, list[Any]] = {
+        name: [getattr(scores[key], name) for key in keys]
+        for name in ("score", "question_id", "category", "question", "target")
+    }
+    expected["image"] = [sample.image_key for sample in task.samples]
+    wrong = []
+    for name, values in expected.items():
+        for key, stated, found in zip(keys, frame[name].tolist(), values, strict=True):
+            if not same(stated, found):
+                wrong.append(f"{name} of {key} is {stated!r}, but its data and its answer give {found!r}")
+                break
+    if task.headline != cell.headline:
+        wrong.append(f"its headline is {cell.headline}, expected {task.headline}")
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    wrong += _unlike("metric", cell.metrics, finite)
+    return wrong
+
+
+def _costs(cell: SealedCell, frame: pd.DataFrame, usual: PromptShape) -> list[str]:
+    """The costs of each sample, from a trace with the layers that its record of kept tokens tells."""
+    rows = frame.to_dict("records")
+    for row in rows:
+        stages = keeps.decode(row["keeps"], int(row["n_visual"]))
+        if not stages:
+            continue
+        text = int(row["n_text"])
+        visual = keeps.per_layer(stages, usual.depth)
+        trace = Trace(
+            1,
+            [LayerTrace(text + n, [text + n], [n]) for n in visual],
+            [int(row["n_visual"])],
+            scoring=[int(row["scoring_flops"])],
+        )
+        found = sample_cost(usual, trace, 0, int(row["n_new_tokens"]))
+        names = [*_FROM_LENGTHS, "prefill_dense_flops"]
+        wrong = _unlike(f"{row['key']}: cost", {n: row[n] for n in names}, {n: found[n] for n in names})
+        if row["prefill_ideal_flops"] > row["prefill_dense_flops"]:
+            wrong.append(f"{row['key']}: cost prefill_ideal_flops is above prefill_dense_flops")
+        if wrong:
+            return wrong
+    return []
+
+
+def _unlike(what: str, stated: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{what} {name} is {stated.get(name, 'not there')}, but computed again it is {found.get(name, 'not there')}"
+        for name in sorted({*stated, *found})
+        if name not in stated or name not in found or not same(stated[name], found[name], 1e-9)
+    ]

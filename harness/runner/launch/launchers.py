@@ -1,0 +1,59 @@
+"""Variables that launchers set (torchrun, accelerate, mpirun, srun): looked at before anything is measured.
+
+prunebench runs as one process that starts its own workers. As one of several it would measure everything once per
+process, and lmms-eval's scoring, which takes part in such a group, would wait for the others or give no result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
+
+#: how many processes there are, by what says so; srun's and mpirun's count those of one step, which a batch script that
+#: calls prunebench once does not have
+_SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+#: which of them this one is
+_RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+#: what else torch.distributed, accelerate and lmms-eval read of it
+_GROUP = ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE")
+_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "DEEPSPEED_")
+
+
+def check_alone(instead: str = "") -> None:
+    """Raise PrunebenchError where a launcher says that this is one of several processes, or says what nobody can read.
+
+    `instead`: what to do about it.
+    """
+    for names, most in ((_SIZES, 1), (_RANKS, 0)):
+        for name in names:
+            text = os.environ.get(name, "").strip()
+            if not text:
+                continue
+            number = int(text) if text.isascii() and text.lstrip("-").isdigit() and len(text) < 10 else None
+            # a rank of -1 is what torch calls none
+            if number is None or number > most:
+                raise PrunebenchError(
+                    f"expected one process, found {name}={text[:40]} in the environment: start prunebench without"
+                    f" torchrun, accelerate, mpirun or srun (`unset {name}`); "
+                    f"{instead or given('workers', 2) + ' of a sweep uses several processes or GPUs'}"
+                )
+
+
+def _launchers(name: str) -> bool:
+    return name in (*_SIZES, *_RANKS, *_GROUP) or name.startswith(_PREFIXES)
+
+
+@contextmanager
+def without_launcher() -> Iterator[None]:
+    """Hide a launcher's variables inside: lmms-eval reads them while it scores."""
+    hidden: Mapping[str, str] = {name: value for name, value in os.environ.items() if _launchers(name)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
