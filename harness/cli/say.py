@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.cli.options import RESULTS
 from harness.core.spelling import command, given
+from harness.core.tested import untested
 
 if TYPE_CHECKING:
     from harness.runner.run import Finished
@@ -18,7 +19,10 @@ FEW = 8
 
 
 def loading() -> None:
-    """One line before torch, transformers and lmms-eval are imported: the imports take seconds."""
+    """One line before torch, transformers and lmms-eval are imported, for the imports take seconds; before it, the
+    versions that were not tested."""
+    for outside in untested():
+        print(f"note: {outside.text}", file=sys.stderr)
     if "torch" not in sys.modules:
         print("loading torch, transformers and lmms-eval ...", file=sys.stderr, flush=True)
 

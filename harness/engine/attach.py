@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from harness.core.errors import PrunebenchError, unknown
+from harness.engine import doors
 from harness.engine.run import EngineRun, HookInputs
 from harness.engine.tower import TowerEye
 from harness.method import Method, TowerLook
@@ -76,7 +77,8 @@ def attach(
     every reduction (each layer then decodes at its own cache length), "method" leaves it to the method. `looks`: more
     of the vision tower than the method sees, for `EngineRun.encode`. `text_encoder` gives what `Run.question` encodes
     with, when it is first asked. Works with `forward` and with `generate` (KV cache of different length per layer,
-    left-padded batches). Raises PrunebenchError for unsupported models and for a second attach.
+    left-padded batches). Raises PrunebenchError for unsupported models, for a transformers without the doors that this
+    goes through (harness/engine/doors.py), and for a second attach.
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", str(positions), POSITION_POLICIES)
@@ -87,6 +89,7 @@ def attach(
         )
     check_whole(model)
     adapter = adapter_for(model)
+    doors.check(adapter)
     method = method.for_model(adapter.shape)
     attentions = [layer.self_attn for layer in adapter.layers]
     if any(id(a) in _ACTIVE for a in attentions):

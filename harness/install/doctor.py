@@ -6,6 +6,8 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 
+from harness.core.tested import untested
+
 PINNED = (
     "torch",
     "torchvision",
@@ -47,6 +49,11 @@ def report(say: Callable[[str], None] = print) -> bool:
             say(f"{name:<14} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             problems.append(f"{name} is not installed; mend it with: {REINSTALL}")
+    for outside in untested():
+        if outside.refused:
+            problems.append(f"{outside.text}; mend it with: {REINSTALL}")
+        else:
+            say(f"note           {outside.text}")
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         problems.append(
             f"expected Python 3.11 to 3.13, found {sys.version.split()[0]}; mend it with: make clean-venv && make venv"

@@ -1,0 +1,41 @@
+"""A tiny twin of a model: its own classes with thin layers and random weights, to try what its library does with
+them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+#: the layers of the twin's decoder and tower: a first one and one behind it
+LAYERS = 2
+WIDTH, HEADS, VOCABULARY = 16, 2, 8
+#: of the twin's vocabulary: a token of text, and the one in place of visual tokens
+TEXT_TOKEN, IMAGE_TOKEN = 3, VOCABULARY - 1
+
+
+def twin(model: Any) -> Any:
+    """A model of the class and the kinds of decoder and tower of `model`, on the CPU in float32. The generator of torch
+    stays as it was."""
+    config = copy.deepcopy(model.config)
+    _thin(config.text_config, vocab_size=VOCABULARY, head_dim=WIDTH // HEADS, num_key_value_heads=1)
+    _thin(config.vision_config, image_size=2 * config.vision_config.patch_size)
+    config.image_token_id, config.vision_feature_layer = IMAGE_TOKEN, -1
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return type(model)(config).float().eval()
+
+
+def _thin(config: Any, **others: Any) -> None:
+    """Make one part's config small in place; fields that a family does not have stay away."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": LAYERS}
+    for name, value in {**sizes, "num_attention_heads": HEADS, **others}.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:LAYERS]
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # beyond the twin's vocabulary
+        if hasattr(config, name):
+            setattr(config, name, None)
