@@ -282,7 +282,7 @@ def test_missing_column_is_named(local: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("answer", "maybe", "row 7 .*'maybe': expected yes or no"),
+        ("answer", "maybe", "row 7 .*question_id '8'.*answer: expected yes or no, found 'maybe'"),
         ("image", None, "pope/000007: expected an image embedded"),
     ],
 )
