@@ -198,7 +198,10 @@ class DataSource:
         """What to do about a file that is missing or broken."""
         if self.name == "mini":
             return "run `make mini` to rebuild the mini data"
-        return "mend the file, or copy the data set again (same layout as its hub repository), or use the data source `hub` or `mini`"
+        return (
+            "mend the file, or copy the data set again (same layout as its hub repository), or use the data source"
+            " `hub` or `mini`"
+        )
 
 
 def source_of_data(data: str | None, model: str) -> DataSource:
