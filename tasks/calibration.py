@@ -23,7 +23,7 @@ MINI_SEED = 1 << 16
 HUB_SPLITS: Mapping[str, tuple[src.Table, src.Table | None]] = {
     "gqa": (
         dataclasses.replace(src.TASKS["gqa"].table, folder="val_balanced_instructions", split="val"),
-        src.Table("val_balanced_images", "val", ("id", "image")),
+        dataclasses.replace(src.GQA_IMAGES, folder="val_balanced_images", split="val"),
     ),
     "textvqa": (dataclasses.replace(src.TASKS["textvqa"].table, split="train"), None),
     "textvqa_ocr": (dataclasses.replace(src.TASKS["textvqa_ocr"].table, split="train"), None),
@@ -54,7 +54,7 @@ def hub(folder: Path, tasks: Sequence[str], questions: int) -> src.DataSource:
             stream = datasets.load_dataset(spec.hub_id, name, split=table.split, token=None, streaming=True)
             if "image" in table.columns:
                 stream = stream.cast_column("image", datasets.Image(decode=False))
-            yield from stream.select_columns(list(table.columns))
+            yield from stream.select_columns(table.required)
         except Exception as error:
             raise src.hub_error(spec, table, error, "give a folder as --calibration-data") from None
 

@@ -14,8 +14,10 @@ import importlib.metadata
 import io
 import json
 import random
+import string
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -23,9 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from harness.core.errors import PrunebenchError
+from harness.core.errors import PrunebenchError, naming
+from harness.core.picture import check_size
+from tasks import pope
 from tasks import sources as src
 
 _FIRST_IMPORT = "lmms_eval.models" not in sys.modules
@@ -34,6 +38,7 @@ from lmms_eval.api.model import lmms  # noqa: E402
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask  # noqa: E402
 from lmms_eval.evaluator import simple_evaluate  # noqa: E402
 from lmms_eval.tasks import TaskManager  # noqa: E402
+from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor  # noqa: E402
 from lmms_eval.tasks.mme.utils import eval_type_dict as MME_CATEGORIES  # noqa: E402
 from lmms_eval.utils import load_yaml_config  # noqa: E402
 from loguru import logger  # noqa: E402
@@ -92,11 +97,12 @@ class Scored:
     """What lmms-eval makes of a set of answers.
 
     `metrics` are in lmms-eval's units (0 to 1; MME sums 0 to 200 per category) under its names without the filter
-    suffix; `categories` holds the same unit per category; `scores` is each sample's own score in [0, 1] by key.
+    suffix. Where a number of lmms-eval's is mended here, its own stands beside it as `lmms_eval/NAME`. `categories`
+    holds the same unit per category; `scores` is each sample's own score in [0, 1] by key.
     """
 
     headline: float
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     categories: dict[str, float]
     scores: dict[str, float]
 
@@ -214,50 +220,87 @@ def one_image(messages: Any, key: str) -> tuple[str, Image.Image]:
     image = parts["image"]["url"]
     if not isinstance(image, Image.Image):
         raise PrunebenchError(f"{key}: expected a decoded image in the prompt, found {type(image).__name__}")
+    with naming(key):
+        check_size(*image.size)
     return str(parts["text"]["text"]), image
 
 
 def _load_image(task: _RowsTask, rows: src.Rows, row: int, index: int, key: str) -> Image.Image:
-    encoded = rows.encoded(row)
+    encoded: Any = rows.encoded(row)  # `load_task` saw that it has bytes
     # set True by lmms_eval.api.task: half an image would be answered as if it were whole
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         doc = {**task.eval_docs[index], "image": datasets.Image().decode_example(encoded)}
         visuals = task.doc_to_messages(doc)
     except Exception as error:
-        size = len(encoded["bytes"] or b"") if encoded else 0
-        raise PrunebenchError(
-            f"{key}: the image does not decode ({size} bytes): {error}; expected a whole JPEG or PNG; replace the data"
-            " file (`make mini` rebuilds the mini data)"
-        ) from None
+        raise undecodable(key, encoded["bytes"], error) from None
     return one_image(visuals, key)[1]
+
+
+def _check_image(encoded: bytes, key: str) -> None:
+    """Raise PrunebenchError unless the bytes begin as an image of a bearable size; no pixel is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked right here
+            with Image.open(io.BytesIO(encoded)) as opened:
+                size = opened.size
+    except Image.DecompressionBombError as error:
+        raise PrunebenchError(f"{key}: the image is too large: {error}; make it smaller or crop it") from None
+    except Exception as error:
+        raise undecodable(key, encoded, error) from None
+    with naming(key):
+        check_size(*size)
+
+
+def undecodable(key: str, encoded: bytes, error: Exception) -> PrunebenchError:
+    reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else str(error)
+    return PrunebenchError(
+        f"{key}: the image does not decode ({len(encoded)} bytes): {reason}; expected a whole JPEG or PNG; replace the"
+        " data file (`make mini` rebuilds the mini data)"
+    )
+
+
+def _image_digests(name: str, rows: src.Rows, chosen: Sequence[int], mend: str) -> dict[int, str]:
+    """Image of `rows.images` -> its sha256, for those that the chosen rows show; each is checked once."""
+    digests: dict[int, str] = {}
+    checked: set[str] = set()
+    for row in chosen:
+        where, key = rows.image_index[row], f"{name}/{row:06d}"
+        if where in digests:
+            continue
+        encoded = (rows.encoded(row) or {}).get("bytes")
+        if not isinstance(encoded, bytes):
+            raise PrunebenchError(
+                f"{key}, column image: expected an image embedded in the parquet file, found none; {mend}"
+            )
+        digests[where] = hashlib.sha256(encoded).hexdigest()
+        if digests[where] not in checked:
+            _check_image(encoded, key)
+        checked.add(digests[where])
+    return digests
 
 
 def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -> LoadedTask:
     """A task on a seeded subset of whole images (MME: whole pairs, categories in turn), in the order of the source.
 
-    Raises PrunebenchError for an unknown task, unreadable data or a limit below 1. No image is decoded here.
+    Raises PrunebenchError for an unknown task, unreadable data, an image of no bearable size or a limit below
+    1. No image is decoded here.
     """
     spec = src.task_spec(name)
     rows = src.read(spec, source)
     chosen = _subset(spec, rows, limit, seed)
     config = _config(spec)
-    # as config stands now: building the task merges defaults into it in place
+    # as config stands now: building the task merges defaults into it in place, and a stop string that no YAML names
+    stops = config["generation_kwargs"].get("until") or ()
+    until = (stops,) if isinstance(stops, str) else tuple(stops)
     identity = json.dumps(_named(config), sort_keys=True, default=str)
     task = _RowsTask(config, rows.docs.select(chosen))
-    digests: dict[int, str] = {}
+    digests = _image_digests(name, rows, chosen, source.mend)
     samples = []
     parts = [identity.encode(), importlib.metadata.version("lmms-eval").encode()]
     for index, (row, doc) in enumerate(zip(chosen, task.eval_docs, strict=True)):
         key = f"{name}/{row:06d}"
         where = rows.image_index[row]
-        if where not in digests:
-            encoded = rows.encoded(row)
-            if not encoded or not isinstance(encoded["bytes"], bytes):
-                raise PrunebenchError(
-                    f"{key}: expected an image embedded in the parquet file, found none; {source.mend}"
-                )
-            digests[where] = hashlib.sha256(encoded["bytes"]).hexdigest()
         targets = (
             doc["answers"] if "answers" in doc else [doc["answer"]]
         )  # TextVQA's upstream target is the word "answer"
@@ -275,14 +318,13 @@ def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -
         samples.append(sample)
         identified = [sample.key, sample.prompt, sample.question_id, sample.category, digests[where], *sample.targets]
         parts.append(json.dumps([*identified, str(task.doc_to_target(doc)), doc["question"]]).encode())
-    generation = task.config.generation_kwargs
     return LoadedTask(
         name=name,
         headline=spec.headline,
         samples=tuple(samples),
         fingerprint=sha256(*parts),
-        max_new_tokens=int(generation["max_new_tokens"]),
-        until=tuple(generation["until"]),
+        max_new_tokens=int(task.config.generation_kwargs["max_new_tokens"]),
+        until=until,
         _task=task,
     )
 
@@ -340,8 +382,8 @@ def _check_answers(loaded: LoadedTask, answers: Mapping[str, str]) -> None:
 def score(loaded: LoadedTask, answers: Mapping[str, str]) -> Scored:
     """Score answers (by sample key) with lmms-eval's own evaluation; raises on a missing or a surplus answer.
 
-    Nothing carries over from one call to the next. lmms-eval's `pope_yes_ratio` counts the ground truth, so it is
-    replaced by the share of answers that are "yes".
+    Nothing carries over from one call to the next. Two things are mended, with lmms-eval's own numbers beside them: an
+    answer that says nothing is wrong (`says_nothing`), and POPE's metrics count an unread answer as wrong (`pope`).
     """
     _check_answers(loaded, answers)
     texts = [answers[s.key] for s in loaded.samples]
@@ -371,19 +413,40 @@ def score(loaded: LoadedTask, answers: Mapping[str, str]) -> Scored:
         raise RuntimeError(
             f"task {loaded.name}: lmms-eval scored {len(logged)} other answers than the {len(texts)} it was given"
         )
-    metrics = {}
+    metrics: dict[str, float | None] = {}
     for key, value in result["results"][name].items():
         metric = key.removesuffix(",none")
         if metric != key and "_stderr" not in metric and value is not None:  # submission is None
             metrics[metric] = float(value)
-    if loaded.name == "pope":
-        metrics["pope_yes_ratio"] = sum(t.lower().strip() == "yes" for t in texts) / len(texts)
-    if loaded.headline not in metrics:
+    headline = metrics.get(loaded.headline)
+    if headline is None:
         raise PrunebenchError(
             f"task {loaded.name}: no {loaded.headline} in lmms-eval's result, found {', '.join(metrics)}"
         )
     scores = {s.key: _score_of(entry) for s, entry in zip(loaded.samples, logged, strict=True)}
-    return Scored(metrics[loaded.headline], metrics, _per_category(loaded, logged, scores), scores)
+    if loaded.headline == "exact_match":
+        metrics["lmms_eval/exact_match"] = headline
+        empty = [s.key for s in loaded.samples if scores[s.key] and says_nothing(answers[s.key], s.targets)]
+        if empty:
+            scores |= dict.fromkeys(empty, 0.0)
+            headline = metrics["exact_match"] = sum(scores.values()) / len(scores)
+    elif loaded.name == "pope":
+        theirs = {f"lmms_eval/{metric}": value for metric, value in metrics.items() if metric != loaded.headline}
+        targets, subsets = [s.targets[0] for s in loaded.samples], [s.category for s in loaded.samples]
+        metrics = {**pope.metrics(texts, targets, subsets), loaded.headline: headline, **theirs}
+    return Scored(headline, metrics, _per_category(loaded, logged, scores), scores)
+
+
+def says_nothing(answer: str, targets: Sequence[str]) -> bool:
+    """Whether nothing is left of an answer once lmms-eval's TextVQA or GQA has dropped articles and punctuation, and
+    no target has the same text. To lmms-eval such an answer equals every target of which nothing is left, so an empty
+    one is right where annotators wrote "a"."""
+    spoken = answer.strip().lower()
+    left = EvalAIAnswerProcessor()(spoken).translate(_NO_PUNCTUATION).strip()
+    return not left and (not spoken or spoken not in {target.strip().lower() for target in targets})
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 #: where a logged sample holds its score, in the order tried (an MME sample has one of the two)

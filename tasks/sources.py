@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.core.errors import PrunebenchError, unknown
+from tasks import columns
+from tasks.columns import Kind, Naming, Part
 from tasks.mini import data as mini_data
 
 if TYPE_CHECKING:
@@ -33,7 +34,16 @@ class Table:
 
     folder: str
     split: str
-    columns: tuple[str, ...]
+    columns: Mapping[str, Kind]
+    once: tuple[str, ...] = ()  # columns that no two rows share; the last of them names a row in messages
+
+    @property
+    def key(self) -> str:
+        return self.once[-1] if self.once else next(iter(self.columns))
+
+    @property
+    def required(self) -> list[str]:
+        return [column for column, kind in self.columns.items() if kind not in columns.OPTIONAL]
 
     @property
     def pattern(self) -> str:
@@ -52,7 +62,6 @@ class TaskSpec:
     group: str  # column that tells images apart without reading them
     ocr: bool = False
     max_new_tokens: int | None = None  # only where upstream's YAML names none
-    yes_no: bool = False
     images: Table | None = None  # GQA keeps its images in a table of their own
 
     @property
@@ -60,7 +69,20 @@ class TaskSpec:
         return f"{HUB_OWNER}/{self.dataset}"
 
 
-_TEXTVQA = Table("data", "validation", ("question_id", "image_id", "image", "question", "answers", "ocr_tokens"))
+GQA_IMAGES = Table("testdev_balanced_images", "testdev", {"id": Kind.NAME, "image": Kind.IMAGE}, ("id",))
+_TEXTVQA = Table(
+    "data",
+    "validation",
+    {
+        "question_id": Kind.NAME,
+        "image_id": Kind.NAME,
+        "image": Kind.IMAGE,
+        "question": Kind.TEXT,
+        "answers": Kind.ANSWERS,
+        "ocr_tokens": Kind.WORDS,
+    },
+    ("question_id",),
+)
 TASKS: Mapping[str, TaskSpec] = {
     spec.name: spec
     for spec in (
@@ -68,28 +90,59 @@ TASKS: Mapping[str, TaskSpec] = {
             "gqa",
             "gqa/gqa.yaml",
             "GQA",
-            Table("testdev_balanced_instructions", "testdev", ("id", "imageId", "question", "answer")),
+            Table(
+                "testdev_balanced_instructions",
+                "testdev",
+                {
+                    "id": Kind.NAME,
+                    "imageId": Kind.NAME,
+                    "question": Kind.TEXT,
+                    "answer": Kind.TEXT,
+                    "types": Kind.SEMANTIC,
+                },
+                ("id",),
+            ),
             "exact_match",
             "imageId",
-            images=Table("testdev_balanced_images", "testdev", ("id", "image")),
+            images=GQA_IMAGES,
         ),
         TaskSpec(
             "mme",
             "mme/mme.yaml",
             "MME",
-            Table("data", "test", ("question_id", "image", "question", "answer", "category")),
+            Table(
+                "data",
+                "test",
+                {
+                    "question_id": Kind.NAME,
+                    "image": Kind.IMAGE,
+                    "question": Kind.TEXT,
+                    "answer": Kind.YES_NO,
+                    "category": Kind.TEXT,
+                },
+            ),
             "mme_perception_score",
             "question_id",
-            yes_no=True,
         ),
         TaskSpec(
             "pope",
             "pope/pope.yaml",
             "POPE",
-            Table("data", "test", ("question_id", "image_source", "image", "question", "answer", "category")),
+            Table(
+                "data",
+                "test",
+                {
+                    "question_id": Kind.NAME,
+                    "image_source": Kind.NAME,
+                    "image": Kind.IMAGE,
+                    "question": Kind.TEXT,
+                    "answer": Kind.YES_NO,
+                    "category": Kind.TEXT,
+                },
+                ("category", "question_id"),  # each of POPE's three subsets numbers its questions from 1
+            ),
             "pope_accuracy",
             "image_source",
-            yes_no=True,
         ),
         # papers differ in whether TextVQA's prompt lists OCR tokens (58 against 46 for LLaVA-1.5-7B): two named tasks
         TaskSpec(
@@ -145,7 +198,10 @@ class DataSource:
         """What to do about a file that is missing or broken."""
         if self.name == "mini":
             return "run `make mini` to rebuild the mini data"
-        return "copy the data set again (same layout as its hub repository), or use the data source `hub` or `mini`"
+        return (
+            "mend the file, or copy the data set again (same layout as its hub repository), or use the data source"
+            " `hub` or `mini`"
+        )
 
 
 def source_of_data(data: str | None, model: str) -> DataSource:
@@ -181,64 +237,52 @@ def files(spec: TaskSpec, table: Table, source: DataSource) -> list[Path]:
             else "no such folder"
         )
         raise PrunebenchError(f"task {spec.name}: expected {folder / table.pattern}, {state}; {source.mend}")
+    columns.check_whole(spec.name, found, source.mend)
     return found
 
 
-def _check_columns(spec: TaskSpec, table: Table, where: str, found: list[str], mend: str) -> None:
-    missing = [c for c in table.columns if c not in found]
-    if missing:
-        raise PrunebenchError(
-            f"task {spec.name}: {where} lacks the column(s) {', '.join(missing)}: expected {', '.join(table.columns)}, "
-            f"found {', '.join(found)}; {mend}"
-        )
+class _Split(NamedTuple):
+    """A table that was checked: what is text in it, and its column `image`, still encoded, where it has one."""
+
+    docs: Dataset
+    images: Dataset | None
 
 
-def _read_local(spec: TaskSpec, table: Table, source: DataSource) -> Dataset:
+def _naming(spec: TaskSpec, table: Table, mend: str) -> Naming:
+    return Naming(spec.name, table.key, table is spec.table, mend)
+
+
+def _checked(spec: TaskSpec, table: Table, parts: Sequence[Part], naming: Naming) -> Dataset:
+    """What is text in a table, one type for each kind; raises PrunebenchError at the first thing that is wrong."""
+    from datasets import Dataset
+
+    filled = [part for part in parts if len(part.table)]  # a file without rows says nothing about types
+    if not filled:
+        raise PrunebenchError(f"task {spec.name}: expected rows in {table.pattern}, found none; {naming.mend}")
+    columns.check_types(filled, table.columns, naming)
+    values = columns.texts(filled, table.columns, naming)
+    if table.once:
+        columns.check_once(filled, values, table.once, naming)
+    if spec.name == "mme":
+        columns.check_pairs(filled, values, ("category", "question_id"), naming)
+    return Dataset(columns.table(values, table.columns))
+
+
+def _read_local(spec: TaskSpec, table: Table, source: DataSource) -> _Split:
     """The table read into memory, so that what was checked is what is used.
 
     `datasets`' own cache is left out: it is keyed by path and README and has returned rows of an earlier build.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     from datasets import Dataset, DatasetInfo, Features, Image
 
-    parts = []
-    for path in files(spec, table, source):
-        try:
-            part = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise PrunebenchError(
-                f"task {spec.name}: {path} ({path.stat().st_size} bytes) cannot be read as parquet: {reason};"
-                f" {source.mend}"
-            ) from None
-        _check_columns(spec, table, str(path), part.column_names, source.mend)
-        parts.append(part)
-    try:
-        rows = pa.concat_tables(parts)
-    except pa.ArrowInvalid as error:
-        raise PrunebenchError(
-            f"task {spec.name}: the files {table.pattern} have different columns: {error}; {source.mend}"
-        ) from None
-    if "image" in table.columns:
-        kind = rows.schema.field("image").type
-        if not (pa.types.is_struct(kind) and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}):
-            raise PrunebenchError(
-                f"task {spec.name}: column image of {table.pattern} is {kind}: expected an Image feature, that is a"
-                f" struct of bytes and path; {source.mend}"
-            )
+    naming = _naming(spec, table, source.mend)
+    parts = [columns.read_file(spec.name, path, table.columns, naming) for path in files(spec, table, source)]
+    docs = _checked(spec, table, parts, naming)
+    if "image" not in table.columns:
+        return _Split(docs, None)
     # the image type is known here, so neither schema metadata nor a guess decides it
-    features = Features.from_arrow_schema(rows.schema.remove_metadata())
-    if "image" in table.columns:
-        features["image"] = Image(decode=False)
-        try:
-            rows = rows.cast(features.arrow_schema)
-        except (pa.ArrowException, ValueError) as error:
-            raise PrunebenchError(
-                f"task {spec.name}: column image of {table.pattern} is {kind}, expected struct<bytes: binary, path:"
-                f" string>: {error}; {source.mend}"
-            ) from None
-    return Dataset(rows, info=DatasetInfo(features=features))
+    encoded = columns.images([part for part in parts if len(part.table)])
+    return _Split(docs, Dataset(encoded, info=DatasetInfo(features=Features({"image": Image(decode=False)}))))
 
 
 def hub_error(spec: TaskSpec, table: Table, error: Exception, instead: str) -> PrunebenchError:
@@ -250,7 +294,7 @@ def hub_error(spec: TaskSpec, table: Table, error: Exception, instead: str) -> P
     )
 
 
-def _read_hub(spec: TaskSpec, table: Table) -> Dataset:
+def _read_hub(spec: TaskSpec, table: Table) -> _Split:
     import datasets
 
     name = None if table.folder == "data" else table.folder
@@ -259,15 +303,21 @@ def _read_hub(spec: TaskSpec, table: Table) -> Dataset:
         rows = datasets.load_dataset(spec.hub_id, name, split=table.split, token=None)
     except Exception as error:
         raise hub_error(spec, table, error, "give a folder with a copy, or use the data source `mini`") from None
-    mend = "the data set has changed; use a folder with a copy of the version you know"
-    _check_columns(spec, table, spec.hub_id, rows.column_names, mend)
-    return rows.cast_column("image", datasets.Image(decode=False)) if "image" in table.columns else rows
+    naming = _naming(spec, table, "the data set has changed; use a folder with a copy of the version you know")
+    columns.check_names(spec.hub_id, table.columns, rows.column_names, naming)
+    there = [c for c, kind in table.columns.items() if c in rows.column_names and kind is not Kind.IMAGE]
+    text = rows.select_columns(there).with_format("arrow")[:]
+    docs = _checked(spec, table, [Part(spec.hub_id, text)], naming)
+    if "image" not in table.columns:
+        return _Split(docs, None)
+    images = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    return _Split(docs, images)
 
 
 def _positions(questions: Dataset, images: Dataset) -> list[int]:
     """For each of GQA's questions the row of its image; raises on a question whose image is missing."""
-    position = {key: i for i, key in enumerate(images["id"])}
-    wanted = list(questions["imageId"])
+    position = {str(key): i for i, key in enumerate(images["id"])}
+    wanted = [str(key) for key in questions["imageId"]]
     lost = [key for key in wanted if key not in position]
     if lost:
         raise PrunebenchError(
@@ -284,27 +334,9 @@ def join_gqa_mini(questions: Dataset) -> Dataset:
     spec = TASKS["gqa"]
     assert spec.images is not None
     images = _read_local(spec, spec.images, DataSource.parse("mini"))
-    column = images.select_columns(["image"]).select(_positions(questions, images))
+    assert images.images is not None
+    column = images.images.select(_positions(questions, images.docs))
     return datasets.concatenate_datasets([questions, column], axis=1).cast_column("image", datasets.Image())
-
-
-def _check_rows(spec: TaskSpec, rows: Dataset, mend: str) -> None:
-    """What upstream's metrics assert about rows, before anything is computed: they fail only after all inference."""
-    if not len(rows):
-        raise PrunebenchError(f"task {spec.name}: expected rows in {spec.table.pattern}, found none; {mend}")
-    if spec.yes_no:
-        for i, answer in enumerate(rows["answer"]):
-            if str(answer).lower().strip() not in ("yes", "no"):
-                raise PrunebenchError(
-                    f"task {spec.name}: row {i} of {spec.table.pattern} has answer {answer!r}: expected yes or no;"
-                    f" {mend}"
-                )
-    if spec.name == "mme":
-        for (category, question_id), n in Counter(zip(rows["category"], rows["question_id"], strict=True)).items():
-            if n != 2:
-                raise PrunebenchError(
-                    f"task mme: question_id {question_id!r} ({category}) has {n} row(s): expected a pair; {mend}"
-                )
 
 
 @dataclass(frozen=True)
@@ -333,12 +365,13 @@ def read(spec: TaskSpec, source: DataSource) -> Rows:
     if source.name == "mini" and source.root is not None:
         mini_data.verify(source.root)
 
-    def table(t: Table) -> Dataset:
+    def table(t: Table) -> _Split:
         return _read_hub(spec, t) if source.root is None else _read_local(spec, t, source)
 
-    docs = table(spec.table)
-    _check_rows(spec, docs, source.mend)
-    if spec.images is None:
-        return Rows(docs.remove_columns(["image"]), docs.select_columns(["image"]), tuple(range(len(docs))))
-    images = table(spec.images)
-    return Rows(docs, images.select_columns(["image"]), tuple(_positions(docs, images)))
+    docs, images = table(spec.table)
+    if images is not None:
+        return Rows(docs, images, tuple(range(len(docs))))
+    assert spec.images is not None
+    named, images = table(spec.images)
+    assert images is not None
+    return Rows(docs, images, tuple(_positions(docs, named)))

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from harness.core.errors import PrunebenchError, naming
+from harness.core.picture import check_size
 from harness.core.shape import PromptShape
 from harness.core.spelling import given
 from harness.models.config import ModelConfig, Padding, Template
@@ -102,7 +103,9 @@ class Prompter:
         }
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """(1, 3, h, w) on the device, through the model's own image processor."""
+        """(1, 3, h, w) on the device, through the model's own image processor. Raises PrunebenchError for a size that
+        would take too much memory."""
+        check_size(image.width, image.height)
         if self.config.image == "pad":
             image = pad_to_square(image, self.processor.image_processor.image_mean)
         out: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]

@@ -48,7 +48,7 @@ METHODS = {
 }
 METRICS = {
     ("GQA", "acc"): ("gqa", "exact_match"),
-    ("POPE", "F1"): ("pope", "pope_f1_score"),
+    ("POPE", "F1"): ("pope", "pope_f1_score_mean"),
     ("POPE", "accuracy"): ("pope", "pope_accuracy"),
     ("POPE", "F1/acc as reported"): ("pope", ""),
     ("MME", "perception"): ("mme", "mme_perception_score"),
@@ -98,7 +98,7 @@ class Published:
     task: str
     task_as_published: str
     metric: str
-    """lmms-eval's name where the source says which it is; empty for "F1/acc as reported"."""
+    """Our name where the source says which it is; empty for "F1/acc as reported"."""
     metric_as_published: str
     value: str
     """Percent, or points for MME; as printed."""
@@ -155,6 +155,8 @@ def clean(source: Path) -> tuple[str, int]:
         task, metric = METRICS.get((row["task"], row["metric"]), ("", ""))
         if row["task"] == "TextVQA" and row["model"] in MODELS and row["metric"] == "acc":
             task, metric = ("textvqa_ocr" if row["source"] in with_ocr else "textvqa"), "exact_match"
+        if metric == "pope_f1_score_mean":
+            metric = _pope_f1(row["source"], row["note"])
         semantics, _, remark = row["budget_semantics"].partition("; MMStar")
         asked = (
             row["budget_label"]
@@ -209,6 +211,14 @@ def budget(method: str, label: str, semantics: str) -> str:
     ):  # a count is ours only at our K = 2, where half of 576 is what FastV itself published
         return "" if after[2] != "2" else "native" if after[1] == "288" else after[1]
     return after[1] if after else ""
+
+
+def _pope_f1(source: str, note: str) -> str:
+    """Papers print the mean over POPE's subsets; numbers of one subset, or of lmms-eval itself, say so."""
+    subset = re.search(r"POPE (adversarial|popular|random) split", note)
+    if subset:
+        return f"pope_f1_score/{subset[1]}"
+    return "lmms_eval/pope_f1_score" if "lmms-eval" in source else "pope_f1_score_mean"
 
 
 def _source(text: str) -> str:

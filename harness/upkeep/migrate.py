@@ -1,9 +1,9 @@
 """Seals cells of schema 4 anew in schema 5, and is the only place that reads schema 4.
 
 Answers, kept tokens and costs stay. All that follows from the answers is computed again: scores and metrics by the
-task's own code, the interval, and the identity, whose fields are others (KEY_VERSION 2). For that the model's files and
-the task's data must be those of then. A cell is written whole before its old folder goes: an interrupted migration is run
-again.
+task's own code, the interval, and the identity, whose fields are others (KEY_VERSION 2). The model's files and
+the task's data must be those of then. A cell is written whole before its old folder goes. An interrupted migration is
+run again.
 """
 
 from __future__ import annotations

@@ -76,6 +76,8 @@ def test_names_and_metrics_are_ours_where_they_are_the_same(tmp_path: Path) -> N
     rows = [
         {"task": "MME", "metric": "total", "value": "1862"},
         {"task": "POPE", "metric": "F1"},
+        {"task": "POPE", "metric": "F1", "source": "arXiv 3 Table 1; lmms-eval"},
+        {"task": "POPE", "metric": "F1", "note": "POPE popular split, user re-run"},
         {"task": "POPE", "metric": "F1/acc as reported"},
         {"task": "TextVQA", "value": "58.2", "source": "a"},
         {"task": "TextVQA", "value": "44.0", "source": "a", "method": "ToMe"},
@@ -85,7 +87,9 @@ def test_names_and_metrics_are_ours_where_they_are_the_same(tmp_path: Path) -> N
     found = cleaned(tmp_path, *rows)
     assert [(p.method, p.task, p.metric) for p in found] == [
         ("fastv", "mme", "mme_total_score"),
-        ("fastv", "pope", "pope_f1_score"),
+        ("fastv", "pope", "pope_f1_score_mean"),
+        ("fastv", "pope", "lmms_eval/pope_f1_score"),
+        ("fastv", "pope", "pope_f1_score/popular"),
         ("fastv", "pope", ""),
         ("fastv", "textvqa_ocr", "exact_match"),
         ("", "textvqa_ocr", "exact_match"),
