@@ -7,7 +7,6 @@ at hand, every cost that follows from kept tokens and lengths is computed again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
 from harness.core.shape import PromptShape
 from harness.core.trace import LayerTrace, Trace
-from harness.store.sealed import SealedCell
+from harness.store.sealed import SealedCell, finite
 from harness.store.verify import same
 
 if TYPE_CHECKING:
@@ -104,8 +103,8 @@ def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str
                 break
     if task.headline != cell.headline:
         wrong.append(f"its headline is {cell.headline}, expected {task.headline}")
-    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    wrong += _unlike("metric", cell.metrics, finite)
+    again = finite(metrics)
+    wrong += _unlike("metric", cell.metrics, again)
     return wrong
 
 

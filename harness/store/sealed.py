@@ -133,6 +133,11 @@ def headline_of(
     return Headline(units.point, units.maximum, questions, units.n_clusters, stats.interval(metric, units))
 
 
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metrics as a cell file holds them: None for one that is undefined."""
+    return {name: None if v is None or not math.isfinite(v) else float(v) for name, v in metrics.items()}
+
+
 def cost_means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The mean per sample of every cost. A layer (`*_layer`) that a sample does not have is -1: its mean is over those
     that have one, left out where none has, and `*_layer_share` says how many of all samples they are, 0..1."""

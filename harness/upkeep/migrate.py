@@ -22,7 +22,7 @@ from harness.core.asked import Asked
 from harness.core.cell import KEY_VERSION
 from harness.core.errors import PrunebenchError, naming
 from harness.store.files import checksum, remove
-from harness.store.sealed import SAMPLES, SCHEMA_VERSION, SEAL, headline_of, load
+from harness.store.sealed import SAMPLES, SCHEMA_VERSION, SEAL, compressed, finite, headline_of, load
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -178,7 +178,6 @@ def _derived(body: Mapping[str, Any], table: bytes, job: Job) -> tuple[dict[str,
 
     from harness.runner.jobs import processing
     from harness.runner.running import scored
-    from harness.store.sealed import compressed
 
     rows = pq.read_table(io.BytesIO(table))
     columns = {name: rows[name].to_pylist() for name in ("key", "answer", "score", "image", "category", "question_id")}
@@ -192,9 +191,11 @@ def _derived(body: Mapping[str, Any], table: bytes, job: Job) -> tuple[dict[str,
         table = compressed(rows.set_column(rows.column_names.index("score"), "score", now))
     per_sample = [scores[key].score for key in columns["key"]]
     found = headline_of(body["headline"], per_sample, columns["image"], columns["category"], columns["question_id"])
-    plain = {name: None if not math.isfinite(value) else float(value) for name, value in metrics.items()}
+    plain = finite(metrics)
     other = [
-        f"{name} {value} -> {plain.get(name)}" for name, value in body["metrics"].items() if plain.get(name) != value
+        f"{name} {value} -> {plain.get(name)}"
+        for name, value in body["metrics"].items()
+        if not _alike(value, plain.get(name))
     ]
     note = "; ".join(([f"{len(moved)} scores, first {moved[0]}"] if moved else []) + other)
     new = {
@@ -215,3 +216,10 @@ def _derived(body: Mapping[str, Any], table: bytes, job: Job) -> tuple[dict[str,
         "samples_sha256": hashlib.sha256(table).hexdigest(),
     }
     return new, table, note
+
+
+def _alike(before: float | None, now: float | None) -> bool:
+    """Equal but for the last bits of a float."""
+    if before is None or now is None:
+        return before is now
+    return math.isclose(before, now, abs_tol=1e-12)
