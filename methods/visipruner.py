@@ -23,7 +23,7 @@ Paper and code disagree, so there are two variants. `variant` sets the defaults 
 * `decode_shallow_visual`: do generated tokens attend the visual keys and values of layers < S? Yes (code), no (paper).
 
 Differs: the code reads the layer-0 variant from the checkpoint's folder name ("7b" or "13b"), here it is the knob
-`layer0`. S = 6 of 32 scales with depth unless given. VisiPruner has no published budget: at `BUDGET=k` the k tokens
+`layer0`, whose default is "half" from 40 decoder layers on. S = 6 of 32 scales with depth unless given. VisiPruner has no published budget: at `BUDGET=k` the k tokens
 with the largest |C_i| stay in place of the norm threshold, and where no layer has fired by `last_fusion_layer`
 (default: half the depth) selection happens there, so that the budget is always met; results record how often that was
 forced. Hidden shallow keys and values stay in the cache and its cost.
@@ -64,6 +64,8 @@ from harness.method import (
 
 #: as in notes: a prompt whose visual tokens stay to the end
 NEVER = -1
+#: decoder layers of LLaVA-1.5-13B
+LAYERS_OF_13B = 40
 
 
 @register
@@ -80,7 +82,7 @@ class VisiPruner(Method):
     middle: bool = True
     deep: bool = True
     shallow_mid_layer: int | None = None  # S
-    layer0: Literal["merge", "half"] = "merge"  # what the code does for "7b" / for "13b"
+    layer0: Literal["merge", "half"] | None = None  # what the code does for "7b" / for "13b"; None: by depth
     layer_threshold: float = 0.995
     tokens_threshold: float = 0.2
     exit_threshold: float = 0.999
@@ -121,7 +123,9 @@ class VisiPruner(Method):
                 )
         code = self.variant == "code"
         sink = self.sink
-        if self.layer0 == "half":
+        # the code asks whether the folder's name says 13b; of LLaVA-1.5 that is the model of 40 layers
+        layer0 = self.layer0 or ("half" if shape.depth >= LAYERS_OF_13B else "merge")
+        if layer0 == "half":
             if sink is not None:
                 raise PrunebenchError(f"visipruner: layer0=half takes no sink; found sink={sink}: leave it out")
         elif sink is None:
@@ -130,6 +134,7 @@ class VisiPruner(Method):
             self,
             shallow_mid_layer=s,
             last_fusion_layer=last,
+            layer0=layer0,
             sink=sink,
             shallow_self_attention=code if self.shallow_self_attention is None else self.shallow_self_attention,
             consecutive_votes=not code if self.consecutive_votes is None else self.consecutive_votes,

@@ -66,6 +66,14 @@ def test_a_variant_sets_defaults_and_a_knob_given_by_hand_wins() -> None:
     assert values(layer0="half") == (None, True, False, True)
 
 
+def test_layer_0_goes_by_the_depth_of_the_model() -> None:
+    """The official code asks for "13b" in the name of a folder, which may have any name."""
+    deep = SHAPES["llava-1.5-13b"]
+    for usual, layer0 in ((S7, "merge"), (deep, "half")):
+        assert build("visipruner", parse("native"), {}, usual).knobs()["layer0"] == layer0
+    assert build("visipruner", parse("native"), {"layer0": "merge"}, deep).knobs()["layer0"] == "merge"
+
+
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
