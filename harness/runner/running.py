@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import PrunebenchError
+from harness.method import Method
 from harness.runner.answering import Clock
 from harness.runner.execute import Work
 from harness.runner.jobs import Job
@@ -66,19 +67,23 @@ class RunningCell:
     def seal(self) -> SealedCell:
         """Score with lmms-eval and seal."""
         self.flush()
-        method = self.job.setting.method
         with self._clock("score"):
             metrics, scores = scored(self.job.task, {key: record.answer for key, record in self.writer.done.items()})
-        traits = method.traits
-        info = {
-            "query_aware": traits.query_aware,
-            "needs_vision_attention": traits.needs_vision_attention,
-            "adaptive": traits.adaptive,
-            "budget_knobs": list(method.budget_knobs),
-        }
+        info = info_of(type(self.job.setting.method))
         provenance = {**self._provenance, "wall_s": round(sum(r.wall_s for r in self.writer.done.values()), 3)}
         with self._clock("write"):
             return self.writer.seal(metrics, scores, provenance, headline=self.job.task.headline, method_info=info)
+
+
+def info_of(method: type[Method]) -> dict[str, Any]:
+    """What a cell holds of its method."""
+    traits = method.traits
+    return {
+        "query_aware": traits.query_aware,
+        "needs_vision_attention": traits.needs_vision_attention,
+        "adaptive": traits.adaptive,
+        "budget_knobs": list(method.budget_knobs),
+    }
 
 
 def scored(task: LoadedTask, answers: Mapping[str, str]) -> tuple[dict[str, float], dict[str, SampleScore]]:
