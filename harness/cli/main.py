@@ -16,6 +16,7 @@ import typer
 
 from harness.cli import dev, look, run, understand
 from harness.cli.refusals import Group, UsageError, said
+from harness.cli.signals import Ended, ending
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import from_a_terminal
 
@@ -120,8 +121,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
-        with from_a_terminal():
+        with from_a_terminal(), ending():
             sys.exit(_run())
+    except Ended as end:
+        print(f"\nprunebench: {end}; answers so far are kept, the same command continues", file=sys.stderr)
+        sys.exit(end.exit_code)
     except Interrupted:
         print("\nprunebench: interrupted; answers so far are kept, the same command continues", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -16,6 +16,8 @@ from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
 from harness.core.shape import PromptShape
 from harness.core.trace import LayerTrace, Trace
+from harness.method import method_class, source_of
+from harness.runner.running import info_of, scored
 from harness.store.sealed import SealedCell, finite
 from harness.store.verify import same
 
@@ -51,6 +53,12 @@ def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         wrong += _costs(cell, frame, usual)
     except PrunebenchError as error:
         left.append(f"costs not recomputed, model not at hand: {error}")
+    try:
+        method = method_class(cell.asked.method)
+        if source_of(method) == cell.cell.method_source:
+            wrong += _unlike("method_info", cell.method_info, info_of(method))
+    except PrunebenchError:
+        pass  # a method from elsewhere, which may be gone: its code is in the identity
     return wrong, left
 
 
@@ -84,8 +92,6 @@ def _prompt(model: str, dtype: str, fingerprint: str) -> PromptShape:
 
 
 def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str]:
-    from harness.runner.running import scored
-
     keys = frame["key"].tolist()
     if keys != [sample.key for sample in task.samples]:
         return ["its samples are not the questions of its data, in their order"]
@@ -110,8 +116,9 @@ def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str
 
 def _costs(cell: SealedCell, frame: pd.DataFrame, usual: PromptShape) -> list[str]:
     """The costs of each sample, from a trace with the layers that its record of kept tokens tells."""
-    rows = frame.to_dict("records")
-    for row in rows:
+    if cell.provenance["decoder_layers"] != usual.depth:
+        return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
+    for row in frame.to_dict("records"):
         stages = keeps.decode(row["keeps"], int(row["n_visual"]))
         if not stages:
             continue

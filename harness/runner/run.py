@@ -21,7 +21,7 @@ from harness.runner.environment import environment
 from harness.runner.execute import Executor
 from harness.runner.jobs import Job, prepare, provenance
 from harness.runner.pace import Pace
-from harness.runner.running import RunningCell, flush_all
+from harness.runner.running import Flusher, RunningCell
 from harness.runner.session import Session
 from harness.runner.setting import Setting
 from harness.store.lease import CellBusy
@@ -188,21 +188,16 @@ def _answer(running: Mapping[str, RunningCell], sealed: dict[str, SealedCell], e
     label = next(iter(left.values())).job.setting.label if len(left) == 1 else f"{len(left)} cells"
     # a log file gets a line now and then, a terminal a bar that moves
     often = 0.2 if sys.stderr.isatty() else 30.0
-    with tqdm(
-        total=total, initial=done, desc=label, unit="q", dynamic_ncols=True, smoothing=0.05, mininterval=often
-    ) as bar:
-        try:
-            # closed at once on an error: it is inside attach(), or has processes
-            with closing(executor.answers([one.work for one in left.values()], pace)) as source:
-                for identity, records in source:
-                    left[identity].add(records)
-                    bar.update(len(records))
-                    if left[identity].complete:
-                        sealed[identity] = left[identity].seal()
-                    for one in left.values():
-                        one.flush_if_old()
-        finally:
-            flush_all(left.values())
+    bar = tqdm(total=total, initial=done, desc=label, unit="q", dynamic_ncols=True, smoothing=0.05, mininterval=often)
+    # the executor is closed at once on an error: it is inside attach(), or has processes
+    answers = executor.answers([one.work for one in left.values()], pace)
+    with bar, Flusher(left.values()) as flusher, closing(answers):
+        for identity, records in answers:
+            left[identity].add(records)
+            bar.update(len(records))
+            if left[identity].complete:
+                sealed[identity] = left[identity].seal()
+            flusher.check()
     unfinished = [one.job.setting.label for identity, one in left.items() if identity not in sealed]
     if unfinished:
         raise PrunebenchError(

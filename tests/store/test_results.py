@@ -37,7 +37,9 @@ PROVENANCE = {
 
 
 def measure(root, **changes):
-    return sealed(Store(root), make_cell(**changes), provenance=PROVENANCE)
+    request = asked(seed=changes.get("seed", 0))
+    info = {"query_aware": True, "needs_vision_attention": False, "adaptive": False, "budget_knobs": ["keep"]}
+    return sealed(Store(root), make_cell(**changes), provenance={**PROVENANCE, "request": request}, method_info=info)
 
 
 @pytest.fixture
@@ -117,7 +119,10 @@ DAMAGE = {
     "another metric": (lambda f: resign(f, lambda b: b["metrics"].update(pope_accuracy=0.75)), "scores add up to 0.5"),
     "no metric": (lambda f: resign(f, lambda b: b["metrics"].clear()), "has no value"),
     "another maximum": (lambda f: resign(f, lambda b: b.update(maximum=2.0)), "the samples allow 1.0"),
-    "another interval": (lambda f: resign(f, lambda b: b["interval"].update(n_clusters=4)), "over the 2 images"),
+    "another interval": (
+        lambda f: resign(f, lambda b: b["interval"].update(n_clusters=4)),
+        "the 2 images of the samples give",
+    ),
     "another cost": (
         lambda f: resign(f, lambda b: b["costs"].update(kv_bytes=1536.5)),
         "cost kv_bytes is 1536.5, but its column's mean is 1536.0",
@@ -169,9 +174,10 @@ def test_damage_is_named_and_the_other_cell_still_counted(results, what):
 
 
 def test_a_kept_text_that_cannot_be_read_is_found(tmp_path):
-    records = [make_record(i, cost={"n_visual": 24}) for i in range(4)]
-    sealed(Store(tmp_path), make_cell(), records, provenance=PROVENANCE)
-    assert verify(tmp_path)[1]
+    cost = {"n_visual": 24, "kept": 8, "mean_visual": 8 + 16 * 2 / 12}
+    records = [make_record(i, cost=cost, kept="0:0:*;2:0:AAD/") for i in range(4)]
+    sealed(Store(tmp_path), make_cell(), records, provenance={**PROVENANCE, "grids": [[4, 6, False]]})
+    assert verify(tmp_path)[1], verify(tmp_path)[0]
     rewrite(first(tmp_path), lambda rows: [{**rows[0], "keeps": "0:0:A"}, *rows[1:]])
     assert not verify(tmp_path)[1]
     assert "expected kept tokens" in verify(tmp_path)[0][0]

@@ -23,6 +23,7 @@ from harness.models.device import pick_device
 from harness.runner.answering import Clock
 from harness.runner.execute import Batches, Executor, InProcess, Work
 from harness.runner.jobs import prepare
+from harness.runner.launch.guarded import guarded
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 
@@ -55,8 +56,9 @@ class Processes:
     def answers(self, work: Sequence[Work], pace: Pace) -> Batches:
         """As `Executor.answers`. Raises PrunebenchError where a worker fails or ends."""
         context = multiprocessing.get_context("spawn")
-        # read by the worker itself, so that what does not load there is an error with its reason
-        packed = pickle.dumps(list(work))
+        # read by the worker itself, so that what does not load there is an error with its reason, and so that a worker
+        # that still imports torch is guarded already
+        packed = pickle.dumps((list(work), pace))
         processes: list[Any] = []
         # a pipe each: the end of a process, also in the middle of a message, is an EOFError here
         inboxes: dict[Connection, int] = {}
@@ -65,9 +67,9 @@ class Processes:
         try:
             for i in range(self.workers):
                 receiving, sending = context.Pipe(duplex=False)
-                mine = replace(pace, shard=(i, self.workers))
                 device = device_of(i, work[0].setting.located.device)
-                process = context.Process(target=_work, args=(packed, device, mine, sending), daemon=True)
+                mine = os.getpid(), __name__, _work.__name__, packed, device, i, self.workers, sending
+                process = context.Process(target=guarded, args=mine, daemon=True)
                 process.start()
                 sending.close()
                 processes.append(process)
@@ -108,15 +110,15 @@ class Processes:
         )
 
 
-def _work(packed: bytes, device: str, pace: Pace, outbox: Connection) -> None:
+def _work(packed: bytes, device: str, shard: int, workers: int, outbox: Connection) -> None:
     """What a worker runs."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    shard, workers = pace.shard
     with suppress(BrokenPipeError):  # the parent is gone, and so is the reason to go on
         try:
             torch.set_num_threads(threads_each(workers))
             session = Session()
-            work = here(pickle.loads(packed), device, session)
+            work, pace = pickle.loads(packed)
+            work, pace = here(work, device, session), replace(pace, shard=(shard, workers))
             for identity, records in InProcess(session).answers(work, pace):
                 outbox.send(("answers", identity, records))
             outbox.send(("done", shard, None))
