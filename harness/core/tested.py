@@ -24,7 +24,7 @@ class Outside:
 
 
 @dataclass(frozen=True)
-class Tested:
+class VersionRange:
     """The range of one package: what is declared, and the newest version that was tried."""
 
     name: str
@@ -64,7 +64,7 @@ class Tested:
 
 
 @cache
-def tested_ranges() -> dict[str, Tested]:
+def tested_ranges() -> dict[str, VersionRange]:
     """By package: every direct dependency, under its normalised name."""
     pins = {}
     for line in (DATA / "constraints.txt").read_text().splitlines():
@@ -76,11 +76,11 @@ def tested_ranges() -> dict[str, Tested]:
         wanted = Requirement(text)
         if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
             name = canonicalize_name(wanted.name)
-            found[str(name)] = Tested(name, wanted.specifier, pins[name])
+            found[str(name)] = VersionRange(name, wanted.specifier, pins[name])
     return found
 
 
-def tested(name: str) -> Tested:
+def tested(name: str) -> VersionRange:
     """The range of one direct dependency."""
     return tested_ranges()[canonicalize_name(name)]
 
