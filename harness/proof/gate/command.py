@@ -29,6 +29,7 @@ from pathlib import Path
 
 from harness.core.command import rendered
 from harness.core.errors import PrunebenchError
+from harness.core.paths import make_folder
 from harness.proof.gate.compare import GateResult, compare
 from harness.proof.gate.report import report, report_markdown, write_pictures
 from harness.proof.gate.snapshot import Snapshot, dump, load, snapshot
@@ -175,7 +176,7 @@ def changed_files(repository: Path) -> list[str]:
 
 def _fresh_run(config: Path, out: Path, batch: int, workers: int, say: Callable[[str], None]) -> Snapshot:
     """Measure into an empty folder, which then replaces `out`/run."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with tempfile.TemporaryDirectory(dir=out, prefix=".run-") as temporary:
         found = measure(config, Path(temporary) / "run", batch=batch, workers=workers, say=say)
         shutil.rmtree(out / "run", ignore_errors=True)
