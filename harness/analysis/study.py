@@ -47,8 +47,9 @@ from harness.analysis.derive import derive, file_name, summary, write_config
 from harness.analysis.eye import COSINE, KNOBS, NORM, SINK_DRAW, SINK_NORM
 from harness.analysis.observe import by_layer, knockout_row, knockout_table, observe, rounded, sample_table, with_bounds
 from harness.analysis.stages import TEXT, Cut, Outcome
-from harness.core.command import rendered
+from harness.core.command import rendered, whole_number
 from harness.core.errors import PrunebenchError
+from harness.core.paths import make_folder
 from harness.core.spelling import given
 from harness.models.load import LoadedModel, locate_model
 from harness.runner.pace import check_batch
@@ -94,10 +95,10 @@ def parse_layers(text: str | None, depth: int) -> tuple[int, int] | None:
     model lacks."""
     if not text:
         return None
-    parts = text.split("-")
-    if len(parts) > 2 or not all(p.strip().isdigit() for p in parts):
+    parts = [whole_number(part) for part in text.split("-")]
+    first, last = parts[0], parts[-1]
+    if len(parts) > 2 or first is None or last is None:
         raise PrunebenchError(f"layers {text!r}: expected first-last, as in 0-{depth - 1}")
-    first, last = int(parts[0]), int(parts[-1])
     stages.cuts(depth, 1, (TEXT,), (first, last))  # raises where they are out of range
     return first, last
 
@@ -132,7 +133,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     # beside a whole analysis, not in place of it
     part = "" if layers is None else f"-layers-{layers[0]}-{layers[1]}"
     out = request.out or Path("results/local/analysis") / (file_name(located.config.name) + part)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with tempfile.TemporaryDirectory() as folder:
         # what knobs are derived on as well, unless all there is was analysed
         source = larger = test

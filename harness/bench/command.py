@@ -30,6 +30,7 @@ from harness.bench.random_model import random_config, random_input, random_model
 from harness.bench.settings import PACKAGES, Settings
 from harness.bench.tables import markdown, overhead, remarks, schedules, summary, table
 from harness.core.errors import PrunebenchError, unknown
+from harness.core.paths import make_folder
 from harness.core.provenance import git_state, versions
 from harness.core.shape import PromptShape
 from harness.models.adapters import adapter_class
@@ -41,6 +42,7 @@ from harness.models.load import locate_model
 def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure and write `out`/bench.json and `out`/BENCH.md; what the JSON holds. Bad settings raise before a model is
     built."""
+    make_folder(out)
     device = pick_device(settings.device)
     if settings.dtype not in ("auto", *DTYPES):
         raise unknown("dtype", settings.dtype, DTYPES)
@@ -109,7 +111,6 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
         "weights_bytes": sum(p.nbytes for p in model.parameters()),
         "batches": batches,
     }
-    out.mkdir(parents=True, exist_ok=True)
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "BENCH.md").write_text(markdown(result))
     say(f"\nwritten  {out / 'BENCH.md'}  {out / 'bench.json'}")

@@ -13,6 +13,8 @@ from harness.runner.pace import check_batch
 
 BARE, NONE = "bare model", "none"
 PACKAGES = ("prunebench", "transformers")
+#: of tokens and repeats
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,11 @@ class Settings:
         least = {"text_tokens": 2, "new_tokens": 2, "repeats": 1, "warmup": 0, "layers": 1}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is not None and value < low:
-                raise PrunebenchError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
+            if value is not None and not low <= value <= MOST:
+                bound = f"at least {low}" if value < low else f"at most {MOST:,}"
+                raise PrunebenchError(f"--{name.replace('_', '-')} {value}: expected {bound}")
+        if not 0 <= self.seed < 2**63:  # a generator of torch takes no other
+            raise PrunebenchError(f"--seed {self.seed}: expected a whole number from 0 to {2**63 - 1}")
         for option, listed in (("methods", self.methods), ("budgets", self.budgets), ("batch", self.batches)):
             if not listed or len(set(listed)) < len(listed):
                 raise PrunebenchError(

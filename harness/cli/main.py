@@ -8,19 +8,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 
 from harness.cli import dev, look, run, understand
+from harness.cli.guard import DEBUG, EXIT_BAD_INPUT, guarded, refused, sturdy
 from harness.cli.refusals import Group, UsageError, said
-from harness.cli.signals import Ended, ending
-from harness.core.errors import PrunebenchError
+from harness.cli.signals import ending
+from harness.core.errors import Interrupted, PrunebenchError
 from harness.core.spelling import from_a_terminal
-
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
 RUN, LOOK, UNDERSTAND = "Run", "Look", "Understand and check"
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
@@ -104,47 +103,65 @@ def about(
             "--version", callback=_version, is_eager=True, help="print the version; `doctor` prints all others"
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"show the traceback of an error, as {DEBUG}=1 does; at any place")
+    ] = False,
 ) -> None:
     """Evaluate visual-token pruning of multimodal language models: accuracy on real tasks beside measured cost."""
 
 
-class Interrupted(BaseException):
-    """Ctrl-C. Not a KeyboardInterrupt, which typer would turn into a silent exit."""
-
-
 def _interrupt(number: int, frame: object) -> None:
-    raise Interrupted
+    raise Interrupted  # not a KeyboardInterrupt, which typer would turn into a silent exit
 
 
 def main() -> None:
-    """Entry point: errors a user can mend are one line and exit code 2; an interruption says how to continue."""
+    """Entry point: errors a user can mend are one line and exit code 2; an interruption says how to continue; any other
+    error is one line too, and its traceback goes to a file."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sturdy()
+    words, debug = _without_debug(sys.argv[1:])
+    shown = os.environ.get(DEBUG)
+    if debug:
+        os.environ[DEBUG] = "1"
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
         with from_a_terminal(), ending():
-            sys.exit(_run())
-    except Ended as end:
-        print(f"\nprunebench: {end}; answers so far are kept, the same command continues", file=sys.stderr)
-        sys.exit(end.exit_code)
-    except Interrupted:
-        print("\nprunebench: interrupted; answers so far are kept, the same command continues", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+            # a command line of its own parses its words, and a shell that completes is answered by an exit
+            own = bool(_passing_on(words)) or "_PRUNEBENCH_COMPLETE" in os.environ
+            sys.exit(guarded(lambda: _run(words), own))
     finally:
         signal.signal(signal.SIGINT, before)
+        if debug:
+            os.environ.pop(DEBUG)
+            os.environ |= {DEBUG: shown} if shown is not None else {}
 
 
-def _run() -> int:
+def _passing_on(words: Sequence[str]) -> int:
+    """How many words name a command that hands the rest to a command line of its own; 0 for any other command."""
+    return next((n for n in (1, 2) if " ".join(words[:n]) in ("lmms-eval", "dev mini")), 0)
+
+
+def _without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
+    """The words without the switch --debug, which every command takes at any place, and whether it was there."""
+    # the words of another command line are its own, and so is what stands behind --
+    named = [word for word in words if word != "--debug"]
+    ends = [words.index("--")] if "--" in words else []
+    ends += [words.index(named[_passing_on(named) - 1])] if _passing_on(named) else []
+    end = min(ends, default=len(words))
+    head = [word for word in words[:end] if word != "--debug"]
+    return [*head, *words[end:]], len(head) < end
+
+
+def _run(words: Sequence[str]) -> int:
     """The exit code of what was typed."""
     try:
-        return app(prog_name="prunebench", standalone_mode=False) or 0
+        return app(args=list(words), prog_name="prunebench", standalone_mode=False) or 0
     except PrunebenchError as error:
-        wrong = str(error)
+        return refused(str(error))
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error)
             return EXIT_BAD_INPUT
-        wrong = said(error)
+        return refused(said(error))
     except typer.Abort:
-        wrong = "aborted"
-    print(f"prunebench: {wrong}", file=sys.stderr)
-    return EXIT_BAD_INPUT
+        return refused("aborted")

@@ -14,15 +14,18 @@ from harness.core.spelling import given
 
 RESULTS = Path("results/local")
 TASKS = "gqa,mme,pope,textvqa"
+#: of prompts, tokens, layers and processes: far beyond what is sensible, and no memory is asked for beyond it
+MOST = 1_000_000
 
 
 # -------------------------------------------------------------------------------------------------- checks and readers
 
 
 def at_least_one(context: typer.Context, parameter: typer.CallbackParam, value: int | None) -> int | None:
-    """The value itself. Raises PrunebenchError below 1."""
-    if value is not None and value < 1 and not context.resilient_parsing:
-        raise PrunebenchError(f"{given(str(parameter.name), value)}: expected a whole number of at least 1")
+    """The value itself. Raises PrunebenchError below 1 and above `MOST`."""
+    if value is not None and not 1 <= value <= MOST and not context.resilient_parsing:
+        bound = "of at least 1" if value < 1 else f"of at most {MOST:,}"
+        raise PrunebenchError(f"{given(str(parameter.name), value)}: expected a whole number {bound}")
     return value
 
 

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from harness.cli import options as given_as
-from harness.cli.options import RESULTS, TASKS, at_least_one, listed, pairs
+from harness.cli.options import MOST, RESULTS, TASKS, at_least_one, listed, pairs
 from harness.cli.say import finished as say_finished
 from harness.cli.say import loading
+from harness.core.command import natural
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import given
 
@@ -243,10 +244,9 @@ def bench(
     from harness.bench import command
     from harness.bench.settings import Settings, knobs_by_method
 
-    try:
-        batches = tuple(int(part) for part in listed(batch))
-    except ValueError:
-        raise PrunebenchError(f"{given('batch', batch)}: expected a number of prompts or several, as in 1,8") from None
+    batches = tuple(natural(part) or 0 for part in listed(batch))
+    if not all(1 <= n <= MOST for n in batches):
+        raise PrunebenchError(f"{given('batch', batch)}: expected a number of prompts or several, as in 1,8")
     settings = Settings(
         model,
         random_weights,

@@ -6,9 +6,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from harness.core.errors import Interrupted
 
-class Ended(BaseException):
-    """A signal asked this process to end. No Exception, which a method or a library might catch."""
+
+class Ended(Interrupted):
+    """A signal asked this process to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -59,7 +59,9 @@ class Budget:
 
 
 NONE = Budget("none")
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(%?)(.*)")
+_NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(%?)(.*)", re.DOTALL)
+#: characters of a number: more say nothing of a prompt's tokens
+_LONGEST = 18
 
 
 def parse(text: str | int | None) -> Budget:
@@ -79,6 +81,8 @@ def parse(text: str | int | None) -> Budget:
     if found is None:
         raise PrunebenchError(f"{unknown('budget', word, WORDS)}; {_SPELT}")
     number, percent, unit = found.groups()
+    if len(number) > _LONGEST:
+        raise PrunebenchError(f"budget {text!r}: expected a number of at most {_LONGEST} characters; {_SPELT}")
     if unit == "flops":
         ratio = _ratio(number, percent)
         if not 0 < ratio <= 1:
@@ -98,7 +102,7 @@ def _ratio(number: str, percent: str) -> float:
 def tokens(text: str, number: str, percent: str, unit: bool) -> int | Share:
     """An amount of visual tokens in the budget or knob `text`: whole numbers count, a % or a fraction with a unit is a
     share."""
-    whole = re.fullmatch(r"[+-]?\d+", number) is not None
+    whole = re.fullmatch(r"[+-]?[0-9]+", number) is not None
     if percent or (unit and not whole):
         ratio = _ratio(number, percent)
         if not 0 < ratio <= 1:

@@ -3,6 +3,7 @@ one. No torch."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +25,16 @@ def rendered(words: Sequence[str], values: Mapping[str, str | None] | None = Non
     return " ".join(parts) + (f"  # {comment}" if comment else "")
 
 
+def whole_number(value: object) -> int | None:
+    """The whole number of at least 0 that a user wrote, in digits from 0 to 9 and at most 18 of them; None for any
+    other text."""
+    text = str(value).strip()
+    return int(text) if re.fullmatch(r"\+?[0-9]{1,18}", text) and not isinstance(value, bool) else None
+
+
 def natural(value: object) -> int | None:
-    """The whole number of at least 1 that a user wrote; None for any other text."""
-    try:
-        number = int(str(value))
-    except ValueError:
-        return None
-    return number if number >= 1 else None
+    """`whole_number` from 1 on."""
+    return whole_number(value) or None
 
 
 def _quoted(value: str) -> str:

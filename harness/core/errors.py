@@ -14,6 +14,10 @@ class PrunebenchError(ValueError):
     """
 
 
+class Interrupted(BaseException):
+    """A signal ends the work: nobody's failure. Nothing catches it but to tidy up, and the command itself."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> PrunebenchError:
     """The error for an unknown name, with the nearest known one suggested: `unknown("method", "fastw", [...])`."""
     options = sorted(known)

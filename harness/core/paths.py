@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 
 #: the folder in which harness/, methods/ and tasks/ lie: the top level of a checkout, or a folder of installed packages
 TOP = Path(__file__).resolve().parents[2]
@@ -28,6 +29,17 @@ def checkout(needs: str) -> Path:
             " repository and run the command there"
         )
     return CHECKOUT
+
+
+def make_folder(folder: Path, option: str = "out") -> None:
+    """Create the folder that a command writes into, and that `option` names. Raises PrunebenchError where that is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise PrunebenchError(
+            f"{given(option, folder)}: expected a folder, or a place where one can be made: {why}; give another"
+        ) from None
 
 
 def resolved(file: Path) -> Path:

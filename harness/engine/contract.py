@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.core.errors import PrunebenchError
 from harness.engine.layout import TokenLayout
 from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction
+from harness.method.registry import blaming
 
 
 def check_mask(
@@ -141,10 +142,14 @@ def _sinks(where: str, sink: object, expected: Tensor) -> list[int]:
 
 def changed_pixels(method: Method, pixels: Tensor) -> Tensor | None:
     """What the method makes of the pixels before the vision tower, checked; None for no change."""
-    changed = method.on_pixels(pixels)
-    if changed is not None and (changed.shape != pixels.shape or changed.dtype != pixels.dtype):
+    with blaming(f"{method.name} at on_pixels"):
+        changed = method.on_pixels(pixels)
+    if changed is None:
+        return None
+    fits = isinstance(changed, Tensor) and changed.shape == pixels.shape and changed.dtype == pixels.dtype
+    if not fits:
+        found = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
         raise PrunebenchError(
-            f"{method.name}: expected pixels {pixels.dtype} {tuple(pixels.shape)} from on_pixels, "
-            f"found {changed.dtype} {tuple(changed.shape)}"
+            f"{method.name}: expected pixels {pixels.dtype} {tuple(pixels.shape)} from on_pixels, found {found}"
         )
     return changed

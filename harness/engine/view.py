@@ -19,6 +19,7 @@ from harness.engine.layout import TokenLayout, take
 from harness.engine.prefix import Shared
 from harness.engine.tower import Seen
 from harness.method import AttentionEdit, DecodePositions, Method, Places, Question, ScoresError, raised
+from harness.method.registry import NOBODYS
 from harness.models.adapters import Adapter
 from harness.models.adapters.text_encoder import TextEncoder
 
@@ -208,9 +209,9 @@ class RunView:
             yield
         except ScoresError as error:
             raise PrunebenchError(f"{self._method.name} at {where}, {self._sample(error.row)}: {error}") from None
-        except (PrunebenchError, torch.OutOfMemoryError):
+        except (PrunebenchError, torch.OutOfMemoryError, *NOBODYS):
             raise
-        except Exception as error:
+        except BaseException as error:
             batch = f"a batch of {self.layout.valid.shape[0]} from {self._sample(0)}"
             raise PrunebenchError(f"{self._method.name} at {where}, {batch}: {raised(error)}") from error
 

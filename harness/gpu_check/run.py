@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.core.errors import Interrupted
 from harness.gpu_check import plan
 from harness.gpu_check.plan import Size
 
 
-class TimeUp(BaseException):
+class TimeUp(Interrupted):
     """A stage has had its time; no `Exception`, which the code that it interrupts may take for its own."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, get_args, get_type_hints
 
 from harness.core import spelling
@@ -12,7 +11,7 @@ from harness.core.budget import Budget, amount, lowest, solve
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import PromptShape, Share
 from harness.method.interface import Method
-from harness.method.registry import method_class, raised
+from harness.method.registry import blaming, method_class
 
 
 def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> None:
@@ -58,15 +57,17 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
     if budget.unit in ("avg", "flops"):
         # for errors: the knobs that say where the method prunes, which are layers and sizes, not what is derived from
         # the count
-        now, half = (at(max(prompt.n_visual // part, 1)).knobs() for part in (1, 2))
+        with blaming(cls.name):
+            now, half = (at(max(prompt.n_visual // part, 1)).knobs() for part in (1, 2))
         placed = [k for k, v in now.items() if k not in cls.budget_knobs and type(v) in (int, tuple) and half[k] == v]
         label = cls.name + (" with " + ", ".join(f"{k}={now[k]}" for k in placed) if placed else "")
-        solved = solve(budget, at, prompt, label)
+        with blaming(cls.name):
+            solved = solve(budget, at, prompt, label)
         # asked as a share of any prompt, it is a share of any prompt
         return at(Share(solved / prompt.n_visual) if isinstance(budget.tokens, Share) else solved)
     built = _made(cls, budget, typed, prompt)
     try:
-        with _calling(cls):
+        with blaming(cls.name):
             plan = built.plan(prompt)
     except PrunebenchError as error:
         if budget.unit != "kept":
@@ -86,19 +87,8 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
 
 def _made(cls: type[Method], budget: Budget, typed: Mapping[str, Any], prompt: PromptShape) -> Method:
     """The method at a budget that is solved, fitted to the model."""
-    with _calling(cls):
+    with blaming(cls.name):
         return cls.at_budget(budget, typed, prompt).for_model(prompt.decoder)
-
-
-@contextmanager
-def _calling(cls: type[Method]) -> Iterator[None]:
-    """What a method's own code raises while it is made, in one line that says where."""
-    try:
-        yield
-    except PrunebenchError:
-        raise
-    except Exception as error:
-        raise PrunebenchError(f"{cls.name}: {raised(error)}") from error
 
 
 def _check_shares(cls: type[Method], budget: Budget) -> None:

@@ -11,12 +11,16 @@ import inspect
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from harness.core.errors import PrunebenchError, unknown
+import torch
+
+from harness.core.errors import Interrupted, PrunebenchError, unknown
 from harness.method.interface import Method
 from harness.method.ranking import Ranking
 from harness.method.source import FILE_MODULE, in_file, source_of
@@ -24,6 +28,8 @@ from harness.method.source import FILE_MODULE, in_file, source_of
 _REGISTRY: dict[str, type[Method]] = {}
 _PLUGINS_LOADED = False
 ENTRY_POINT_GROUP = "prunebench.methods"
+#: what no code of a method raised
+NOBODYS = (Interrupted, KeyboardInterrupt)
 
 
 def register(cls: type[Method]) -> type[Method]:
@@ -132,18 +138,20 @@ def method_class(name: str | type[Method]) -> type[Method]:
 
 
 def _load(spec: str) -> type[Method]:
-    where, _, attribute = spec.partition(":")
-    if not where or not attribute:
+    where, _, attribute = spec.rpartition(":")  # a path may hold colons, a class's name none
+    is_file = where.endswith(".py")
+    if not where or not attribute.isidentifier() or not (is_file or all(map(str.isidentifier, where.split(".")))):
         raise PrunebenchError(f"{spec!r}: expected path/to/file.py:Class or package.module:Class")
-    if where.endswith(".py") and not Path(where).is_file():
-        raise PrunebenchError(f"expected a Python file before ':' in {spec!r}; {Path(where).absolute()} does not exist")
+    if is_file and not Path(where).is_file():
+        what = "is no file" if Path(where).exists() else "does not exist"
+        raise PrunebenchError(f"expected a Python file before ':' in {spec!r}; {Path(where).absolute()} {what}")
     try:
         module = (
-            _file_module(Path(where).resolve(), Path(where).read_bytes())
-            if where.endswith(".py")
-            else importlib.import_module(where)
+            _file_module(Path(where).resolve(), Path(where).read_bytes()) if is_file else importlib.import_module(where)
         )
-    except Exception as error:
+    except NOBODYS:
+        raise
+    except BaseException as error:
         beside = (
             isinstance(error, ModuleNotFoundError)
             and error.name
@@ -161,7 +169,18 @@ def _load(spec: str) -> type[Method]:
     return cls
 
 
-def raised(error: Exception) -> str:
+@contextmanager
+def blaming(who: str) -> Iterator[None]:
+    """Whatever a method's own code raises, SystemExit included, as a PrunebenchError: `who`, and where in its file."""
+    try:
+        yield
+    except (PrunebenchError, torch.OutOfMemoryError, *NOBODYS):
+        raise
+    except BaseException as error:
+        raise PrunebenchError(f"{who}: {raised(error)}") from error
+
+
+def raised(error: BaseException) -> str:
     """What went wrong and where, in one line: `IndexError: ... (mine.py, line 12)`."""
     frames = traceback.extract_tb(error.__traceback__)
     # neither ours, nor of Python or a package
@@ -171,7 +190,10 @@ def raised(error: Exception) -> str:
         file, line = error.filename, error.lineno
     else:
         file, line = (own[-1].filename, own[-1].lineno) if own else (None, None)
-    said = str(error).strip().splitlines()
+    try:
+        said = str(error).strip().splitlines()
+    except Exception:  # a class of a method's own may not even print
+        said = []
     place = f" ({Path(file).name}, line {line})" if file else ""
     return f"{type(error).__name__}{': ' + said[0] if said else ''}{'' if isinstance(error, SyntaxError) else place}"
 

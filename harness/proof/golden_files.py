@@ -163,7 +163,7 @@ def _case(text: bytes, path: Path) -> dict[str, Any]:
 def _parsed(text: bytes, path: Path) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PrunebenchError(f"{path}: expected JSON, found a damaged file ({error}): {MEND}") from None
 
 

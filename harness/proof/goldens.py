@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, DynamicCache
 from harness import method as registry
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
+from harness.core.shown import one_line
 from harness.engine.attach import attach
 from harness.engine.run import EngineRun
 from harness.method import Method, Run
@@ -266,6 +267,10 @@ def run_folder(
             outcome = compare(case, replay(folder, case, method_of(case), device), tolerance)
         except NotReplayableError as error:
             outcome = CaseOutcome(str(case.get("id", entry["file"])), float("nan"), f"not replayable: {error}")
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            # a field that is there and holds something else
+            why = f"not replayable: a damaged case ({type(error).__name__}: {one_line(error)}): {MEND}"
+            outcome = CaseOutcome(str(case.get("id", entry["file"])), float("nan"), why)
         yield outcome
 
 

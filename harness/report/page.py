@@ -328,7 +328,8 @@ def read_analyses(results: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((results / "analysis").glob("*/analysis.json")):
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            json.dumps(raw, allow_nan=False)  # the page holds it, and JSON knows neither NaN nor infinity
             figures = [
                 {**{k: str(f.get(k, "")) for k in ("title", "alt")}, "src": _data_url(path.parent, str(f["file"]))}
                 for f in raw["figures"]
@@ -339,7 +340,7 @@ def read_analyses(results: Path) -> dict[str, dict[str, Any]]:
             kept = {name: raw.get(name) for name in ("fingerprint", "n_samples", "tasks", "command", "depth")}
             tables = {name: [_scalars(row) for row in raw.get(name, [])] for name in ("layers", "knockouts")}
             found[str(raw["model"])] = {**kept, **tables, "stages": stages, "figures": figures}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PrunebenchError(
                 f"{path}: expected the analysis of a model with its figures, found {type(error).__name__}: {error}; "
                 "`make analyze` writes it again, or move the folder elsewhere"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.core import keeps
+from harness.core.command import whole_number
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import Grid
 from harness.core.spelling import command, given
@@ -196,10 +197,11 @@ def _pick(questions: views.Questions, named: dict[str, str], method: str, budget
 def _near(key: str, known: Sequence[str]) -> list[str]:
     """Up to three known keys: the nearest numbers, or the nearest spellings where the key has no number."""
     number = key.rpartition("/")[2]
-    if number.isdecimal():
+    asked = whole_number(number)
+    if asked is not None:
         by_distance = sorted(
-            (k for k in known if k.rpartition("/")[2].isdecimal()),
-            key=lambda k: abs(int(k.rpartition("/")[2]) - int(number)),
+            (k for k in known if whole_number(k.rpartition("/")[2]) is not None),
+            key=lambda k: abs(int(k.rpartition("/")[2]) - asked),
         )
         return sorted(by_distance[:3])
     return difflib.get_close_matches(key, known, n=3, cutoff=0.0)

@@ -19,12 +19,13 @@ from transformers import Cache
 from harness.core import keeps
 from harness.core.budget import NONE, Budget
 from harness.core.costs import sample_cost
-from harness.core.errors import PrunebenchError
+from harness.core.errors import PrunebenchError, naming
 from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
 from harness.engine.run import EngineRun
 from harness.engine.tower import Seen, check_looks
-from harness.method import Method, TowerLook, raised, source_of
+from harness.method import Method, TowerLook, source_of
+from harness.method.registry import blaming
 from harness.models.adapters import Features
 from harness.models.load import LoadedModel, locate_model
 from harness.runner.pace import check_batch
@@ -138,13 +139,10 @@ class Answerer:
         self.features = FeatureCache() if features is None else features
         self.prefixes, self.clock = prefixes, clock or Clock()
         shape = loaded.adapter.shape
-        try:
+        where = f"{method.name} in looks()"
+        with blaming(where), naming(where):
             self._looks = tuple(method.for_model(shape).looks(shape))
             check_looks(loaded.adapter, self._looks)
-        except PrunebenchError as error:
-            raise PrunebenchError(f"{method.name} in looks(): {error}") from None
-        except Exception as error:
-            raise PrunebenchError(f"{method.name} in looks(): {raised(error)}") from error
         self.features.looks.update(self._looks)
         # a cache may serve several models
         self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels_key(method)}"
@@ -325,7 +323,7 @@ class Answerer:
                 f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})"
             ) from error
         # inside attach(), which lets the method change the pixels
-        with self.clock("vision"):
+        with self.clock("vision"), naming(f"sample {prompt.key}"):
             features, seen = run.encode(pixel_values=self.loaded.pixels(image))
             return EncodedImage(features[0], seen[0])
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core import budget as budgets
 from harness.core.asked import Asked
 from harness.core.budget import Budget
-from harness.core.command import check_no_comma, natural, word
+from harness.core.command import check_no_comma, natural, whole_number, word
 from harness.core.errors import PrunebenchError, naming, unknown
 from harness.core.spelling import given
 
@@ -254,11 +254,8 @@ def _check_spelt(cls: type[Method], knobs: Mapping[str, Any]) -> None:
 
 
 def _seed(text: str) -> int:
-    try:
-        seed = int(text)
-    except ValueError:
-        seed = -1
-    if seed < 0:
+    seed = whole_number(text)
+    if seed is None:
         raise PrunebenchError(f"{given('seed', text)}: expected a whole number of at least 0, or several, as in 0,1,2")
     return seed
 

@@ -35,16 +35,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
-def make_folder(folder: Path) -> None:
-    """Create the folder of tables or figures; raises PrunebenchError where that is refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PrunebenchError(
-            f"cannot create {folder}: {error.strerror}; choose a results folder that you can write"
-        ) from None
-
-
 def write_all(handle: int, data: bytes) -> None:
     """All of the data: os.write may stop early."""
     view = memoryview(data)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core import stats
-from harness.store.files import make_folder, write_atomic
+from harness.core.paths import make_folder
+from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.labels import label
 from harness.tables.sections import NAN, Line, Section, average, mean, percent_of_unpruned
@@ -288,7 +289,7 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
     from PIL import Image
 
     place = folder / FOLDER
-    make_folder(place)
+    make_folder(place, "results")
     svg, raw, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     FigureCanvasAgg(figure).print_png(raw, metadata={"Software": None})

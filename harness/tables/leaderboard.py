@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
-from harness.store.files import make_folder, write_atomic
+from harness.core.paths import make_folder
+from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
@@ -37,7 +38,7 @@ def write(
     known = distinct(cells)
     studied = [(section, study(section) if samples else None) for section in sections(known)]
     csv, markdown = folder / CSV, folder / MARKDOWN
-    make_folder(folder)
+    make_folder(folder, "results")
     drawn: list[list[str]] = [[] for _ in studied]
     if figures:
         from harness.tables.figures import draw  # matplotlib

@@ -135,6 +135,8 @@ def clean(source: Path) -> tuple[str, int]:
             rows, header = list(reader), tuple(reader.fieldnames or ())
     except OSError as error:
         raise PrunebenchError(f"cannot read {source}: {error.strerror}; give a CSV file of published results") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PrunebenchError(f"{source}: expected a CSV file as UTF-8 text, found another ({error})") from None
     if header != RAW:
         raise PrunebenchError(f"{source}: expected the columns {', '.join(RAW)}, found {', '.join(header)}")
     with_ocr = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -88,5 +90,5 @@ def test_one_wrong_answer_moves_the_interval_little() -> None:
         values = counts.copy()
         values[0, :wrong] -= 1.0
         ends.append(stats.interval("m", stats.Clustered(values, counts, 1.0)))
-    assert all(abs(b.low - a.low) < 0.12 for a, b in zip(ends, ends[1:], strict=False)), ends
+    assert all(abs(b.low - a.low) < 0.12 for a, b in pairwise(ends)), ends
     assert all(one.high > 0.98 for one in ends)

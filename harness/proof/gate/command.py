@@ -28,11 +28,12 @@ from pathlib import Path
 
 from harness.core.command import rendered
 from harness.core.errors import PrunebenchError
+from harness.core.paths import make_folder
 from harness.proof.gate.compare import GateResult, compare
 from harness.proof.gate.report import report, report_markdown, write_pictures
 from harness.proof.gate.snapshot import Snapshot, dump, load, snapshot
 from harness.store.alive import scratch
-from harness.store.files import make_folder, write_atomic
+from harness.store.files import write_atomic
 
 CONFIG = Path("configs/regress.yaml")
 BASELINE = Path("results/reference/regress/baseline.json")

@@ -233,7 +233,9 @@ def load(file: Path) -> Snapshot:
             cells.append(SnapshotCell(named, cell["knobs"], cell["counts_fixed"], cell["flops_fixed"], rows))
         fingerprints = {name: task["fingerprint"] for name, task in body["tasks"].items()}
         return Snapshot(body["made_with"], body["models"], fingerprints, images, cells, {})
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except PrunebenchError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise PrunebenchError(
             f"{file}: not a baseline ({type(error).__name__}: {error}): restore it with git, or renew it with `make"
             " baseline`"
