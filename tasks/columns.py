@@ -30,7 +30,7 @@ class Kind(StrEnum):
     """One meaning of a column; the value says what is expected in a row."""
 
     NAME = "a text or a whole number"
-    TEXT = "a text with more than blanks in it"
+    TEXT = "a text that is not blank"
     YES_NO = "yes or no"
     ANSWERS = f"a list of at least {FEWEST_ANSWERS} texts, one an annotator"
     WORDS = "a list of texts"
