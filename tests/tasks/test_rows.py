@@ -435,3 +435,18 @@ def test_rows_of_the_hub_are_checked_alike(
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset(rows(task)))
     found = sources.read(sources.TASKS[task], sources.DataSource.parse("hub"))
     assert found.encoded(2) == {"bytes": GREY, "path": "a.png"}
+
+
+@pytest.mark.parametrize("text", ["/" + "y" * 300, "~nobody-of-that-name/x", "/dev/null", "/nonexistent/\0"])
+def test_a_folder_that_cannot_be_is_named(text: str) -> None:
+    with pytest.raises(PrunebenchError, match=r"expected `mini`, `hub` or a folder .* found no such folder"):
+        sources.DataSource.parse(text)
+
+
+def test_folders_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("a b 'c'", "\udcff", "s3:x", "50%"):
+        folder = tmp_path / name
+        path = path_of(folder, "pope")
+        with path.open("wb") as file:
+            pq.write_table(rows("pope"), file)
+        assert len(sources.read(sources.TASKS["pope"], sources.DataSource.parse(str(folder))).docs) == 6
