@@ -30,7 +30,7 @@ class Kind(StrEnum):
     """One meaning of a column; the value says what is expected in a row."""
 
     NAME = "a text or a whole number"
-    TEXT = "a text with more than blanks in it"
+    TEXT = "a text that is not blank"
     YES_NO = "yes or no"
     ANSWERS = f"a list of at least {FEWEST_ANSWERS} texts, one an annotator"
     WORDS = "a list of texts"
@@ -102,9 +102,9 @@ def check_whole(task: str, paths: Sequence[Path], mend: str) -> None:
         )
 
 
-def _few(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+def _few(names: Iterable[str], most: int = 4) -> str:
+    listed = [" ".join(name.split()) for name in names]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def check_names(where: str, columns: Mapping[str, Kind], found: Sequence[str], naming: Naming) -> None:
@@ -114,7 +114,7 @@ def check_names(where: str, columns: Mapping[str, Kind], found: Sequence[str], n
     if lacking:
         raise PrunebenchError(
             f"task {naming.task}: {where} lacks the column(s) {', '.join(lacking)}: expected {', '.join(required)},"
-            f" found {', '.join(found)}; {naming.mend}"
+            f" found {_few(found, 12)}; {naming.mend}"
         )
     twice = [column for column in columns if found.count(column) > 1]
     if twice:
@@ -139,8 +139,8 @@ def read_file(task: str, path: Path, columns: Mapping[str, Kind], naming: Naming
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise unreadable(f"expected a file, found {kind}")
     try:
-        # not read_table: it takes folder names like `split=test` for columns
-        with pq.ParquetFile(path) as file:
+        # not read_table: it takes folder names like `split=test` for columns; opened here for names that are no UTF-8
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             names = file.schema_arrow.names
             check_names(str(path), columns, names, naming)
             table = file.read(columns=[c for c in columns if c in names])

@@ -194,9 +194,12 @@ def _subset(spec: src.TaskSpec, rows: src.Rows, limit: int | None, seed: int) ->
     # whole pairs; perception comes first so that the headline exists in the smallest subset
     categories = list(rows.docs["category"])
     known = {name: n for n, name in enumerate(c for half in MME_CATEGORIES.values() for c in half)}
-    strange = [c for c in categories if c not in known]
-    if strange:
-        raise PrunebenchError(f"task mme: unknown category {strange[0]!r}; expected one of {', '.join(known)}")
+    strange = next((row for row, c in enumerate(categories) if c not in known), None)
+    if strange is not None:
+        raise PrunebenchError(
+            f"mme/{strange:06d}, column category: expected one of {', '.join(known)}, found {categories[strange]!r};"
+            " correct the data"
+        )
     by_category = sorted(range(len(categories)), key=lambda row: known[categories[row]])  # stable
     pairs = [(categories[row], groups[row]) for row in by_category]
     picked = choose(pairs, [categories[row] for row in by_category], limit, seed)
@@ -241,7 +244,7 @@ def _check_image(encoded: bytes, key: str) -> None:
     """Raise PrunebenchError unless the bytes begin as an image of a bearable size; no pixel is decoded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked right here
+            warnings.simplefilter("ignore")  # what Pillow warns of is refused right here
             with Image.open(io.BytesIO(encoded)) as opened:
                 size = opened.size
     except Image.DecompressionBombError as error:

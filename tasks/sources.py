@@ -7,6 +7,7 @@ torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -183,9 +184,10 @@ class DataSource:
             return cls("mini", mini_data.FOLDER)
         if text == "hub":
             return cls("hub", None)
-        root = Path(text).expanduser()
-        if root.is_dir():
-            return cls("local", root.resolve())
+        with contextlib.suppress(OSError, RuntimeError):  # a name that no folder can have: too long, or ~nobody
+            root = Path(text).expanduser()
+            if root.is_dir():
+                return cls("local", root.resolve())
         if os.sep not in text:
             raise unknown("data source", text, ("mini", "hub"))
         raise PrunebenchError(

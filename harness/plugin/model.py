@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: tokens for a task that names no limit; llava_hf's 1024 makes TextVQA hours of rambling
 MAX_NEW_TOKENS = 16
+#: lmms-eval's stop strings for a task whose YAML names none; an answer that begins with a blank line would be empty
+UPSTREAM_STOP = ["\n\n"]
 
 
 class Abort(SystemExit):
@@ -144,6 +146,8 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             )
         text, image = one_image(messages(), key)
         until = settings.get("until") or ()
+        if list(until) == UPSTREAM_STOP:
+            until = ()
         return Prompt(
             key=key,
             text=text,

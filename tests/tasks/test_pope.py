@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from helpers import HEAVY, imported_with
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -156,8 +154,4 @@ def test_llavas_rule(answer: str, said: str) -> None:
 
 
 def test_numbers_need_no_lmms_eval() -> None:
-    code = (
-        "import sys; from tasks import pope; pope.metrics(['yes'], ['no'], ['random']); print(len(sys.modules) < 200)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.stdout == "False\n", done.stderr
+    assert imported_with("from tasks import pope; pope.metrics(['yes'], ['no'], ['random'])", *HEAVY) == []

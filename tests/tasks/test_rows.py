@@ -269,6 +269,18 @@ def test_shards_are_read_by_meaning(data: st.DataObject, tmp_path: Path) -> None
     assert [found.encoded(i) for i in range(12)] == [plain.encoded(i) for i in range(12)]
 
 
+@pytest.mark.parametrize("types", [{"question": pa.large_string()}, {"answer": pa.string()}])
+def test_two_writers_make_one_table(types: dict[str, pa.DataType], tmp_path: Path) -> None:
+    """As pandas 3 writes one file and pyarrow the other, one of them with its columns turned round."""
+    whole = rows("mme", 8)
+    first, second = whole.slice(0, 4), whole.slice(4, 4)
+    for column, to in types.items():
+        second = changed(second, column, second[column].cast(to))
+    found = sources.read(sources.TASKS["mme"], write(tmp_path, "mme", [first, second.select(whole.column_names[::-1])]))
+    assert found.docs.to_list() == whole.drop_columns(["image"]).to_pylist()
+    assert [found.encoded(i) for i in range(8)] == [{"bytes": GREY, "path": None}] * 8
+
+
 DIFFERENT = {
     "a number": pa.array(range(6)),
     "a share": pa.array([0.5] * 6),
@@ -423,3 +435,18 @@ def test_rows_of_the_hub_are_checked_alike(
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset(rows(task)))
     found = sources.read(sources.TASKS[task], sources.DataSource.parse("hub"))
     assert found.encoded(2) == {"bytes": GREY, "path": "a.png"}
+
+
+@pytest.mark.parametrize("text", ["/" + "y" * 300, "~nobody-of-that-name/x", "/dev/null", "/nonexistent/\0"])
+def test_a_folder_that_cannot_be_is_named(text: str) -> None:
+    with pytest.raises(PrunebenchError, match=r"expected `mini`, `hub` or a folder .* found no such folder"):
+        sources.DataSource.parse(text)
+
+
+def test_folders_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("a b 'c'", "\udcff", "s3:x", "50%"):
+        folder = tmp_path / name
+        path = path_of(folder, "pope")
+        with path.open("wb") as file:
+            pq.write_table(rows("pope"), file)
+        assert len(sources.read(sources.TASKS["pope"], sources.DataSource.parse(str(folder))).docs) == 6

@@ -501,6 +501,8 @@ def test_settings_are_read_but_never_changed(answerer: type[FakeAnswerer]) -> No
     assert settings == {"until": ["ASSISTANT:"], "temperature": 0.0}
     prompt = answerer.calls[0][0]
     assert (prompt.max_new_tokens, prompt.until) == (16, ("ASSISTANT:",))
+    model_with({"a": [[1]]}).generate_until([request("a", 0, {"until": ["\n\n"]})])
+    assert answerer.calls[0][0].until == (), "lmms-eval's default, which no YAML names"
     with pytest.raises(SystemExit, match="a/000000: expected greedy decoding"):
         model_with({"a": [[1]]}).generate_until([request("a", 0, {"do_sample": True})])
 
