@@ -32,7 +32,8 @@ def checkout(needs: str) -> Path:
 
 
 def make_folder(folder: Path, option: str = "out") -> None:
-    """Create the folder that a command writes into, and that `option` names. Raises PrunebenchError where that is refused."""
+    """Create the folder that a command writes into, and that `option` names. Raises PrunebenchError if it
+    cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

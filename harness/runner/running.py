@@ -131,7 +131,7 @@ def info_of(method: type[Method]) -> dict[str, Any]:
     }
 
 
-def scored(task: LoadedTask, answers: Mapping[str, str]) -> tuple[dict[str, float], dict[str, SampleScore]]:
+def scored(task: LoadedTask, answers: Mapping[str, str]) -> tuple[dict[str, float | None], dict[str, SampleScore]]:
     """Metrics by name and the scores by key, as a cell holds them; sealing and verifying both come here.
 
     Raises PrunebenchError where an answer is missing.
@@ -144,7 +144,8 @@ def scored(task: LoadedTask, answers: Mapping[str, str]) -> tuple[dict[str, floa
         s.key: SampleScore(found.scores[s.key], s.question_id, s.category, s.prompt, s.targets[0] if s.targets else "")
         for s in task.samples
     }
-    return {**found.metrics, **{f"category/{name}": value for name, value in found.categories.items()}}, scores
+    metrics: dict[str, float | None] = {**found.metrics}
+    return metrics | {f"category/{name}": value for name, value in found.categories.items()}, scores
 
 
 def flush_all(cells: Iterable[RunningCell]) -> None:

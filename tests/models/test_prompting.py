@@ -64,7 +64,9 @@ def test_prompt_and_padding_are_the_checkpoints_own_or_as_asked(tmp_path: Path) 
 
 def test_the_first_line_says_prompt_padding_and_format(tmp_path: Path) -> None:
     folder = str(copy(tmp_path / "m"))
-    assert locate_model(folder, "cpu").spoken == "cpu in float32, its own chat template, images as its processor cuts them"
+    assert (
+        locate_model(folder, "cpu").spoken == "cpu in float32, its own chat template, images as its processor cuts them"
+    )
     asked = locate_model(folder, "cpu", "bfloat16", prompt="vicuna_v1", stands_for="mini", image="pad")
     assert asked.spoken == "cpu in bfloat16, Vicuna v1's prompt, images padded to a square, as mini"
 
