@@ -45,7 +45,7 @@ def asked(**changes: object) -> dict[str, object]:
         "seed": 0,
         "positions": "method",
     }
-    return values | {"data": None, "device": "cpu", "dtype": None} | changes
+    return values | dict.fromkeys(("data", "dtype", "prompt", "image", "stands_for")) | {"device": "cpu"} | changes
 
 
 def make_cell(n: int = 4, **changes: Any) -> Cell:
