@@ -42,7 +42,11 @@ def asked(**changes: object) -> dict[str, object]:
         "seed": 0,
         "positions": "method",
     }
-    return values | {"data": None, "device": "cpu", "dtype": None} | changes
+    return (
+        values
+        | {"data": None, "device": "cpu", "dtype": None, "prompt": None, "image": None, "stands_for": None}
+        | changes
+    )
 
 
 def make_cell(n: int = 4, **changes: Any) -> Cell:

@@ -84,7 +84,9 @@ def _loop(file: Path) -> None:
 
 @pytest.mark.parametrize("kind", [_folder, _pipe, _device, _dangling, _loop])
 @pytest.mark.parametrize("name", [*EVERY_FILE, "model.safetensors.index.json", "preprocessor_config.json"])
-def test_what_is_no_file_is_refused_and_never_waited_for(name: str, kind: Callable[[Path], None], tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused_and_never_waited_for(
+    name: str, kind: Callable[[Path], None], tmp_path: Path
+) -> None:
     folder = copy(tmp_path / "m")
     if name.endswith("index.json"):
         (folder / "model.safetensors").unlink()
@@ -298,7 +300,10 @@ def test_the_fingerprint_is_of_what_is_read(tmp_path: Path) -> None:
 def test_the_fingerprint_follows_the_index(tmp_path: Path) -> None:
     folder = sharded(copy(tmp_path / "m"))
     before = weight_hash(folder)
-    assert {f.name for f in loaded_files(folder)} >= {"model.safetensors.index.json", "model-00001-of-00002.safetensors"}
+    assert {f.name for f in loaded_files(folder)} >= {
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+    }
     shard = folder / "model-00002-of-00002.safetensors"
     body = bytearray(shard.read_bytes())
     body[-1] ^= 1

@@ -92,7 +92,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     # the processor
     (PROCESSOR, {"image_processor.crop_size": {"height": 224, "width": 224}}, "(3, 224, 224)"),
     (PROCESSOR, {"image_processor.do_center_crop": False}, "(3, 336, 448)"),
-    (PROCESSOR, {"image_processor.size": {"height": 336, "width": 300}, "image_processor.do_center_crop": False}, "300"),
+    (
+        PROCESSOR,
+        {"image_processor.size": {"height": 336, "width": 300}, "image_processor.do_center_crop": False},
+        "300",
+    ),
     (PROCESSOR, {"image_processor.do_resize": False, "image_processor.do_center_crop": False}, "(3, 48, 64)"),
     (PROCESSOR, {"image_processor.image_mean": "grey"}, "image processor"),
     (PROCESSOR, {"patch_size": 16}, "patch_size 14"),
