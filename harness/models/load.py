@@ -324,7 +324,7 @@ def _loading(label: str, folder: Path, what: str = "the files") -> Iterator[None
             raise
         reason = " ".join(str(error).split()) or "no reason given"
         raise PrunebenchError(
-            f"{label}: {what} in {folder} do not load ({type(error).__name__}: {reason[:240]}): {_mend(label)}"
+            f"{label}: {what} in {folder} cannot be loaded ({type(error).__name__}: {reason[:240]}): {_mend(label)}"
         ) from None
     finally:
         logging.set_verbosity(verbosity)

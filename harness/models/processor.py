@@ -63,7 +63,9 @@ def _tokens(processor: Any, config: Any) -> str | None:
     ids = tokenizer.get_vocab()
     if ids.get(token) != config.image_token_id:
         return f"expected {token!r} to be token {config.image_token_id} of the tokenizer, found {ids.get(token)}"
-    if tokenizer("<image><image>", add_special_tokens=False)["input_ids"] != [config.image_token_id] * 2:
+    one, three = (tokenizer(f"USER: {token * n}\nIs it? ASSISTANT:")["input_ids"] for n in (1, 3))
+    place = one.index(config.image_token_id) if config.image_token_id in one else 0
+    if one[:place] + [config.image_token_id] * 3 + one[place + 1 :] != three:
         return f"expected {token!r} as one special token of the tokenizer, found a text that is cut into pieces"
     largest = max(ids.values())
     if largest >= vocabulary:

@@ -33,13 +33,16 @@ class Job:
 
 def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
     """One job per setting, in order; several may be the same cell. Loads data and no weights; raises PrunebenchError
-    where data are broken."""
-    return [_job(setting, session) for setting in settings]
+    where data are broken, or a question does not fit the model."""
+    jobs = [_job(setting, session) for setting in settings]
+    for job in {(id(one.setting.located), one.task.name, one.task.fingerprint): one for one in jobs}.values():
+        questions = ((sample.key, sample.prompt) for sample in job.task.samples)
+        check_prompts(job.setting.located.prompter, questions, job.task.max_new_tokens)
+    return jobs
 
 
 def _job(setting: Setting, session: Session) -> Job:
     task = session.task(setting.task, setting.source, setting.limit)
-    check_prompts(setting.located.prompter, ((s.key, s.prompt) for s in task.samples), task.max_new_tokens)
     cell = cell_of(setting, task)
     return Job(setting, task, cell, cell.identity())
 

@@ -60,11 +60,11 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     data: str | None = None
+    positions: str = "method"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     image: str | None = None
     stands_for: str | None = None
-    positions: str = "method"
-    knobs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("methods", "budgets", "tasks", "seeds"):

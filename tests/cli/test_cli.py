@@ -34,7 +34,7 @@ def test_main_job_reuses_sealed_cells_and_measures_again_when_asked(tmp_path, ca
     ask = ev(tmp_path, "--method", "fastv", "--budget", "64", "--tasks", "pope,mme", "--limit", "10", "--batch", "4")
     code, out, err = run(capsys, monkeypatch, *ask)
     assert code == 0, err
-    assert out.startswith("fastv at budget 64 on mini (cpu in float32)")
+    assert out.startswith("fastv at budget 64 on mini (cpu in float32, its own chat template,")
     assert "GPU" not in out, "nothing is advertised"
     frame = pd.read_csv(tmp_path / "leaderboard.csv").set_index(["task", "method"])
     assert set(frame.index) == {("mme", "none"), ("mme", "fastv"), ("pope", "none"), ("pope", "fastv")}

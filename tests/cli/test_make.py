@@ -28,6 +28,9 @@ TAKES = {
         "DEVICE": "--device",
         "DTYPE": "--dtype",
         "DATA": "--data",
+        "PROMPT": "--prompt",
+        "IMAGE": "--image",
+        "AS": "--as",
         "POSITIONS": "--positions",
         "SET": "--set",
         "RESULTS": "--results",
@@ -349,7 +352,7 @@ def test_the_python_of_a_new_environment_is_one_word(tmp_path: Path, value: str)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["eval", "BUGDET=64"], "`make eval` does not take BUGDET, it takes BATCH BUDGET DATA"),
+        (["eval", "BUGDET=64"], "`make eval` does not take BUGDET, it takes AS BATCH BUDGET DATA"),
         (["eval", "-j", "BUGDET=64", "TASKS=x"], "does not take BUGDET,"),
         (["methods", "LIMIT=3"], "`make methods` does not take LIMIT, it takes PYTHON."),
         (["LIMIT=3"], "`make help` does not take LIMIT"),

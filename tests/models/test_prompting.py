@@ -231,9 +231,9 @@ def test_the_context_is_the_decoders(changes: dict[str, Any], expected: int, tmp
 
 LONG = "ABC " * 3000
 WRONG: list[tuple[str, str, str]] = [
-    ("Does the sign read <image>?", "expected 576 image tokens in the prompt, found 577", "holds the token"),
-    ("<image>", "found 577", "is the token"),
-    ("<image><image>", "found 578", "holds two"),
+    ("Does the sign read <image>?", "expected one image token in the prompt, found 2", "holds the token"),
+    ("<image>", "found 2", "is the token"),
+    ("<image><image>", "found 3", "holds two"),
     (LONG, "a context of 4,096 less 24 to answer with", "is long"),
 ]
 
@@ -250,6 +250,13 @@ def test_a_prompt_that_cannot_be_asked_names_its_sample(text: str, named: str, _
         said = refused(call)
         assert said.startswith("sample pope/000023: ")
         assert named in said
+
+
+def test_a_prompt_is_tokenised_as_the_processor_does_it(mini: LoadedModel) -> None:
+    image = Image.new("RGB", (336, 336), "gray")
+    for question in ("Is it?", "", " ", "\u00e9t\u00e9 \u4e2d 12\n\n", "USER: ASSISTANT:", "</s> a"):
+        text = mini.template.replace("{text}", question)
+        assert mini.prompt_ids(question) == mini.processor(images=image, text=text)["input_ids"][0], question
 
 
 def test_a_prompt_may_fill_the_context_and_no_more(mini: LoadedModel) -> None:

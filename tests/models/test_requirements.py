@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +194,8 @@ DECODERS: dict[str, PreTrainedConfig] = {
 
 
 @pytest.fixture(params=DECODERS)
-def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LoadedModel]:
-    yield locate_model(str(tiny(tmp_path / "m", DECODERS[request.param])), "cpu").load()
+def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> LoadedModel:
+    return locate_model(str(tiny(tmp_path / "m", DECODERS[request.param])), "cpu").load()
 
 
 def test_decoders_that_are_let_in_equal_the_bare_model_and_their_cost_the_counter(loaded: LoadedModel) -> None:

@@ -50,6 +50,9 @@ def again(asked: Asked) -> Request:
         asked.data,
         asked.positions,
         asked.knobs,
+        asked.prompt,
+        asked.image,
+        asked.stands_for,
     )
 
 

@@ -130,7 +130,9 @@ def test_one_evaluation_takes_lists(tmp_path, capsys, monkeypatch) -> None:
     words = ["--method", "random,first", "--budget", "64,32", "--seed", "0,1", *few(tmp_path)]
     code, out, err = run(capsys, monkeypatch, "eval", *words)
     assert code == 0, err
-    assert out.startswith("random, first at budget 64, 32 with seeds 0, 1 on mini (cpu in float32)")
+    assert out.startswith(
+        "random, first at budget 64, 32 with seeds 0, 1 on mini (cpu in float32, its own chat template, images as"
+    )
     assert out.count("sealed  ") == 1 + 2 * 2 + 2
     again = sorted((c.cell.method, c.cell.budget, c.cell.seed) for c in Store(tmp_path).cells())
     random = [("random", budget, seed) for budget in ("32", "64") for seed in (0, 1)]
