@@ -38,7 +38,9 @@ def identity_of(answerer: Answerer) -> str:
 def key_by(identity: str) -> None:
     """From now on a response cache for our model class keeps the answers of `identity` apart."""
 
-    def create(cls: type[ResponseCache], cache_root: str, *, model: Any = "", model_args: Any = "", **rest: Any) -> Any:
+    def create(
+        cls: type[ResponseCache], /, cache_root: str, *, model: Any = "", model_args: Any = "", **rest: Any
+    ) -> Any:
         if model == MODEL_ID:
             model_args = {"model_args": model_args, "prunebench": identity}
         return _create(cls, cache_root, model=model, model_args=model_args, **rest)

@@ -52,8 +52,8 @@ def cache_room(device: torch.device) -> Room:
     """A quarter of what is free, for both together: the batches need the rest. A chunk's features are small beside its
     prefixes."""
     if device.type == "cuda":
-        free = int(torch.cuda.mem_get_info(device)[0])
-        return Room(free * 3 // 16, free // 16)
+        there = int(torch.cuda.mem_get_info(device)[0])
+        return Room(there * 3 // 16, there // 16)
     free = _free_memory()
     return _MOST if free is None else Room(min(free * 3 // 16, _MOST.prefixes), min(free // 16, _MOST.features))
 
