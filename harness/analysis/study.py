@@ -52,6 +52,7 @@ from harness.core.errors import PrunebenchError
 from harness.core.paths import make_folder
 from harness.core.spelling import given
 from harness.models.load import LoadedModel, locate_model
+from harness.runner.launch.launchers import check_alone
 from harness.runner.pace import check_batch
 from harness.runner.request import TASKS, parse_limit
 from harness.runner.session import SUBSET_SEED
@@ -110,6 +111,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     from tasks.sources import task_spec
 
     began = time.perf_counter()
+    check_alone()
     for name in request.tasks:
         task_spec(name)
     if not request.tasks:

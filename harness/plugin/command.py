@@ -107,7 +107,7 @@ def lmms_cli(args: Sequence[str]) -> int:
                 raise
             if not _saved(options.output_path, began):
                 failures[-1] = f"no results file was written under {options.output_path}"
-            elif (results and results.get("results")) or int(os.environ.get("RANK", "0")) > 0:
+            elif (results and results.get("results")) or os.environ.get("RANK", "0").strip() not in ("", "0"):
                 failures.pop()
             return results, samples
 

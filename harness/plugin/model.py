@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from PIL import ImageFile
 
 from harness.core.command import natural
 from harness.core.errors import PrunebenchError
+from harness.runner.launch.launchers import check_alone
 from tasks.lmms import one_image, sha256
 
 # isort: split
@@ -83,11 +83,9 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         with _fatal():
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                raise PrunebenchError(
-                    "expected one process, found WORLD_SIZE > 1; give each GPU its own runs, without torchrun"
-                )
+            check_alone("give each GPU its own runs")
             from harness.core import budget as budgets
+            from harness.plugin.cache import identity_of, key_by
             from harness.runner.answering import Answerer
 
             self._max_new_tokens = _whole("max_new_tokens", max_new_tokens)
@@ -105,6 +103,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
                 image=image,
                 stands_for=stands_for,
             )
+            key_by(identity_of(self._answerer))
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
         """Answers in the order of the requests. Tasks, splits and generation settings are never mixed in one call

@@ -3,6 +3,8 @@ trace."""
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,12 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 from transformers import Cache
 
 from harness.core import keeps
 from harness.core.budget import NONE, Budget
 from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError, naming
+from harness.core.spelling import given
 from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
 from harness.engine.run import EngineRun
@@ -28,7 +32,7 @@ from harness.method import Method, TowerLook, source_of
 from harness.method.registry import blaming
 from harness.models.adapters import Features
 from harness.models.load import LoadedModel, locate_model
-from harness.runner.pace import check_batch
+from harness.runner.pace import check_batch, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,16 @@ class FeatureCache:
             self.used -= self._items.popitem(last=False)[1].nbytes
         return found
 
+    def clear(self) -> None:
+        """Forget every image."""
+        self._items.clear()
+        self.used = 0
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
 
 class Answerer:
     """A loaded model with a method attached per call. Vision features outlive it, and with `prefixes` so does the
@@ -184,25 +198,60 @@ class Answerer:
             encoded = [(self.loaded.asked(p.key, p.text, p.max_new_tokens), p) for p in prompts]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
-        loaded = self.loaded
-        with attach(
-            loaded.model, self.method, self.seed, self.positions, self.features.looks, loaded.text_encoder
-        ) as run:
-            start = 0
-            while start < len(encoded):
-                batch = encoded[start : start + self.batch_size]
-                same = [
-                    b
-                    for b in batch
-                    if (b[1].max_new_tokens, b[1].until) == (batch[0][1].max_new_tokens, batch[0][1].until)
-                ]
-                if (
-                    self.prefixes is not None
-                ):  # the window of the longest may not reach in front of the shortest prompt's image
-                    shortest = same[0][0]
-                    same = [b for b in same if len(b[0]) - len(shortest) < shortest.count(self.loaded.image_token_id)]
-                start += len(same)
-                yield self._batch(run, same)
+        loaded, start, alone = self.loaded, 0, -1
+        while start < len(encoded):
+            size, why = 0, ""
+            try:
+                with attach(
+                    loaded.model, self.method, self.seed, self.positions, self.features.looks, loaded.text_encoder
+                ) as run:
+                    while start < len(encoded):
+                        batch = self._like(encoded, start)
+                        size = len(batch)
+                        answers = self._batch(run, batch)
+                        start += size
+                        yield answers
+            except Exception as error:
+                if not size or not out_of_memory(error):
+                    raise
+                if size == 1 and alone == start:
+                    raise PrunebenchError(
+                        f"{self.method.name}: out of memory on {loaded.device} at one prompt a batch, sample"
+                        f" {encoded[start][1].key} ({first_line(error)}): free the device of other processes, use"
+                        f" {given('dtype', 'bfloat16')} or a device with more memory; {given('batch')} does not help"
+                    ) from error
+                why = first_line(error)
+            if why:
+                # outside the handler, whose traceback holds the tensors of the batch that did not fit
+                alone = start if size == 1 else alone
+                self._shrink(size, why)
+
+    def _like(self, encoded: Sequence[tuple[list[int], Prompt]], start: int) -> Sequence[tuple[list[int], Prompt]]:
+        """The next batch: prompts that end alike, and whose prefixes fit under one window."""
+        batch = encoded[start : start + self.batch_size]
+        first = batch[0][1]
+        same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (first.max_new_tokens, first.until)]
+        if self.prefixes is None:
+            return same
+        # the window of the longest may not reach in front of the shortest prompt's image
+        shortest = same[0][0]
+        return [b for b in same if len(b[0]) - len(shortest) < shortest.count(self.loaded.image_token_id)]
+
+    def _shrink(self, size: int, why: str) -> None:
+        """Go on with half as many prompts a batch, and with nothing kept from those before."""
+        self.batch_size = max(1, size // 2)
+        self.features.clear()
+        if self.prefixes is not None:
+            self.prefixes.clear()
+        gc.collect()
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if size > 1:
+            tqdm.write(
+                f"note: {self.method.name}: out of memory at {size} prompts a batch ({why}); it goes on with"
+                f" {self.batch_size}, and {given('batch', self.batch_size)} begins so",
+                file=sys.stderr,
+            )
 
     @torch.inference_mode()
     def _batch(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Answer]:

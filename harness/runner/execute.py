@@ -108,7 +108,8 @@ class InProcess:
         An arm that fails is asked no more and the others go on; then raises PrunebenchError with what failed.
         """
         usual = loaded.usual
-        prefixes = self._session.prefixes(loaded.device) if pace.share else None
+        room = self._session.prefixes(loaded.device)
+        prefixes = room if pace.share else None
         kinds = [
             (prefix_kind(arm.method.for_model(usual.decoder), usual, arm.positions), pixels_key(arm.method))
             for arm in arms

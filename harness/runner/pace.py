@@ -4,6 +4,8 @@ images."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -35,8 +37,50 @@ def check_batch(batch: int) -> None:
         raise PrunebenchError(f"{given('batch', batch)}: expected at least 1 prompt a batch")
 
 
-def prefix_budget(device: torch.device) -> int:
-    """Bytes for prefixes: a quarter of what is free on the GPU, 4 GiB on a CPU."""
-    if device.type != "cuda":
-        return 4 << 30
-    return int(torch.cuda.mem_get_info(device)[0] // 4)
+class Room(NamedTuple):
+    """Bytes that may be kept between batches."""
+
+    prefixes: int
+    features: int
+
+
+#: most bytes of either on a CPU
+_MOST = Room(4 << 30, 2 << 30)
+
+
+def cache_room(device: torch.device) -> Room:
+    """A quarter of what is free, for both together: the batches need the rest. A chunk's features are small beside its
+    prefixes."""
+    if device.type == "cuda":
+        there = int(torch.cuda.mem_get_info(device)[0])
+        return Room(there * 3 // 16, there // 16)
+    free = _free_memory()
+    return _MOST if free is None else Room(min(free * 3 // 16, _MOST.prefixes), min(free // 16, _MOST.features))
+
+
+def _free_memory() -> int | None:
+    """Bytes that this machine can give away without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+#: how allocators and libraries say that they got no memory, beside torch's own class
+_SIGNS = ("out of memory", "not enough memory", "cannot allocate memory", "can't allocate memory", "alloc_failed")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, also inside a method whose error was wrapped."""
+    link: BaseException | None = error
+    for _ in range(20):  # a chain of causes may be a circle
+        if link is None:
+            return False
+        said = str(link).lower()
+        if isinstance(link, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(link, RuntimeError) and any(sign in said for sign in _SIGNS):
+            return True
+        link = link.__cause__ or link.__context__
+    return False

@@ -20,6 +20,7 @@ from harness.method import Method
 from harness.runner.environment import environment
 from harness.runner.execute import Executor
 from harness.runner.jobs import Job, prepare, provenance
+from harness.runner.launch.launchers import check_alone
 from harness.runner.pace import Pace
 from harness.runner.running import Flusher, RunningCell
 from harness.runner.session import Session
@@ -79,6 +80,7 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
     Raises PrunebenchError at the end, with the tables written, where data or a model cannot be read and where a method
     failed. What was answered is kept.
     """
+    check_alone()
     store = Store(options.results)
     done: dict[str, SealedCell] = {}
     identities: dict[Setting, str] = {}

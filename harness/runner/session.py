@@ -11,7 +11,7 @@ import torch
 from harness.engine.prefix import PrefixCache
 from harness.models.load import LoadedModel, Located, locate_model
 from harness.runner.answering import Clock, FeatureCache
-from harness.runner.pace import prefix_budget
+from harness.runner.pace import cache_room
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask
@@ -49,9 +49,11 @@ class Session:
         return self._models[key]
 
     def prefixes(self, device: torch.device) -> PrefixCache:
-        """Prefills of images on a device, in what it can spare when they are first asked for."""
+        """Prefills of images on a device. They and the features live in what it can spare when they are first asked
+        for, with the model loaded."""
         if self._prefixes is None:
-            self._prefixes = PrefixCache(prefix_budget(device))
+            room = cache_room(device)
+            self._prefixes, self.features.limit = PrefixCache(room.prefixes), room.features
         return self._prefixes
 
     def release(self) -> None:

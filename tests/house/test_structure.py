@@ -58,6 +58,11 @@ EXCEPTIONS = {
         "gpu_check.fixture",
         "DataSource.parse",
     ): "the answers that are committed are those of the mini data, whatever a user asks",
+    (
+        "proof.recomputed",
+        "source_of_data",
+    ): "a sealed cell holds the words of its request, and its data are found again",
+    ("proof.recomputed", "parse_limit"): "a sealed cell holds the words of its request, and its questions are, too",
 }
 MOST_STOPS = 25
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
+from harness.plugin import cache as plugin_cache
 from harness.plugin import command
 from harness.plugin.model import Abort, PrunebenchLmms
 from tasks import lmms, sources
@@ -435,6 +436,7 @@ def answerer(monkeypatch: pytest.MonkeyPatch) -> type[FakeAnswerer]:
     module.Answerer, module.Prompt, module.Answer = FakeAnswerer, FakePrompt, FakeAnswer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "harness.runner.answering", module)
     monkeypatch.setattr(FakeAnswerer, "fault", "")
+    monkeypatch.setattr(plugin_cache, "identity_of", lambda answerer: "fake")
     return FakeAnswerer
 
 

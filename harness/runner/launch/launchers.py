@@ -7,6 +7,7 @@ process, and lmms-eval's scoring, which takes part in such a group, would wait f
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -33,7 +34,7 @@ def check_alone(instead: str = "") -> None:
             text = os.environ.get(name, "").strip()
             if not text:
                 continue
-            number = int(text) if text.isascii() and text.lstrip("-").isdigit() and len(text) < 10 else None
+            number = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else None
             # a rank of -1 is what torch calls none
             if number is None or number > most:
                 raise PrunebenchError(
