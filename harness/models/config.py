@@ -41,7 +41,7 @@ class ModelConfig(BaseModel):
     prompt: Literal["vicuna_v1", "chat_template"] = "vicuna_v1"
     image: Literal["plain", "pad"] = "pad"
     knobs: dict[str, dict[str, Any]] = {}
-    default_limit: int | None = None
+    default_limit: yamlfile.Whole | None = None
     #: hub id or folder of the CLIP checkpoint whose text tower belongs to the vision tower
     text_encoder: str | None = None
 
@@ -75,7 +75,7 @@ def calibrated_knobs(method: str, model: str) -> dict[str, Any]:
     try:
         return dict(Calibration(**yamlfile.read(file, "a calibration file")).knobs)
     except ValidationError as error:
-        raise PrunebenchError(f"{where}: not a calibration file: {error}") from None
+        raise PrunebenchError(f"{where}: not a calibration file: {yamlfile.said(error, {'': Calibration})}") from None
 
 
 def calibration_file(method: str, model: str) -> Path:
@@ -117,7 +117,7 @@ def model_config(name: str) -> ModelConfig:
         try:
             return ModelConfig(**yamlfile.read(file, "a model config"))
         except ValidationError as error:
-            raise PrunebenchError(f"{file}: not a model config: {error}") from None
+            raise PrunebenchError(f"{file}: not a model config: {yamlfile.said(error, {'': ModelConfig})}") from None
     if Path(name).is_dir():
         return ModelConfig(name=Path(name).resolve().name, path=str(Path(name).resolve()))
     if name in ORIGINALS:
