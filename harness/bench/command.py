@@ -33,6 +33,7 @@ from harness.core.errors import PrunebenchError, unknown
 from harness.core.paths import make_folder
 from harness.core.provenance import git_state, versions
 from harness.core.shape import PromptShape
+from harness.core.shown import printable_lines
 from harness.models.adapters import adapter_class
 from harness.models.config import model_config
 from harness.models.device import DTYPES, device_name, pick_device
@@ -75,7 +76,7 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
                 turns,
                 settings.repeats,
                 settings.warmup,
-                lambda text, b=batch: print(f"batch {b}: {text}", file=sys.stderr, flush=True),  # type: ignore[misc]
+                lambda text, b=batch: print(printable_lines(f"batch {b}: {text}"), file=sys.stderr, flush=True),  # type: ignore[misc]
             )
         except torch.OutOfMemoryError:
             raise PrunebenchError(

@@ -13,6 +13,7 @@ from harness.bench.measure import Times
 from harness.bench.settings import BARE, NONE
 from harness.core import flops
 from harness.core.shape import PromptShape
+from harness.core.shown import code, in_markdown
 
 # -------------------------------------------------------------------------------------------------------------- results
 
@@ -185,12 +186,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     weights = "random weights" if asked["random_weights"] else "its own weights"
     slice_ = f", a slice of {asked['layers']} layers" if asked["layers"] else ""
     lines = [
-        f"# {asked['model']} on {where['device']}",
+        f"# {in_markdown(asked['model'])} on {where['device']}",
         "",
-        f"`{result['command']}`",
+        code(result["command"]),
         "",
         (
-            f"* model: {asked['model']} with {weights}{slice_}: {result['shape']['depth']} decoder layers,"
+            f"* model: {in_markdown(asked['model'])} with {weights}{slice_}: {result['shape']['depth']} decoder layers,"
             f" {where['dtype']}, {result['weights_bytes'] / 2**20:,.0f} MiB"
         ),
         f"* device: {where['device']} ({where['device_type']}), torch {where['torch']}"

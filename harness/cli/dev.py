@@ -9,6 +9,7 @@ import typer
 
 from harness.cli import options as given_as
 from harness.cli.options import RESULTS
+from harness.cli.say import put
 from harness.core.errors import PrunebenchError
 
 
@@ -27,10 +28,10 @@ def mutations(
     caught = []
     for fault in FAULTS:
         caught.append(try_fault(fault))
-        print(f"{'SURVIVED' if caught[-1].survived else 'caught  '}  {fault.name}", flush=True)
+        put(f"{'SURVIVED' if caught[-1].survived else 'caught  '}  {fault.name}", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(markdown(caught))
-    print(f"table  {out}")
+    put(f"table  {out}")
     if any(c.survived for c in caught):
         raise typer.Exit(1)
 
@@ -48,7 +49,7 @@ def published(
 
     text, dropped = published_results.clean(source)
     write_atomic(out, text.encode())
-    print(
+    put(
         f"wrote  {out}: {text.count(chr(10)) - 1} numbers; {dropped} rows left out, whose source names nothing that one"
         " could look up"
     )
@@ -61,7 +62,7 @@ def shipped() -> None:
     """
     from harness.method import record_shipped
 
-    print(f"wrote {record_shipped()}")
+    put(f"wrote {record_shipped()}")
 
 
 def migrate(results: given_as.ReadFrom = RESULTS) -> None:
@@ -72,7 +73,7 @@ def migrate(results: given_as.ReadFrom = RESULTS) -> None:
     from harness.upkeep.migrate import migrate as renew
 
     lines, fine = renew(results)
-    print("\n".join(lines))
+    put("\n".join(lines))
     if not fine:
         raise typer.Exit(1)
 
@@ -83,7 +84,7 @@ def readme(results: given_as.ReadFrom = Path("results/reference")) -> None:
 
     for file in map(Path, FILES):
         file.write_text(filled(file.read_text(), results))
-        print(f"filled  {file}")
+        put(f"filled  {file}")
 
 
 def mini(context: typer.Context, part: Annotated[str, typer.Argument(help="data, train or export")]) -> None:
@@ -95,7 +96,7 @@ def mini(context: typer.Context, part: Annotated[str, typer.Argument(help="data,
     if part == "data":
         from tasks.mini import data
 
-        print(f"wrote {data.build(data.FOLDER)}")
+        put(f"wrote {data.build(data.FOLDER)}")
     elif part == "train":
         from tasks.mini import train
 

@@ -10,7 +10,7 @@ import typer
 
 from harness.cli import options as given_as
 from harness.cli.options import RESULTS, listed, one_budget
-from harness.cli.say import loading
+from harness.cli.say import loading, put
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import command
 
@@ -31,9 +31,9 @@ def leaderboard(
         one = command("eval", method="visipruner", budget="64")
         raise PrunebenchError(f"{results}: expected sealed cells, found none: `{one}` makes some")
     csv, markdown = leaderboard.write(cells, results, figures=figures)
-    print(f"tables  {csv}  {markdown}")
+    put(f"tables  {csv}  {markdown}")
     if figures:
-        print(f"figures {results / 'figures'}")
+        put(f"figures {results / 'figures'}")
 
 
 def report(
@@ -50,7 +50,7 @@ def report(
     """
     from harness.report import page
 
-    page.write(results, out, samples, data)
+    page.write(results, out, samples, data, put)
 
 
 def show(
@@ -77,8 +77,8 @@ def show(
     one_budget(budget, "show")
     budget = str(budgets.parse(budget)) if budget else ""
     path, found = show.write(results, sample.strip(), list(listed(method)), budget, model, data, out)
-    print("\n".join(show.lines(found)))
-    print(f"picture  {path}")
+    put("\n".join(show.lines(found)))
+    put(f"picture  {path}")
 
 
 def results_verify(results: given_as.ReadFrom = RESULTS) -> None:
@@ -91,7 +91,7 @@ def results_verify(results: given_as.ReadFrom = RESULTS) -> None:
     from harness.store.verify import verify
 
     lines, fine = verify(results, again)
-    print("\n".join(lines))
+    put("\n".join(lines))
     if not fine:
         raise typer.Exit(1)
 
@@ -100,7 +100,7 @@ def results_list(results: given_as.ReadFrom = RESULTS) -> None:
     """One line per cell: sealed with its score, unfinished or damaged."""
     from harness.store.verify import overview
 
-    print("\n".join(overview(results)))
+    put("\n".join(overview(results)))
 
 
 def methods() -> None:
@@ -114,10 +114,10 @@ def methods() -> None:
         fields = dataclasses.fields(cls)
         knobs = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields)
         about = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-        print(f"{name:<12} {(about.strip().splitlines() or [''])[0]}")
-        print(f"{'':<12} knobs: {knobs or 'none'}")
+        put(f"{name:<12} {(about.strip().splitlines() or [''])[0]}")
+        put(f"{'':<12} knobs: {knobs or 'none'}")
         said = [trait.replace("_", " ") for trait, holds in dataclasses.asdict(cls.traits).items() if holds]
-        print(f"{'':<12} traits: {', '.join(said) or 'none'}" + (f"; paper: {cls.paper}" if cls.paper else ""))
+        put(f"{'':<12} traits: {', '.join(said) or 'none'}" + (f"; paper: {cls.paper}" if cls.paper else ""))
 
 
 def models() -> None:
@@ -139,8 +139,8 @@ def models() -> None:
         place = config.hub or f"shipped, {config.path}"
         rows.append([name, place, usual.decoder.depth, usual.n_visual, knobs or "none"])
     head = ["name", "weights", "layers", "visual tokens\nan image", "calibrated settings"]
-    print(tabulate(rows, headers=head, disable_numparse=True, maxcolwidths=[None, None, None, None, 40]))
-    print(f"\nAny hub id or local folder of {', '.join(sorted(ADAPTERS))} is a model too.")
+    put(tabulate(rows, headers=head, disable_numparse=True, maxcolwidths=[None, None, None, None, 40]))
+    put(f"\nAny hub id or local folder of {', '.join(sorted(ADAPTERS))} is a model too.")
 
 
 def tasks() -> None:
@@ -154,8 +154,8 @@ def tasks() -> None:
         [name, spec.headline, mini_rows(spec), f"{spec.hub_id} ({spec.table.split})", "yes" if name in _USUAL else "no"]
         for name, spec in TASKS.items()
     ]
-    print(tabulate(rows, headers=head, disable_numparse=True, colalign=("left", "left", "right", "left", "left")))
-    print(
+    put(tabulate(rows, headers=head, disable_numparse=True, colalign=("left", "left", "right", "left", "left")))
+    put(
         "\nThe mini model reads the shipped mini data. Every other model reads the data sets on the hub, or a folder of"
         " copies: --data FOLDER."
     )

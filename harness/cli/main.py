@@ -17,6 +17,7 @@ import typer
 from harness.cli import dev, look, run, understand
 from harness.cli.guard import DEBUG, EXIT_BAD_INPUT, guarded, refused, sturdy
 from harness.cli.refusals import Group, UsageError, said
+from harness.cli.say import put
 from harness.cli.signals import ending
 from harness.core.errors import Interrupted, PrunebenchError
 from harness.core.spelling import from_a_terminal
@@ -89,7 +90,7 @@ app.add_typer(
 def _version(on: bool) -> None:
     if on:
         try:
-            print(f"prunebench {metadata.version('prunebench')}")
+            put(f"prunebench {metadata.version('prunebench')}")
         except metadata.PackageNotFoundError:
             raise PrunebenchError("expected an installed prunebench, found its files alone: see `doctor`") from None
         raise typer.Exit
@@ -160,7 +161,7 @@ def _run(words: Sequence[str]) -> int:
         return refused(str(error))
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            print(error)
+            put(error)
             return EXIT_BAD_INPUT
         return refused(said(error))
     except typer.Abort:

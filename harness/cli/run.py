@@ -10,7 +10,7 @@ import typer
 from harness.cli import options as given_as
 from harness.cli.options import MOST, RESULTS, TASKS, at_least_one, listed, pairs
 from harness.cli.say import finished as say_finished
-from harness.cli.say import loading
+from harness.cli.say import loading, put
 from harness.core.command import natural
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import given
@@ -69,7 +69,7 @@ def evaluate(
         positions=positions,
         knobs=knobs,
     )
-    finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh))
+    finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh), put)
     say_finished(finished, results, wide)
     finished.check_whole()
 
@@ -105,9 +105,9 @@ def sweep(
 
     plan, options = runner.load(config, set_ or []), Options(results, Pace(batch, share), fresh)
     if dry_run:
-        print(runner.dry_run(plan, options, device=device, limit=limit))
+        put(runner.dry_run(plan, options, device=device, limit=limit))
         return
-    say_finished(runner.run(plan, options, workers=workers, device=device, limit=limit), results, wide)
+    say_finished(runner.run(plan, options, put, workers=workers, device=device, limit=limit), results, wide)
 
 
 def ablate(
@@ -132,7 +132,7 @@ def ablate(
 
     plan = ablations.load(config).changed(model=model, tasks=listed(tasks), limit=limit)
     asked = ablations.requests(plan, device=device, dtype=dtype, seed=seed, data=data or None)
-    print(ablations.table(plan, ablations.run(plan, asked, Options(results, Pace(batch)))))
+    put(ablations.table(plan, ablations.run(plan, asked, Options(results, Pace(batch)), put)))
 
 
 def analyze(
@@ -187,11 +187,12 @@ def analyze(
             config_file(locate_model(model, "cpu").calibration) if write_config else None,
             samples,
             fresh,
-        )
+        ),
+        put,
     )
-    print()
-    print(report(json.loads(file.read_text())))
-    print(f"\nanalysis  {file}")
+    put()
+    put(report(json.loads(file.read_text())))
+    put(f"\nanalysis  {file}")
 
 
 def bench(
@@ -263,7 +264,7 @@ def bench(
         dtype,
         seed,
     )
-    command.run(settings, out)
+    command.run(settings, out, put)
 
 
 def lmms_eval(context: typer.Context) -> None:

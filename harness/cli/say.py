@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cli.options import RESULTS
+from harness.core.shown import printable_lines
 from harness.core.spelling import command, given
 from harness.core.tested import untested
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 #: sealed folders that are named one by one
 FEW = 8
+
+
+def put(text: object = "", flush: bool = False) -> None:
+    """Print text that may hold names from elsewhere: no character of theirs moves the cursor or colours anything."""
+    print(printable_lines(text), flush=flush)
 
 
 def loading() -> None:
@@ -32,20 +38,20 @@ def finished(done: Finished, results: Path, wide: bool) -> None:
     from harness.tables import frame, terminal
 
     cells = list(done.cells.values())
-    print()
+    put()
     if cells:
-        print(terminal.table(frame.rows(cells), wide=wide))
-        print()
+        put(terminal.table(frame.rows(cells), wide=wide))
+        put()
     if done.reused:
         again = given("fresh", True)
-        print(f"{done.reused} of {len(cells)} cells were sealed before and reused; {again} measures them again")
+        put(f"{done.reused} of {len(cells)} cells were sealed before and reused; {again} measures them again")
     for cell in cells[:FEW]:
-        print(f"sealed  {cell.folder}")
+        put(f"sealed  {cell.folder}")
     if len(cells) > FEW:
-        print(f"sealed  {len(cells) - FEW} more: `prunebench results list --results {results}` lists all")
-    print(f"tables  {done.csv}  {done.markdown}")
+        put(f"sealed  {len(cells) - FEW} more: `prunebench results list --results {results}` lists all")
+    put(f"tables  {done.csv}  {done.markdown}")
     for line in _next(done, results):
-        print(f"next    {line}")
+        put(f"next    {line}")
 
 
 def _next(done: Finished, results: Path) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 
 from harness.cli import options as given_as
 from harness.cli.options import one_budget, pairs
-from harness.cli.say import loading
+from harness.cli.say import loading, put
 from harness.core.errors import PrunebenchError
 
 REGRESS = Path("configs/regress.yaml")
@@ -52,7 +52,7 @@ def cost(
         build(method, asked, {**own, **knobs}, prompt)
         for knobs in plan.each_prompt(method_class(method), pairs(set_ or []))
     ]
-    print(plan.report(built, prompt, text_before))
+    put(plan.report(built, prompt, text_before))
 
 
 def check(
@@ -83,10 +83,10 @@ def check(
     for name in registered() if all_ else [method]:
         verdicts = check_named(name, budget, pairs(set_ or []))
         wrong = sum(v.status == "FAIL" for v in verdicts)
-        print(f"{name}: {wrong} of {len(verdicts)} properties fail\n{table(verdicts)}\n", flush=True)
+        put(f"{name}: {wrong} of {len(verdicts)} properties fail\n{table(verdicts)}\n", flush=True)
         failed += [name] if wrong else []
     if failed:
-        print(f"{', '.join(failed)}: not conforming")
+        put(f"{', '.join(failed)}: not conforming")
         raise typer.Exit(1)
 
 
@@ -107,8 +107,8 @@ def goldens(
         total += 1
         failed += outcome.mismatch is not None
         word = "FAIL" if outcome.mismatch else "ok  "
-        print(f"{word}  {outcome.case:<34} {outcome.largest:9.2e}  {outcome.mismatch or ''}".rstrip(), flush=True)
-    print(f"{total - failed} of {total} cases reproduce")
+        put(f"{word}  {outcome.case:<34} {outcome.largest:9.2e}  {outcome.mismatch or ''}".rstrip(), flush=True)
+    put(f"{total - failed} of {total} cases reproduce")
     if failed or not total:
         raise typer.Exit(1)
 
@@ -136,15 +136,15 @@ def regress(
         tried = gate_faults.try_all(config)
         faults.parent.mkdir(parents=True, exist_ok=True)
         faults.write_text(gate_faults.markdown(tried))
-        print(f"table  {faults}")
+        put(f"table  {faults}")
         strange = gate_faults.unexpected(tried)
         if strange:
-            print("\n".join(strange))
+            put("\n".join(strange))
             raise typer.Exit(1)
         return
     from harness.proof.gate import command
 
-    if not command.regress(config, baseline, out, workers=workers).passed:
+    if not command.regress(config, baseline, out, workers=workers, say=put).passed:
         raise typer.Exit(1)
 
 
@@ -161,7 +161,7 @@ def baseline(
     loading()
     from harness.proof.gate import command
 
-    command.renew(config, baseline, out, workers=workers)
+    command.renew(config, baseline, out, workers=workers, say=put)
 
 
 def doctor() -> None:
@@ -169,5 +169,5 @@ def doctor() -> None:
     loading()
     from harness.install.doctor import report
 
-    if not report():
+    if not report(put):
         raise typer.Exit(1)

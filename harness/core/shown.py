@@ -13,6 +13,8 @@ _FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝＋－＠]")
 #: what GitHub's Markdown would read as markup, a link, HTML or mathematics; an underscore inside a word is none
 _MARKUP = re.compile(r"[\\`*<>|&$~#@]|(?<=\])[(\[:]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+
 
 def printable(text: object) -> str:
     r"""In one line of a terminal or a figure: a character that does not print is spelt as Python spells it (`\x1b`,
@@ -32,7 +34,7 @@ def one_line(text: object) -> str:
 
 def in_markdown(text: object) -> str:
     """In a heading, a paragraph or a cell of a table: the text itself, whatever it holds."""
-    return _MARKUP.sub(lambda found: f"\\{found[0]}", printable(text))
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0]) or f"\\{found[0]}", printable(text))
 
 
 def in_csv(text: str) -> str:
@@ -43,6 +45,13 @@ def in_csv(text: str) -> str:
 def from_csv(text: str) -> str:
     """What `in_csv` was given."""
     return text[1:] if text.startswith("'") else text
+
+
+def code(text: str) -> str:
+    """A word of code of Markdown, between more backticks than `text` holds in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    blank = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{blank}{printable(text)}{blank}{fence}"
 
 
 def fenced(lines: str, language: str = "") -> str:

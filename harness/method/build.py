@@ -116,6 +116,8 @@ def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[s
     for key, value in knobs.items():
         if key not in fields:
             raise unknown(f"knob of {cls.name}", key, fields)
+        if isinstance(value, bool) and not _takes_truth(hints[key]):
+            raise PrunebenchError(f"{cls.name}: knob {key}={value!r} is not valid: expected no truth value")
         try:
             # of `X | Y`: X and Y
             kinds = get_args(hints[key]) if get_origin(hints[key]) in (Union, UnionType) else (hints[key],)
@@ -130,6 +132,11 @@ def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[s
             raise PrunebenchError(
                 f"{cls.name}: knob {key}={value!r} is not valid: {error.errors()[0]['msg']}"
             ) from None
+
+
+def _takes_truth(hint: Any) -> bool:
+    """Whether a knob of this type may be true: Python would count it as 1 elsewhere."""
+    return hint is bool or hint is Any or any(map(_takes_truth, get_args(hint)))
 
 
 def _amount(cls: type[Method], knob: str, value: Any) -> int | Share:

@@ -51,7 +51,7 @@ class ModelConfig(BaseModel):
     image: Padding | None = None
     stands_for: str = ""
     knobs: dict[str, dict[str, Any]] = {}
-    default_limit: int | None = None
+    default_limit: yamlfile.Whole | None = None
     #: hub id or folder of the CLIP checkpoint whose text tower belongs to the vision tower
     text_encoder: str | None = None
 
@@ -85,7 +85,7 @@ def calibrated_knobs(method: str, key: str) -> dict[str, Any]:
     try:
         return dict(Calibration(**yamlfile.read(file, "a calibration file")).knobs)
     except ValidationError as error:
-        raise PrunebenchError(f"{where}: not a calibration file: {error}") from None
+        raise PrunebenchError(f"{where}: not a calibration file: {yamlfile.said(error, {'': Calibration})}") from None
 
 
 def calibration_key(config: ModelConfig) -> str | None:
@@ -206,7 +206,7 @@ def _shipped(name: str) -> ModelConfig:
     try:
         return ModelConfig(**body, stands_for=name)
     except ValidationError as error:
-        raise PrunebenchError(f"{file}: not a model config: {error}") from None
+        raise PrunebenchError(f"{file}: not a model config: {yamlfile.said(error, {'': ModelConfig})}") from None
 
 
 def _is_folder(name: str) -> bool:

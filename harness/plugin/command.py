@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import PrunebenchError
+from harness.core.shown import one_line
 from harness.plugin import manifests
 from harness.plugin.model import Abort
 from tasks import sources as src
@@ -126,8 +127,8 @@ def lmms_cli(args: Sequence[str]) -> int:
         finally:
             upstream.cli_evaluate_single, sys.argv = original, argv
     if isinstance(code, str):
-        print(code, file=sys.stderr)
+        print(one_line(code), file=sys.stderr)
         code = 1
     for failure in failures:
-        print(f"prunebench: {failure} (see above)", file=sys.stderr)
+        print(one_line(f"prunebench: {failure} (see above)"), file=sys.stderr)
     return code or (1 if failures else 0)

@@ -20,6 +20,7 @@ from harness.core import keeps
 from harness.core.command import whole_number
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import Grid
+from harness.core.shown import printable
 from harness.core.spelling import command, given
 from harness.report import views
 from harness.store.sealed import SealedCell
@@ -224,12 +225,12 @@ def _notes(row: Any) -> str:
 
 def lines(sample: ShownSample) -> list[str]:
     """The picture's facts as text, for the terminal."""
-    out = [f"{sample.key}  {sample.question}", f"expected  {sample.target}"]
+    out = [f"{sample.key}  {printable(sample.question)}", f"expected  {printable(sample.target)}"]
     base = sample.unpruned
     for shown in ((base,) if base else ()) + tuple(m for m in sample.methods if not base or m.name != base.name):
         kept = ", ".join(f"{int(s.keep.sum()) + s.added} from layer {s.layer}" for s in shown.stages) or "not recorded"
         out.append(
-            f"{shown.name}: {shown.answer!r} ({_verdict(shown)}); kept {kept}"
+            f"{printable(shown.name)}: {shown.answer!r} ({_verdict(shown)}); kept {kept}"
             + (f"; {shown.notes}" if shown.notes else "")
         )
     return out
@@ -314,7 +315,7 @@ def shaded(image: Image.Image, stage: keeps.Stage, grid: Grid | None) -> Image.I
 
 
 def _wrapped(text: str, columns: int, most: int) -> list[str]:
-    found = textwrap.wrap(" ".join(text.split()), columns, break_long_words=True) or [""]
+    found = textwrap.wrap(printable(" ".join(text.split())), columns, break_long_words=True) or [""]
     return found if len(found) <= most else [*found[: most - 1], found[most - 1][: columns - 1] + "…"]
 
 

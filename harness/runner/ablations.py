@@ -32,8 +32,8 @@ class Variant(BaseModel):
     name: str
     method: str
     knobs: dict[str, Any] = {}
-    budget: str | int | None = None
-    published: float | None = None
+    budget: yamlfile.WholeOrText | None = None
+    published: yamlfile.Number | None = None
 
 
 class Ablation(BaseModel):
@@ -45,7 +45,7 @@ class Ablation(BaseModel):
     source: str
     model: str = "mini"
     tasks: tuple[str, ...] = ("gqa",)
-    limit: str | int | None = None
+    limit: yamlfile.WholeOrText | None = None
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -50,8 +50,8 @@ class Entry(BaseModel):
 
     method: str
     knobs: dict[str, Any] = {}
-    budgets: tuple[str | int, ...] | None = None
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    budgets: tuple[yamlfile.WholeOrText, ...] | None = None
+    seeds: tuple[yamlfile.Whole, ...] = Field((0,), min_length=1)
     positions: Literal["method", "original", "compact"] = "method"
 
 
@@ -62,8 +62,8 @@ class Sweep(BaseModel):
 
     models: tuple[str, ...] = Field(("mini",), min_length=1)
     tasks: tuple[str, ...] = Field(TASKS, min_length=1)
-    limit: str | int | None = None
-    budgets: tuple[str | int, ...] = ()
+    limit: yamlfile.WholeOrText | None = None
+    budgets: tuple[yamlfile.WholeOrText, ...] = ()
     methods: tuple[Entry, ...] = Field(min_length=1)
     dtype: str = "auto"
     data: str | None = None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.core import stats
 from harness.core.paths import make_folder
+from harness.core.shown import printable
 from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.labels import label
@@ -94,7 +95,7 @@ def curves(section: Section, point: Callable[[Line], Point]) -> list[Curve]:
             p = point(line)
             if not (math.isnan(p.x) or math.isnan(p.y)):
                 parts.setdefault("" if line.budget[0].isdigit() or line.budget == "none" else line.budget, []).append(p)
-        label = "unpruned" if s.method == "none" else s.label
+        label = "unpruned" if s.method == "none" else printable(s.label)
         found += [
             Curve(
                 s.method, f"{label} at {name}" if name else label, s.variant, sorted(points, key=lambda p: (p.x, p.y))
@@ -167,7 +168,9 @@ def _average(section: Section, found: Findings | None, axis: Axis) -> Any:
     count = len(section.tasks)
     axes.set_ylabel(f"Avg % of the unpruned score, {count} task{'s' if count > 1 else ''}")
     axes.set_xlabel(axis.title)
-    axes.set_title(f"{section.model}: {', '.join(section.tasks)}", loc="left", fontsize=9, fontweight="bold")
+    axes.set_title(
+        f"{printable(section.short[0])}: {', '.join(section.tasks)}", loc="left", fontsize=9, fontweight="bold"
+    )
     _notes(axes, axis, any(p.spread for s in drawn for p in s.points))
     label(figure, axes, drawn)
     return figure

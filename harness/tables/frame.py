@@ -41,6 +41,7 @@ COLUMNS = (
     "seed",
     "identity",
     "command",
+    "model_fingerprint",  # of the weights: models of one name may differ
 )
 """Columns of `rows`; every other cost column of the cells follows them under its own name (mean per sample)."""
 _SHOWN_COSTS = ("kept", "mean_visual", "prefill_dense_flops", "kv_bytes")  # these have a column of their own above
@@ -92,4 +93,5 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
         "seed": cell.seed,
         "identity": sealed.identity,
         "command": evaluation(sealed.asked, fresh=True, source=sealed.cell.method_source),
+        "model_fingerprint": cell.model_fingerprint,
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
 from harness.core.paths import make_folder
+from harness.core.shown import in_csv
 from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.compare import Comparison, Findings, study
@@ -64,6 +65,9 @@ def whole_rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
+    """The file's bytes; no cell is a formula to a spreadsheet (`harness.core.shown.from_csv` gives its text back)."""
+    texts = [name for name in frame if any(isinstance(value, str) for value in frame[name])]
+    frame = frame.assign(**{name: [in_csv(v) if isinstance(v, str) else v for v in frame[name]] for name in texts})
     return bytes(frame.to_csv(index=False, lineterminator="\n").encode())
 
 

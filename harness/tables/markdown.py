@@ -14,6 +14,7 @@ from harness.core.asked import Asked
 from harness.core.cell import canonical_json
 from harness.core.command import evaluation
 from harness.core.paths import TOP
+from harness.core.shown import fenced, in_markdown
 from harness.store.sealed import SealedCell
 from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, TOO_FEW, Findings, Hard, Power
 from harness.tables.sections import NAN, Block, Line, Section, average, mean, percent_of_flops
@@ -47,7 +48,7 @@ def footer(folder: Path) -> str:
 def section_text(section: Section, found: Findings | None, figures: Sequence[str]) -> str:
     """Everything of one section: figures, an overview, the front, a block per budget, the power of the comparison,
     published numbers."""
-    parts = [f"## {', '.join(section.short)}", f"Protocol: {section.title}."]
+    parts = [f"## {in_markdown(', '.join(section.short))}", f"Protocol: {in_markdown(section.title)}."]
     parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in figures if path.endswith(".png")]
     blocks = section.blocks()
     pruned = any(line.method != "none" for block in blocks for line in block.lines)
@@ -76,7 +77,10 @@ def _front(section: Section, blocks: Sequence[Block]) -> list[_Point]:
 
 
 def _front_table(front: Sequence[_Point]) -> str:
-    columns = [[p.line.label for p in front], [DASH if p.line.budget == "none" else p.line.budget for p in front]]
+    columns = [
+        [in_markdown(p.line.label) for p in front],
+        [DASH if p.line.budget == "none" else p.line.budget for p in front],
+    ]
     columns += [[significant(p.gflops) for p in front], [decimal(p.percent) for p in front]]
     return grid(["method", "budget", "prefill dense (GFLOPs)", "Avg (% of unpruned)"], columns)
 
@@ -85,7 +89,7 @@ def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, f
     """Avg % of every method at every budget; best and second of a column marked, and what is on the front."""
     budgets = [block.budget for block in blocks if any(line.method != "none" for line in block.lines)]
     series = [s for s in section.series() if s.method != "none"]
-    columns = [[s.label for s in series]]
+    columns = [[in_markdown(s.label) for s in series]]
     for budget in budgets:
         at = [next((line for line in s.lines if line.budget == budget), None) for s in series]
         points = mark_best([decimal(average(line, section)) if line else DASH for line in at], [True] * len(at))
@@ -117,7 +121,7 @@ def _block(section: Section, block: Block, found: Findings | None) -> list[str]:
 def _scores(section: Section, block: Block, found: Findings | None) -> str:
     tasks, ranked = section.tasks, [line.method != "none" for line in block.lines]
     head = ["method", *(_task_header(section.of_task(task)) for task in tasks), "Avg %"]
-    columns = [[line.label for line in block.lines]]
+    columns = [[in_markdown(line.label) for line in block.lines]]
     for task in tasks:
         seeds = [line.cells.get(task, ()) for line in block.lines]
         marked = mark_best([seeds_score(cells) for cells in seeds], ranked)
@@ -149,7 +153,9 @@ def _said(section: Section, block: Block, found: Findings) -> list[str]:
     parts = []
     reference = found.references.get(block.budget)
     if reference:
-        parts.append(_verdicts(section, block, found, reference, "random", f"Against {reference} at this budget:"))
+        parts.append(
+            _verdicts(section, block, found, reference, "random", f"Against {in_markdown(reference)} at this budget:")
+        )
     elif block.budget != "none":
         parts.append(f"Not compared with random: there is no cell of it at budget {block.budget}.")
     parts.append(_verdicts(section, block, found, "none", "the unpruned model", "Against the unpruned model:"))
@@ -173,11 +179,11 @@ def _verdicts(section: Section, block: Block, found: Findings, against: str, nam
             single = [task for task in tasks if task != AVERAGE]
             shown = [f"all {len(single)} tasks"] if len(single) == len(section.tasks) > 1 else single
             shown = [*shown, *(["Avg %"] if AVERAGE in tasks else [])]
-            named += [f"{line.name} ({', '.join(shown)})"] if shown else []
+            named += [f"{in_markdown(line.name)} ({', '.join(shown)})"] if shown else []
         items += [f"* **{phrase}**: {'; '.join(named)}"] if named else []
     compared = {c.line for c in here if c.task == AVERAGE}
     absent = [
-        line.name
+        in_markdown(line.name)
         for line in block.lines
         if line.method != "none" and line.name not in compared and line.label != against
     ]
@@ -193,7 +199,7 @@ def _answers(section: Section, block: Block, found: Findings) -> str:
     if block.budget != "none" and unpruned:
         lines.insert(0, Line("none", "none", block.budget, "method", {}, {cell.cell.task: [cell] for cell in unpruned}))
     ranked = [line.method != "none" for line in lines]
-    columns = [[line.label for line in lines]]
+    columns = [[in_markdown(line.label) for line in lines]]
     agreement = [decimal(line.mean(lambda s: found.agreement.get(s.identity, NAN))) for line in lines]
     columns.append(mark_best(agreement, ranked))
     head = ["method", "agreement (%)"]
@@ -219,7 +225,7 @@ def _costs(section: Section, block: Block) -> str:
         "KV (MiB)",
     ]
     head += ["positions", "query-aware", "vision attention", "seeds"]
-    columns = [[line.label for line in block.lines]]
+    columns = [[in_markdown(line.label) for line in block.lines]]
     numbers: list[tuple[Callable[[float], str], Callable[[SealedCell], float]]] = [
         (decimal, lambda s: s.costs.get("kept", NAN)),
         (decimal, lambda s: s.costs.get("mean_visual", NAN)),
@@ -253,7 +259,8 @@ def _commands(block: Block) -> str:
         evaluation(asked, tasks=list(dict.fromkeys(tasks[same])), fresh=True, source=source)
         for same, (asked, source) in made.items()
     ]
-    return "\n".join(["<details><summary>commands</summary>", "", "```sh", *shown, "```", "", "</details>"])
+    code = fenced("\n".join(shown), "sh")
+    return f"<details><summary>commands</summary>\n\n{code}\n\n</details>"
 
 
 def _power_table(power: Sequence[Power]) -> str:
@@ -311,7 +318,9 @@ def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
         here = decimal(match.measured) + (
             interval_text(match.low, match.high, 100.0) if not math.isnan(match.low) else ""
         )
-        body.append([match.line, match.budget, f"{match.task}: {match.metric}", f"{match.n:,}", here, published])
+        body.append(
+            [in_markdown(match.line), match.budget, f"{match.task}: {match.metric}", f"{match.n:,}", here, published]
+        )
     listed = "\n".join(f"{i}. {source}" for i, source in enumerate(sources, start=1))
     note = (
         "From `published.csv`, which says where each number stands. Other prompts, image preprocessing, settings of the"

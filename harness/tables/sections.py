@@ -20,6 +20,8 @@ from harness.core.cell import Cell, canonical_json
 from harness.store.sealed import SealedCell
 
 NAN = float("nan")
+#: characters of a fingerprint that tell two models of one name apart
+SHORT = 6
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Section:
     cells: Sequence[SealedCell]
     known: Mapping[str, SealedCell]
     """Every cell there is, by identity: where baselines are looked up."""
+    weights: str = ""
+    """The beginning of the model's fingerprint, where another model has its name."""
 
     @property
     def title(self) -> str:
@@ -101,7 +105,8 @@ class Section:
         """Model, dtype, device, and which questions: a heading, or the name of a file."""
         cell = self.cells[0].cell
         questions = [fact for fact in self.facts if fact.startswith(("LIMIT=", "set of questions"))]
-        return [self.model, cell.dtype, cell.device_type, *questions]
+        name = f"{self.model} {self.weights}".strip()
+        return [name, cell.dtype, cell.device_type, *questions]
 
     @property
     def tasks(self) -> list[str]:
@@ -223,6 +228,9 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
         facts += [f"weights {c.model_fingerprint}", f"numerics {c.numerics_version}"]
         facts += [f"LIMIT={sealed.asked.limit or 'default'}"]
         protocols[tuple(facts)].append(sealed)
+    prints: defaultdict[str, set[str]] = defaultdict(set)
+    for sealed in known.values():
+        prints[sealed.cell.model].add(sealed.cell.model_fingerprint)
     found: list[Section] = []
     # within a model, sections that compare something before those of the unpruned model alone
     order = sorted(
@@ -242,7 +250,8 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
         for position in range(max(rank.values()) + 1):
             chosen = [s for s in members if rank[s.cell.task, _questions(s)] == position]
             again = [f"set of questions {position + 1}"] if position else []
-            found.append(Section(shared[0], [*shared, *again], chosen, known))
+            weights = chosen[0].cell.model_fingerprint[:SHORT] if len(prints[shared[0]]) > 1 else ""
+            found.append(Section(shared[0], [*shared, *again], chosen, known, weights))
     return found
 
 

@@ -29,6 +29,7 @@ RC = {
     "svg.hashsalt": "prunebench",
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8.5,
+    "text.parse_math": False,  # a name may hold dollars
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,

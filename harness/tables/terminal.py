@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
+from harness.core.shown import printable
+from harness.tables.sections import SHORT
 from harness.tables.text import decimal, score_with_interval, significant
 
 #: columns of characters that a table keeps to, unless its names are longer
@@ -28,7 +30,11 @@ def table(df: pd.DataFrame, wide: bool = False) -> str:
     """
     if df.empty:
         return "no sealed cells yet"
-    records: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in df.to_dict("records")]
+    records: list[dict[str, Any]] = [
+        {str(name): printable(value) if isinstance(value, str) else value for name, value in row.items()}
+        for row in df.to_dict("records")
+    ]
+    records = [row | {"model": name} for row, name in zip(records, _models(records), strict=True)]
     settings = _telling(records)
     if any(settings):
         records = [
@@ -44,6 +50,17 @@ def table(df: pd.DataFrame, wide: bool = False) -> str:
         records = [row | {"method": name} for row, name in zip(records, named, strict=True)]
         varying = [name for name in ("model", "method", "budget", "positions") if _differs(records, name)]
     return _narrow(records, varying)
+
+
+def _models(records: Sequence[Row]) -> list[str]:
+    """The model of each row, with its weights where two models share a name."""
+    weights: dict[str, set[str]] = {}
+    for row in records:
+        weights.setdefault(row["model"], set()).add(row["model_fingerprint"])
+    return [
+        f"{row['model']} {row['model_fingerprint'][:SHORT]}" if len(weights[row["model"]]) > 1 else row["model"]
+        for row in records
+    ]
 
 
 def _differs(records: Sequence[Row], name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.core.shown import in_markdown
 from harness.proof.gate.compare import CellDiff, Flip, GateResult
 
 SHOWN = 60
@@ -127,5 +128,5 @@ def report_markdown(found: GateResult, pictures: Mapping[str, Path]) -> str:
         ("Notes", found.notes),
     ):
         if texts:
-            lines += [f"## {name}", "", *(f"* {text}" for text in texts), ""]
+            lines += [f"## {name}", "", *(f"* {in_markdown(text)}" for text in texts), ""]
     return "\n".join([*lines, "## Cells", "", table(found.cells, markdown=True), ""])
