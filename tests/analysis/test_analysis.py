@@ -305,7 +305,7 @@ def test_hub_calibration_reads_other_splits_and_only_what_it_needs(
             return _Stream({"id": f"i{k}", "image": image} for k in range(50))
         if name == "val_balanced_instructions":
             return _Stream({"id": str(k), "imageId": f"i{k // 3}", "question": "q", "answer": "a"} for k in range(150))
-        columns = {"question": "q", "answers": ["a"], "ocr_tokens": ["t"]}
+        columns = {"question": "q", "answers": ["a"] * 10, "ocr_tokens": ["t"]}
         return _Stream({"question_id": k, "image_id": f"t{k // 2}", "image": image, **columns} for k in range(150))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
