@@ -29,6 +29,7 @@ ABOVE = (
     "proof.gate_faults",
     "proof.faults",
     "report",
+    "upkeep.migrate",  # asks again what a cell of before was asked
     "library.pruning",  # the door of programs
     "runner.request",
     "runner.evaluate",

@@ -106,7 +106,7 @@ DAMAGE = {
     ),
     "a version 1 cell": (
         lambda f: resign(f, lambda b: b.update(schema_version=1)),
-        "expected schema and key version 4 and 1, found 1 and 1",
+        "expected schema and key version 5 and 2, found 1 and 2",
     ),
     "a flipped bit": (lambda f: flip(f / "samples.parquet"), "expected sha256"),
     "no samples": (lambda f: (f / "samples.parquet").unlink(), "missing beside cell.json"),

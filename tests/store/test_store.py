@@ -217,7 +217,8 @@ def test_seal_refuses_what_is_not_whole(tmp_path):
             ({"metrics": {"pope_accuracy": 0.6}}, r"is 0\.6, but the 4 sample scores add up to 0\.5"),
             ({"headline": "pope_f1_score"}, "nan"),
             ({"headline": "f1"}, "is None"),
-            ({"provenance": {"request": asked(), "versions": object()}}, "plain JSON"),
+            ({"provenance": {"request": asked(), "processing": {}, "versions": object()}}, "plain JSON"),
+            ({"provenance": {"request": asked()}}, "provenance: expected processing"),
             (
                 {"provenance": {"command": "make eval METHOD=fastv"}},
                 r"cannot seal .*: a request as sealed holds method, budget, .*; found None",

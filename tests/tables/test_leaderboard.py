@@ -8,10 +8,11 @@ import random
 import re
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from factories import answered, asked, sealed_cell
+from factories import PROCESSING, answered, asked, sealed_cell
 
 from harness import cli
 from harness.core.errors import PrunebenchError
@@ -532,7 +533,7 @@ def test_the_footer_explains_what_is_shown_and_names_the_page_of_all_words(tmp_p
     for words in ("95 % interval", "±1.2 sd", "standard deviation", "**Avg %**", "**≈R**", "page docs/leaderboard.md"):
         assert words in footer, words
     page = (REPOSITORY / "docs" / "leaderboard.md").read_text()
-    for words in ("bootstrap over whole images", "McNemar", "Holm", "design effect", "downsample", "Pareto front"):
+    for words in ("Wilson", "draws of whole images", "McNemar", "Holm", "design effect", "downsample", "Pareto front"):
         assert words in page, words
 
 
@@ -542,8 +543,12 @@ def test_the_footer_links_the_page_inside_a_checkout():
         assert (REPOSITORY / folder / link).resolve() == REPOSITORY / "docs" / "leaderboard.md"
 
 
+def origin(started: str, **words: Any) -> dict[str, Any]:
+    return {"request": asked(**words), "started": started, "processing": PROCESSING}
+
+
 def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
-    smoke = {"n_samples": 10, "data_fingerprint": "few", "provenance": {"request": asked(), "started": "2025-12-31"}}
+    smoke = {"n_samples": 10, "data_fingerprint": "few", "provenance": origin(started="2025-12-31")}
     smoke["counts"] = {"expected": 10, "answered": 10, "headline": 8}
     cells = [
         *board(),
@@ -560,7 +565,7 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     assert points(lines(few, "fastv")[0])[1] == "98.0"
     assert "n=8)" in few, "the questions that the metric is computed from"
     limited = sealed_cell(
-        "fastv", "64", score=0.98, **(smoke | {"provenance": {"request": asked(limit="10"), "started": "2027"}})
+        "fastv", "64", score=0.98, **(smoke | {"provenance": origin(limit="10", started="2027")})
     )
     _, markdown = written([*board(), limited], tmp_path)
     assert [("LIMIT=10" in part, lines(part, "fastv")[0][-1] == "-") for part in markdown.split("\n## ")[1:-1]] == [
@@ -601,7 +606,7 @@ def test_an_empty_store_gives_an_empty_leaderboard(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        PrunebenchError, match=r"file/results: expected a folder, or a place where one can be made: Not a directory"
+        PrunebenchError, match=r"file/results': expected a folder, or a place where one can be made: Not a directory"
     ):
         leaderboard.write([], tmp_path / "file" / "results")
 
