@@ -60,6 +60,7 @@ def make_cell(n: int = 4, **changes: Any) -> Cell:
         "data_fingerprint": "d1",
         "n_samples": n,
         "processing": "p1",
+        "task_settings": "t1",
         "dtype": "float32",
         "device_type": "cpu",
         "max_new_tokens": 16,

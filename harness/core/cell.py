@@ -53,9 +53,11 @@ class Cell:
     n_samples: int
     """Questions in the cell."""
     processing: str
-    """Digest of everything that makes input of a sample and an answer of tokens: prompt, end tokens, stop strings,
-    padding, the image processor's settings. `processing_digest` makes it of an open description, which is sealed beside
-    the cell: a further step needs no new version of the identity."""
+    """Digest of everything that the model's side makes of a sample: prompt, end tokens, padding, the image processor's
+    settings. `processing_digest` makes it of an open description, which is sealed beside the cell: a further step needs
+    no new version of the identity."""
+    task_settings: str
+    """The same of what the task's side says about an answer beside its length: stop strings."""
     dtype: str
     kernel: str = "sdpa"
     positions: str = "method"

@@ -47,9 +47,9 @@ def _job(setting: Setting, session: Session) -> Job:
     return Job(setting, task, cell, cell.identity())
 
 
-def processing(setting: Setting, task: LoadedTask) -> dict[str, Any]:
-    """The open description that `Cell.processing` is a digest of."""
-    return {**setting.located.prompter.processing, "stop_strings": list(task.until)}
+def task_settings(task: LoadedTask) -> dict[str, Any]:
+    """The open description that `Cell.task_settings` is a digest of."""
+    return {"stop_strings": list(task.until)}
 
 
 def cell_of(setting: Setting, task: LoadedTask) -> Cell:
@@ -66,7 +66,8 @@ def cell_of(setting: Setting, task: LoadedTask) -> Cell:
         task=task.name,
         data_fingerprint=task.fingerprint,
         n_samples=len(task.samples),
-        processing=processing_digest(processing(setting, task)),
+        processing=processing_digest(prompter.processing),
+        task_settings=processing_digest(task_settings(task)),
         dtype=prompter.dtype,
         device_type=prompter.device.type,
         positions=setting.positions,
@@ -89,7 +90,8 @@ def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]
         **git_now(),
         "model_source": prompter.config.hub or prompter.config.name,
         "revision": prompter.revision,
-        "processing": processing(setting, task),
+        "processing": dict(prompter.processing),
+        "task_settings": task_settings(task),
         "decoder_layers": setting.located.shape.depth,
         "grids": [list(view) for view in setting.located.usual.images[0].views],
     }

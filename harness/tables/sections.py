@@ -257,7 +257,7 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
 
 def _questions(sealed: SealedCell) -> tuple[Any, ...]:
     cell = sealed.cell
-    return (cell.n_samples, cell.data_fingerprint, cell.max_new_tokens, sealed.headline)
+    return (cell.n_samples, cell.data_fingerprint, cell.max_new_tokens, cell.task_settings, sealed.headline)
 
 
 def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = ()) -> list[Line]:

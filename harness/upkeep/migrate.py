@@ -176,7 +176,7 @@ def _derived(body: Mapping[str, Any], table: bytes, job: Job) -> tuple[dict[str,
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from harness.runner.jobs import processing
+    from harness.runner.jobs import task_settings
     from harness.runner.running import scored
 
     rows = pq.read_table(io.BytesIO(table))
@@ -211,7 +211,8 @@ def _derived(body: Mapping[str, Any], table: bytes, job: Job) -> tuple[dict[str,
         "provenance": {
             **body["provenance"],
             "request": job.setting.asked.to_dict(),
-            "processing": processing(job.setting, job.task),
+            "processing": dict(job.setting.located.prompter.processing),
+            "task_settings": task_settings(job.task),
         },
         "samples_sha256": hashlib.sha256(table).hexdigest(),
     }

@@ -38,7 +38,9 @@ def aged(sealed: SealedCell, root: Path) -> Path:
 
     body, prompter = body_of(sealed.folder), locate_model("mini", "cpu").prompter
     cell = body["cell"]
-    del cell["stands_for"], cell["processing"], body["provenance"]["processing"]
+    for name in ("processing", "task_settings"):
+        del cell[name], body["provenance"][name]
+    del cell["stands_for"]
     cell |= {"prompt_template": prompter.template_hash, "image_backend": prompter.image_backend}
     for name in NEW_KEYS:
         del body["provenance"]["request"][name]
