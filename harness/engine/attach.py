@@ -76,7 +76,8 @@ def attach(
     every reduction (each layer then decodes at its own cache length), "method" leaves it to the method. `looks`: more
     of the vision tower than the method sees, for `EngineRun.encode`. `text_encoder` gives what `Run.question` encodes
     with, when it is first asked. Works with `forward` and with `generate` (KV cache of different length per layer,
-    left-padded batches). Raises PrunebenchError for unsupported models and for a second attach.
+    left-padded batches). Raises PrunebenchError for unsupported models, for a second attach, and at the end where the
+    method has changed the model.
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", str(positions), POSITION_POLICIES)
@@ -125,3 +126,5 @@ def attach(
         text_config._attn_implementation = before
         for attention in attentions:
             _ACTIVE.pop(id(attention), None)
+        run._untouched.look()
+    run.check_model()

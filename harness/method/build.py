@@ -72,7 +72,8 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
     except PrunebenchError as error:
         if budget.unit != "kept":
             raise
-        least = lowest(at, prompt)
+        with blaming(cls.name):
+            least = lowest(at, prompt)
         if budget.asked(prompt.n_visual) >= least:
             raise
         raise PrunebenchError(
