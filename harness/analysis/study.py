@@ -59,6 +59,8 @@ from harness.runner.session import SUBSET_SEED
 from tasks.sources import source_of_data
 
 DEFAULT_LIMIT = 36
+#: of the unpruned model, below which no knobs are derived
+LEAST_SCORE = 0.1
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
             f" questions about {n_images} images: {', '.join(request.tasks)}; {split['data']}"
         )
         rule = stages.Rule(window=min(stages.Rule().window, depth))
-        document, frames = _measured(request, loaded, asker, rule, layers, say)
+        deriving = chosen is not None and layers is None
+        document, frames = _measured(request, loaded, asker, rule, layers, say, deriving)
         document["split"] = split
         if document["stages"] and chosen is not None:
             askers = [asker]
@@ -237,6 +240,16 @@ def _identity(loaded: LoadedModel, split: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def check_answers(model: str, score: float, n: int) -> None:
+    """Raise PrunebenchError for a model whose answers say nothing: any knobs keep a score of 0."""
+    if not score >= LEAST_SCORE:
+        raise PrunebenchError(
+            f"{model} answers {100 * score:.1f} % of {n} questions right, unpruned: knobs are derived from"
+            f" {100 * LEAST_SCORE:g} % on; check prompt, weights and data, or leave the calibration data out to derive"
+            " none"
+        )
+
+
 def _command(request: AnalysisRequest) -> str:
     """The command that measures this again."""
     words = ["prunebench", "analyze", request.model]
@@ -256,8 +269,12 @@ def _measured(
     rule: stages.Rule,
     layers: tuple[int, int] | None,
     say: Callable[[str], None],
+    deriving: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything but the config: the JSON document and the tables of samples.parquet and knockouts.parquet."""
+    """Everything but the config: the JSON document and the tables of samples.parquet and knockouts.parquet.
+
+    `deriving`: knobs come next. Raises PrunebenchError where the model's answers could not choose any.
+    """
     depth = loaded.adapter.shape.depth
     planned = stages.cuts(depth, rule.window, layers=layers)
     left = sum(not asker.done(_name(cut)) for cut in planned)
@@ -273,6 +290,8 @@ def _measured(
         asker.record("unpruned", texts)
         outcomes: dict[Cut, Outcome] = {}
         unpruned = Outcome(asker.scores(texts), np.zeros(len(asker.keys), dtype=bool))
+        if deriving:
+            check_answers(loaded.config.name, float(np.mean(unpruned.score)), len(asker.keys))
         answers = {}
         for cut in planned:
             bar.set_postfix_str(_name(cut), refresh=False)

@@ -109,6 +109,7 @@ def methods() -> None:
     import dataclasses
 
     from harness.method import registered
+    from harness.method.registry import BROKEN
 
     for name, cls in registered().items():
         fields = dataclasses.fields(cls)
@@ -118,6 +119,8 @@ def methods() -> None:
         put(f"{'':<12} knobs: {knobs or 'none'}")
         said = [trait.replace("_", " ") for trait, holds in dataclasses.asdict(cls.traits).items() if holds]
         put(f"{'':<12} traits: {', '.join(said) or 'none'}" + (f"; paper: {cls.paper}" if cls.paper else ""))
+    for why in BROKEN.values():
+        put(f"\nnot usable: {why}")
 
 
 def models() -> None:

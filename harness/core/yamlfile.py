@@ -47,13 +47,13 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if not isinstance(event, yaml.AliasEvent) and event.tag not in (None, "!"):
             raise _wrong("a tag: write the value alone, in quotes where it is text", event.start_mark)
         self.depth += 1
         if self.depth > DEEPEST:
             raise _wrong(f"values nested more than {DEEPEST} deep", event.start_mark)
-        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 

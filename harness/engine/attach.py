@@ -78,7 +78,7 @@ def attach(
     of the vision tower than the method sees, for `EngineRun.encode`. `text_encoder` gives what `Run.question` encodes
     with, when it is first asked. Works with `forward` and with `generate` (KV cache of different length per layer,
     left-padded batches). Raises PrunebenchError for unsupported models, for a transformers without the doors that this
-    goes through (harness/engine/doors.py), and for a second attach.
+    goes through (harness/engine/doors.py), for a second attach, and at the end if the method has changed the model.
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", str(positions), POSITION_POLICIES)
@@ -128,3 +128,5 @@ def attach(
         text_config._attn_implementation = before
         for attention in attentions:
             _ACTIVE.pop(id(attention), None)
+        run._untouched.look()
+    run.check_model()

@@ -57,6 +57,11 @@ class EngineRun(RunView):
         trace = self.trace
         return batch_costs(self.prompts, trace)
 
+    def check_model(self) -> None:
+        """Raise PrunebenchError where the method has changed the model: what it answered since then is worth
+        nothing."""
+        self._untouched.check()
+
     @property
     def layouts(self) -> list[TokenLayout]:
         """The layout of the tokens each decoder layer saw in the last prefill."""

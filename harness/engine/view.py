@@ -18,6 +18,7 @@ from harness.core.trace import Trace
 from harness.engine.layout import TokenLayout, take
 from harness.engine.prefix import Shared
 from harness.engine.tower import Seen
+from harness.engine.untouched import Untouched
 from harness.method import AttentionEdit, DecodePositions, Method, Places, Question, ScoresError, raised
 from harness.method.registry import NOBODYS
 from harness.models.adapters import Adapter
@@ -51,6 +52,7 @@ class RunView:
     ) -> None:
         self._adapter, self._method, self._seed, self._positions = adapter, method, seed, positions
         self._text_encoder = text_encoder
+        self._untouched = Untouched(adapter.model, method.name)
         self._shape = adapter.shape
         self._depth = len(adapter.layers)
         self.samples: Sequence[str] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from harness.core import spelling
@@ -72,7 +73,8 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
     except PrunebenchError as error:
         if budget.unit != "kept":
             raise
-        least = lowest(at, prompt)
+        with blaming(cls.name):
+            least = lowest(at, prompt)
         if budget.asked(prompt.n_visual) >= least:
             raise
         raise PrunebenchError(
@@ -127,7 +129,10 @@ def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[s
                 value = [part.strip() for part in value.split(",")]
             elif Share in kinds and not isinstance(value, Share) and value is not None:
                 value = _amount(cls, key, value)
-            yield key, TypeAdapter(hints[key]).validate_python(value)
+            typed = TypeAdapter(hints[key]).validate_python(value)
+            if isinstance(typed, Path) and not typed.is_file():
+                raise PrunebenchError(f"{cls.name}: knob {key}={str(typed)!r} is not valid: expected a file")
+            yield key, typed
         except ValidationError as error:
             raise PrunebenchError(
                 f"{cls.name}: knob {key}={value!r} is not valid: {error.errors()[0]['msg']}"

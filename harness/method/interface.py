@@ -11,8 +11,10 @@ Most methods rank tokens at one layer: they derive from `Ranking` (harness/metho
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -306,9 +308,10 @@ class Method:
         return self
 
     def knobs(self) -> dict[str, Any]:
-        """All knobs with their values, defaults included; a share as it is spelt ("0.25kept")."""
+        """All knobs with their values, defaults included; a share as it is spelt ("0.25kept"), a file (a knob of type
+        `Path`) as its name and what is in it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: str(value) if isinstance(value, Share) else value for name, value in values.items()}
+        return {name: _plain(name, value) for name, value in values.items()}
 
     @property
     def uses_seed(self) -> bool:
@@ -391,6 +394,17 @@ class Method:
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         """Hand, at the stream entering `layer` in the prefill; boundary 0 is the language model's input."""
         return None
+
+
+def _plain(knob: str, value: Any) -> Any:
+    """A knob's value as a cell's identity holds it."""
+    if isinstance(value, Path):
+        try:
+            return {"file": value.name, "sha256": hashlib.sha256(value.read_bytes()).hexdigest()}
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise PrunebenchError(f"knob {knob}={str(value)!r}: expected a file that can be read: {why}") from None
+    return str(value) if isinstance(value, Share) else value
 
 
 def check_layer(method: str, knob: str, layer: int, low: int, depth: int) -> None:

@@ -20,7 +20,7 @@ from types import ModuleType
 
 import torch
 
-from harness.core.errors import Interrupted, PrunebenchError, unknown
+from harness.core.errors import Interrupted, PrunebenchError, naming, unknown
 from harness.method.interface import Method
 from harness.method.ranking import Ranking
 from harness.method.source import FILE_MODULE, in_file, source_of
@@ -28,6 +28,8 @@ from harness.method.source import FILE_MODULE, in_file, source_of
 _REGISTRY: dict[str, type[Method]] = {}
 _PLUGINS_LOADED = False
 ENTRY_POINT_GROUP = "prunebench.methods"
+#: plug-ins that cannot be used, by name: why
+BROKEN: dict[str, str] = {}
 #: what no code of a method raised
 NOBODYS = (Interrupted, KeyboardInterrupt)
 
@@ -109,11 +111,29 @@ def registered() -> dict[str, type[Method]]:
         _PLUGINS_LOADED = True
         import methods  # noqa: F401  (importing it registers every file in methods/)
 
-        for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-            loaded = point.load()
-            if isinstance(loaded, type) and issubclass(loaded, Method):
-                register(loaded)
+        for point in sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda one: (one.name, one.value)):
+            _load_plugin(point)
     return dict(sorted(_REGISTRY.items()))
+
+
+def _load_plugin(point: metadata.EntryPoint) -> None:
+    """Enrol the method of an entry point. One that cannot be is remembered under its name: only who asks for it
+    fails."""
+    package = f"the package {point.dist.name}" if point.dist else "a package"
+    where = f"plug-in {point.name!r} of {package} ({point.value})"
+    before = dict(_REGISTRY)
+    try:
+        with blaming(where), naming(where):
+            loaded = point.load()
+            if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+                if isinstance(loaded, ModuleType):  # a module enrols its methods with `register`
+                    return
+                raise PrunebenchError(f"expected a subclass of prunebench.Method, found {loaded!r:.80}")
+            register(loaded)
+    except PrunebenchError as error:
+        _REGISTRY.clear()
+        _REGISTRY.update(before)  # nothing of a module that broke half way
+        BROKEN[point.name] = str(error)
 
 
 def method_class(name: str | type[Method]) -> type[Method]:
@@ -132,6 +152,8 @@ def method_class(name: str | type[Method]) -> type[Method]:
     known = registered()
     if name.endswith(".py"):
         raise PrunebenchError(f"{name!r} is a file: name the class in it as well, as in {name}:Class")
+    if name not in known and name in BROKEN:
+        raise PrunebenchError(f"{BROKEN[name]}: mend or uninstall the package")
     if name not in known:
         raise unknown("method", name, known)
     return known[name]
@@ -184,7 +206,7 @@ def raised(error: BaseException) -> str:
     """What went wrong and where, in one line: `IndexError: ... (mine.py, line 12)`."""
     frames = traceback.extract_tb(error.__traceback__)
     # neither ours, nor of Python or a package
-    others = (str(Path(__file__).parents[1]), str(Path(ast.__file__).parent), "<frozen importlib")
+    others = (str(Path(__file__).parents[1]), str(Path(ast.__file__).parent), "<frozen ")
     own = [f for f in frames if not f.filename.startswith(others) and "site-packages" not in f.filename]
     if isinstance(error, SyntaxError):
         file, line = error.filename, error.lineno

@@ -274,6 +274,7 @@ class Answerer:
             logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
         with self.clock("decode"):
             tokens = self._decode(logits, cache, prompts)
+        run.check_model()  # before an answer reaches a journal
         trace, shapes = run.trace, run.prompts
         wall = (time.perf_counter() - began) / len(batch)
         answers = []

@@ -66,7 +66,7 @@ def whole_rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
 
 def _csv(frame: pd.DataFrame) -> bytes:
     """The file's bytes; no cell is a formula to a spreadsheet (`harness.core.shown.from_csv` gives its text back)."""
-    texts = [name for name in frame if any(isinstance(value, str) for value in frame[name])]
+    texts = [str(name) for name in frame if any(isinstance(value, str) for value in frame[name])]
     frame = frame.assign(**{name: [in_csv(v) if isinstance(v, str) else v for v in frame[name]] for name in texts})
     return bytes(frame.to_csv(index=False, lineterminator="\n").encode())
 

@@ -15,11 +15,11 @@ import torch
 from tiny import IMAGE_TOKEN, prompts, tiny_llava
 from typer.testing import CliRunner
 
-from harness.analysis import asker, derive, eye, observe, stages, text
+from harness.analysis import asker, derive, eye, observe, stages, study, text
 from harness.analysis.asker import knockout
 from harness.analysis.eye import Observer
 from harness.analysis.stages import TEXT, VISION, Calibrated, Cut, Tried
-from harness.analysis.study import AnalysisRequest, analyse
+from harness.analysis.study import AnalysisRequest, analyse, check_answers
 from harness.cli import app
 from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP as REPOSITORY
@@ -39,6 +39,17 @@ from tasks.mini import world
 from tasks.sources import DataSource
 
 DEPTH = 4
+LEAST = study.LEAST_SCORE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _knobs_of_random_models() -> Iterator[None]:
+    """The tiny models here answer nothing right, and the derivation is tested on them all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "LEAST_SCORE", 0.0)
+        yield
+
+
 QUESTIONS = ([20, 21, 22], [23, 24, 25, 26, 27, 28], [29])
 
 
@@ -569,3 +580,18 @@ def test_observer_and_probe_are_no_registered_methods() -> None:
     assert {"observer"}.isdisjoint(registered())
     assert registered()["visipruner"] is not eye.ShallowProbe
     assert dataclasses.is_dataclass(eye.ShallowProbe)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.01, 0.0999, float("nan")])
+def test_no_knobs_are_derived_from_a_model_that_answers_nothing_right(
+    score: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "LEAST_SCORE", LEAST)
+    with pytest.raises(PrunebenchError, match=r"^blank answers .*% of 143 questions right.* from 10 % on"):
+        check_answers("blank", score, 143)
+
+
+@pytest.mark.parametrize("score", [0.1, 0.5, 1.0])
+def test_knobs_are_derived_from_a_model_that_answers(score: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "LEAST_SCORE", LEAST)
+    check_answers("fit", score, 143)

@@ -332,6 +332,18 @@ def test_the_environment_does_not_count(bench: Bench) -> None:
     assert bench.argv("eval", "BUDGET=64", env=env) == ["eval", "--method", "visipruner", "--budget", "64"]
 
 
+@pytest.mark.parametrize("value", [value for value in HOSTILE if len(value) < 100], ids=range(len(HOSTILE) - 1))
+def test_no_value_of_the_environment_counts_or_runs(bench: Bench, value: str) -> None:
+    names = [*TAKES["eval"], *SWITCHES["eval"], "CONFIG", "OUT", "WORKERS", "SAMPLE", "DIR", "BASELINE", "BENCH", "RUN"]
+    assert bench.argv("eval", "BUDGET=64", env=dict.fromkeys(names, value)) == [
+        "eval",
+        "--method",
+        "visipruner",
+        "--budget",
+        "64",
+    ]
+
+
 def test_what_a_parent_make_was_told_counts_as_typed(bench: Bench) -> None:
     value = "a'\"$x;#\\ b"  # a parent may evaluate it
     (bench.folder.parent / "parent.mk").write_text(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import asked
+from hypothesis import given as given_
+from hypothesis import strategies as st
 
 from harness.analysis.study import AnalysisRequest, _command
 from harness.bench import settings
+from harness.cli.options import pairs
 from harness.core.asked import Asked
 from harness.core.command import evaluation, rendered
 from harness.core.errors import PrunebenchError
@@ -53,6 +57,25 @@ def test_every_value_comes_back_as_it_was(value: str) -> None:
         "DEVICE": "cpu",
         "FRESH": "1",
     }
+
+
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
+WORDS = TEXTS.map(lambda text: "".join(text.split()).replace(",", "").replace("=", "")).filter(
+    lambda text: text and text.lower() != "none"
+)
+
+
+@given_(
+    st.fixed_dictionaries(dict.fromkeys(("method", "budget", "model", "limit", "data", "dtype"), TEXTS)),
+    st.dictionaries(WORDS, WORDS | st.integers(0, 99) | st.booleans(), max_size=3),
+)
+def test_any_request_comes_back_through_a_shell(values: dict[str, str], knobs: dict[str, Any]) -> None:
+    made = Asked(**asked(**values, knobs=knobs))
+    words = dict(part.partition("=")[::2] for part in parts(evaluation(made, source="abc"))[2:])
+    names = {"method": "METHOD", "budget": "BUDGET", "model": "MODEL", "limit": "LIMIT", "data": "DATA"}
+    assert {words[variable] for variable in words} >= {values[name] for name in names}
+    assert all(words[variable] == values[name] for name, variable in names.items())
+    assert pairs([words["SET"]] if knobs else []) == {name: str(value) for name, value in knobs.items()}
 
 
 @pytest.mark.parametrize("value", HOSTILE)

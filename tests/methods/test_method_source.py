@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import pytest
 from factories import answered, make_cell
 from helpers import run as prunebench
 
+from harness.core.budget import Budget
 from harness.core.cell import SHIPPED, Cell
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
-from harness.method import method_class, registered, source_of
+from harness.core.shape import PromptShape
+from harness.method import build, method_class, registered, source_of
+from harness.models.adapters import adapter_for
+from harness.proof.conformance import tiny
 from harness.proof.gate import command
 from harness.report import views
 from harness.runner import sweep
@@ -348,3 +353,29 @@ def test_show_names_the_file_in_what_it_suggests(
     )
     assert code == 2
     assert "METHOD=fastv BUDGET=32" in err
+
+
+FROM_A_FILE = CENTRE.replace('    name = "centre"', '    name = "centre"\n    table: Path = Path("absent")')
+
+
+def test_a_file_given_as_a_knob_is_part_of_the_cell(tmp_path: Path) -> None:
+    usual = tiny_usual()
+    (tmp_path / "mine.py").write_text(f"from pathlib import Path\n{FROM_A_FILE}")
+    cls, table = method_class(f"{tmp_path}/mine.py:Centre"), tmp_path / "table.txt"
+    found = []
+    for content in ("1", "-1", "1"):
+        table.write_text(content)
+        found.append(build(cls, Budget("kept", 16), {"table": str(table)}, usual).knobs())
+    assert found[0] == found[2] != found[1]
+    assert found[0]["table"] == {"file": "table.txt", "sha256": hashlib.sha256(b"1").hexdigest()}
+    assert make_cell(knobs=found[0]).identity() != make_cell(knobs=found[1]).identity()
+    for wrong in (tmp_path, tmp_path / "absent", "a\0b", ""):
+        with pytest.raises(PrunebenchError, match=r"centre: knob table=.* is not valid"):
+            build(cls, Budget("kept", 16), {"table": str(wrong)}, usual)
+    table.unlink()
+    with pytest.raises(PrunebenchError, match="expected a file that can be read"):
+        cls(keep=16, table=table).knobs()  # type: ignore[call-arg]
+
+
+def tiny_usual() -> PromptShape:
+    return adapter_for(tiny.tiny_model()).usual

@@ -148,6 +148,37 @@ def restores(subject: Subject) -> str:
     return f"{len(places)} places"
 
 
+@property_("the model stays as it is")
+def untouched(subject: Subject) -> str:
+    model = tiny_model.__wrapped__()  # no other property has had it
+    unpruned(model, PROMPTS)  # transformers puts hooks of its own onto a model that runs first
+    before = _numbers(model)
+    for method in subject.variants().values():
+        ask(model, method, PROMPTS)
+    now = _numbers(model)
+    changed = [name for name in before.keys() | now.keys() if not _equal(before.get(name), now.get(name))]
+    require(not changed, f"{len(changed)} of {len(before)} parts of the model differ, {min(changed, default='')} first")
+    left = _left_behind(model)
+    require(left is None, str(left))
+    return f"{len(before)} tensors and modules"
+
+
+def _numbers(model: Any) -> dict[str, Any]:
+    """A copy of every tensor of a model, and of each module its mode, hooks and functions of its own."""
+    found: dict[str, Any] = {
+        name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    for name, module in model.named_modules():
+        hooks = (len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+        own = sorted(key for key, value in vars(module).items() if callable(value) and not isinstance(value, type))
+        found[f"module {name}"] = (id(module), module.training, hooks, own)
+    return found
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else bool(a is b or a == b)
+
+
 @property_("double attach refused")
 def double_attach(subject: Subject) -> str:
     model, method = tiny_model(), subject.any()

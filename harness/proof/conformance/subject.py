@@ -12,6 +12,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ModelShape
 from harness.method import Method, check_budget
+from harness.method.registry import NOBODYS
 from harness.models.adapters import adapter_for
 from harness.proof.conformance.tiny import N_VISUAL, KitAnswer, difference, tiny_model
 
@@ -113,10 +114,12 @@ def property_(name: str) -> Callable[[Callable[[Subject], str]], Property]:
                 return Verdict(name, "ok", function(subject))
             except NotApplicableError as reason:
                 return Verdict(name, "n/a", str(reason))
-            except ViolatedError as values:
-                return Verdict(name, "FAIL", str(values))
-            except Exception as error:  # a kit that dies of one method's bug reports nothing
-                return Verdict(name, "FAIL", f"{type(error).__name__}: {error}")
+            except NOBODYS:
+                raise
+            except BaseException as error:  # a kit that dies of one method's bug reports nothing
+                tiny_model.cache_clear()  # a method may have changed the model
+                said = str(error) if isinstance(error, ViolatedError) else f"{type(error).__name__}: {error}"
+                return Verdict(name, "FAIL", said)
 
         PROPERTIES[name] = judged
         return judged
