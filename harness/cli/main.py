@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli import dev, look, run, understand
+from harness.cli.encoding import settle
 from harness.cli.refusals import Group, UsageError, said
 from harness.cli.signals import Ended, ending
 from harness.core.errors import PrunebenchError
@@ -118,6 +119,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def main() -> None:
     """Entry point: errors a user can mend are one line and exit code 2; an interruption says how to continue."""
+    settle()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     before = signal.signal(signal.SIGINT, _interrupt)
     try:

@@ -327,7 +327,7 @@ def read_analyses(results: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((results / "analysis").glob("*/analysis.json")):
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(path.read_text(encoding="utf-8"))
             figures = [
                 {**{k: str(f.get(k, "")) for k in ("title", "alt")}, "src": _data_url(path.parent, str(f["file"]))}
                 for f in raw["figures"]

@@ -21,7 +21,7 @@ from harness.tables.frame import rows
 from harness.tables.markdown import footer, section_text
 from harness.tables.sections import NAN, Section, distinct, sections
 
-CSV, MARKDOWN, SIGNIFICANCE = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
+CSV, MARKDOWN, SIGNIFICANCE = FILES = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
 
 
 def write(
@@ -50,7 +50,7 @@ def write(
     write_atomic(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
     parts += [section_text(section, found, shown) for (section, found), shown in zip(studied, drawn, strict=True)]
-    write_atomic(markdown, "\n".join([*parts, footer(folder)]).encode())
+    write_atomic(markdown, "\n".join([*parts, footer(folder)]).encode(errors="backslashreplace"))
     return csv, markdown
 
 
@@ -63,7 +63,7 @@ def whole_rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
-    return bytes(frame.to_csv(index=False, lineterminator="\n").encode())
+    return bytes(frame.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
 
 
 def _with_answers(frame: pd.DataFrame, studied: Sequence[tuple[Section, Findings | None]]) -> None:
