@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli import dev, look, run, understand
+from harness.cli.encoding import settle
 from harness.cli.guard import DEBUG, EXIT_BAD_INPUT, guarded, refused, sturdy
 from harness.cli.refusals import Group, UsageError, said
 from harness.cli.say import put
@@ -118,6 +119,7 @@ def _interrupt(number: int, frame: object) -> None:
 def main() -> None:
     """Entry point: errors a user can mend are one line and exit code 2; an interruption says how to continue; any other
     error is one line too, and its traceback goes to a file."""
+    settle()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sturdy()
     words, debug = _without_debug(sys.argv[1:])

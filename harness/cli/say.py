@@ -60,7 +60,7 @@ def _next(done: Finished, results: Path) -> list[str]:
     lines = [f"{command('report', results=place)}   # one page of all cells in {results}"]
     pruned = next((cell for cell in done.cells.values() if cell.asked.budget), None)
     if pruned is not None:
-        with done.csv.open(newline="") as file:
+        with done.csv.open(newline="", encoding="utf-8") as file:
             several = len({row["model"] for row in csv.DictReader(file)}) > 1
         shown = {"sample": str(pruned.samples()["key"].iloc[0]), "method": pruned.asked.method}
         shown |= {"budget": str(pruned.asked.budget), "model": pruned.cell.model if several else ""}

@@ -25,6 +25,7 @@ from harness.runner.pace import Pace
 from harness.runner.running import Flusher, RunningCell
 from harness.runner.session import Session
 from harness.runner.setting import Setting
+from harness.store.files import check_place
 from harness.store.lease import CellBusy
 from harness.store.sealed import SealedCell
 from harness.store.store import CellSealed, Store
@@ -81,6 +82,7 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
     failed. What was answered is kept.
     """
     check_alone()
+    check_place(options.results, *leaderboard.FILES)
     store = Store(options.results)
     done: dict[str, SealedCell] = {}
     identities: dict[Setting, str] = {}

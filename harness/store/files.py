@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.core.cell import canonical_json
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 from harness.store.alive import bury, mine
 
 
@@ -33,6 +34,29 @@ def write_atomic(path: Path, data: bytes) -> None:
                 temporary.unlink()
             raise
         sync_folder(path.parent)
+
+
+def check_place(root: Path, *files: str) -> None:
+    """Raise PrunebenchError unless this folder, made where it is missing, takes files, and those of these names. It is
+    asked before anything is measured for it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        bury(root, ".try-")
+        probe = root / f".try-{mine()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        # of os.path, because pathlib's raise for a name that is too long
+        there_is = os.path.exists(root)
+        found = "it is no folder" if there_is and not os.path.isdir(root) else error.strerror or error
+        if os.path.islink(root) and not there_is:
+            found = f"it is a link to {os.readlink(root)}, which is not there"
+        raise PrunebenchError(
+            f"cannot write results to {root}: {found}; choose a folder that you can write ({given('results')})"
+        ) from None
+    for name in files:
+        if (root / name).is_dir():
+            raise PrunebenchError(f"{root / name}: expected a file or nothing, found a folder: move it elsewhere")
 
 
 def write_all(handle: int, data: bytes) -> None:

@@ -15,6 +15,7 @@ modification times within the folder, so clocks of different machines need not a
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import json
 import os
@@ -34,10 +35,18 @@ from harness.store.alive import bury, is_dead, machine, mine, pid_start
 
 _PATIENCE_S = 5.0  # for the moment that another runner takes, checks or writes under a lock
 _MODE = 0o644
+#: set to 1 by a person who knows that no two runners share a results folder on a file system without flock
+ONE_RUNNER = "PRUNEBENCH_ONE_RUNNER"
+#: how a file system, as some network mounts, says that it has no flock
+_NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EREMOTE}
 
 
 class CellBusy(PrunebenchError):  # noqa: N818 - a state, not a fault
     """Another runner holds the cell: not a fault, skip it or come back later."""
+
+
+class NoLocks(PrunebenchError):  # noqa: N818 - of a file system, not of a cell
+    """The file system of the results folder has no flock."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ def leased(folder: Path, name: str, what: str, timing: Timing) -> Iterator[Lease
 def tidy(folder: Path, timing: Timing) -> None:
     """Remove what killed runners left in a locks folder, also where nothing is left to run. Never raises: it is
     housekeeping."""
-    with suppress(OSError, CellBusy):
+    with suppress(OSError, CellBusy, NoLocks):
         if folder.is_dir() and any(folder.iterdir()):
             with _running(folder, timing):
                 pass  # whoever comes first to a folder buries the dead
@@ -314,7 +323,7 @@ def _flocked(path: Path, *, create: bool, patience_s: float = _PATIENCE_S) -> It
                     raise
                 break
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(handle, path)
                 # its last holder may have removed the file between our open and our flock: then flock the new one
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(handle), os.stat(path)):
@@ -333,6 +342,21 @@ def _flocked(path: Path, *, create: bool, patience_s: float = _PATIENCE_S) -> It
             with suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_UN)  # explicitly: a forked child may share the handle
             os.close(handle)
+
+
+def _flock(handle: int, path: Path) -> None:
+    """Take the file's flock. Raises BlockingIOError where another has it, NoLocks where there is none to take."""
+    if os.environ.get(ONE_RUNNER) == "1":
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        raise NoLocks(
+            f"{path}: expected a file system with flock, found one without ({error.strerror}): choose a results folder"
+            f" on a local disk, or set {ONE_RUNNER}=1 in the environment if no other runner uses this folder"
+        ) from None
 
 
 def _read(handle: int) -> dict[str, Any]:

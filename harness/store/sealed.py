@@ -95,6 +95,15 @@ class SealedCell:
 
         return pd.read_parquet(io.BytesIO(self._verified()))
 
+    def columns(self, *names: str) -> dict[str, list[Any]]:
+        """Some columns of the samples, sorted by key. Raises as `samples`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        # as bytes: a path would have to be UTF-8
+        table = pq.read_table(pa.BufferReader(self._verified()), columns=list(names))
+        return dict(table.sort_by("key").to_pydict())
+
     def verify(self) -> None:
         """Re-hash the samples. Raises PrunebenchError if they are not the ones that were sealed."""
         self._verified()

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from harness.core import stats
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import given
-from harness.store.sealed import SAMPLES, SealedCell
+from harness.store.sealed import SealedCell
 from harness.tables.sections import NAN, Block, Line, Section, average, mean
 
 ALPHA = 0.05
@@ -315,11 +315,7 @@ class _Task:
 
 def _read(sealed: SealedCell) -> dict[str, Any]:
     """The columns that comparisons need, sorted by key, from the samples that were sealed."""
-    import pyarrow.parquet as pq
-
-    sealed.verify()
-    columns = ["key", "image", "question_id", "category", "answer", "score"]
-    return dict(pq.read_table(sealed.folder / SAMPLES, columns=columns).sort_by("key").to_pydict())
+    return sealed.columns("key", "image", "question_id", "category", "answer", "score")
 
 
 def _average_resamples(line: Line, tasks: Mapping[str, _Task]) -> NDArray[np.float64] | None:

@@ -23,7 +23,7 @@ from harness.tables.frame import rows
 from harness.tables.markdown import footer, section_text
 from harness.tables.sections import NAN, Section, distinct, sections
 
-CSV, MARKDOWN, SIGNIFICANCE = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
+CSV, MARKDOWN, SIGNIFICANCE = FILES = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
 
 
 def write(
@@ -52,7 +52,7 @@ def write(
     write_atomic(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
     parts += [section_text(section, found, shown) for (section, found), shown in zip(studied, drawn, strict=True)]
-    write_atomic(markdown, "\n".join([*parts, footer(folder)]).encode())
+    write_atomic(markdown, "\n".join([*parts, footer(folder)]).encode(errors="backslashreplace"))
     return csv, markdown
 
 
@@ -68,7 +68,7 @@ def _csv(frame: pd.DataFrame) -> bytes:
     """The file's bytes; no cell is a formula to a spreadsheet (`harness.core.shown.from_csv` gives its text back)."""
     texts = [str(name) for name in frame if any(isinstance(value, str) for value in frame[name])]
     frame = frame.assign(**{name: [in_csv(v) if isinstance(v, str) else v for v in frame[name]] for name in texts})
-    return bytes(frame.to_csv(index=False, lineterminator="\n").encode())
+    return bytes(frame.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
 
 
 def _with_answers(frame: pd.DataFrame, studied: Sequence[tuple[Section, Findings | None]]) -> None:

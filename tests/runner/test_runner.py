@@ -11,18 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import run
 from safetensors.torch import load_file, save_file
 
 from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP as REPOSITORY
 from harness.runner import run as runner
+from harness.runner.environment import environment
+from harness.runner.evaluate import evaluate
 from harness.runner.execute import Batches, InProcess, Work
 from harness.runner.jobs import Job, prepare
 from harness.runner.pace import Pace
 from harness.runner.request import Request, resolve
 from harness.runner.run import Options
 from harness.runner.session import Session
+from harness.store.journal import Record
 from harness.store.store import Store
 
 ASK = Request("random", budgets="32", tasks="pope", limit=6, knobs={"boundary": "2"})
@@ -189,3 +193,35 @@ def test_an_executor_that_forgets_answers_is_found_out(tmp_path: Path) -> None:
     session = Session()
     with pytest.raises(PrunebenchError, match="2 of 2 cells lack answers after the pass, as pope none: run it again"):
         runner.run(resolve(ASK, session), session, Lazy(), Options(tmp_path), lambda _: None)
+
+
+def test_a_sealed_cell_is_hashed_before_it_is_reused(tmp_path: Path) -> None:
+    """Another score than the one that was sealed is never printed as if it were."""
+    asked = Request("uniform", budgets="64", tasks="pope", limit=6)
+    finished = evaluate(asked, Options(tmp_path), lambda line: None)
+    samples = next(cell for cell in finished.cells.values() if cell.cell.method == "uniform").folder / "samples.parquet"
+    whole = samples.read_bytes()
+    for damage in (whole[:-9], b"", whole[:99] + bytes([whole[99] ^ 1]) + whole[100:], whole + b"\0"):
+        samples.write_bytes(damage)
+        with pytest.raises(PrunebenchError, match=r"samples\.parquet: expected sha256 .*fresh=True"):
+            evaluate(asked, Options(tmp_path), lambda line: None)
+    again = evaluate(asked, Options(tmp_path, fresh=True), lambda line: None)
+    assert (samples.read_bytes(), again.reused) == (whole, 0)
+
+
+def test_another_environment_begins_a_cell_anew_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Request("none", tasks="pope", limit=6)
+    (done,) = evaluate(asked, Options(tmp_path), lambda line: None).cells.values()
+    here = environment(torch.device("cpu"))
+    frame = done.samples()
+    for change, kept in (({}, 2), ({"torch": "1.0"}, 0), ({"code": "abc"}, 0), ({"device": "another"}, 0)):
+        Store(tmp_path).discard(done.cell)
+        with Store(tmp_path).open(done.cell, frame["key"].tolist(), here | change) as writer:
+            for row in frame.to_dict("records")[:2]:
+                cost = {name: row[name] for name in frame.columns[10:]}
+                writer.append(Record(row["key"], row["image"], "old", 1, cost, 0.1, row["keeps"]))
+        said: list[str] = []
+        (again,) = evaluate(asked, Options(tmp_path), said.append).cells.values()
+        assert again.samples()["answer"].tolist().count("old") == kept
+        notes = [line for line in said if "2 answers are discarded and asked again" in line]
+        assert len(notes) == (not kept), said
