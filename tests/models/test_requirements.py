@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import REMOVED, change, copy, refused, tensors, tiny
+from tiny import tiny_llava
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config, SiglipVisionConfig
 
+import prunebench
 from harness.core import flops
 from harness.engine.attach import attach
 from harness.method import method_class
@@ -282,3 +284,14 @@ def test_tensors_of_another_shape_are_refused_by_name(name: str, tmp_path: Path)
     said = refused(lambda: locate_model(str(folder), "cpu").load())
     assert "shape" in said
     assert name.split(".")[-2] in said
+
+
+def test_a_loaded_model_is_held_to_the_same_list() -> None:
+    model = tiny_llava()
+    model.config.vision_feature_layer = [-2, -1]
+
+    def prune() -> None:
+        with prunebench.prune(model, "fastv", 4):
+            pass
+
+    assert "the model: expected vision_feature_layer as one layer of the tower" in refused(prune)
