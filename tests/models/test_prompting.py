@@ -84,7 +84,7 @@ def test_words_of_the_model_are_sealed_and_said_again(tmp_path: Path) -> None:
 
 def test_a_sweep_says_them_for_all_its_models() -> None:
     words = {"prompt": "vicuna_v1", "image": "plain", "stands_for": "mini"}
-    asked = requests(Sweep(methods=("none", "fastv"), budgets=(64,), **words))  # type: ignore[arg-type]
+    asked = requests(Sweep(methods=["none", "fastv"], budgets=(64,), **words))  # type: ignore[arg-type]
     assert [one.model_words for one in asked] == [words, words]
 
 
