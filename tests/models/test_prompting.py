@@ -23,6 +23,7 @@ from harness.models.prompt import VICUNA_V1, check_prompts
 from harness.runner.answering import Answerer, Prompt
 from harness.runner.request import Request, resolve
 from harness.runner.session import Session
+from harness.runner.sweep import Sweep, requests
 
 #: a chat template whose prompt is Vicuna's, to the letter
 VICUNA_TEMPLATE = (
@@ -79,6 +80,12 @@ def test_words_of_the_model_are_sealed_and_said_again(tmp_path: Path) -> None:
     assert evaluation(asked).endswith("DATA=mini PROMPT=vicuna_v1 IMAGE=plain AS=mini DEVICE=cpu")
     plain = resolve(replace(request, prompt=None, image=None, stands_for=None), Session())[0].asked
     assert not {"PROMPT", "IMAGE", "AS"} & {part.partition("=")[0] for part in evaluation(plain).split()}
+
+
+def test_a_sweep_says_them_for_all_its_models() -> None:
+    words = {"prompt": "vicuna_v1", "image": "plain", "stands_for": "mini"}
+    asked = requests(Sweep(methods=["none", "fastv"], budgets=(64,), **words))  # type: ignore[arg-type]
+    assert [one.model_words for one in asked] == [words, words]
 
 
 def test_a_template_that_spells_the_start_token_gets_no_second_one(tmp_path: Path) -> None:

@@ -564,9 +564,7 @@ def test_different_settings_and_question_sets_never_share_a_table(tmp_path):
     assert points(lines(main, "fastv")[0][1:4]) == ["<u>60.0</u>", "**1200.0**", "<u>81.0</u>"]
     assert points(lines(few, "fastv")[0])[1] == "98.0"
     assert "n=8)" in few, "the questions that the metric is computed from"
-    limited = sealed_cell(
-        "fastv", "64", score=0.98, **(smoke | {"provenance": origin(limit="10", started="2027")})
-    )
+    limited = sealed_cell("fastv", "64", score=0.98, **(smoke | {"provenance": origin(limit="10", started="2027")}))
     _, markdown = written([*board(), limited], tmp_path)
     assert [("LIMIT=10" in part, lines(part, "fastv")[0][-1] == "-") for part in markdown.split("\n## ")[1:-1]] == [
         (True, True),

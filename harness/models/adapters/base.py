@@ -238,6 +238,19 @@ class Adapter(ABC):
         return {"decoder": config.text_config.num_hidden_layers, "vision": config.vision_config.num_hidden_layers}
 
     @classmethod
+    def shapes_of(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of tensors that tell sizes, by the end of their names in a checkpoint: config.json may name others,
+        and room would be made for them."""
+        text, shape = config.text_config, cls.shape_of(config, 2)
+        first = "model.layers.0"
+        return {
+            "embed_tokens.weight": (text.vocab_size, shape.hidden),
+            f"{first}.mlp.gate_proj.weight": (shape.mlp, shape.hidden),
+            f"{first}.self_attn.q_proj.weight": (shape.heads * shape.head_dim, shape.hidden),
+            f"{first}.self_attn.k_proj.weight": (shape.kv_heads * shape.head_dim, shape.hidden),
+        }
+
+    @classmethod
     @abstractmethod
     def image_of(cls, config: Any) -> ImageShape:
         """An image of usual size from a model config alone."""

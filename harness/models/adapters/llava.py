@@ -169,6 +169,17 @@ class LlavaAdapter(Adapter):
         )
 
     @classmethod
+    def shapes_of(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        vision, image = config.vision_config, cls.image_of(config)
+        return {
+            **super().shapes_of(config),
+            "encoder.layers.0.mlp.fc1.weight": (vision.intermediate_size, vision.hidden_size),
+            "encoder.layers.0.self_attn.q_proj.weight": (vision.hidden_size, vision.hidden_size),
+            "patch_embedding.weight": (vision.hidden_size, 3, vision.patch_size, vision.patch_size),
+            "position_embedding.weight": (image.vision.tokens, vision.hidden_size),
+        }
+
+    @classmethod
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
         side = int(config.vision_config.image_size)
         return 3, side, side

@@ -48,9 +48,12 @@ class ClipTextEncoder:
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
         try:
-            model = CLIPTextModelWithProjection.from_pretrained(source, dtype=dtype, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+            here = Path(source).is_dir()
+            model = CLIPTextModelWithProjection.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, local_files_only=here, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here, trust_remote_code=False)
+        except Exception as error:  # readers of foreign files raise anything
             where = "the folder" if Path(source).is_dir() else "the Hugging Face hub"
             raise PrunebenchError(
                 f"text_encoder {source}: expected a CLIP checkpoint with its tokenizer from {where}, found none that"
