@@ -21,11 +21,13 @@ baseline.takes := $(regress.takes)
 leaderboard.takes := --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
-# FRESH, DRY_RUN, WIDE and WHEELS are on unless 0 or empty; BENCH holds any number of arguments
+# FRESH, DRY_RUN, WIDE, WHEELS and LOCKED are on unless 0 or empty; BENCH holds any number of arguments
 kind.FRESH := switch
 kind.DRY_RUN := switch
 kind.WIDE := switch
 kind.BENCH := several
+venv.takes := --locked=LOCKED
+kind.LOCKED := switch
 gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
 kind.WHEELS := switch
 
@@ -77,9 +79,9 @@ $(commands): $(STAMP)
 	@$(RUN) $@ $($@.also) $(arguments)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(python) harness/install/bootstrap.py $(VENV)
+	@$(python) harness/install/bootstrap.py $(VENV) $(call switch,--locked,LOCKED)
 
-venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt
+venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt; LOCKED=1 takes no file whose hash requirements.lock lacks
 
 eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' FRESH=1 WIDE=1]
 sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1 WIDE=1]

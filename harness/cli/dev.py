@@ -65,6 +65,16 @@ def shipped() -> None:
     put(f"wrote {record_shipped()}")
 
 
+def licences() -> None:
+    """Write docs/licences.md: the licence of every package in requirements.lock, read where it is installed."""
+    from harness.core.paths import checkout
+    from harness.upkeep.licences import FILE, LOCK, page
+
+    checkout("the licence list")
+    FILE.write_text(page(LOCK.read_text()))
+    print(f"wrote  {FILE}")
+
+
 def migrate(results: given_as.ReadFrom = RESULTS) -> None:
     """Seal cells of the schema before anew, in today's; identities, samples and numbers stay.
 

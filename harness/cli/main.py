@@ -52,6 +52,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 RESULTS: dict[str, Callable[..., None]] = {"verify": look.results_verify, "list": look.results_list}
 DEV: dict[str, Callable[..., None]] = {
+    "licences": dev.licences,
     "mutations": dev.mutations,
     "readme": dev.readme,
     "published": dev.published,

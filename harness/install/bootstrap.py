@@ -1,12 +1,14 @@
 """Create the virtual environment: standard library only, run by the system's Python before anything is installed.
 
-`python3 harness/install/bootstrap.py .venv`. What would fail later is said in one line before anything is downloaded.
+`python3 harness/install/bootstrap.py .venv [--locked]`. What would fail later is said in one line before anything is
+downloaded. With --locked pip takes no file whose hash requirements.lock does not have.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 NEWEST = (3, 13)
 OLDEST = (3, 11)
@@ -32,8 +34,42 @@ def find_python():  # type: () -> str
     )
 
 
+def locked_parts(lock):  # type: (str) -> list[str]
+    """The text of requirements.lock in the parts that are installed one after the other.
+
+    Some packages come as source and are built with setuptools. pip keeps every wheel of a call until its end: torch's
+    gigabytes are gone before the rest comes.
+    """
+    builders, torch, rest = "", "", ""
+    wanted = None
+    for line in lock.splitlines(True):
+        if line[:1].isalnum():
+            wanted = line.split("==")[0]
+        if wanted == "setuptools":
+            builders += line
+        elif wanted in ("torch", "triton") or (wanted or "").startswith(("cuda-", "nvidia-")):
+            torch += line
+        else:
+            rest += line
+    return [builders, torch, rest]
+
+
+def locked_commands(root, folder):  # type: (str, str) -> list[list[str]]
+    """What pip is asked for, in order; the parts of requirements.lock are written into `folder`."""
+    commands = []
+    with open(os.path.join(root, "requirements.lock")) as f:
+        parts = locked_parts(f.read())
+    for number, part in enumerate(parts):
+        file = os.path.join(folder, "part-%d.txt" % number)
+        with open(file, "w") as f:
+            f.write(part)
+        # the lock is whole, so nothing else is looked for
+        commands.append(["--require-hashes", "--no-deps", "--no-build-isolation", "-r", file])
+    return [*commands, ["--no-deps", "--no-build-isolation", "-e", "."]]
+
+
 def main():  # type: () -> None
-    venv = sys.argv[1]
+    venv, locked = sys.argv[1], sys.argv[2:] == ["--locked"]
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     python = find_python()
     if subprocess.run([python, "-c", "import venv, ensurepip"], stderr=subprocess.DEVNULL).returncode:
@@ -55,15 +91,20 @@ def main():  # type: () -> None
     subprocess.run([python, "-m", "venv", venv], check=True)
     pip = [os.path.join(venv, "bin", "python"), "-m", "pip", "--disable-pip-version-check"]
     # pip keeps every wheel of a call until its end: torch's gigabytes are gone before the rest comes
-    for wanted in (["torch"], ["-e", ".[dev]"]):
-        done = subprocess.run([*pip, "install", "-c", "constraints.txt", *wanted], cwd=root)
-        if done.returncode:
-            sys.exit(
-                "prunebench: the installation failed (pip exit code %d, its message is above); the same command tries"
-                " again" % done.returncode
-            )
+    commands = [["-c", "constraints.txt", "torch"], ["-c", "constraints.txt", "-e", ".[dev]"]]
+    with tempfile.TemporaryDirectory() as folder:
+        for wanted in locked_commands(root, folder) if locked else commands:
+            done = subprocess.run([*pip, "install", *wanted], cwd=root)
+            if done.returncode:
+                sys.exit(
+                    "prunebench: the installation failed (pip exit code %d, its message is above); the same command"
+                    " tries again" % done.returncode
+                )
     with open(stamp, "w") as f:
         f.write("ok\n")
+    if locked:  # with the packages of the documentation, as the Makefile marks them
+        with open(os.path.join(venv, ".docs"), "w") as f:
+            f.write("ok\n")
 
 
 if __name__ == "__main__":
