@@ -231,11 +231,11 @@ def test_a_knob_may_stand_for_the_budget_and_every_method_takes_one_or_none() ->
 
 
 def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkeypatch) -> None:
-    located = load.Located(model_config.ModelConfig(name="mini"), tmp_path, None, None, "float32")
+    located = load.Located(model_config.ModelConfig(name="mini", stands_for="mini"), tmp_path, None, None, "float32")
     located.__dict__["usual"] = MINI  # a cached property: no weights here
     monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     calibrated = parse("calibrated")
-    with pytest.raises(PrunebenchError, match=r"no such file: `prunebench analyze mini`") as error:
+    with pytest.raises(PrunebenchError, match=r"no such file: `prunebench analyze MODEL --write-config`") as error:
         located.method("visipruner", calibrated)
     assert "configs/visipruner/mini.yaml" in str(error.value)
     folder = tmp_path / "configs" / "visipruner"
