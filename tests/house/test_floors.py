@@ -1,7 +1,7 @@
 """.ci/floors and .ci/run try the lowest declared versions and the hashed files."""
 
+from harness.core import tested
 from harness.core.paths import TOP
-from harness.core.tested import tested_ranges
 
 RUN = (TOP / ".ci/run").read_text()
 
@@ -14,7 +14,7 @@ def test_ci_runs_the_floors_and_installs_locked() -> None:
 
 def test_every_direct_dependency_has_a_floor_that_is_not_typed_twice() -> None:
     floors = (TOP / ".ci/floors").read_text()
-    for name, versions in tested_ranges().items():
+    for name, versions in tested.tested_ranges().items():
         assert str(versions.floor), name
         assert f"{name}==" not in floors
         assert f"{name}>=" not in floors
