@@ -27,14 +27,12 @@ def guarded(run: Callable[[], int], may_exit: bool) -> int:
     try:
         code = run()
         sys.stdout.flush()
-    except Ended as end:
+    except Interrupted as stop:
         print(file=sys.stderr)
-        tell(f"{end}; answers so far are kept, the same command continues")
-        code = end.exit_code
-    except Interrupted:
-        print(file=sys.stderr)
-        tell("interrupted; answers so far are kept, the same command continues")
-        code = EXIT_INTERRUPTED
+        tell(
+            f"{stop if isinstance(stop, Ended) else 'interrupted'}; answers so far are kept, the same command continues"
+        )
+        code = stop.exit_code if isinstance(stop, Ended) else EXIT_INTERRUPTED
     except BrokenPipeError:
         code = EXIT_READER_GONE
     except OSError as error:

@@ -63,6 +63,7 @@ def test_lmms_eval_is_imported_by_the_bridge_and_the_plugin() -> None:
     assert users == {
         "tasks/lmms.py",
         "harness/plugin/__init__.py",
+        "harness/plugin/cache.py",
         "harness/plugin/model.py",
         "harness/plugin/command.py",
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from factories import asked, sealed_cell
+from factories import PROCESSING, asked, sealed_cell
 
 from harness.core.shown import from_csv
 from harness.store.sealed import SealedCell
@@ -51,6 +51,7 @@ def of(name: str, weights: str = "w1") -> list[SealedCell]:
             provenance={
                 "request": asked(method=method, budget=None if budget == "none" else budget, model=where),
                 "started": "2026-01-01",
+                "processing": PROCESSING,
             },
         )
         for method, budget in (("none", "none"), ("fastv", "64"))
