@@ -53,8 +53,10 @@ def licence(name: str) -> str | None:
         return None
     classifiers = [c.split(" :: ")[-1] for c in metadata.get_all("Classifier") or [] if c.startswith("License :: ")]
     named = [c for c in classifiers if c != "OSI Approved"]
-    field = " ".join((metadata.get("License") or "").split())
-    stated = metadata.get("License-Expression") or "; ".join(named) or field.partition(" Copyright")[0]
+    field = " ".join(" ".join(metadata.get_all("License") or []).split())
+    stated = (
+        " ".join(metadata.get_all("License-Expression") or []) or "; ".join(named) or field.partition(" Copyright")[0]
+    )
     return stated[:LONGEST] or UNSTATED
 
 
