@@ -24,9 +24,9 @@ Paper and code disagree, so there are two variants. `variant` sets the defaults 
 
 Differs: the code reads the layer-0 variant from the checkpoint's folder name ("7b" or "13b"), here it is the knob
 `layer0`, whose default is "half" from 40 decoder layers on. S = 6 of 32 scales with depth unless given. VisiPruner has
-no published budget: at `BUDGET=k` the k tokens with the largest |C_i| stay in place of the norm threshold, and where no layer has fired by `last_fusion_layer`
-(default: half the depth) selection happens there, so that the budget is always met; results record how often that was
-forced. Hidden shallow keys and values stay in the cache and its cost.
+no published budget: at `BUDGET=k` the k tokens with the largest |C_i| stay in place of the norm threshold, and where no
+layer has fired by `last_fusion_layer` (default: half the depth) selection happens there, so that the budget is always
+met; results record how often that was forced. Hidden shallow keys and values stay in the cache and its cost.
 
 For benchmarks on weights or inputs that decide nothing: `force_fusion_layer` and `force_exit_layer` (-1: never) put a
 layer in place of the threshold and of the votes. What these look at is still computed, so that the cost is a real

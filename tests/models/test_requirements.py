@@ -144,7 +144,8 @@ HONOURED: list[tuple[str, dict[str, Any]]] = [
 
 
 def _id(case: tuple[Any, ...]) -> str:
-    return "-".join(f"{name}={value}" for name, value in case[1].items())[:70].replace("/", "_")
+    said = (f"{name}={'removed' if value is REMOVED else value}" for name, value in case[1].items())
+    return "-".join(said)[:70].replace("/", "_")
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=_id)
