@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from harness.core import keeps, stats
-from harness.core.cell import Cell
+from harness.core.cell import Cell, processing_digest
 from harness.core.keeps import Stage
 from harness.core.stats import Interval
 from harness.proof.gate.snapshot import Row, SnapshotCell
@@ -31,6 +31,7 @@ from tasks import sources
 
 
 PROCESSING = {"image": {"processor": "CLIPImageProcessor", "policy": "plain"}}
+TASK_SETTINGS: dict[str, Any] = {"stop_strings": []}
 
 
 def asked(**changes: object) -> dict[str, object]:
@@ -59,8 +60,8 @@ def make_cell(n: int = 4, **changes: Any) -> Cell:
         "task": "pope",
         "data_fingerprint": "d1",
         "n_samples": n,
-        "processing": "p1",
-        "task_settings": "t1",
+        "processing": processing_digest(PROCESSING),
+        "task_settings": processing_digest(TASK_SETTINGS),
         "dtype": "float32",
         "device_type": "cpu",
         "max_new_tokens": 16,
@@ -100,7 +101,12 @@ def seal(writer: CellWriter, n: int = 4, **changes: Any) -> SealedCell:
     values: dict[str, Any] = {
         "metrics": {"pope_accuracy": sum(s.score for s in make_scores(n).values()) / n, "pope_f1_score": float("nan")},
         "scores": make_scores(n),
-        "provenance": {"request": asked(), "started": "2026-01-01", "processing": PROCESSING},
+        "provenance": {
+            "request": asked(),
+            "started": "2026-01-01",
+            "processing": PROCESSING,
+            "task_settings": TASK_SETTINGS,
+        },
         "headline": "pope_accuracy",
         "method_info": {"query_aware": True, "budget_knobs": ["keep"]},
     }
@@ -155,6 +161,7 @@ def sealed_cell(
             "device": "CPU",
             "started": "2026-01-01",
             "processing": PROCESSING,
+            "task_settings": TASK_SETTINGS,
         },
         "samples_sha256": "0",
         "folder": Path("nowhere"),
@@ -317,6 +324,7 @@ def drawn(
     origin = {
         "request": asked(**words | dict(request or {})),
         "processing": {"image": {"processor": "CLIPImageProcessor", "policy": padding}},
+        "task_settings": TASK_SETTINGS,
         "started": "2026-01-01",
         "device": "cpu",
         "decoder_layers": DEPTH,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.core import keeps
+from harness.core.cell import processing_digest
 from harness.core.errors import PrunebenchError
 from harness.store.journal import JOURNAL, read_journal
 from harness.store.sealed import COLUMNS, SAMPLES, SEAL, SealedCell, cost_means, headline_of, load
@@ -180,6 +181,7 @@ def _untrue(cell: SealedCell, again: Again | None) -> tuple[list[str], list[str]
             if not math.isclose(mean, stated, rel_tol=1e-12, abs_tol=0.0):
                 wrong.append(f"cost {name} is {stated}, but its column's mean is {mean}")
         wrong += _origin(cell)
+        wrong += _processed(cell)
         if wrong or again is None:
             return wrong, []
         return again(cell, frame)
@@ -187,6 +189,16 @@ def _untrue(cell: SealedCell, again: Again | None) -> tuple[list[str], list[str]
         return [*wrong, str(error)], []
     except (TypeError, ValueError, KeyError, OverflowError) as error:  # values of a kind that nothing of ours writes
         return [*wrong, f"its numbers cannot be computed again ({type(error).__name__}: {error})"], []
+
+
+def _processed(cell: SealedCell) -> list[str]:
+    """The open descriptions of what was done to samples, beside the digests in the identity."""
+    wrong = []
+    for name in ("processing", "task_settings"):
+        stated, found = getattr(cell.cell, name), processing_digest(cell.provenance[name])
+        if stated != found:
+            wrong.append(f"{name} has the digest {found}, but its identity says {stated}")
+    return wrong
 
 
 def _counted(cell: SealedCell, frame: pd.DataFrame) -> list[str]:

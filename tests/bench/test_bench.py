@@ -426,7 +426,7 @@ def test_an_adaptive_method_that_cannot_be_forced_is_refused(monkeypatch: pytest
         (["--methods", ""], "--methods: expected one or several different ones, found none"),
         (["--budgets", "600"], "bench of fastv at 600 on 12 layers: budget 600: expected 1 to 576"),
         (["--budgets", "2"], "bench of sparsevlm at 2 on 12 layers: .*leave sparsevlm out of --methods"),
-        (["--batch", "0"], "batch=0: expected at least 1 prompt"),
+        (["--batch", "0"], "batch='0': expected a number of prompts"),
         (["--batch", "a"], "batch='a': expected a number of prompts"),
         (["--repeats", "0"], "--repeats 0: expected at least 1"),
         (["--warmup", "-1"], "--warmup -1: expected at least 0"),
@@ -501,7 +501,7 @@ def test_the_recorded_command_gives_the_same_settings(monkeypatch: pytest.Monkey
     import shlex
 
     asked: list[Settings] = []
-    monkeypatch.setattr(command, "run", lambda settings, out: asked.append(settings))
+    monkeypatch.setattr(command, "run", lambda settings, *_: asked.append(settings))
     changed = Settings(
         "llava-1.5-7b",
         True,

@@ -18,7 +18,7 @@ command = sys.modules["harness.cli.main"]
 if "nohup" in sys.argv:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-def run():
+def run(words):
     try:
         print("ready", flush=True)
         try:

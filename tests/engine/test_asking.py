@@ -292,4 +292,4 @@ def test_a_method_that_reorders_must_say_so() -> None:
 
 
 def test_the_kit_has_a_property_for_questions() -> None:
-    assert len(PROPERTIES) == 26
+    assert len(PROPERTIES) == 27

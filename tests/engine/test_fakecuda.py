@@ -379,9 +379,7 @@ def test_a_decode_step_waits_twice(
     questions: list[Prompt], on_cuda: tuple[fakecuda.Device, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, loaded = on_cuda
-    monkeypatch.setattr(
-        type(loaded.processor.tokenizer), "eos_token_id", loaded.image_token_id, raising=False
-    )  # which no answer holds
+    monkeypatch.setitem(loaded.__dict__, "end_tokens", (loaded.image_token_id,))  # which no answer holds
     waits = []
     for new_tokens in (2, 5):
         asked = [dataclasses.replace(p, max_new_tokens=new_tokens) for p in questions[:1]]

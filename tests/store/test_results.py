@@ -10,7 +10,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from factories import asked, keys, make_cell, make_record, sealed
+from factories import PROCESSING, TASK_SETTINGS, asked, keys, make_cell, make_record, sealed
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -22,7 +22,8 @@ from harness.store.verify import overview, verify
 PROVENANCE = {
     **{
         "request": asked(),
-        "processing": {},
+        "processing": PROCESSING,
+        "task_settings": TASK_SETTINGS,
         "started": "2026-01-01",
         "wall_s": 1.0,
         "device": "cpu",

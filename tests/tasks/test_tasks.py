@@ -479,6 +479,7 @@ def test_model_arguments_reach_the_engine(answerer: type[FakeAnswerer]) -> None:
         "batch_size": 4,
         "seed": 5,
         "positions": "method",
+        **dict.fromkeys(("prompt", "image", "stands_for")),
     }
     assert model.is_simple is False
 
