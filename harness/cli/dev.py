@@ -72,7 +72,7 @@ def licences() -> None:
 
     checkout("the licence list")
     FILE.write_text(page(LOCK.read_text()))
-    print(f"wrote  {FILE}")
+    put(f"wrote  {FILE}")
 
 
 def migrate(results: given_as.ReadFrom = RESULTS) -> None:
