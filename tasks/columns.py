@@ -32,6 +32,7 @@ class Kind(StrEnum):
     NAME = "a text or a whole number"
     TEXT = "a text that is not blank"
     YES_NO = "yes or no"
+    SUBSET = "adversarial, popular or random"
     ANSWERS = f"a list of at least {FEWEST_ANSWERS} texts, one an annotator"
     WORDS = "a list of texts"
     SEMANTIC = "a struct with a text `semantic`"
@@ -198,7 +199,7 @@ def _fits(kind: Kind, found: pa.DataType) -> bool:
     match kind:
         case Kind.NAME:
             return said in ("text", "whole number")
-        case Kind.TEXT | Kind.YES_NO:
+        case Kind.TEXT | Kind.YES_NO | Kind.SUBSET:
             return said == "text"
         case Kind.ANSWERS | Kind.WORDS:
             return said in ("list of text", "list of null")
@@ -282,6 +283,7 @@ _HOLDS: Mapping[Kind, Callable[[Any], bool]] = {
     Kind.NAME: lambda v: _speaks(v) or isinstance(v, int),
     Kind.TEXT: _speaks,
     Kind.YES_NO: lambda v: isinstance(v, str) and v.strip().lower() in ("yes", "no"),
+    Kind.SUBSET: lambda v: v in ("adversarial", "popular", "random"),
     Kind.ANSWERS: lambda v: _texts(v) and len(v) >= FEWEST_ANSWERS and any(map(_speaks, v)),
     Kind.WORDS: _texts,
     Kind.SEMANTIC: lambda v: v is None or (isinstance(v, dict) and isinstance(v["semantic"], str | None)),

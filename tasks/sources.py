@@ -138,7 +138,7 @@ TASKS: Mapping[str, TaskSpec] = {
                     "image": Kind.IMAGE,
                     "question": Kind.TEXT,
                     "answer": Kind.YES_NO,
-                    "category": Kind.TEXT,
+                    "category": Kind.SUBSET,
                 },
                 ("category", "question_id"),  # each of POPE's three subsets numbers its questions from 1
             ),

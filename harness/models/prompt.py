@@ -131,8 +131,14 @@ class Prompter:
             known = self._prompts[text] = array("i", self._tokenised(text))
         return known.tolist()
 
+    def _prompt(self, text: str) -> str:
+        """The whole prompt as text. A chat template is a program that may look at the question: it renders each one."""
+        if self.config.prompt == "vicuna_v1":
+            return VICUNA_V1.replace("{text}", text)
+        return rendered(self.processor, text, self.config.name)
+
     def _tokenised(self, text: str) -> list[int]:
-        full = self.template.replace("{text}", text)
+        full = self._prompt(text)
         tokenizer = self.processor.tokenizer
         # as transformers does it: a template that spells the start token gets no second one
         spelt = bool(tokenizer.bos_token) and full.startswith(tokenizer.bos_token)
@@ -171,24 +177,35 @@ def decided(config: ModelConfig, processor: Any) -> ModelConfig:
 def chat_template(processor: Any, name: str) -> str:
     """A checkpoint's own prompt around a question, `{text}`. Raises PrunebenchError where it has none that works."""
     mend = f"give {given('prompt', 'vicuna_v1')}, or put a chat template into the folder"
-    content = [{"type": "image"}, {"type": "text", "text": "{text}"}]
     if not getattr(processor, "chat_template", None):
         raise PrunebenchError(f"model {name}: expected a chat template beside the weights, found none: {mend}")
+    prompt, again, other = (rendered(processor, text, name) for text in ("{text}", "{text}", "Another question?"))
+    if prompt.count("<image>") != 1 or prompt == other:
+        raise PrunebenchError(
+            f"model {name}: its chat template lost the image or the question; it renders {prompt[:200]!r}: {mend}"
+        )
+    if prompt != again:
+        raise PrunebenchError(f"model {name}: its chat template renders another prompt each time: {mend}")
+    return prompt
+
+
+def rendered(processor: Any, text: str, name: str) -> str:
+    """The prompt that a checkpoint's chat template makes of a question on one image. Raises PrunebenchError if it makes
+    none."""
+    content = [{"type": "image"}, {"type": "text", "text": text}]
     try:
-        rendered = processor.apply_chat_template(
+        prompt = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
+        if not isinstance(prompt, str):
+            raise TypeError(f"expected a text, found {str(prompt)[:80]!r}")
     except Exception as error:  # a template is a program of the checkpoint's author
         reason = " ".join(str(error).split())[:120]
         raise PrunebenchError(
-            f"model {name}: its chat template does not render ({type(error).__name__}: {reason}): {mend}"
+            f"model {name}: its chat template does not render ({type(error).__name__}: {reason}): give"
+            f" {given('prompt', 'vicuna_v1')}, or mend the template"
         ) from None
-    if not isinstance(rendered, str) or rendered.count("{text}") != 1 or rendered.count("<image>") != 1:
-        raise PrunebenchError(
-            f"model {name}: its chat template lost the image or the question; it renders"
-            f" {str(rendered)[:200]!r}: {mend}"
-        )
-    return rendered
+    return prompt
 
 
 def pad_colour(mean: Iterable[float]) -> tuple[int, ...]:

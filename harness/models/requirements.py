@@ -112,6 +112,10 @@ def _window(config: Any) -> str | None:
     )
 
 
+def _causal(config: Any) -> str | None:
+    return "is_causal=False" if getattr(config.text_config, "is_causal", True) is False else None
+
+
 def _heads(config: Any) -> str | None:
     text = config.text_config
     if text.num_attention_heads % text.num_key_value_heads:
@@ -168,6 +172,7 @@ DECODER: tuple[Requirement, ...] = (
     size("text_config.max_position_embeddings", optional=True),
     Requirement("heads that share keys evenly, of an even width", _heads),
     Requirement("full attention in every decoder layer", _window),
+    Requirement("causal attention", _causal),
     absent("text_config.attn_logit_softcapping", "softcap of attention"),
     absent("text_config.final_logit_softcapping", "softcap of logits"),
     Requirement(f"rotary positions of type {', '.join(ROPES)} over whole heads", _rope),

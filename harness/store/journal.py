@@ -114,6 +114,8 @@ def read_journal(
     A damaged line, an answer of another environment and a journal of an earlier prunebench are left out with a note.
     Raises PrunebenchError naming the line whose sample is not in `expected`; OSError.
     """
+    if not path.is_file():  # a pipe would never end
+        raise PrunebenchError(f"{path}: expected a file, found something else: delete it")
     data = path.read_bytes()
     size = data.rfind(b"\n") + 1
     mine = None if environment is None else digest_of(environment)

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 5
 OLDER = ((4, 1),)
 """(schema, key version) of cells that `prunebench dev migrate` reads."""
+KEYS = frozenset(
+    {
+        *("schema_version", "key_version", "identity", "cell", "headline", "metrics", "maximum", "interval", "costs"),
+        *("counts", "answering_wall_s", "method_info", "provenance", "samples_sha256"),
+    }
+)
+"""Of a cell file, beside its checksum."""
 SAMPLES, SEAL = "samples.parquet", "cell.json"
 COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps")
 
@@ -111,6 +118,8 @@ class SealedCell:
     def _verified(self) -> bytes:
         path = self.folder / SAMPLES
         with saying("read", path):
+            if there(path) and not path.is_file():  # a pipe would never end
+                raise damaged(path, "expected a file, found something else")
             data = path.read_bytes()
         found = hashlib.sha256(data).hexdigest()
         if found != self.samples_sha256:
@@ -165,12 +174,14 @@ def load(folder: Path) -> SealedCell:
     result."""
     path = folder / SEAL
     with saying("read", path):
+        if there(path) and not path.is_file():
+            raise damaged(path, "expected a file, found something else")
         data = path.read_bytes()
         samples = there(folder / SAMPLES)
     try:
         body = json.loads(data)
         versions = body["schema_version"], body["key_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, f"not a cell file ({type(error).__name__}: {error})") from None
     if versions in OLDER:
         root = shlex.quote(str(folder.parent.parent.parent))
@@ -187,6 +198,9 @@ def load(folder: Path) -> SealedCell:
         stated = body.pop("checksum")
         if stated != checksum(body):
             raise damaged(path, f"its content has checksum {checksum(body)}, expected {stated}: it was edited")
+        strange = sorted(body.keys() - KEYS)
+        if strange:
+            raise damaged(path, f"expected no key {strange[0]!r}")
         cell = Cell.from_dict(body["cell"])
         if not body["identity"] == cell.identity() == folder.name[-16:]:
             raise damaged(

@@ -92,7 +92,7 @@ def _migrated(store: Store, file: Path, session: Session) -> str | None:
             job = _job(body, session)
             new, table, note = _derived(body, table, job)
         store.reseal(job.cell, new, table)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise (
             error
             if isinstance(error, PrunebenchError)

@@ -16,6 +16,7 @@ from checkpoints import REMOVED, WEIGHTS, change, copy, refused
 from PIL import Image
 
 from harness.core.command import evaluation
+from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP
 from harness.models.device import pick_dtype
 from harness.models.load import LoadedModel, locate_model
@@ -329,3 +330,44 @@ def test_the_digest_is_plain_and_the_same_in_every_process_and_folder(tmp_path: 
     assert str(WEIGHTS) not in here
     assert json.loads(here)["image"]["n_tokens"] == 576
     assert [4, 576] in json.loads(here)["prompt_ids"]
+
+
+#: how a template may look at the question, in place of `{{ c['text'] }}`
+LOOKS = (
+    "{{ c['text'] | trim }}",
+    "{{ c['text'] | tojson }}",
+    "{{ c['text'] | lower }}",
+    "{{ c['text'] | upper | trim }}",
+    "{{ c['text'] | e }}",
+    "{{ c['text'] | replace('?', '') }}",
+    "{{ c['text'].split('\n')[0] }}",
+    "{% if 'sign' in c['text'] %}Short. {% endif %}{{ c['text'] }}",
+    "{% if c['text'] | length > 20 %}Think. {% endif %}{{ c['text'] }}",
+    "{{ c['text'] }}{% if not c['text'].endswith('.') %}.{% endif %}",
+)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_template_that_looks_at_the_question_renders_each_one(look: str, tmp_path: Path) -> None:
+    folder = copy(tmp_path / "m")
+    file = folder / "chat_template.jinja"
+    before = file.read_text()
+    assert before.count("{{ c['text'] }}") == 1
+    file.write_text(before.replace("{{ c['text'] }}", look))
+    prompter = locate_model(str(folder), "cpu").prompter
+    for text in ('  What is on the sign?\nAnswer with "one" word & no more. ', "yes or no", "A <b>"):
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        chat = [{"role": "user", "content": content}]
+        full = prompter.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        spelt = full.startswith(prompter.processor.tokenizer.bos_token or "\0")
+        bare = prompter.processor.tokenizer(full, add_special_tokens=not spelt)["input_ids"]
+        ours = prompter.prompt_ids(text)
+        assert [t for t in ours if t != prompter.image_token_id] == [t for t in bare if t != prompter.image_token_id]
+
+
+def test_a_template_that_renders_by_chance_is_refused(tmp_path: Path) -> None:
+    folder = copy(tmp_path / "m")
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text() + "{{ range(0, 99999) | random }}")
+    with pytest.raises(PrunebenchError, match="renders another prompt each time"):
+        _ = locate_model(str(folder), "cpu").prompter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 
@@ -110,6 +111,14 @@ DAMAGE = {
         lambda f: resign(f, lambda b: b.update(schema_version=1)),
         "expected schema and key version 5 and 2, found 1 and 2",
     ),
+    "a key of no meaning": (lambda f: resign(f, lambda b: b.update(method="fastv")), "expected no key 'method'"),
+    "a pipe": (lambda f: (os.remove(f / "cell.json"), os.mkfifo(f / "cell.json")), "expected a file"),
+    "a pipe for samples": (
+        lambda f: (os.remove(f / "samples.parquet"), os.mkfifo(f / "samples.parquet")),
+        "expected a file",
+    ),
+    "a folder": (lambda f: (os.remove(f / "cell.json"), (f / "cell.json").mkdir()), "expected a file"),
+    "deep brackets": (lambda f: (f / "cell.json").write_text("[" * 100_000 + "]" * 100_000), "not a cell file"),
     "a flipped bit": (lambda f: flip(f / "samples.parquet"), "expected sha256"),
     "no samples": (lambda f: (f / "samples.parquet").unlink(), "missing beside cell.json"),
     "a renamed folder": (

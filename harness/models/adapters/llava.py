@@ -39,7 +39,8 @@ def _part(name: str, types: tuple[str, ...], usual: str) -> Requirement:
 
 def _layer(config: Any) -> str | None:
     layer, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
-    return None if type(layer) is int and -depth - 1 <= layer <= depth else f"{layer!r} in a tower of {depth} layers"
+    # 0 and -depth - 1 are what stands before the first layer, which transformers takes for none
+    return None if type(layer) is int and 1 <= abs(layer) <= depth else f"{layer!r} in a tower of {depth} layers"
 
 
 def _image_token(config: Any) -> str | None:
