@@ -199,7 +199,6 @@ ODD: dict[str, Callable[[], bytes]] = {
     "palette with transparency": see_through,
     "grey with alpha": lambda: encoded(PHOTO.convert("LA"), "PNG"),
     "alpha": lambda: encoded(PHOTO.convert("RGBA"), "PNG"),
-    "lab": lambda: encoded(PHOTO.convert("YCbCr"), "TIFF"),
     "16 bits": lambda: encoded(Image.fromarray(np.arange(4800, dtype=np.uint16).reshape(60, 80)), "PNG"),
     "32 bits": lambda: encoded(PHOTO.convert("I"), "TIFF"),
     "floats": lambda: encoded(PHOTO.convert("F"), "TIFF"),
