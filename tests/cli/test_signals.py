@@ -15,8 +15,8 @@ COMMAND = """
 import signal, sys, time
 import harness.cli.main
 command = sys.modules["harness.cli.main"]
-if "nohup" in sys.argv:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# whoever runs the tests may ignore the signal, which is inherited
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv else signal.SIG_DFL)
 
 def run(words):
     try:
