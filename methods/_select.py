@@ -1,9 +1,12 @@
-"""Selections on grids of tokens that more than one method makes; plain Python."""
+"""What more than one method selects by: grids of tokens, and the images of a batch one by one."""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from harness.core.shape import Grid
-from harness.method import PromptShape
+from harness.method import PromptShape, Run, Share
 
 
 def grids(prompt: PromptShape) -> list[tuple[int, Grid]]:
@@ -33,3 +36,65 @@ def even_split(total: int, parts: int) -> list[int]:
 def centres(length: int, n: int) -> list[int]:
     """`n` of `length` places, evenly: the middle of each of n equal stretches; distinct for n <= length."""
     return [(2 * i + 1) * length // (2 * n) for i in range(n)]
+
+
+def image_quotas(prompt: PromptShape, keep: int | Share) -> list[int]:
+    """What each image of a prompt keeps of `keep` in all: in proportion to its tokens, at most all of them."""
+    sizes = [image.tokens for image in prompt.images]
+    total = prompt.quota(keep)
+    ends = [total * sum(sizes[: i + 1]) // sum(sizes) for i in range(len(sizes))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class ByImage:
+    """The images of a batch of prompts as a batch of their own, before any reduction: a selection sees one image alone.
+
+    u images with up to p tokens each. `row`, `image`, `counts`: of each its prompt in the batch, its number in the
+    prompt, and its tokens. `valid (u, p)` bool.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.row = [row for row, prompt in enumerate(run.prompts) for _ in prompt.images]
+        self.image = [i for prompt in run.prompts for i in range(len(prompt.images))]
+        self.counts = [image.tokens for prompt in run.prompts for image in prompt.images]
+        self._batch = run.visual_valid
+        b, v = self._batch.shape
+        width, device = max(self.counts), self._batch.device
+        #: one image a prompt: as the batch stands
+        self._alone = len(self.row) == b
+        starts = [sum(self.counts[i - self.image[i] : i]) for i in range(len(self.row))]
+        place = torch.arange(width)[None]
+        counts = torch.tensor(self.counts)[:, None]
+        first = torch.tensor([r * v + start for r, start in zip(self.row, starts, strict=True)])[:, None]
+        self.valid = (place < counts).to(device)
+        #: (u, p) long: where each token stands in the flattened (b, v), 0 beyond a count
+        self._at = torch.where(place < counts, first + place, 0).to(device)
+
+    def split(self, x: Tensor) -> Tensor:
+        """`x (b, v, ...)` -> (u, p, ...), 0 beyond an image's count."""
+        if self._alone:
+            return x
+        parts = x.flatten(0, 1)[self._at]
+        return parts.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (x.ndim - 2)), 0)
+
+    def join(self, x: Tensor) -> Tensor:
+        """`x (u, p, ...)` -> (b, v, ...), 0 beyond a row's count."""
+        if self._alone:
+            return x
+        b, v = self._batch.shape
+        whole = x.new_zeros(b * v, *x.shape[2:])
+        whole[self._at[self.valid]] = x[self.valid]
+        return whole.view(b, v, *x.shape[2:])
+
+    def gathered(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens made of each image, `x (u, m, d)` with `valid (u, m)`, as a Reduction takes them: (b, n, d), (b, n)
+        bool, and (b, n) long, the image of each. In the order of images."""
+        if self._alone:
+            return x, valid, torch.zeros_like(valid, dtype=torch.long)
+        b, m = len(self._batch), x.shape[1]
+        most = max(self.image) + 1
+        tokens = x.new_zeros(b, most, m, x.shape[2])
+        real = valid.new_zeros(b, most, m)
+        tokens[self.row, self.image], real[self.row, self.image] = x, valid
+        image = torch.arange(most, device=x.device)[None, :, None].expand(b, -1, m)
+        return tokens.flatten(1, 2), real.flatten(1, 2), image.flatten(1, 2)

@@ -145,21 +145,26 @@ class RunView:
         digest = hashlib.sha256(f"{self._seed}\0{key}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def matmul(self, a: Tensor, b: Tensor, *, row: int | None = None, entries: Sequence[int] | None = None) -> Tensor:
+    def matmul(
+        self, a: Tensor, b: Tensor, *, row: int | Sequence[int] | None = None, entries: Sequence[int] | None = None
+    ) -> Tensor:
         out = a @ b
         inner, batch = a.shape[-1], self.layout.valid.shape[0]
         per_row = [0] * batch
-        if row is not None:
+        if isinstance(row, int):
             self._check_row(row)
             per_row[row] = 2 * out.numel() * inner
-        elif out.ndim < 3 or out.shape[0] != batch:
-            raise PrunebenchError(
-                f"{self._method.name}: expected a product over the batch of {batch}, found shape {tuple(out.shape)}: "
-                "say whose row= it is"
-            )
         else:
-            real = [out.numel() // batch] * batch if entries is None else entries
-            per_row = [2 * n * inner for n in real]
+            rows = range(batch) if row is None else row
+            if out.ndim < 3 or out.shape[0] != len(rows):
+                raise PrunebenchError(
+                    f"{self._method.name}: expected a product over the batch of {len(rows)}, found shape"
+                    f" {tuple(out.shape)}: say whose row= it is"
+                )
+            real = [out.numel() // len(rows)] * len(rows) if entries is None else entries
+            for of, n in zip(rows, real, strict=True):
+                self._check_row(of)
+                per_row[of] += 2 * n * inner
         self._count_scoring(2 * out.numel() * inner, per_row)
         return out
 

@@ -56,11 +56,13 @@ class Reduction:
     `keep (b, v)` bool over the visual tokens present now; text cannot be lost. `order (b, v)`: kept tokens stand in
     ascending `order`, equal ones in their old order; None leaves the old order. `added (b, m, d)`: merged or recycled
     tokens, placed behind the last kept one; `front (b, m, d)`: tokens placed before the first kept one; `added_valid`,
-    `front_valid (b, m)` bool where rows differ in number. `positions`: RoPE positions of what stays from here on, kept
-    ("original") or renumbered in the new order ("compact"). Kept in place, an added token stands one behind the
-    position of the last kept token of the old order, a front one where the first visual token stood.
-    `decode_positions`: where generated tokens stand: the absolute count of the unpruned prompt, the length of the final
-    sequence, or each layer's own cache length.
+    `front_valid (b, m)` bool where rows differ in number. `added_image`, `front_image (b, m)` long: the image of the
+    prompt to which each of them belongs, behind or before whose kept tokens it is placed; None: all visual tokens of
+    the prompt. `values (b, v, d)`: what kept tokens become; None: they stay as they are. `positions`: RoPE positions of
+    what stays from here on, kept ("original") or renumbered in the new order ("compact"). Kept in place, an added token
+    stands one behind the position of the last kept token of the old order, a front one where the first visual token
+    stood. `decode_positions`: where generated tokens stand: the absolute count of the unpruned prompt, the length of
+    the final sequence, or each layer's own cache length.
     """
 
     keep: Tensor
@@ -71,6 +73,9 @@ class Reduction:
     order: Tensor | None = None
     front: Tensor | None = None
     front_valid: Tensor | None = None
+    added_image: Tensor | None = None
+    front_image: Tensor | None = None
+    values: Tensor | None = None
 
 
 class Probabilities(NamedTuple):
@@ -205,11 +210,14 @@ class Run(Protocol):
         """A CPU generator that depends on (seed, sample of this row) only: the same draw at any batch size and
         device."""
 
-    def matmul(self, a: Tensor, b: Tensor, *, row: int | None = None, entries: Sequence[int] | None = None) -> Tensor:
+    def matmul(
+        self, a: Tensor, b: Tensor, *, row: int | Sequence[int] | None = None, entries: Sequence[int] | None = None
+    ) -> Tensor:
         """`a @ b`, its FLOPs added to the trace as scoring; a method makes its matrix products here.
 
-        `row`: the product belongs to this row of the batch alone. Otherwise it is batched, and `entries` says how many
-        of each row's output numbers are no padding (default: all).
+        `row`: the product belongs to this row of the batch alone; several: one for each entry of the first axis
+        (`ByImage.row`). None: the first axis is the batch. `entries`: how many output numbers of each entry of the
+        first axis are no padding (default: all).
         """
 
     def project(self, features: Tensor, valid: Tensor) -> Tensor:
@@ -243,7 +251,8 @@ class Traits:
     image. `keeps_most_attended`: at a budget, a visual token that all text attends to most, in every head and layer,
     stays. `image_only`: what it keeps and merges depends on the image alone, not on text or a draw, so that questions
     about an image share the prefill behind its reductions if the first is before layer 0 (harness/engine/prefix.py).
-    `calibrated`: BUDGET=calibrated gives it knobs derived for one model.
+    `per_image`: each image of a prompt gets its share of the budget, and no other image changes what it keeps and
+    merges. `calibrated`: BUDGET=calibrated gives it knobs derived for one model.
     """
 
     query_aware: bool
@@ -255,14 +264,29 @@ class Traits:
     random: bool = False
     keeps_most_attended: bool = False
     image_only: bool = False
+    per_image: bool = False
     calibrated: bool = False
+
+
+class Published(NamedTuple):
+    """Where a method was published, for `prunebench methods` and docs/methods.md.
+
+    `venue` as "CVPR 2025". `repository` as "dvlab-research/VisionZip", `commit` as its first eight hex digits: the
+    official code that the method's file was read from and its recorded runs were made with. `licence` of that code,
+    "none" where the repository has none.
+    """
+
+    venue: str
+    repository: str
+    commit: str
+    licence: str
 
 
 @dataclass(frozen=True)
 class Method:
     """Base of all methods: knobs are dataclass fields with the paper's defaults. Without hooks it prunes nothing.
 
-    Subclasses set `name` (lower case, as the paper is called), `paper` (its link, for `prunebench methods`) and
+    Subclasses set `name` (lower case, as the paper is called), `paper` (its link), `published` (its official code) and
     `traits`, and override the hooks they need. Layers are knobs: None is the official layer at the same relative depth
     of this model, a layer given by hand is literal, and a stage at or beyond the model's depth does not happen. Knobs
     under which no stage would happen are refused.
@@ -270,6 +294,7 @@ class Method:
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    published: ClassVar[Published | None] = None
     traits: ClassVar[Traits] = Traits(query_aware=False)
     #: knobs that the budget sets; giving one by hand beside a budget is refused
     budget_knobs: ClassVar[tuple[str, ...]] = ("keep",)
