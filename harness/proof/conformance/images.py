@@ -130,15 +130,15 @@ def flat(model: Any) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(5)
 
     def basis(width: int) -> Tensor:
-        return torch.linalg.qr(torch.randn(width, RANK, generator=generator))[0]
+        orthonormal: Tensor = torch.linalg.qr(torch.randn(width, RANK, generator=generator))[0]
+        return orthonormal
 
     features, tokens = basis(model.config.vision_config.hidden_size), basis(model.config.text_config.hidden_size)
 
     def flatten(to: Tensor) -> Any:
         def hook(_module: Any, _args: Any, out: Any) -> Any:
             x: Tensor = out if isinstance(out, Tensor) else out[0]
-            flattened: Any = x @ to @ to.T
-            return flattened if isinstance(out, Tensor) else (flattened, *out[1:])
+            return x @ to @ to.T if isinstance(out, Tensor) else (x @ to @ to.T, *out[1:])
 
         return hook
 
