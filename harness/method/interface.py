@@ -230,6 +230,13 @@ class Run(Protocol):
         Raises PrunebenchError where the run has no text encoder, with how to name one.
         """
 
+    def joint(self, features: Tensor, valid: Tensor) -> Tensor:
+        """(b, v, e): `features (b, v, width)` of the vision tower in the space of `question().embeddings`, through the
+        norm and projection of the text encoder's checkpoint; `valid (b, v)` bool are charged to the trace.
+
+        Neither side is normalised. Raises PrunebenchError where the checkpoint is that of another tower.
+        """
+
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
         """Record one number per row with the sample's result (fusion layer, forced, ...)."""
 
