@@ -21,11 +21,19 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, ModelShape, PromptShape, VisionShape
 from harness.models.adapters import LlavaAdapter
 from harness.models.adapters.llava import load_text, load_vision
+from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.proof.golden_files import MEND, read_bytes, read_json
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-#: grid of the visual tokens of an input that holds their rows
-ROWS_GRID = Grid(24, 24)
+#: the tower that is never run, where an input holds the rows of its 24 x 24 visual tokens
+STAND_IN: Mapping[str, Any] = {
+    "image_size": 336,
+    "patch_size": 14,
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_attention_heads": 1,
+}
 
 
 class NotReplayableError(PrunebenchError):
@@ -86,19 +94,17 @@ def prompt_of(folder: Path, setup: Setup) -> PromptShape:
         vocab=known["vocab_size"],
         bytes_per_value=setup.dtype.itemsize,
     )
-    grid, depth, width, mlp, patch = ROWS_GRID, 2, 8, 8, 14
-    if setup.tower is not None:
-        vision = _tower_spec(folder, setup.tower)["vision_config"]
-        depth, width, mlp = vision["num_hidden_layers"], vision["hidden_size"], vision["intermediate_size"]
-        patch = vision["patch_size"]
-        grid = Grid(vision["image_size"] // patch, vision["image_size"] // patch)
+    vision = STAND_IN if setup.tower is None else tower_spec(folder, setup.tower)["vision_config"]
+    patch = vision["patch_size"]
+    grid = Grid(vision["image_size"] // patch, vision["image_size"] // patch)
     tower = VisionShape(
-        layers_used=depth,
-        hidden=width,
-        mlp=mlp,
+        layers_used=vision["num_hidden_layers"],
+        hidden=vision["hidden_size"],
+        mlp=vision["intermediate_size"],
         tokens=grid.tokens + 1,
         patch_inputs=3 * patch**2,
         projector_hidden=decoder.hidden,
+        heads=vision["num_attention_heads"],
     )
     n_text = setup.inputs["pre_ids"].numel() + setup.inputs["post_ids"].numel()
     return PromptShape(decoder, (ImageShape((grid,), tower),), n_text)
@@ -115,10 +121,9 @@ def _model(
     folder: Path, text: str, tower: str | None, dtype: torch.dtype, device: torch.device, usual: PromptShape
 ) -> LlavaAdapter:
     spec = _text_spec(folder, text)
-    known, vision = spec["config"], _tower_spec(folder, tower)["vision_config"] if tower is not None else {}
+    known, vision = spec["config"], STAND_IN if tower is None else tower_spec(folder, tower)["vision_config"]
     config = LlavaAdapter.config_of(
         usual,
-        tower_heads=vision.get("num_attention_heads", 1),
         image_token_id=image_token(usual),
         rope_parameters={"rope_type": "default", "rope_theta": known["rope_theta"]},
         rms_norm_eps=known["rms_norm_eps"],
@@ -141,7 +146,39 @@ def image_token(usual: PromptShape) -> int:
 
 def tower_weights(folder: Path, tower: str) -> dict[str, Tensor]:
     """All that is recorded with a tower: `vision_model.*`, `mm_projector.*`, and more where its cases need it."""
-    return tensors(folder / _tower_spec(folder, tower)["weights"])
+    return tensors(folder / tower_spec(folder, tower)["weights"])
+
+
+def text_encoder_of(
+    folder: Path, tower: str, question: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+) -> ClipTextEncoder:
+    """The text tower that is recorded with a tower, with a tokenizer that knows one question: its recorded ids.
+
+    Raises NotReplayableError where there is none.
+    """
+    spec = tower_spec(folder, tower)
+    if "clip_text_config" not in spec:
+        raise NotReplayableError(f"models/models.json has no `clip_text_config` for the tower {tower!r}")
+    encoder = ClipTextEncoder.of_weights(
+        spec["clip_text_config"],
+        spec["vision_config"],
+        {k: v.float() for k, v in tower_weights(folder, tower).items()},
+        RecordedTokens(question),
+    )
+    return encoder.to(device, dtype)
+
+
+class RecordedTokens:
+    """Stands in for a tokenizer: the recorded ids of one question, start and end token included."""
+
+    def __init__(self, question: Mapping[str, Any]) -> None:
+        self._text, ids = question["clip_text"], question["ids"]
+        self.bos_token_id, self._words, self.eos_token_id = ids[0], ids[1:-1], ids[-1]
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        if text != self._text or add_special_tokens:
+            raise NotReplayableError(f"expected the question as it was recorded, {self._text!r:.60}, found {text!r:.60}")
+        return {"input_ids": self._words}
 
 
 def pixels_of(setup: Setup, side: int) -> Tensor:
@@ -160,7 +197,8 @@ def _text_spec(folder: Path, name: str) -> dict[str, Any]:
     return dict(spec)
 
 
-def _tower_spec(folder: Path, name: str) -> dict[str, Any]:
+def tower_spec(folder: Path, name: str) -> dict[str, Any]:
+    """What models/models.json says of a tower."""
     return dict(read_json(folder / "models" / "models.json")["towers"][name])
 
 

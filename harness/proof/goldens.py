@@ -81,7 +81,7 @@ def replay(folder: Path, case: Mapping[str, Any], method: Method, device: torch.
         entered.append(args[0])
 
     with attach(model, method, text_encoder=_text_encoder(folder, case, setup, device)) as run, torch.inference_mode():
-        run.questions = [_question(case)]
+        run.questions = [case["question"]["prompt"]] if case.get("question") else None
         handles = [layer.register_forward_hook(left) for layer in adapter.layers]
         handles += [layer.register_forward_pre_hook(enters, with_kwargs=True) for layer in adapter.layers]
         cache = DynamicCache(config=model.config.text_config)
@@ -117,16 +117,14 @@ def replay(folder: Path, case: Mapping[str, Any], method: Method, device: torch.
     )
 
 
-def _question(case: Mapping[str, Any]) -> str:
-    """The question as the text encoder gets it; "" where none was recorded."""
-    question = case.get("question")
-    return "" if question is None else str(question["clip_text"])
-
-
 def _text_encoder(
     folder: Path, case: Mapping[str, Any], setup: golden_models.Setup, device: torch.device
 ) -> Callable[[], TextEncoder] | None:
-    return None
+    """The text tower beside the vision tower, where a case records a question for it."""
+    question, tower = case.get("question"), setup.tower
+    if question is None or tower is None:
+        return None
+    return lambda: golden_models.text_encoder_of(folder, tower, question, setup.dtype, device)
 
 
 def run_folder(
