@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from harness.core.shape import Grid
-from harness.method import PromptShape, Run, Share
+from harness.method import PromptShape, Run, ScoresError, Share, keep_top
 
 
 def grids(prompt: PromptShape) -> list[tuple[int, Grid]]:
@@ -46,6 +48,18 @@ def image_quotas(prompt: PromptShape, keep: int | Share) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def first_of(quotas: Sequence[int], valid: Tensor) -> Tensor:
+    """(u, n) bool: which of n picks belong to each image's quota, n being the largest."""
+    return (torch.arange(max(quotas))[None] < torch.tensor(quotas)[:, None]).to(valid.device)
+
+
+def marked(picks: Tensor, real: Tensor, valid: Tensor) -> Tensor:
+    """(u, p) bool: the `picks (u, n)` among each image's tokens `valid (u, p)`; `real (u, n)` bool are picks."""
+    kept = torch.zeros(valid.shape[0], valid.shape[1] + 1, dtype=torch.bool, device=valid.device)
+    # what is no pick goes to a slot behind the last token
+    return kept.scatter_(1, picks.masked_fill(~real, valid.shape[1]), True)[:, :-1]
+
+
 class ByImage:
     """The images of a batch of prompts as a batch of their own, before any reduction: a selection sees one image alone.
 
@@ -76,6 +90,17 @@ class ByImage:
             return x
         parts = x.flatten(0, 1)[self._at]
         return parts.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (x.ndim - 2)), 0)
+
+    def top(self, scores: Tensor, k: Sequence[int] | Tensor, among: Tensor | None = None) -> Tensor:
+        """(u, p) bool: of each image the `k` tokens with the highest `scores (u, p)`, `among (u, p)` bool or all of its
+        own.
+
+        Raises as `keep_top`; the row of the error is that of the prompt.
+        """
+        try:
+            return keep_top(scores, torch.as_tensor(k, device=scores.device), self.valid if among is None else among)
+        except ScoresError as error:
+            raise ScoresError(self.row[error.row], str(error)) from None
 
     def join(self, x: Tensor) -> Tensor:
         """`x (u, p, ...)` -> (b, v, ...), 0 beyond a row's count."""
