@@ -24,7 +24,6 @@ if __name__ == "__main__":
     # in a script's own folder, where Python looks first, `import methods` would find this file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from tabulate import tabulate
 
 from harness.bench import measure

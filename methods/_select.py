@@ -98,3 +98,16 @@ class ByImage:
         tokens[self.row, self.image], real[self.row, self.image] = x, valid
         image = torch.arange(most, device=x.device)[None, :, None].expand(b, -1, m)
         return tokens.flatten(1, 2), real.flatten(1, 2), image.flatten(1, 2)
+
+    def projected(self, run: Run, x: Tensor, valid: Tensor) -> Tensor:
+        """(u, m, d): tower features of each image, `x (u, m, width)`, through the projector; those of `valid (u, m)`
+        are charged to their prompts."""
+        features, real, _ = self.gathered(x, valid)
+        tokens = run.project(features, real)
+        return (
+            tokens if self._alone else tokens.view(len(tokens), -1, x.shape[1], tokens.shape[2])[self.row, self.image]
+        )
+
+    def looked(self, x: Tensor) -> Tensor:
+        """(u, width): what is per image, `x (b, images, width)`."""
+        return x[:, 0] if self._alone else x[self.row, self.image]

@@ -91,11 +91,16 @@ def _model(folder: Path, name: str, device: torch.device) -> LlavaAdapter:
         bytes_per_value=4,
     )
     tower = VisionShape(
-        layers_used=2, hidden=8, mlp=8, tokens=24 * 24 + 1, patch_inputs=3 * 14**2, projector_hidden=decoder.hidden
+        layers_used=2,
+        hidden=8,
+        mlp=8,
+        tokens=24 * 24 + 1,
+        patch_inputs=3 * 14**2,
+        projector_hidden=decoder.hidden,
+        heads=1,
     )
     config = LlavaAdapter.config_of(
         PromptShape(decoder, (ImageShape((Grid(24, 24),), tower),)),
-        tower_heads=1,
         image_token_id=IMAGE_TOKEN,
         rope_parameters={"rope_type": "default", "rope_theta": known["rope_theta"]},
         rms_norm_eps=known["rms_norm_eps"],

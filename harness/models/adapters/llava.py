@@ -18,8 +18,6 @@ from harness.models.requirements import DECODER, Requirement, activation, at, on
 
 #: class names in the config.json of checkpoints in LLaVA's own format, which transformers does not load
 ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM",)
-#: width of one attention head in CLIP's towers, which `VisionShape` does not hold
-CLIP_HEAD_DIM = 64
 #: model types of decoders whose layers are laid out as Llama's; a test compares each with the bare model
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -166,6 +164,7 @@ class LlavaAdapter(Adapter):
                 tokens=side * side + 1,
                 patch_inputs=3 * vision.patch_size**2,
                 projector_hidden=config.text_config.hidden_size,
+                heads=vision.num_attention_heads,
             ),
         )
 
@@ -186,9 +185,7 @@ class LlavaAdapter(Adapter):
         return 3, side, side
 
     @classmethod
-    def config_of(
-        cls, usual: PromptShape, *, tower_heads: int | None = None, image_token_id: int | None = None, **text: Any
-    ) -> LlavaConfig:
+    def config_of(cls, usual: PromptShape, *, image_token_id: int | None = None, **text: Any) -> LlavaConfig:
         """LLaVA-1.5's configuration at these sizes: penultimate tower layer without [CLS]. `text` goes to the decoder's
         configuration.
 
@@ -213,7 +210,7 @@ class LlavaAdapter(Adapter):
             hidden_size=vision.hidden,
             intermediate_size=vision.mlp,
             num_hidden_layers=vision.layers_used,
-            num_attention_heads=tower_heads or vision.hidden // CLIP_HEAD_DIM,
+            num_attention_heads=vision.heads,
             image_size=patch * image.views[0].rows,
             patch_size=patch,
         )
