@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from harness.core.shape import Grid
-from harness.method import PromptShape, Run, Share
+from harness.method import PromptShape, Run, ScoresError, Share, keep_top
 
 
 def grids(prompt: PromptShape) -> list[tuple[int, Grid]]:
@@ -76,6 +78,17 @@ class ByImage:
             return x
         parts = x.flatten(0, 1)[self._at]
         return parts.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (x.ndim - 2)), 0)
+
+    def top(self, scores: Tensor, k: Sequence[int] | Tensor, among: Tensor | None = None) -> Tensor:
+        """(u, p) bool: of each image the `k` tokens with the highest `scores (u, p)`, `among (u, p)` bool or all of its
+        own.
+
+        Raises as `keep_top`; the row of the error is that of the prompt.
+        """
+        try:
+            return keep_top(scores, torch.as_tensor(k, device=scores.device), self.valid if among is None else among)
+        except ScoresError as error:
+            raise ScoresError(self.row[error.row], str(error)) from None
 
     def join(self, x: Tensor) -> Tensor:
         """`x (u, p, ...)` -> (b, v, ...), 0 beyond a row's count."""
