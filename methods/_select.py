@@ -48,6 +48,18 @@ def image_quotas(prompt: PromptShape, keep: int | Share) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def first_of(quotas: Sequence[int], valid: Tensor) -> Tensor:
+    """(u, n) bool: which of n picks belong to each image's quota, n being the largest."""
+    return (torch.arange(max(quotas))[None] < torch.tensor(quotas)[:, None]).to(valid.device)
+
+
+def marked(picks: Tensor, real: Tensor, valid: Tensor) -> Tensor:
+    """(u, p) bool: the `picks (u, n)` among each image's tokens `valid (u, p)`; `real (u, n)` bool are picks."""
+    kept = torch.zeros(valid.shape[0], valid.shape[1] + 1, dtype=torch.bool, device=valid.device)
+    # what is no pick goes to a slot behind the last token
+    return kept.scatter_(1, picks.masked_fill(~real, valid.shape[1]), True)[:, :-1]
+
+
 class ByImage:
     """The images of a batch of prompts as a batch of their own, before any reduction: a selection sees one image alone.
 

@@ -169,13 +169,18 @@ def ask(
 
 
 class WordEncoder:
-    """Stands in for a CLIP text tower: a random projection of random word vectors, 32 wide, one piece a word."""
+    """Stands in for a CLIP text tower: a random projection of random word vectors, 32 wide, one piece a word. Patches
+    get there by another random projection."""
 
     def encode(self, text: str) -> EncodedText:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         words = torch.randn(len(text.split()), 8, generator=torch.Generator().manual_seed(seed))
         projection = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
         return EncodedText(words @ projection, 2 * 8 * 32 * len(words))
+
+    def joint(self, features: Tensor) -> Tensor:
+        projection = torch.randn(features.shape[-1], 32, generator=torch.Generator().manual_seed(3))
+        return features @ projection.to(features)
 
 
 @torch.inference_mode()
