@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
@@ -19,24 +19,23 @@ from harness.core import budget as budgets
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, PromptShape, VisionShape
 from harness.method.build import build
-from harness.method.interface import Method, Published, TowerLook, What
+from harness.method.interface import Method, Published, TextTower, TowerLook, What
 from harness.method.registry import blaming
 
 SHAPE = "llava-1.5-7b"
 #: text tokens of the prompt that schedules are made for, and the budget at which a method's looks are asked
 TEXT_TOKENS, BUDGET = 74, "64"
-#: looks that need a tower with [CLS], and looks that compute attention rows beside the tower's kernel
+#: looks that need a tower with [CLS], and looks in words
 OF_CLS: tuple[What, ...] = ("cls_row", "cls_hidden", "cls_query", "cls_key")
-ROWS: dict[What, str] = {"cls_row": "[CLS] row", "column_sums": "all rows, in blocks,"}
-READS: dict[What, str] = {
+LOOKS: dict[What, str] = {
+    "cls_row": "[CLS] row",
+    "column_sums": "all attention rows, some at a time,",
     "keys": "keys",
     "hidden": "states",
-    "cls_hidden": "state of [CLS]",
-    "cls_query": "query of [CLS]",
-    "cls_key": "key of [CLS]",
+    "cls_hidden": "[CLS] state",
+    "cls_query": "[CLS] query",
+    "cls_key": "[CLS] key",
 }
-
-
 #: columns of a terminal
 WIDTH = 110
 
@@ -130,10 +129,15 @@ def _kind(cls: type[Method], method: Method | None, looks: tuple[TowerLook, ...]
 
 
 def _beside(cls: type[Method], looks: tuple[TowerLook, ...], vision: VisionShape) -> str:
-    parts = []
+    layers: dict[What, list[int]] = {}
     for look in looks:
-        layer = look.layer % vision.layers_used
-        parts.append(f"{ROWS.get(look.what) or READS[look.what]} of tower layer {layer}")
+        layers.setdefault(look.what, []).append(look.layer % vision.layers_used)
+    at: dict[str, list[str]] = {}
+    for what, found in layers.items():
+        at.setdefault(" and ".join(map(str, found)), []).append(LOOKS[what])
+    parts = [f"{', '.join(seen)} of tower layer{'s' * (' ' in where)} {where}" for where, seen in at.items()]
+    if any(hint is TextTower or TextTower in get_args(hint) for hint in get_type_hints(cls).values()):
+        parts.append("the text tower")
     if cls.on_attention is not Method.on_attention:
         parts.append("attention rows of the decoder")
     if cls.traits.edits_attention:
