@@ -48,6 +48,18 @@ def image_quotas(prompt: PromptShape, keep: int | Share) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def first_of(quotas: Sequence[int], valid: Tensor) -> Tensor:
+    """(u, n) bool: which of n picks belong to each image's quota, n being the largest."""
+    return (torch.arange(max(quotas))[None] < torch.tensor(quotas)[:, None]).to(valid.device)
+
+
+def marked(picks: Tensor, real: Tensor, valid: Tensor) -> Tensor:
+    """(u, p) bool: the `picks (u, n)` among each image's tokens `valid (u, p)`; `real (u, n)` bool are picks."""
+    kept = torch.zeros(valid.shape[0], valid.shape[1] + 1, dtype=torch.bool, device=valid.device)
+    # what is no pick goes to a slot behind the last token
+    return kept.scatter_(1, picks.masked_fill(~real, valid.shape[1]), True)[:, :-1]
+
+
 class ByImage:
     """The images of a batch of prompts as a batch of their own, before any reduction: a selection sees one image alone.
 
@@ -111,3 +123,26 @@ class ByImage:
         tokens[self.row, self.image], real[self.row, self.image] = x, valid
         image = torch.arange(most, device=x.device)[None, :, None].expand(b, -1, m)
         return tokens.flatten(1, 2), real.flatten(1, 2), image.flatten(1, 2)
+
+    def projected(self, run: Run, x: Tensor, valid: Tensor) -> Tensor:
+        """(u, m, d): tower features of each image, `x (u, m, width)`, through the projector; those of `valid (u, m)`
+        are charged to their prompts."""
+        features, real, _ = self.gathered(x, valid)
+        tokens = run.project(features, real)
+        return (
+            tokens if self._alone else tokens.view(len(tokens), -1, x.shape[1], tokens.shape[2])[self.row, self.image]
+        )
+
+    def looked(self, x: Tensor) -> Tensor:
+        """(u, width): what is per image, `x (b, images, width)`."""
+        return x[:, 0] if self._alone else x[self.row, self.image]
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float32 at least, for scores and sums; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def at(x: Tensor, index: Tensor) -> Tensor:
+    """(u, c, width): the rows `index (u, c)` of `x (u, p, width)`."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))

@@ -108,7 +108,7 @@ class OnImage(OnVisualRows):
 def on_prefix(method: Method, usual: PromptShape) -> Method:
     """What is attached while a prefix of `method` (as `for_model` made it) is captured; `usual`: a prompt as the model
     is asked them."""
-    if method.traits.image_only:
+    if method.image_only:
         plan = method.plan(usual.with_text(1))
         if plan is None or plan[0] < usual.n_visual:
             return OnImage(method)

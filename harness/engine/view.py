@@ -183,18 +183,33 @@ class RunView:
         return projected
 
     def question(self) -> Question:
-        if self._text_encoder is None or self.questions is None:
+        if self.questions is None:
             raise PrunebenchError(
-                f"{self._method.name} reads the question through a text encoder, and this run has none: name one in the"
-                " model's config (text_encoder: a CLIP checkpoint), or give attach() text_encoder= and set"
-                " run.questions"
+                f"{self._method.name} reads the question's text, and this run has none: set run.questions, one text a"
+                " row, before each batch"
             )
-        encoded = [self._text_encoder().encode(text) for text in self.questions]
+        encoder = self._encoder()
+        encoded = [encoder.encode(text) for text in self.questions]
         self._count_scoring(sum(e.flops for e in encoded), [e.flops for e in encoded])
         device = self.layout.valid.device
         valid = [torch.ones(len(e.pieces), dtype=torch.bool, device=device) for e in encoded]
         pad = nn.utils.rnn.pad_sequence
         return Question(pad([e.pieces.to(device) for e in encoded], batch_first=True), pad(valid, batch_first=True))
+
+    def joint(self, features: Tensor, valid: Tensor) -> Tensor:
+        projected = self._encoder().joint(features)
+        per_token = 2 * features.shape[-1] * projected.shape[-1]
+        self._count_scoring(valid.numel() * per_token, [int(n) * per_token for n in valid.sum(1).tolist()])
+        return projected
+
+    def _encoder(self) -> TextEncoder:
+        if self._text_encoder is None:
+            raise PrunebenchError(
+                f"{self._method.name} reads the question through a text encoder, and this run has none: name one in the"
+                " model's config (text_encoder: a CLIP checkpoint), or give attach() text_encoder= and set"
+                " run.questions"
+            )
+        return self._text_encoder()
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
         listed = values.tolist() if isinstance(values, Tensor) else list(values)

@@ -15,7 +15,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
 from harness.engine.run import EngineRun
-from harness.method import Method, build, method_class
+from harness.method import Method, build, method_class, own_knobs
 from harness.models.adapters import Adapter, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.config import ModelConfig, calibrated_knobs, config_of_checkpoint
@@ -60,8 +60,8 @@ def prune(
     for name, value in (("seed", seed), ("text_tokens", text_tokens)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise PrunebenchError(f"{name}={value!r}: expected a whole number of at least 0")
-    built = _built(adapter, method, budget, knobs, text_tokens)
-    encoder = _encoder(adapter, text_encoder)
+    built = _built(adapter, method, budget, knobs, text_tokens, text_encoder)
+    encoder = _encoder(adapter, text_encoder if built.text_tower is None else built.text_tower.source)
     with attach(model, built, seed, positions, text_encoder=encoder) as run:
         yield run
 
@@ -72,6 +72,7 @@ def _built(
     budget: int | str | Budget | None,
     knobs: dict[str, Any],
     text_tokens: int,
+    text_encoder: str | None,
 ) -> Method:
     if isinstance(method, Method):
         if budget is not None or knobs:
@@ -94,10 +95,14 @@ def _built(
     cls, asked = method_class(method), budget if isinstance(budget, Budget) else budgets.parse(budget)
     checkpoint = str(getattr(adapter.model, "name_or_path", "") or "")
     config = config_of_checkpoint(checkpoint)
-    own = {} if config is None else dict(config.knobs.get(cls.name, {}))
+    own = {} if config is None else own_knobs(cls, config.knobs.get(cls.name, {}), config.text_tower)
+    if text_encoder is not None:
+        own |= own_knobs(cls, {}, text_encoder)
     if asked.unit == "calibrated" and cls.traits.calibrated:
         own |= calibrated_knobs(cls.name, _calibration(checkpoint, config))
-    return build(method, asked, {**own, **knobs}, adapter.usual.with_text(text_tokens))
+    made = build(method, asked, {**own, **knobs}, adapter.usual.with_text(text_tokens))
+    made.check_text_tower()
+    return made
 
 
 def _calibration(checkpoint: str, config: ModelConfig | None) -> str:
@@ -112,7 +117,7 @@ def _encoder(adapter: Adapter, source: str | None) -> Callable[[], ClipTextEncod
     """Loads the text encoder when it is first asked for; None where none is known, which the run then says."""
     if source is None:
         config = config_of_checkpoint(str(getattr(adapter.model, "name_or_path", "") or ""))
-        source = None if config is None else config.text_encoder
+        source = None if config is None else config.text_tower
     if source is None:
         return None
     weight = next(adapter.model.parameters())

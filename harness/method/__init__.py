@@ -4,7 +4,7 @@
 """
 
 from harness.core.shape import PromptShape, Share
-from harness.method.build import build, check_budget, typed_knobs
+from harness.method.build import build, check_budget, own_knobs, typed_knobs
 from harness.method.interface import (
     Attention,
     AttentionEdit,
@@ -21,6 +21,7 @@ from harness.method.interface import (
     Run,
     ScoresError,
     Stream,
+    TextTower,
     TowerLook,
     Traits,
     What,
@@ -50,6 +51,7 @@ __all__ = [
     "ScoresError",
     "Share",
     "Stream",
+    "TextTower",
     "TowerLook",
     "Traits",
     "What",
@@ -59,6 +61,7 @@ __all__ = [
     "check_layer",
     "keep_top",
     "method_class",
+    "own_knobs",
     "raised",
     "record_shipped",
     "register",

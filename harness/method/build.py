@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -11,7 +13,7 @@ from harness.core import spelling
 from harness.core.budget import Budget, amount, lowest, solve
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import PromptShape, Share
-from harness.method.interface import Method
+from harness.method.interface import Method, TextTower
 from harness.method.registry import blaming, method_class
 
 
@@ -102,6 +104,14 @@ def _check_shares(cls: type[Method], budget: Budget) -> None:
         raise PrunebenchError(f"{cls.name} takes no share of the tokens, for {knobs} holds a count: {mend}")
 
 
+def own_knobs(name: str | type[Method], knobs: Mapping[str, Any], text_tower: str | None) -> dict[str, Any]:
+    """What a model says of a method's knobs: `knobs`, and below them its text tower (a hub id or a folder) for a knob
+    of that type."""
+    hints = get_type_hints(method_class(name))
+    towers = [f for f, hint in hints.items() if TextTower in get_args(hint)] if text_tower else []
+    return {**dict.fromkeys(towers, text_tower), **knobs}
+
+
 def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(knob, value of the declared type) for each of `knobs`; raises PrunebenchError for unknown knobs and unfit
     values.
@@ -125,6 +135,8 @@ def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[s
             kinds = get_args(hints[key]) if get_origin(hints[key]) in (Union, UnionType) else (hints[key],)
             if isinstance(value, str) and value.lower() == "none" and NoneType in kinds:
                 value = None
+            elif TextTower in kinds and isinstance(value, str):
+                value = _text_tower(cls, key, value)
             elif isinstance(value, str) and ("," in value or any(get_origin(kind) is tuple for kind in kinds)):
                 value = [part.strip() for part in value.split(",")]
             elif Share in kinds and not isinstance(value, Share) and value is not None:
@@ -142,6 +154,17 @@ def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[s
 def _takes_truth(hint: Any) -> bool:
     """Whether a knob of this type may be true: Python would count it as 1 elsewhere."""
     return hint is bool or hint is Any or any(map(_takes_truth, get_args(hint)))
+
+
+def _text_tower(cls: type[Method], knob: str, source: str) -> TextTower:
+    """A hub id or a folder as a user writes it; nothing is looked up on the hub."""
+    with suppress(OSError, ValueError):  # longer than a name of a file may be, or no text of one
+        if Path(source).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+            return TextTower(source)
+    raise PrunebenchError(
+        f"{cls.name}: knob {knob}={source[:80]!r} is not valid: expected a CLIP checkpoint, as a folder that is there"
+        " or a hub id (owner/model)"
+    )
 
 
 def _amount(cls: type[Method], knob: str, value: Any) -> int | Share:

@@ -101,6 +101,22 @@ class Places(NamedTuple):
     cols: Tensor
 
 
+@dataclass(frozen=True)
+class TextTower:
+    """A knob's CLIP checkpoint, whose text tower `Run.question` reads with: `source`, a hub id or a folder.
+
+    A knob of type `TextTower | None` that is not given is the model's own `text_encoder`, where its config names one.
+    `fingerprint`: the commit of a hub id, the hash of a folder's files. A cell's identity holds the fingerprint and,
+    for a hub id, its name; a folder's path is in the command alone. The harness looks it up before it loads weights.
+    """
+
+    source: str
+    fingerprint: str | None = None
+
+    def __str__(self) -> str:
+        return self.source
+
+
 class TowerLook(NamedTuple):
     """Something of the vision tower that a method asks to see: `what` of its layer `layer`, counted from 0, or back
     from -1, the last.
@@ -230,6 +246,13 @@ class Run(Protocol):
         Raises PrunebenchError where the run has no text encoder, with how to name one.
         """
 
+    def joint(self, features: Tensor, valid: Tensor) -> Tensor:
+        """(b, v, e): `features (b, v, width)` of the vision tower in the space of `question().embeddings`, through the
+        norm and projection of the text encoder's checkpoint; `valid (b, v)` bool are charged to the trace.
+
+        Neither side is normalised. Raises PrunebenchError where the checkpoint is that of another tower.
+        """
+
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
         """Record one number per row with the sample's result (fusion layer, forced, ...)."""
 
@@ -334,7 +357,7 @@ class Method:
 
     def knobs(self) -> dict[str, Any]:
         """All knobs with their values, defaults included; a share as it is spelt ("0.25kept"), a file (a knob of type
-        `Path`) as its name and what is in it."""
+        `Path`) as its name and what is in it, a text tower as its fingerprint."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: _plain(name, value) for name, value in values.items()}
 
@@ -342,6 +365,24 @@ class Method:
     def uses_seed(self) -> bool:
         """Does the seed change anything? A method that draws nothing is one cell whatever the seed."""
         return self.traits.random
+
+    @property
+    def image_only(self) -> bool:
+        """Does the image alone decide, with these knobs? `traits.image_only` says so of all knobs."""
+        return self.traits.image_only
+
+    @property
+    def text_tower(self) -> TextTower | None:
+        """The text tower that a knob names."""
+        return next(
+            (value for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), TextTower)), None
+        )
+
+    def check_text_tower(self) -> None:
+        """Raise PrunebenchError where these knobs need a text tower, and neither a knob nor the model named one.
+
+        Asked when a model is known, and before its weights are loaded.
+        """
 
     def prefix_key(self) -> str:
         """Names what this method's attention edits do to visual rows, where that depends on knobs only; "" for nothing.
@@ -429,6 +470,9 @@ def _plain(knob: str, value: Any) -> Any:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise PrunebenchError(f"knob {knob}={str(value)!r}: expected a file that can be read: {why}") from None
+    if isinstance(value, TextTower):
+        hub = {} if Path(value.source).is_dir() else {"hub": value.source}
+        return {**hub, "fingerprint": value.fingerprint}
     return str(value) if isinstance(value, Share) else value
 
 

@@ -52,13 +52,20 @@ class ModelConfig(BaseModel):
     stands_for: str = ""
     knobs: dict[str, dict[str, Any]] = {}
     default_limit: yamlfile.Whole | None = None
-    #: hub id or folder of the CLIP checkpoint whose text tower belongs to the vision tower
+    #: hub id or folder of the CLIP checkpoint whose text tower belongs to the vision tower; a relative folder as `path`
     text_encoder: str | None = None
 
     @property
     def folder(self) -> Path | None:
         """`path`; a relative one starts where tasks/ lies. None: the model is the hub's."""
         return None if self.path is None else TOP / self.path
+
+    @property
+    def text_tower(self) -> str | None:
+        """`text_encoder` as it is loaded: a hub id, or a folder from anywhere."""
+        if self.text_encoder is None or not (TOP / self.text_encoder).is_dir():
+            return self.text_encoder
+        return str(TOP / self.text_encoder)
 
 
 class Calibration(BaseModel):

@@ -5,10 +5,10 @@ Everything that can be checked without loading weights is checked first, with wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import SHAPES, ModelShape, PromptShape
 from harness.core.spelling import given
-from harness.method import Method, build, method_class
+from harness.method import Method, build, method_class, own_knobs
 from harness.models import jsonfile
 from harness.models.adapters import ADAPTERS, ORIGINAL_CLASSES, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
@@ -30,6 +30,7 @@ from harness.models.generation import check_greedy, end_tokens
 from harness.models.processor import check_processor
 from harness.models.prompt import Prompter, decided
 from harness.models.requirements import check, context_of
+from harness.models.text_tower import with_text_tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +43,26 @@ class LoadedModel(Prompter):
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapter", adapter_for(self.model))
 
-    def text_encoder(self) -> ClipTextEncoder:
-        """The text encoder of the model's vision tower, loaded when it is first asked for. Raises PrunebenchError where
-        the config names none."""
-        return self._text_encoder
+    def text_encoder(self, method: Method) -> Callable[[], ClipTextEncoder]:
+        """Gives the text encoder that a method reads questions with, loaded when it is first asked for: the one that
+        its knob names, else the config's. Raises PrunebenchError where neither does."""
+        tower = method.text_tower
+        return partial(self._text_encoder, self.config.text_tower if tower is None else tower.source)
 
-    @cached_property
-    def _text_encoder(self) -> ClipTextEncoder:
-        source = self.config.text_encoder
+    def _text_encoder(self, source: str | None) -> ClipTextEncoder:
         if source is None:
             raise PrunebenchError(
                 f"model {self.config.name}: expected text_encoder in its config (the CLIP checkpoint of its vision"
                 " tower), for the method reads the question through it; found none: add it to"
                 f" configs/models/{self.config.name}.yaml"
             )
-        return ClipTextEncoder.load(source, self.device, DTYPES[self.dtype])
+        if source not in self._text_encoders:
+            self._text_encoders[source] = ClipTextEncoder.load(source, self.device, DTYPES[self.dtype])
+        return self._text_encoders[source]
+
+    @cached_property
+    def _text_encoders(self) -> dict[str, ClipTextEncoder]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Located:
         `n_text`: the text length, in tokens, at which a FLOPs budget is solved; such a budget without one raises
         PrunebenchError. `calibrated` takes the knobs of configs/<method>/<calibration>.yaml below the given ones.
         """
-        own = dict(self.config.knobs.get(name, {}))
+        own = own_knobs(name, self.config.knobs.get(name, {}), self.config.text_tower)
         if budget.unit == "calibrated" and method_class(name).traits.calibrated:
             own |= calibrated_knobs(name, self.calibration)
         if budget.unit == "flops" and n_text is None:
@@ -127,7 +133,7 @@ class Located:
                 f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: use"
                 f" `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
             )
-        return build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
+        return with_text_tower(build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0)))
 
     @cached_property
     def prompter(self) -> Prompter:

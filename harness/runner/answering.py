@@ -198,13 +198,11 @@ class Answerer:
             encoded = [(self.loaded.asked(p.key, p.text, p.max_new_tokens), p) for p in prompts]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
-        loaded, start, alone = self.loaded, 0, -1
+        loaded, start, alone, encoder = self.loaded, 0, -1, self.loaded.text_encoder(self.method)
         while start < len(encoded):
             size, why = 0, ""
             try:
-                with attach(
-                    loaded.model, self.method, self.seed, self.positions, self.features.looks, loaded.text_encoder
-                ) as run:
+                with attach(loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder) as run:
                     while start < len(encoded):
                         batch = self._like(encoded, start)
                         size = len(batch)

@@ -161,7 +161,7 @@ def check(request: Request) -> Checked:
     """Read one of `each`. Raises PrunebenchError for everything that can be refused with neither device nor data."""
     from harness.core.shape import SHAPES
     from harness.engine.attach import POSITION_POLICIES
-    from harness.method import build, check_budget, method_class
+    from harness.method import build, check_budget, method_class, own_knobs
     from harness.models.config import calibrated_knobs, calibration_key, model_config
     from harness.models.load import locate_model
     from tasks.sources import task_spec
@@ -185,7 +185,9 @@ def check(request: Request) -> Checked:
             calibrated_knobs(spec, key)
     if request.model in SHAPES and budget.unit != "calibrated":  # sizes that are known without its files
         usual = SHAPES[request.model]
-        method = build(spec, budget, {**config.knobs.get(spec, {}), **request.knobs}, usual)
+        own = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower)
+        method = build(spec, budget, {**own, **request.knobs}, usual)
+        method.check_text_tower()
     else:
         located = locate_model(request.model, "cpu", request.dtype, **words)
         usual, method = located.usual, located.method(spec, budget, request.knobs, n_text=0)

@@ -1,19 +1,26 @@
 """The text encoder that belongs to a CLIP vision tower: questions and patches in one space, for methods that ask
-`Run.question`.
+`Run.question` and `Run.joint`.
 
-LLaVA's checkpoints hold the vision tower alone; the text tower and both projections come from the CLIP checkpoint that
-the tower was taken from, which a model's config names (`text_encoder:`).
+LLaVA's checkpoints hold the vision tower alone. The text tower and both projections come from the CLIP checkpoint that
+the tower was taken from, which a model's config names (`text_encoder:`) or a method's knob of type `TextTower`.
+
+Texts are encoded as CDPruner's official code does (Theia-4869/CDPruner @ 9541616c), its quirks included: see
+`ClipTextEncoder`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from harness.core.errors import PrunebenchError
+
+#: what CDPruner's official code takes off a question; hints in the same question stay
+ENDING = "\nAnswer the question using a single word or phrase."
 
 
 class EncodedText(NamedTuple):
@@ -24,62 +31,123 @@ class EncodedText(NamedTuple):
 
 
 class TextEncoder(Protocol):
-    """What `Run.question` asks."""
+    """What `Run.question` and `Run.joint` ask."""
 
     def encode(self, text: str) -> EncodedText: ...
 
+    def joint(self, features: Tensor) -> Tensor:
+        """`features (..., width)` of the vision tower in the space of the texts: (..., e), one matrix product."""
+
 
 class ClipTextEncoder:
-    """CLIP's text tower with its projection. A text of more tokens than the tower has positions is encoded in several
-    pieces.
+    """CLIP's text tower with its projection, and the projection of its vision tower.
+
+    Texts are read as CDPruner's official code reads them. `ENDING` is taken off, nothing is truncated. Start token,
+    tokens and end token are cut into pieces as long as the tower has positions (77), each encoded from position 0. A
+    piece is pooled at its largest id: at the end token where there is one, whose id is the largest in CLIP. The first
+    piece of a longer text has none and is pooled at its start token, so that it says nothing of the text. A piece in
+    the middle is pooled at some word. The official code fills pieces up with masked tokens, which change nothing; here
+    they are left out.
 
     `model`: a transformers `CLIPTextModelWithProjection`; `tokenizer` gives ids without special tokens and has the
-    tower's start and end token.
+    tower's start and end token. `norm` and `projection`: `post_layernorm` and `visual_projection` of the checkpoint.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, norm: nn.Module, projection: nn.Module) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
+        self._norm, self._projection = norm, projection
         self._known: dict[str, EncodedText] = {}
 
     @classmethod
     def load(cls, source: str, device: torch.device, dtype: torch.dtype) -> ClipTextEncoder:
         """From a hub id or a local folder. Raises PrunebenchError where it cannot be loaded, with what to do."""
-        from transformers import AutoTokenizer, CLIPTextModelWithProjection
+        from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionConfig
+        from transformers import CLIPVisionModelWithProjection as Vision
+        from transformers.utils import logging
 
+        here = Path(source).is_dir()
+        where: dict[str, Any] = {"local_files_only": here, "trust_remote_code": False}
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
         try:
-            here = Path(source).is_dir()
-            model = CLIPTextModelWithProjection.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, local_files_only=here, trust_remote_code=False
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here, trust_remote_code=False)
+            weights = {**where, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+            model, text = CLIPTextModelWithProjection.from_pretrained(source, **weights)
+            # what is behind the vision tower's layers alone: the model that is pruned has the tower
+            stated = CLIPVisionConfig.from_pretrained(source, **where)
+            stated.num_hidden_layers = 0
+            vision, seen = Vision.from_pretrained(source, config=stated, **weights)
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
         except Exception as error:  # readers of foreign files raise anything
-            where = "the folder" if Path(source).is_dir() else "the Hugging Face hub"
+            place = "the folder" if here else "the Hugging Face hub"
             raise PrunebenchError(
-                f"text_encoder {source}: expected a CLIP checkpoint with its tokenizer from {where}, found none that"
-                f" loads ({type(error).__name__}): connect to the hub, or set text_encoder to a local folder"
+                f"text tower {source}: expected a CLIP checkpoint with its tokenizer from {place}, found none that"
+                f" loads ({type(error).__name__}): connect to the hub, or name a local folder"
             ) from None
-        return cls(model.to(device).eval(), tokenizer)
+        finally:
+            logging.set_verbosity(verbosity)
+        needed = ("post_layernorm", "visual_projection")
+        lacking = [*text["missing_keys"], *(k for k in seen["missing_keys"] if any(part in k for part in needed))]
+        if lacking:
+            raise PrunebenchError(
+                f"text tower {source}: expected a CLIP checkpoint with text tower, post_layernorm and"
+                f" visual_projection, found no {min(lacking)} ({len(lacking)} tensors are missing): name another"
+            )
+        norm, projection = vision.vision_model.post_layernorm, vision.visual_projection
+        return cls(model.to(device).eval(), tokenizer, norm.to(device).eval(), projection.to(device).eval())
+
+    @classmethod
+    def of_weights(
+        cls, text: Mapping[str, Any], vision: Mapping[str, Any], weights: Mapping[str, Tensor], tokenizer: Any
+    ) -> ClipTextEncoder:
+        """From the text and vision config of a CLIP checkpoint, and its tensors under their names there."""
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        model = CLIPTextModelWithProjection(CLIPTextConfig(**text))
+        model.load_state_dict({k: v for k, v in weights.items() if k.startswith(("text_model.", "text_projection."))})
+        norm = nn.LayerNorm(vision["hidden_size"], eps=vision.get("layer_norm_eps", 1e-5))
+        norm.load_state_dict({k: weights[f"vision_model.post_layernorm.{k}"] for k in ("weight", "bias")})
+        projection = nn.Linear(vision["hidden_size"], text["projection_dim"], bias=False)
+        projection.load_state_dict({"weight": weights["visual_projection.weight"]})
+        return cls(model.eval(), tokenizer, norm, projection)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Move the weights; texts are encoded anew."""
+        for module in (self._model, self._norm, self._projection):
+            module.to(device=device, dtype=dtype)
+        self._known.clear()
+        return self
 
     @torch.inference_mode()
     def encode(self, text: str) -> EncodedText:
         if text not in self._known:
-            self._known[text] = self._encoded(text)
+            self._known[text] = self._encoded(text.replace(ENDING, ""))
         return self._known[text]
 
+    @torch.inference_mode()
+    def joint(self, features: Tensor) -> Tensor:
+        """As `TextEncoder.joint`; raises PrunebenchError where the tower has another width than the checkpoint."""
+        expected: int = self._projection.in_features  # type: ignore[assignment]
+        if features.shape[-1] != expected:
+            raise PrunebenchError(
+                f"text tower: expected the CLIP checkpoint of this model's vision tower, of width {features.shape[-1]};"
+                f" found one of width {expected}: name the checkpoint that the tower was taken from"
+            )
+        dtype = self._projection.weight.dtype
+        projected: Tensor = self._projection(self._norm(features.to(dtype)))  # type: ignore[arg-type]
+        return projected
+
     def _encoded(self, text: str) -> EncodedText:
-        config, tokenizer = self._model.config, self._tokenizer
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        room = config.max_position_embeddings - 2
-        parts = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
+        tokenizer, room = self._tokenizer, self._model.config.max_position_embeddings
+        words: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = [tokenizer.bos_token_id, *words, tokenizer.eos_token_id]
         device = next(self._model.parameters()).device
         pieces, cost = [], 0
-        for part in parts:
-            whole = torch.tensor([[tokenizer.bos_token_id, *part, tokenizer.eos_token_id]], device=device)
-            states = self._model.text_model(input_ids=whole).last_hidden_state
-            # at the end token: pooled by place, for tokenizers differ in which id is the largest
-            pieces.append(self._model.text_projection(states[:, -1])[0])
-            cost += self._flops(whole.shape[1])
+        for start in range(0, len(ids), room):
+            part = ids[start : start + room]
+            states = self._model.text_model(input_ids=torch.tensor([part], device=device)).last_hidden_state
+            pieces.append(self._model.text_projection(states[0, part.index(max(part))]))
+            cost += self._flops(len(part))
         return EncodedText(torch.stack(pieces), cost)
 
     def _flops(self, n: int) -> int:
