@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.core.shape import Grid
-from harness.method import PromptShape, Run, Share
+from harness.method import PromptShape, Run, ScoresError, Share, keep_top
 
 
 def grids(prompt: PromptShape) -> list[tuple[int, Grid]]:
@@ -91,6 +91,17 @@ class ByImage:
         parts = x.flatten(0, 1)[self._at]
         return parts.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (x.ndim - 2)), 0)
 
+    def top(self, scores: Tensor, k: Sequence[int] | Tensor, among: Tensor | None = None) -> Tensor:
+        """(u, p) bool: of each image the `k` tokens with the highest `scores (u, p)`, `among (u, p)` bool or all of its
+        own.
+
+        Raises as `keep_top`; the row of the error is that of the prompt.
+        """
+        try:
+            return keep_top(scores, torch.as_tensor(k, device=scores.device), self.valid if among is None else among)
+        except ScoresError as error:
+            raise ScoresError(self.row[error.row], str(error)) from None
+
     def join(self, x: Tensor) -> Tensor:
         """`x (u, p, ...)` -> (b, v, ...), 0 beyond a row's count."""
         if self._alone:
@@ -112,3 +123,26 @@ class ByImage:
         tokens[self.row, self.image], real[self.row, self.image] = x, valid
         image = torch.arange(most, device=x.device)[None, :, None].expand(b, -1, m)
         return tokens.flatten(1, 2), real.flatten(1, 2), image.flatten(1, 2)
+
+    def projected(self, run: Run, x: Tensor, valid: Tensor) -> Tensor:
+        """(u, m, d): tower features of each image, `x (u, m, width)`, through the projector; those of `valid (u, m)`
+        are charged to their prompts."""
+        features, real, _ = self.gathered(x, valid)
+        tokens = run.project(features, real)
+        return (
+            tokens if self._alone else tokens.view(len(tokens), -1, x.shape[1], tokens.shape[2])[self.row, self.image]
+        )
+
+    def looked(self, x: Tensor) -> Tensor:
+        """(u, width): what is per image, `x (b, images, width)`."""
+        return x[:, 0] if self._alone else x[self.row, self.image]
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float32 at least, for scores and sums; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def at(x: Tensor, index: Tensor) -> Tensor:
+    """(u, c, width): the rows `index (u, c)` of `x (u, p, width)`."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))

@@ -76,6 +76,7 @@ class VisionShape:
     tokens: int
     patch_inputs: int  # channels x patch x patch: the patch embedding's fan-in
     projector_hidden: int
+    heads: int  # of attention; they share `hidden` evenly
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class PromptShape:
         return replace(self, n_text=n_text)
 
 
-_CLIP_L_336 = {"layers_used": 24, "hidden": 1024, "mlp": 4096, "tokens": 577, "patch_inputs": 3 * 14 * 14}
+_CLIP_L_336 = {"layers_used": 24, "hidden": 1024, "mlp": 4096, "tokens": 577, "heads": 16, "patch_inputs": 3 * 14**2}
 
 
 def _llava15(decoder: ModelShape) -> PromptShape:

@@ -18,8 +18,6 @@ from harness.models.requirements import DECODER, Requirement, activation, at, on
 
 #: class names in the config.json of checkpoints in LLaVA's own format, which transformers does not load
 ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM",)
-#: width of one attention head in CLIP's towers, which `VisionShape` does not hold
-CLIP_HEAD_DIM = 64
 #: model types of decoders whose layers are laid out as Llama's; a test compares each with the bare model
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -166,6 +164,7 @@ class LlavaAdapter(Adapter):
                 tokens=side * side + 1,
                 patch_inputs=3 * vision.patch_size**2,
                 projector_hidden=config.text_config.hidden_size,
+                heads=vision.num_attention_heads,
             ),
         )
 
@@ -186,9 +185,7 @@ class LlavaAdapter(Adapter):
         return 3, side, side
 
     @classmethod
-    def config_of(
-        cls, usual: PromptShape, *, tower_heads: int | None = None, image_token_id: int | None = None, **text: Any
-    ) -> LlavaConfig:
+    def config_of(cls, usual: PromptShape, *, image_token_id: int | None = None, **text: Any) -> LlavaConfig:
         """LLaVA-1.5's configuration at these sizes: penultimate tower layer without [CLS]. `text` goes to the decoder's
         configuration.
 
@@ -213,7 +210,7 @@ class LlavaAdapter(Adapter):
             hidden_size=vision.hidden,
             intermediate_size=vision.mlp,
             num_hidden_layers=vision.layers_used,
-            num_attention_heads=tower_heads or vision.hidden // CLIP_HEAD_DIM,
+            num_attention_heads=vision.heads,
             image_size=patch * image.views[0].rows,
             patch_size=patch,
         )
@@ -234,6 +231,18 @@ def load_text(adapter: LlavaAdapter, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         adapter.model.lm_head.weight.copy_(own.pop("lm_head.weight"))
     adapter.text.load_state_dict({name.removeprefix("model."): value for name, value in own.items()})
+
+
+def load_vision(adapter: LlavaAdapter, weights: Mapping[str, Tensor]) -> None:
+    """Put a CLIP vision tower (names `vision_model.*`) and a projector (`mm_projector.0` and `.2`, as in LLaVA's own
+    checkpoints) into a LLaVA."""
+    parts = {"vision_model.": adapter.tower, "mm_projector.": adapter.projector}
+    renamed = {"mm_projector.0.": "linear_1.", "mm_projector.2.": "linear_2."}
+    for prefix, module in parts.items():
+        own = {name: value for name, value in weights.items() if name.startswith(prefix)}
+        for before, now in renamed.items():
+            own = {name.replace(before, now): value for name, value in own.items()}
+        module.load_state_dict({name.removeprefix(prefix): value for name, value in own.items()})
 
 
 def plant_beacon(model: Any) -> None:

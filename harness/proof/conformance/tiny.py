@@ -43,12 +43,10 @@ def tiny_model(depth: int = DEPTH, kv_heads: int = 4, dtype: torch.dtype = torch
         depth=depth, hidden=64, heads=4, kv_heads=kv_heads, head_dim=16, mlp=96, vocab=VOCAB, bytes_per_value=4
     )
     vision = VisionShape(
-        layers_used=2, hidden=32, mlp=32, tokens=N_VISUAL + 1, patch_inputs=3 * PATCH**2, projector_hidden=64
+        layers_used=2, hidden=32, mlp=32, tokens=N_VISUAL + 1, patch_inputs=3 * PATCH**2, projector_hidden=64, heads=2
     )
     usual = PromptShape(decoder, (ImageShape((Grid(GRID, GRID),), vision),))
-    config = LlavaAdapter.config_of(
-        usual, tower_heads=2, image_token_id=IMAGE_TOKEN, max_position_embeddings=1024, rms_norm_eps=1e-6
-    )
+    config = LlavaAdapter.config_of(usual, image_token_id=IMAGE_TOKEN, max_position_embeddings=1024, rms_norm_eps=1e-6)
     with torch.random.fork_rng([]):
         torch.manual_seed(
             2

@@ -1,0 +1,142 @@
+"""HiPrune: patches that a middle layer of the vision tower attends to, their neighbours, and those that a deep layer
+attends to.
+
+Paper: https://arxiv.org/abs/2508.00553 (AAAI 2026, student abstract). Official code: Danielement321/HiPrune @ 6e83a124,
+llava/model/multimodal_encoder/clip_encoder.py. Pre-LLM. A patch's score in a layer is the attention to it, mean over
+heads and over all queries, [CLS] included. Of N kept patches round(N * alpha / 5), halves to even, are anchors: the
+best of the object layer. Buffers are the four neighbours of each anchor, at index -1, +1, -columns, +columns. An index
+is clamped to the image and does not stop at the end of a row: a neighbour may lie at the other side of the image.
+Registers fill up to N: the best of the second-last layer. Kept patches stay in the order of the image.
+Differs: scores are sums over queries instead of means, which ranks alike. Where anchors and buffers are more than N,
+the official code fails; here the anchors stay, and of the buffers those of the best second-last layer's score.
+BUDGET=native is N = 192, the first of the three published defaults (192, 128, 64) and that of the official script.
+Equal scores go to the lower patch. A prompt of several images shares its budget among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from harness.core import flops
+from harness.core.budget import Budget
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ModelShape
+from harness.method import (
+    Method,
+    PromptShape,
+    Published,
+    Reduction,
+    Run,
+    Share,
+    Stream,
+    TowerLook,
+    Traits,
+    check_keep,
+    register,
+)
+from methods._select import ByImage, image_quotas
+
+#: the official object layer, counted from 1, and the layers of the tower that it is one of
+OBJECT_LAYER, OF_LAYERS = 9, 24
+#: an anchor and its four neighbours
+GROUP = 5
+
+
+@register
+@dataclass(frozen=True)
+class HiPrune(Method):
+    """Keeps `keep` patches (the paper's N'), of them about the share `alpha` as anchors and buffers.
+
+    `object_layer` chooses the anchors; it is counted from 1, as the official environment variable is. None moves the
+    official 9 of 24 to the same relative depth of this tower.
+    """
+
+    name = "hiprune"
+    paper = "https://arxiv.org/abs/2508.00553"
+    published = Published("AAAI 2026", "Danielement321/HiPrune", "6e83a124", "MIT")
+    traits = Traits(query_aware=False, needs_vision_attention=True, image_only=True, per_image=True)
+
+    keep: int | Share
+    alpha: float = 0.1
+    object_layer: int | None = None
+
+    @classmethod
+    def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
+        built = cls(**{"keep": 192, **knobs}) if budget.unit == "native" else super().at_budget(budget, knobs, prompt)
+        depth = prompt.images[0].vision.layers_used
+        layer = max(1, round(OBJECT_LAYER * depth / OF_LAYERS)) if built.object_layer is None else built.object_layer
+        if not 1 <= layer <= depth:
+            raise PrunebenchError(
+                f"hiprune: object_layer={layer} does not fit this model: expected 1 to {depth}, a layer of the vision"
+                " tower"
+            )
+        return replace(built, object_layer=layer)
+
+    def for_model(self, shape: ModelShape) -> HiPrune:
+        check_keep(self.name, self.keep)
+        if not 0 <= self.alpha <= 1:
+            raise PrunebenchError(
+                f"hiprune: expected alpha from 0 to 1, found {self.alpha:g}: give the share of the kept tokens that are"
+                " anchors and buffers"
+            )
+        return self
+
+    def n_anchors(self, quota: int) -> int:
+        """How many of an image's `quota` tokens are anchors; halves to even."""
+        return round(quota * self.alpha / GROUP)
+
+    def plan(self, prompt: PromptShape) -> list[int]:
+        return [prompt.quota(self.keep)] * prompt.depth
+
+    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
+        return sum(2 * flops.column_sums(image.vision) for image in prompt.images)
+
+    def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
+        if self.object_layer is None:
+            raise PrunebenchError(
+                "hiprune: object_layer=None is a relative depth of the vision tower, which is known where a budget is"
+                " set: use build(), or give the layer (9 of 24)"
+            )
+        return (TowerLook("column_sums", self.object_layer - 1), TowerLook("column_sums", -2))
+
+    def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
+        objects, everywhere = self.looks(run.shape)
+        run.memo.update(objects=tower[objects].mean(1), scores=tower[everywhere].mean(1))
+
+    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
+        if layer != 0:
+            return None
+        images = ByImage(run)
+        objects, scores = images.split(run.memo["objects"]), images.split(run.memo["scores"])
+        quotas = [quota for prompt in run.prompts for quota in image_quotas(prompt, self.keep)]
+        anchors = images.top(objects, [self.n_anchors(quota) for quota in quotas])
+        columns = [image.views[0].cols for prompt in run.prompts for image in prompt.images]
+        buffers = neighbours(anchors, images.counts, columns)
+        # anchors are never more than the budget; buffers may be
+        ranked = scores.masked_fill(anchors, float("inf"))
+        first = images.top(ranked, quotas, anchors | buffers)
+        left = torch.tensor(quotas, device=first.device) - first.sum(1)
+        registers = images.top(scores, left, images.valid & ~first)
+        kept = first | registers
+        return Reduction(images.join(kept), positions="compact", decode_positions="compact")
+
+
+def neighbours(chosen: Tensor, counts: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """(u, p) bool: tokens beside, above or below those `chosen (u, p)`, by index in images of `counts` tokens in
+    `columns`.
+
+    An index beyond the image is its first or last token; the ends of rows are not looked at.
+    """
+    device = chosen.device
+    last, below = (torch.tensor(n, device=device)[:, None] for n in ([count - 1 for count in counts], columns))
+    place = torch.arange(chosen.shape[1], device=device)
+    marks = chosen.long()
+    hits = torch.zeros_like(marks)
+    for step in (-torch.ones_like(below), torch.ones_like(below), -below, below):
+        hits.scatter_add_(1, torch.minimum((place + step).clamp(min=0), last), marks)
+    return hits > 0
