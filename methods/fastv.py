@@ -18,7 +18,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from harness.core.budget import Budget
-from harness.method import Attention, PromptShape, Ranking, Run, Stream, Traits, register
+from harness.method import Attention, PromptShape, Published, Ranking, Run, Stream, Traits, register
 
 
 @register
@@ -28,6 +28,7 @@ class FastV(Ranking):
 
     name = "fastv"
     paper = "https://arxiv.org/abs/2403.06764"
+    published = Published("ECCV 2024", "pkunlp-icler/FastV", "d1659729", "none")
     traits = Traits(query_aware=True, keeps_most_attended=True)
     official, least = 2, 1
 

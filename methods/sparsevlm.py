@@ -24,6 +24,7 @@ from harness.method import (
     Attention,
     Method,
     PromptShape,
+    Published,
     Reduction,
     Run,
     Share,
@@ -64,6 +65,7 @@ class SparseVLM(Method):
 
     name = "sparsevlm"
     paper = "https://arxiv.org/abs/2410.04417"
+    published = Published("ICML 2025", "Gumpest/SparseVLMs", "26a5f488", "Apache-2.0")
     traits = Traits(query_aware=True, merges=True, keeps_most_attended=True)
     budget_knobs = ("keep", "retain")
 

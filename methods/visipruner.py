@@ -51,6 +51,7 @@ from harness.method import (
     AttentionEdit,
     Method,
     PromptShape,
+    Published,
     Reduction,
     Run,
     Share,
@@ -75,6 +76,7 @@ class VisiPruner(Method):
 
     name = "visipruner"
     paper = "https://arxiv.org/abs/2510.17205"
+    published = Published("EMNLP 2025", "EIT-NLP/VisiPruner", "d778622e", "Apache-2.0")
     traits = Traits(query_aware=True, adaptive=True, edits_attention=True, keeps_most_attended=True, calibrated=True)
 
     keep: int | Share | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -103,22 +102,31 @@ def results_list(results: given_as.ReadFrom = RESULTS) -> None:
     put("\n".join(overview(results)))
 
 
-def methods() -> None:
-    """List the methods, with their settings and papers."""
-    loading()
-    import dataclasses
+def methods(
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="[METHOD]",
+            help="one in full: a name, or path/to/file.py:Class",
+            autocompletion=given_as.complete_method,
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """List the methods, or say all of one: source, needs, settings, differences.
 
-    from harness.method import registered
+    Native counts are those of LLaVA-1.5-7B.
+    """
+    loading()
+    from harness.method import method_class, registered
+    from harness.method.about import about, card, table
     from harness.method.registry import BROKEN
 
-    for name, cls in registered().items():
-        fields = dataclasses.fields(cls)
-        knobs = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields)
-        about = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-        put(f"{name:<12} {(about.strip().splitlines() or [''])[0]}")
-        put(f"{'':<12} knobs: {knobs or 'none'}")
-        said = [trait.replace("_", " ") for trait, holds in dataclasses.asdict(cls.traits).items() if holds]
-        put(f"{'':<12} traits: {', '.join(said) or 'none'}" + (f"; paper: {cls.paper}" if cls.paper else ""))
+    if method:
+        put(card(about(method_class(method))))
+        return
+    put(table(map(about, registered().values())))
+    put("\n`prunebench methods NAME` says all of one: official code, licence there, settings, differences.")
     for why in BROKEN.values():
         put(f"\nnot usable: {why}")
 

@@ -202,9 +202,7 @@ class Answerer:
         while start < len(encoded):
             size, why = 0, ""
             try:
-                with attach(
-                    loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder
-                ) as run:
+                with attach(loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder) as run:
                     while start < len(encoded):
                         batch = self._like(encoded, start)
                         size = len(batch)

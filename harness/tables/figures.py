@@ -22,7 +22,7 @@ from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.labels import label
 from harness.tables.sections import NAN, Line, Section, average, mean, percent_of_unpruned
-from harness.tables.style import DPI, HALVES, STROKES, Curve, Point, look, style
+from harness.tables.style import DPI, HALVES, STROKES, Curve, Point, look, shape, style
 
 if TYPE_CHECKING:
     from harness.tables.compare import Findings
@@ -251,15 +251,17 @@ def _panel(axes: Any, drawn: Sequence[Curve], axis: Axis) -> dict[str, Any]:
                 axes.errorbar([p.x for p in bars], [p.y for p in bars], ends, fmt="none", **style)
         look_of: dict[str, Any] = {
             "color": colour,
-            "marker": marker,
+            "marker": shape(marker),
             "markerfacecolor": fill,
             "markeredgecolor": colour,
             "markeredgewidth": 0.9,
         }
         budget = s.points[0].budget
         if s.method != "none" and not budget[0].isdigit():
+            half = HALVES.get(budget, "left")
             look_of |= {
-                "fillstyle": HALVES.get(budget, "left"),
+                "marker": shape(marker, half),
+                "fillstyle": half,
                 "markerfacecolor": colour,
                 "markerfacecoloralt": "white",
             }

@@ -45,7 +45,25 @@ METHODS = {
     "FastV (official code)": "fastv",
     "SparseVLM": "sparsevlm",
     "VisiPruner": "visipruner",
+    "VisionZip": "visionzip",
+    "FasterVLM": "fastervlm",
+    "VisPruner": "vispruner",
+    "DivPrune": "divprune",
+    "CDPruner": "cdpruner",
+    "PruMerge": "prumerge",
+    "PruMerge (training-free)": "prumerge",
+    "PruMerge+": "prumerge plus=true",
+    "HiPrune": "hiprune",
+    "HoloV": "holov",
 }
+"""Names in tables, and ours. Finetuned checkpoints and combinations of methods have none of ours."""
+VARIANTS = {
+    ("prumerge", "plus", True): "prumerge plus=true",
+    ("sparsevlm", "plus", True): "",
+    ("cdpruner", "relevance", "none"): "",
+    ("visipruner", "variant", "paper"): "",
+}
+"""Knobs that make another method of one of ours: the name under which it was published, "" where it was not."""
 METRICS = {
     ("GQA", "acc"): ("gqa", "exact_match"),
     ("POPE", "F1"): ("pope", "pope_f1_score_mean"),
@@ -90,7 +108,7 @@ class Published:
     model: str
     """Ours for LLaVA-1.5, else as published."""
     method: str
-    """The registry's name."""
+    """The registry's name, with the knob of `VARIANTS` that makes it another method."""
     method_as_published: str
     budget: str
     """In our units: "64", "64avg", "native", "none"."""
@@ -270,7 +288,8 @@ def beside(published: Iterable[Published], model: str, lines: Iterable[Line]) ->
         if line.positions != "method":
             continue
         for task, seeds in sorted(line.cells.items()):
-            here = [row for row in rows if (row.method, row.budget, row.task) == (line.method, line.budget, task)]
+            name = _published_name(line.method, seeds[0])
+            here = [row for row in rows if (row.method, row.budget, row.task) == (name, line.budget, task)]
             for metric in dict.fromkeys(row.metric for row in here):
                 values = [_measured(sealed, metric) for sealed in seeds]
                 if None in values:
@@ -284,6 +303,13 @@ def beside(published: Iterable[Published], model: str, lines: Iterable[Line]) ->
                     Match(line.label, line.budget, task, metric, seeds[0].counts["headline"], measured, *ends, printed)
                 )
     return found
+
+
+def _published_name(method: str, sealed: SealedCell) -> str:
+    """The name in published.csv of a method with the knobs of a cell."""
+    knobs = sealed.cell.knobs
+    names = [name for (of, knob, value), name in VARIANTS.items() if of == method and knobs.get(knob) == value]
+    return names[0] if names else method
 
 
 def _measured(sealed: SealedCell, metric: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DPI = 150
 LOOKS = {
@@ -18,10 +18,20 @@ LOOKS = {
     "first": ("#4AA3DF", "<"),
     "pooling": ("#C0609A", "P"),
     "downsample": ("#7A5C2E", "v"),
+    "visionzip": ("#B2182B", "H"),
+    "fastervlm": ("#1B7837", "D-"),
+    "vispruner": ("#5E3C99", "o-"),
+    "divprune": ("#0B8494", "o|"),
+    "cdpruner": ("#E36BAE", "s-"),
+    "prumerge": ("#4D4D00", "s|"),
+    "hiprune": ("#F4742B", ">"),
+    "holov": ("#2C5AA0", "p"),
 }
-"""Colour and marker of the shipped methods; others take spare ones, by name."""
+"""Colour and marker of the shipped methods; others take spare ones, by name. A dash behind a marker of matplotlib makes
+it wide, a bar makes it tall."""
+STRETCHED = {"-": (1.3, 0.6), "|": (0.6, 1.3)}
 SPARE_COLOURS = ("#332288", "#882255", "#2E8B8B", "#8A8A1F", "#AA4499", "#117733")
-SPARE_MARKERS = ("p", "h", "d", ">", "8")
+SPARE_MARKERS = ("h", "d", "8", "^|", "v-")
 HALVES = {"native": "top", "calibrated": "bottom"}
 """Which half of a marker is filled at a budget without a number; others fill the left one."""
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # first, second and any further setting of a method
@@ -71,6 +81,17 @@ def look(method: str) -> tuple[str, str]:
         SPARE_COLOURS[number % len(SPARE_COLOURS)],
         SPARE_MARKERS[number // len(SPARE_COLOURS) % len(SPARE_MARKERS)],
     )
+
+
+def shape(marker: str, filled: str = "full") -> Any:
+    """A marker of `look` as matplotlib takes it; `filled`: which half, or "full"."""
+    stretch = STRETCHED.get(marker[1:])
+    if stretch is None:
+        return marker
+    from matplotlib.markers import MarkerStyle
+    from matplotlib.transforms import Affine2D
+
+    return MarkerStyle(marker[0], fillstyle=filled, transform=Affine2D().scale(*stretch))
 
 
 @contextmanager

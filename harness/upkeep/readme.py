@@ -5,9 +5,9 @@ Tables come from sealed cells, from schedules, and from what is registered: meth
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
 from harness.core.errors import PrunebenchError, unknown
+from harness.core.paths import TOP
 from harness.core.shape import SHAPES
 from harness.cost.units import units_table
 from harness.method import registered
+from harness.method.about import about
 from harness.models.adapters import ADAPTERS
 from harness.models.config import known_models
 from harness.store.sealed import SealedCell
@@ -31,6 +33,8 @@ from tasks import sources
 METHOD, BUDGET = "visipruner", "64"
 TEXT_TOKENS = 74
 TASKS = ["gqa", "mme", "pope", "textvqa"]
+#: recorded runs of official code
+GOLDENS = TOP / "tests" / "goldens" / "index.json"
 #: files with marked tables
 FILES = ("README.md", "docs/analysis.md", "docs/budgets.md", "docs/methods.md", "tasks/mini/MODEL_CARD.md")
 
@@ -163,15 +167,60 @@ def supported() -> str:
 
 
 def methods() -> str:
-    """Every registered method: its knobs with their defaults, its traits and its paper."""
+    """Every registered method: where it comes from, where it decides, what it needs, and how many runs of its official
+    code are recorded."""
+    recorded = Counter(case["method"] for case in json.loads(GOLDENS.read_text()))
     lines = []
-    for name, cls in registered().items():
-        fields = dataclasses.fields(cls)
-        knobs = [f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields]
-        traits = [trait.replace("_", " ") for trait, holds in dataclasses.asdict(cls.traits).items() if holds]
-        paper = f"[{cls.paper.rpartition('/')[2]}]({cls.paper})" if cls.paper else ""
-        lines.append([f"`{name}`", _code(knobs), ", ".join(traits), paper])
-    return grid(["method", "knobs", "traits", "paper"], list(zip(*lines, strict=True)), left=4)
+    for one in map(about, registered().values()):
+        paper = f"[{one.paper.rpartition('/')[2]}]({one.paper})" if one.paper else ""
+        made = one.published
+        code = f"[{made.repository}]({one.official_link}) @ {made.commit}" if made else ""
+        lines.append(
+            [
+                f"`{one.name}`",
+                one.kind,
+                paper,
+                made.venue if made else "",
+                code,
+                made.licence if made else "",
+                _yes(one.query_aware),
+                _yes(one.needs_cls),
+                one.beside,
+                one.native,
+                str(recorded[one.name] or ""),
+            ]
+        )
+    head = [
+        "method",
+        "kind",
+        "paper",
+        "venue",
+        "official code",
+        "licence there",
+        "reads the question",
+        "needs [CLS]",
+        "beside the fused kernel",
+        "tokens at `native`",
+        "recorded runs",
+    ]
+    return grid(head, list(zip(*lines, strict=True)), left=len(head) - 1)
+
+
+def knobs() -> str:
+    """Every registered method: its knobs with their defaults, and its traits."""
+    lines = [[f"`{one.name}`", _code(one.knobs), ", ".join(one.traits)] for one in map(about, registered().values())]
+    return grid(["method", "knobs", "traits"], list(zip(*lines, strict=True)), left=3)
+
+
+def differences() -> str:
+    """What each method with official code does otherwise than that code, as its file says."""
+    found = [one for one in map(about, registered().values()) if one.published]
+    lines = [[f"`{one.name}`", one.differs.replace("|", "\\|")] for one in found]
+    return grid(["method", "differs from the official code"], list(zip(*lines, strict=True)), left=2)
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
 
 
 def _code(names: Iterable[str]) -> str:
@@ -190,6 +239,8 @@ def filled(text: str, results: Path) -> str:
         "stages": lambda: stages(results),
         "supported": supported,
         "methods": methods,
+        "knobs": knobs,
+        "differences": differences,
         "units": lambda: units_table(SHAPES["llava-1.5-7b"].with_text(TEXT_TOKENS)),
         "card": lambda: f"```\n{card_table(results)}\n```",
     }

@@ -366,7 +366,7 @@ def test_the_python_of_a_new_environment_is_one_word(tmp_path: Path, value: str)
     [
         (["eval", "BUGDET=64"], "`make eval` does not take BUGDET, it takes AS BATCH BUDGET DATA"),
         (["eval", "-j", "BUGDET=64", "TASKS=x"], "does not take BUGDET,"),
-        (["methods", "LIMIT=3"], "`make methods` does not take LIMIT, it takes PYTHON."),
+        (["methods", "LIMIT=3"], "`make methods` does not take LIMIT, it takes METHOD PYTHON."),
         (["LIMIT=3"], "`make help` does not take LIMIT"),
         (["test", "RUN=$(shell touch pwned)"], "`make test` does not take RUN"),
         (["eval", "VENV=$(shell touch pwned)"], "`make eval` does not take VENV"),

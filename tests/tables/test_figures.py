@@ -158,9 +158,18 @@ def test_every_method_has_a_look_of_its_own_that_does_not_need_colour() -> None:
     assert not {marker for _, marker in style.LOOKS.values()} & set(style.SPARE_MARKERS)
     assert style.look("somebody's") == style.look("somebody's")
     assert len({style.look(f"method{i}") for i in range(200)}) == len(style.SPARE_COLOURS) * len(style.SPARE_MARKERS)
-    assert {"fastv", "sparsevlm", "visipruner", "random", "uniform", "first", "pooling", "downsample"} <= set(
-        registered()
-    ) & set(style.LOOKS)
+    listed = {name for name, cls in registered().items() if cls.__module__.startswith("methods.")}
+    assert listed - {"knockout"} <= set(style.LOOKS), "a shipped method has no look of its own"
+
+
+@pytest.mark.parametrize("half", ["full", "top", "left"])
+def test_every_marker_can_be_drawn_and_half_filled(half: str) -> None:
+    from matplotlib.markers import MarkerStyle
+
+    for marker in [marker for _, marker in style.LOOKS.values()] + list(style.SPARE_MARKERS):
+        drawn = MarkerStyle(style.shape(marker, half), fillstyle=half)
+        if marker != "*":
+            assert (drawn.get_alt_path() is not None) == (half != "full"), marker
 
 
 def test_settings_of_one_method_share_its_colour_and_differ_in_fill(tmp_path: Path) -> None:

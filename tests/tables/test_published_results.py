@@ -242,6 +242,29 @@ def test_mme_totals_are_sums_of_parts_and_seeds_have_no_interval(tmp_path: Path)
     assert match.low != match.low
 
 
+def test_a_knob_that_makes_another_method_has_its_own_published_rows(tmp_path: Path) -> None:
+    exact = {"budget_semantics": "exact visual tokens fed to all LLM layers (pre-LLM)"}
+    names = ("PruMerge", "PruMerge+", "PruMerge-LoRA (finetuned)", "CDPruner", "VisionZip", "VisionZip+FastV")
+    rows = cleaned(tmp_path, *({"method": m, "value": str(40 + i), **exact} for i, m in enumerate(names)))
+    ours = ["prumerge", "prumerge plus=true", "", "cdpruner", "visionzip", ""]
+    assert [row.method for row in rows] == ours
+    from harness.tables.sections import distinct, sections
+
+    lines = [
+        llava(tmp_path, "prumerge", "64", 0.5, knobs={"plus": False}),
+        llava(tmp_path, "prumerge", "64", 0.5, knobs={"plus": True}),
+        llava(tmp_path, "cdpruner", "64", 0.5, knobs={"relevance": "none"}),
+        llava(tmp_path, "visionzip", "64", 0.5, knobs={}),
+    ]
+    (section,) = sections(distinct(lines))
+    found = published_results.beside(rows, "llava-1.5-7b", [x for b in section.blocks() for x in b.lines])
+    assert sorted((match.line.split()[0], match.values[0][0]) for match in found) == [
+        ("prumerge", "40"),
+        ("prumerge", "41"),
+        ("visionzip", "44"),
+    ]
+
+
 def test_other_models_and_positions_get_nothing(tmp_path: Path) -> None:
     assert published_results.ours("llava-1.5-13b") == "llava-1.5-13b"
     assert published_results.ours("mini") is published_results.ours("") is None
