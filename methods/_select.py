@@ -136,3 +136,13 @@ class ByImage:
     def looked(self, x: Tensor) -> Tensor:
         """(u, width): what is per image, `x (b, images, width)`."""
         return x[:, 0] if self._alone else x[self.row, self.image]
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float32 at least, for scores and sums; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def at(x: Tensor, index: Tensor) -> Tensor:
+    """(u, c, width): the rows `index (u, c)` of `x (u, p, width)`."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))

@@ -5,8 +5,8 @@ smaller image for a model of one resolution (VTC-Bench, arXiv 2510.07143). Pre-L
 positions are renumbered. Cells: rows x columns = `keep` with the pair nearest to square, if its cells are at most twice
 as long as wide (64 = 8 x 8, 32 = 4 x 8). No such pair (7, 575): round(sqrt(keep)) bands of rows, each cut into the same
 number of cells or one more. A cell edge falls on whole tokens, so cells may differ by a token per side; each token is
-in one cell. Prompts of several images or views: cells are shared out in proportion to the patches of each, and stand in
-order; newline tokens are dropped. Differs: no canonical repository.
+in one cell. Prompts of several images or views: cells are shared out in proportion to the patches of each, and stand
+where their image stood; newline tokens are dropped. Differs: no canonical repository.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Pooling(Method):
     """Replaces the visual tokens by the means of `keep` cells of the image."""
 
     name = "pooling"
-    traits = Traits(query_aware=False, merges=True, image_only=True)
+    traits = Traits(query_aware=False, merges=True, image_only=True, per_image=True)
 
     keep: int | Share
 
@@ -53,19 +53,29 @@ class Pooling(Method):
         counts = [self._cells(prompt) for prompt in run.prompts]
         width = max(map(sum, counts))
         means = visual.new_zeros(visual.shape[0], width, visual.shape[2])
+        images = torch.zeros(visual.shape[0], width, dtype=torch.long)
         for row, prompt in enumerate(run.prompts):
             done = 0
-            for (start, view), n in zip(grids(prompt), counts[row], strict=True):
+            of = [i for i, image in enumerate(prompt.images) for _ in image.views]
+            for (start, view), n, image in zip(grids(prompt), counts[row], of, strict=True):
                 if n:
                     patches = visual[row, start : start + view.tokens].view(view.rows, -1, visual.shape[2])[
                         :, : view.cols
                     ]
                     cell = torch.tensor(cells(n, view.rows, view.cols), device=visual.device)
+                    images[row, done : done + n] = image
                     means[row, done : done + n] = cell_means(patches.flatten(0, 1), cell, n)
                 done += n
         means_valid = torch.arange(width)[None] < torch.tensor([sum(n) for n in counts])[:, None]
         none = torch.zeros_like(valid)
-        return Reduction(none, means, means_valid.to(valid.device), positions="compact", decode_positions="compact")
+        return Reduction(
+            none,
+            means,
+            means_valid.to(valid.device),
+            added_image=images.to(valid.device),
+            positions="compact",
+            decode_positions="compact",
+        )
 
 
 def cells(n: int, height: int, width: int) -> list[int]:

@@ -27,7 +27,7 @@ class Uniform(Ranking):
     """Keeps `keep` visual tokens, spread evenly over the image."""
 
     name = "uniform"
-    traits = Traits(query_aware=False, image_only=True)
+    traits = Traits(query_aware=False, image_only=True, per_image=True)
     boundary: ClassVar[int] = 0  # type: ignore[misc]  # no knob
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:

@@ -43,7 +43,7 @@ from harness.method import (
     keep_top,
     register,
 )
-from methods._select import ByImage, image_quotas
+from methods._select import ByImage, at, exact, image_quotas
 
 ROW, KEYS, HIDDEN, CLS = (TowerLook(what, -2) for what in ("cls_row", "keys", "hidden", "cls_hidden"))
 #: contextual tokens of every 64, as in the paper's pairs 162 + 30, 108 + 20 and 54 + 10
@@ -175,16 +175,6 @@ class VisionZip(Method):
         merged = merge(run, by, metric, exact(features), by.valid & ~keep, targets, real, parts)
         added = by.gathered(by.projected(run, merged.to(features.dtype), real), real)
         return replace(zipped, added=added[0], added_valid=added[1], added_image=added[2])
-
-
-def exact(x: Tensor) -> Tensor:
-    """In float32, or in float64 where the model is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def at(x: Tensor, index: Tensor) -> Tensor:
-    """(u, c, width): the rows `index (u, c)` of `x (u, p, width)`."""
-    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def spread(by: ByImage, keep: Tensor, parts: Sequence[Parts]) -> tuple[Tensor, Tensor]:

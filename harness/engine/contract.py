@@ -30,10 +30,17 @@ def check_mask(
 
 
 def check_reduction(
-    where: str, reduction: object, layout: TokenLayout, hidden: Tensor, sample: Callable[[int], str]
+    where: str,
+    reduction: object,
+    layout: TokenLayout,
+    hidden: Tensor,
+    images: Callable[[], Tensor],
+    sample: Callable[[int], str],
 ) -> None:
-    """Raise PrunebenchError for a Reduction that cannot be made. `hidden (b, n, d)` enters the layer; `sample` names a
-    row."""
+    """Raise PrunebenchError for a Reduction that cannot be made.
+
+    `hidden (b, n, d)` enters the layer; `images` says the image (b, v) of each visual token; `sample` names a row.
+    """
     expected = layout.visual_tokens.valid
     if not isinstance(reduction, Reduction):
         raise PrunebenchError(f"{where}: expected a Reduction or None, found {type(reduction).__name__}")
@@ -48,11 +55,17 @@ def check_reduction(
     if order is not None:
         _check_tensor(where, "order", order, expected.shape, expected.device)
         _check_finite(where, "order", torch.where(reduction.keep & expected, order, 0), sample)
-    for name, tokens, valid in (
-        ("added", reduction.added, reduction.added_valid),
-        ("front", reduction.front, reduction.front_valid),
+    for name, tokens, valid, image in (
+        ("added", reduction.added, reduction.added_valid, reduction.added_image),
+        ("front", reduction.front, reduction.front_valid, reduction.front_image),
     ):
         _check_tokens(where, name, tokens, valid, hidden, sample)
+        if image is not None:
+            _check_images(where, name, tokens, valid, image, images(), sample)
+    if reduction.values is not None:
+        values = _check_tensor(where, "values", reduction.values, (*expected.shape, hidden.shape[2]), expected.device)
+        kept = (reduction.keep & expected)[:, :, None]
+        _check_finite(where, "values of kept tokens", torch.where(kept, values, 0), sample)
 
 
 def _check_tensor(where: str, what: str, values: object, shape: Sequence[int | str], device: torch.device) -> Tensor:
@@ -85,6 +98,31 @@ def _check_tokens(
     if valid is not None:
         check_mask(where, f"{name}_valid", valid, added.shape[:2], hidden.device, "as added")
     _check_finite(where, f"{name} tokens", added, sample)
+
+
+def _check_images(
+    where: str,
+    name: str,
+    tokens: object,
+    valid: Tensor | None,
+    image: object,
+    images: Tensor,
+    sample: Callable[[int], str],
+) -> None:
+    """`images (b, v)`: the image of each visual token present now."""
+    if not isinstance(tokens, Tensor):
+        raise PrunebenchError(
+            f"{where}: expected {name}_image beside {name} tokens, found it alone: leave it out, or give the tokens"
+        )
+    of = _check_tensor(where, f"{name}_image", image, tokens.shape[:2], tokens.device)
+    there = (images[:, None] == of[:, :, None]).any(2) & (of >= 0)
+    bad = ~there if valid is None else ~there & valid
+    if bool(bad.any()):
+        row, slot = bad.nonzero()[0].tolist()
+        raise PrunebenchError(
+            f"{where}, {sample(row)}: expected in {name}_image the number of an image with visual tokens present, found"
+            f" {of[row, slot].item()}"
+        )
 
 
 def _check_finite(where: str, what: str, values: Tensor, sample: Callable[[int], str]) -> None:

@@ -25,8 +25,16 @@ class Gathered(NamedTuple):
     valid: Tensor
 
 
+class Placed(NamedTuple):
+    """Tokens that a method places: `valid (b, m)` bool marks real ones; `among (b, m, v)` bool, never empty for a real
+    one: the visual tokens behind or before whose kept ones each stands, None for all."""
+
+    valid: Tensor
+    among: Tensor | None = None
+
+
 class Reduced(NamedTuple):
-    """A new layout and where its columns come from: `source (b, n')` indexes [old columns | added tokens]."""
+    """A new layout and where its columns come from: `source (b, n')` indexes [old columns | added | front | values]."""
 
     layout: TokenLayout
     source: Tensor
@@ -148,47 +156,43 @@ class TokenLayout:
     def reduce(
         self,
         keep: Tensor,
-        added: Tensor | None,
+        added: Placed | None,
         compact: bool,
         order: Tensor | None = None,
-        front: Tensor | None = None,
+        front: Placed | None = None,
+        replaced: bool = False,
     ) -> Reduced:
-        """Drop the visual tokens that `keep (b, v)` does not mark; `added`, `front (b, m)` bool mark valid added
-        tokens.
+        """Drop the visual tokens that `keep (b, v)` does not mark, and place others.
 
         Kept tokens stand in ascending `order (b, v)`, in the columns of kept tokens. Added tokens stand behind the last
-        kept one (where the first visual token stood, if none is kept) at the position after it; front tokens before the
-        first kept one, where the first visual token stood. `compact` renumbers positions 0..n-1, otherwise tokens keep
-        theirs. `source` counts old columns, then added, then front.
+        kept one of those they are placed among (where the first of them stood, if none is kept) at the position after
+        it; front tokens before the first kept one, where the first of them stood. `compact` renumbers positions
+        0..n-1, otherwise tokens keep theirs. `source` counts old columns, then added, then front; where `replaced`,
+        kept visual tokens come from the (b, v) values that are counted last.
         """
         b, n = self.valid.shape
         device = self.valid.device
         stays = self.valid & ~self.visual | self.visual_to_columns(keep)
         kept_visual = stays & self.visual
         column = torch.arange(n, device=device).expand(b, n)
-        last = torch.where(kept_visual, column, -1).amax(1)
-        first = torch.where(self.visual, column, n).amin(1)
-        head = torch.where(kept_visual, column, n).amin(1)
-        some = last >= 0
+        ends = [(self._ends(kept_visual, more.among), more.valid) for more in (added, front) if more is not None]
         if order is not None:
             column = self._reordered(order, kept_visual, column)
         order_key = torch.where(stays, 4 * (column + 1), 0)
         positions, visual, after, origin = self.positions, self.visual, self.after, self.origin
-        place = take(positions, first.clamp(max=n - 1)[:, None])
-        behind = torch.where(some[:, None, None], take(positions, last.clamp(min=0)[:, None]) + 1, place)
-        keys = (
-            torch.where(some, 4 * (last + 1) + 2, 4 * first + 2),
-            torch.where(some, 4 * (head + 1) - 1, 4 * first + 1),
-        )
-        for more, at, key in ((added, behind, keys[0]), (front, place, keys[1])):
-            if more is None:
-                continue
-            m = more.shape[1]
-            order_key = torch.cat([order_key, torch.where(more, key[:, None], 0)], 1)
-            stays = torch.cat([stays, more], 1)
+        for i, ((first, head, last), real) in enumerate(ends):
+            some, place = last >= 0, take(positions, first)
+            if added is not None and i == 0:
+                at = torch.where(some[:, :, None], take(positions, last.clamp(min=0)) + 1, place)
+                key = torch.where(some, 4 * (last + 1) + 2, 4 * first + 2)
+            else:
+                at, key = place, torch.where(some, 4 * (head + 1) - 1, 4 * first + 1)
+            m = real.shape[1]
+            order_key = torch.cat([order_key, torch.where(real, key, 0)], 1)
+            stays = torch.cat([stays, real], 1)
             positions = torch.cat([positions, at.expand(b, m, -1)], 1)
-            visual = torch.cat([visual, torch.ones_like(more)], 1)
-            after = torch.cat([after, torch.zeros_like(more)], 1)
+            visual = torch.cat([visual, torch.ones_like(real)], 1)
+            after = torch.cat([after, torch.zeros_like(real)], 1)
             origin = torch.cat([origin, torch.full((b, m), -2, device=device)], 1)
         n_new = int(stays.sum(1).max())
         source = order_key.argsort(dim=1, stable=True)[:, -n_new:]
@@ -200,7 +204,21 @@ class TokenLayout:
             take(positions, source),
             origin.gather(1, source),
         )
+        if replaced:
+            old = source.clamp(max=n - 1)
+            index = (self.visual.long().cumsum(1) - 1).gather(1, old)
+            source = torch.where((source < n) & kept_visual.gather(1, old), stays.shape[1] + index, source)
         return Reduced(layout.compact if compact else layout, source)
+
+    def _ends(self, kept_visual: Tensor, among: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, m) columns: the first of the visual tokens that `among (b, m, v)` marks, the first kept one (n for none)
+        and the last kept one (-1 for none). m is 1 where `among` is None."""
+        tokens = self.visual_tokens
+        present = tokens.valid[:, None] if among is None else tokens.valid[:, None] & among
+        kept = present & kept_visual.gather(1, tokens.columns)[:, None]
+        columns = tokens.columns[:, None]
+        first = torch.where(present, columns, self.n).amin(2).clamp(max=self.n - 1)
+        return first, torch.where(kept, columns, self.n).amin(2), torch.where(kept, columns, -1).amax(2)
 
     def _reordered(self, order: Tensor, kept_visual: Tensor, column: Tensor) -> Tensor:
         """(b, n): the column that each token moves to, where kept visual tokens trade theirs so as to ascend in

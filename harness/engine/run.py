@@ -17,7 +17,7 @@ from harness.core.keeps import Stage
 from harness.core.trace import LayerTrace, Trace
 from harness.engine.attention import EditTrace, LayerAttention, apply_edits, attend
 from harness.engine.contract import changed_pixels, check_edits, check_mask, check_reduction
-from harness.engine.layout import TokenLayout, take
+from harness.engine.layout import Placed, TokenLayout, take
 from harness.engine.prefix import Prefix, ReducedPrefix, RoomyLayer, Shared, on_prefix, one_row, visual_edit
 from harness.engine.stream import BoundaryStream
 from harness.engine.tower import Seen, batched
@@ -356,18 +356,32 @@ class EngineRun(RunView):
         if edited is not None:
             raise self._edited_in_place(layer, *edited)
         if reduction is not None:
-            check_reduction(f"{self._method.name} at boundary {layer}", reduction, layout, hidden, self._sample)
+            check_reduction(
+                f"{self._method.name} at boundary {layer}",
+                reduction,
+                layout,
+                hidden,
+                lambda: self.places.image,
+                self._sample,
+            )
             keep = reduction.keep & layout.visual_tokens.valid
             positions, self._decode_positions = reduction.positions, reduction.decode_positions
             if self._positions == "original":
                 positions, self._decode_positions = "original", "original"
             elif self._positions == "compact":
                 positions, self._decode_positions = "compact", "per_layer"
-            more = [tokens for tokens in (reduction.added, reduction.front) if tokens is not None]
+            new = (reduction.added, reduction.front, reduction.values)
+            more = [tokens.to(hidden.dtype) for tokens in new if tokens is not None]
             if more or reduction.order is not None or bool((keep != layout.visual_tokens.valid).any()):
                 added = torch.cat(more, 1) if more else None
-                valid = _valid(reduction.added, reduction.added_valid), _valid(reduction.front, reduction.front_valid)
-                reduced = layout.reduce(keep, valid[0], positions == "compact", reduction.order, valid[1])
+                reduced = layout.reduce(
+                    keep,
+                    self._placed(reduction.added, reduction.added_valid, reduction.added_image),
+                    positions == "compact",
+                    reduction.order,
+                    self._placed(reduction.front, reduction.front_valid, reduction.front_image),
+                    reduction.values is not None,
+                )
                 self._shared = None if shared is None else shared.reduced(layer, reduced, added)
                 if self._shared is not None:
                     hidden = self._shared.corrected(layer, hidden)
@@ -375,9 +389,7 @@ class EngineRun(RunView):
                     hidden = everything()
                     if self._captured is not None:
                         self._unreduced = hidden, layout, reduced.source
-                    hidden = take(
-                        hidden if added is None else torch.cat([hidden, added.to(hidden.dtype)], 1), reduced.source
-                    )
+                    hidden = take(hidden if added is None else torch.cat([hidden, added], 1), reduced.source)
                 self._layout, self._rotary = reduced.layout, None
         if self._shared is not None and not self._shared.goes_on(layer):
             hidden, self._shared = everything(), None
@@ -385,6 +397,13 @@ class EngineRun(RunView):
         layout = self.layout
         self._trace.layers.append(LayerTrace(layout.n, layout.counts, layout.visual_counts))
         return hidden
+
+    def _placed(self, tokens: Tensor | None, valid: Tensor | None, image: Tensor | None) -> Placed | None:
+        """Some added tokens as the layout takes them; None where there are none."""
+        if tokens is None:
+            return None
+        real = valid if valid is not None else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Placed(real, None if image is None else self.places.image[:, None] == image[:, :, None])
 
     def _edited_in_place(self, layer: int, name: str, now: Tensor, was: Tensor) -> PrunebenchError:
         rows = (now != was).flatten(1).any(1).nonzero().flatten().tolist() or [0]
@@ -465,13 +484,6 @@ class EngineRun(RunView):
         if out.shape[2] != wanted:
             out = out[:, :, -wanted:]
         return out.transpose(1, 2)
-
-
-def _valid(tokens: Tensor | None, valid: Tensor | None) -> Tensor | None:
-    """(b, m) bool: which of some added tokens are real; None where there are none."""
-    if tokens is None:
-        return None
-    return valid if valid is not None else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
 def _empty(cache: Any) -> bool:

@@ -173,7 +173,7 @@ def failing_cases(cases: Sequence[str]) -> tuple[str, ...]:
     for name in cases:
         case = read_case(GOLDENS, files[name])
         try:
-            reproduced = compare(case, replay(GOLDENS, case, method_of(case))).mismatch is None
+            reproduced = compare(case, replay(GOLDENS, case, method_of(GOLDENS, case))).mismatch is None
         except Exception:  # a fault may raise anything
             reproduced = False
         if not reproduced:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, PromptShape
-from harness.engine.layout import TokenLayout
+from harness.engine.layout import Placed, TokenLayout
 from harness.method import AttentionEdit, Method, Reduction, Share, method_class
 from harness.proof.conformance.kit import check, one_thread
-from harness.proof.conformance.subject import PROPERTIES
+from harness.proof.conformance.subject import PROPERTIES, Subject, Verdict
 from harness.proof.conformance.tiny import IMAGE_TOKEN, N_VISUAL, PROMPTS, ask, prompt, tiny_model
 
 ASKING = str(Path(__file__).parents[1] / "examples" / "asking.py")
-METHODS = ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Asking", "Rings")
+METHODS = ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Remade", "Asking", "Rings")
 #: what each of them is there for: a property that says what it saw
 SHOWS = {
     "Coming": ("answers to its questions equal a pass from scratch", "coming_probs"),
@@ -29,6 +29,7 @@ SHOWS = {
     "Sums": ("looks equal the tower's own", "column_sums"),
     "Ordered": ("prefill and decode equal a pass from scratch", "largest difference"),
     "Fronted": ("looks equal the tower's own", "cls_hidden, cls_key, cls_query, hidden, keys"),
+    "Remade": ("images of a prompt decided one by one", "the first of two and the second"),
     "Asking": ("every product is charged", "FLOPs of scoring"),
     "Rings": ("ragged counts: one and two images", "visual tokens per row"),
 }
@@ -47,7 +48,10 @@ def test_the_kit_holds_every_question(name: str) -> None:
     assert saying in verdicts[shows].detail
 
 
-@pytest.mark.parametrize(("name", "knob"), [("Ordered", {"compact": False}), ("Fronted", {"positions": "original"})])
+@pytest.mark.parametrize(
+    ("name", "knob"),
+    [("Ordered", {"compact": False}), ("Fronted", {"positions": "original"}), ("Remade", {"compact": False})],
+)
 def test_order_and_front_keep_their_positions_where_positions_stay(name: str, knob: dict[str, object]) -> None:
     verdicts = {v.name: v for v in check(method_class(f"{ASKING}:{name}"), knobs=knob)}
     assert verdicts["prefill and decode equal a pass from scratch"].status == "ok"
@@ -59,7 +63,7 @@ def test_order_and_front_keep_their_positions_where_positions_stay(name: str, kn
         assert set(at) <= set(range(3, 3 + N_VISUAL))
     else:
         assert at[0] == 3, "a front token stands where the first visual token stood"
-        assert at[-1] == at[-2] + 1
+        assert at[-1] == max(at[:-1]) + 1, "an added one behind the last kept one of the old order"
 
 
 def test_front_tokens_come_first_and_added_ones_last() -> None:
@@ -71,6 +75,25 @@ def test_front_tokens_come_first_and_added_ones_last() -> None:
     assert all(o >= 0 for o in one[1:-1])
     assert two[:2] == [-2, -2], "one [CLS] an image"
     assert [len(one), len(two)] == [16, 16]
+
+
+def test_tokens_of_an_image_stand_around_what_is_kept_of_it() -> None:
+    """Two images with text between them: the second keeps nothing, and its tokens stand where it stood."""
+    ids = torch.tensor([[1, *[IMAGE_TOKEN] * 3, 5, *[IMAGE_TOKEN] * 2, 6]])
+    layout = TokenLayout.of_prompt(ids, None, (IMAGE_TOKEN,))
+    image = torch.tensor([[0, 0, 0, 1, 1]])
+
+    def among(*images: int) -> Placed:
+        return Placed(
+            torch.ones(1, len(images), dtype=torch.bool), torch.tensor([images])[:, :, None] == image[:, None]
+        )
+
+    keep = torch.tensor([[False, True, True, False, False]])
+    got = layout.reduce(keep, among(1, 0), False, torch.tensor([[0, 2, 1, 0, 0]]), among(0, 1), replaced=True)
+    # 8 columns, 2 added, 2 in front, 5 values
+    assert got.source.tolist() == [[0, 10, 12 + 2, 12 + 1, 9, 4, 11, 8, 7]]
+    assert got.layout.origin.tolist() == [[-1, -2, 2, 1, -2, -1, -2, -2, -1]]
+    assert got.layout.positions[0, :, 0].tolist() == [0, 1, 3, 2, 4, 4, 5, 5, 7]
 
 
 def test_an_order_is_the_one_asked_for() -> None:
@@ -136,6 +159,26 @@ class Returns(Method):
             {"reduction": lambda r: Reduction(r.visual_valid, front=[1.0])},
             r"expected front tokens as numbers \(1, m, 64\) on cpu; found list",
         ),
+        (
+            {"reduction": lambda r: Reduction(r.visual_valid, values=r.visual_valid)},
+            r"expected values as numbers \(1, 64, 64\) on cpu; found torch.bool",
+        ),
+        (
+            {"reduction": lambda r: Reduction(r.visual_valid, values=torch.full((1, 64, 64), float("inf")))},
+            "values of kept tokens hold nan or inf",
+        ),
+        (
+            {"reduction": lambda r: Reduction(r.visual_valid, front_image=torch.zeros(1, 1).long())},
+            "front_image beside front tokens, found it alone",
+        ),
+        (
+            {
+                "reduction": lambda r: Reduction(
+                    r.visual_valid, torch.zeros(1, 1, 64), added_image=torch.ones(1, 1).long()
+                )
+            },
+            "expected in added_image the number of an image with visual tokens present, found 1",
+        ),
         ({"edits": None}, "expected a list of AttentionEdits from edit_attention"),
         ({"edits": AttentionEdit("after", None, "zero")}, "expected a list of AttentionEdits from edit_attention"),
         (
@@ -158,7 +201,7 @@ def test_what_does_not_fit_is_refused_in_one_line(returns: dict[str, object], sa
         (Returns,),
         {name: staticmethod(value) if callable(value) else value for name, value in returns.items()},
     )
-    with pytest.raises(PrunebenchError, match=rf"returns at (boundary|layer) \d+: .*{says}"):
+    with pytest.raises(PrunebenchError, match=rf"returns at (boundary|layer) \d+(: |, ).*{says}"):
         ask(tiny_model(), cls(), PROMPTS[:1], steps=0)
 
 
@@ -275,7 +318,7 @@ def test_the_clip_text_tower_is_transformers_own() -> None:
     assert not torch.allclose(long.pieces[0], long.pieces[1])
 
 
-@pytest.mark.parametrize("name", ["Sums", "Ordered", "Fronted"])
+@pytest.mark.parametrize("name", ["Sums", "Ordered", "Fronted", "Remade"])
 def test_questions_about_an_image_share_reordered_and_added_tokens(name: str) -> None:
     """Answers, logits, kept tokens and costs are those without sharing."""
     from harness.proof.faults import failing_sharing
@@ -291,5 +334,45 @@ def test_a_method_that_reorders_must_say_so() -> None:
     assert "declare the trait reorders" in verdicts["kept sorted, unique, in image; text intact"].detail
 
 
+ONE_BY_ONE, COMBINATIONS = "images of a prompt decided one by one", "merged tokens are combinations of the prompt's"
+
+
+def judged(name: str, cls: type[Method]) -> Verdict:
+    with one_thread():
+        return PROPERTIES[name](Subject(dataclasses.dataclass(frozen=True)(cls), {}))
+
+
+def remade(name: str, **changes: Callable[[Reduction], object]) -> Verdict:
+    """What the kit says of `Remade` with parts of its reduction replaced."""
+
+    class Wrong(method_class(f"{ASKING}:Remade")):  # type: ignore[misc]
+        def at_boundary(self, run, layer, stream):  # type: ignore[no-untyped-def]
+            found = super().at_boundary(run, layer, stream)
+            return dataclasses.replace(found, **{k: change(found) for k, change in changes.items()}) if found else None
+
+    return judged(name, Wrong)
+
+
+def test_an_image_that_changes_the_other_is_seen() -> None:
+    mixed = remade(ONE_BY_ONE, values=lambda r: r.values + r.values.mean(1, keepdim=True))
+    assert "makes other tokens beside another image" in mixed.detail
+    flipped = remade(ONE_BY_ONE, order=lambda r: (r.order * r.values.sum((1, 2))[:, None]).sin())
+    assert flipped.status == "FAIL"
+    silent = remade(ONE_BY_ONE, added_image=lambda r: None, front_image=lambda r: None)
+    assert "without saying of which image" in silent.detail
+
+    class Across(method_class(f"{ASKING}:Ordered")):  # type: ignore[misc]
+        traits = dataclasses.replace(method_class(f"{ASKING}:Ordered").traits, per_image=True)
+
+    assert "beside another image" in judged(ONE_BY_ONE, Across).detail
+
+
+def test_tokens_that_are_no_sums_of_the_prompt_are_seen() -> None:
+    shifted = remade(COMBINATIONS, added=lambda r: r.added + 0.1)
+    assert "no sums of visual ones" in shifted.detail
+    assert "no sums of visual ones" in remade(COMBINATIONS, values=lambda r: r.values.tanh()).detail
+    assert remade(COMBINATIONS, added=lambda r: 2 * r.added).status == "ok"
+
+
 def test_the_kit_has_a_property_for_questions() -> None:
-    assert len(PROPERTIES) == 27
+    assert len(PROPERTIES) == 29

@@ -13,7 +13,7 @@ from transformers import DynamicCache, Gemma2Config, LlamaConfig, LlamaForCausal
 from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
 from harness.engine.attention import apply_edits, attend
-from harness.engine.layout import TokenLayout
+from harness.engine.layout import Placed, TokenLayout
 from harness.method import AttentionEdit, Method, Reduction, method_class
 
 Q1, Q2 = [20, 21, 22, 23], [30, 31, 32, 33, 34, 35, 36]
@@ -198,11 +198,11 @@ def test_a_wrong_reduction_names_method_boundary_and_shapes() -> None:
 def test_added_tokens_stand_behind_the_last_kept_one_or_where_the_image_stood() -> None:
     ids = torch.tensor([[9, 9, 4, 4, 4, 9, 9]])
     layout = TokenLayout.of_prompt(ids, None, (4,))
-    some = layout.reduce(torch.tensor([[True, False, False]]), torch.ones(1, 2, dtype=torch.bool), compact=False)
+    some = layout.reduce(torch.tensor([[True, False, False]]), Placed(torch.ones(1, 2, dtype=torch.bool)), False)
     assert some.source.tolist() == [[0, 1, 2, 7, 8, 5, 6]]
     assert some.layout.positions[:, :, 0].tolist() == [[0, 1, 2, 3, 3, 5, 6]]
     assert some.layout.origin.tolist() == [[-1, -1, 0, -2, -2, -1, -1]]
-    none_kept = layout.reduce(torch.zeros(1, 3, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool), compact=True)
+    none_kept = layout.reduce(torch.zeros(1, 3, dtype=torch.bool), Placed(torch.ones(1, 1, dtype=torch.bool)), True)
     assert none_kept.source.tolist() == [[0, 1, 7, 5, 6]]
     assert none_kept.layout.positions[:, :, 0].tolist() == [[0, 1, 2, 3, 4]]
 

@@ -60,7 +60,7 @@ MORE: dict[str, tuple[str, Mapping[str, Any]]] = {
     # every question but the one that needs a text encoder
     **{
         name.lower(): (f"{ASKING}:{name}", {"keep": 16})
-        for name in ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Rings")
+        for name in ("Coming", "Pivots", "Masses", "Sums", "Ordered", "Fronted", "Remade", "Rings")
     },
 }
 

@@ -13,6 +13,7 @@ import torch
 
 from harness.core import flops
 from harness.method import Method, Ranking, Reduction, TowerLook, Traits, keep_top
+from methods._select import ByImage, image_quotas
 
 PRE_LLM = {"positions": "compact", "decode_positions": "compact"}
 
@@ -173,6 +174,59 @@ class Fronted(Method):
         added = run.project(merged, torch.ones_like(front_valid[:, :1]))
         policy = PRE_LLM if self.positions == "compact" else {}
         return Reduction(keep, added=added, front=front, front_valid=front_valid, **policy)
+
+
+@dataclass(frozen=True)
+class Remade(Method):
+    """Gives kept patches the mean of their image's features too, the most attended first, as PruMerge does.
+
+    Behind each image stands the mean of its dropped patches, before it its projected [CLS].
+    """
+
+    name = "remade"
+    traits = Traits(
+        query_aware=False, needs_vision_attention=True, merges=True, reorders=True, image_only=True, per_image=True
+    )
+    LOOKS: ClassVar[dict[str, TowerLook]] = {what: TowerLook(what, -2) for what in ("cls_row", "cls_hidden", "hidden")}
+
+    keep: int
+    compact: bool = True
+
+    def looks(self, shape):
+        return tuple(self.LOOKS.values())
+
+    def on_image(self, run, tower):
+        run.memo.update({what: tower[look] for what, look in self.LOOKS.items()})
+
+    def plan(self, prompt):
+        return [sum(max(n, 2) for n in image_quotas(prompt, self.keep))] * prompt.depth
+
+    def at_boundary(self, run, layer, stream):
+        if layer:
+            return None
+        images, valid = ByImage(run), run.visual_valid
+        own = [n for prompt in run.prompts for n in image_quotas(prompt, self.keep)]
+        scores, features = images.split(run.memo["cls_row"].mean(1)), images.split(run.memo["hidden"])
+        keep = keep_top(scores, torch.tensor([max(n - 2, 0) for n in own], device=valid.device), images.valid)
+        gone = (images.valid & ~keep)[:, :, None]
+        mean = (features * gone).sum(1, keepdim=True) / gone.sum(1, keepdim=True).clamp(min=1)
+        added, real, image = images.gathered(mean, torch.ones_like(gone[:, :1, 0]))
+        cls_valid = torch.arange(real.shape[1], device=valid.device)[None] < real.sum(1, keepdim=True)
+        values = run.project(images.join(features + mean), valid)
+        # one image behind the other
+        order = images.join(torch.tensor(images.image, device=valid.device)[:, None] * 2 - scores)
+        return Reduction(
+            images.join(keep),
+            added=run.project(added, real),
+            added_valid=real,
+            added_image=image,
+            front=run.project(run.memo["cls_hidden"], cls_valid),
+            front_valid=cls_valid,
+            front_image=torch.arange(real.shape[1], device=valid.device)[None].expand_as(real),
+            values=values,
+            order=order,
+            **(PRE_LLM if self.compact else {}),
+        )
 
 
 @dataclass(frozen=True)

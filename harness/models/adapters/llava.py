@@ -233,6 +233,18 @@ def load_text(adapter: LlavaAdapter, weights: Mapping[str, Tensor]) -> None:
     adapter.text.load_state_dict({name.removeprefix("model."): value for name, value in own.items()})
 
 
+def load_vision(adapter: LlavaAdapter, weights: Mapping[str, Tensor]) -> None:
+    """Put a CLIP vision tower (names `vision_model.*`) and a projector (`mm_projector.0` and `.2`, as in LLaVA's own
+    checkpoints) into a LLaVA."""
+    parts = {"vision_model.": adapter.tower, "mm_projector.": adapter.projector}
+    renamed = {"mm_projector.0.": "linear_1.", "mm_projector.2.": "linear_2."}
+    for prefix, module in parts.items():
+        own = {name: value for name, value in weights.items() if name.startswith(prefix)}
+        for before, now in renamed.items():
+            own = {name.replace(before, now): value for name, value in own.items()}
+        module.load_state_dict({name.removeprefix(prefix): value for name, value in own.items()})
+
+
 def plant_beacon(model: Any) -> None:
     """Let every head of every layer score keys by a flag: channel 1 of the stream, which no layer writes to, beside a
     constant in channel 0.

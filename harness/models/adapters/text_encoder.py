@@ -10,8 +10,9 @@ Texts are encoded as CDPruner's official code does (Theia-4869/CDPruner @ 954161
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,28 @@ class ClipTextEncoder:
             )
         norm, projection = vision.vision_model.post_layernorm, vision.visual_projection
         return cls(model.to(device).eval(), tokenizer, norm.to(device).eval(), projection.to(device).eval())
+
+    @classmethod
+    def of_weights(
+        cls, text: Mapping[str, Any], vision: Mapping[str, Any], weights: Mapping[str, Tensor], tokenizer: Any
+    ) -> ClipTextEncoder:
+        """From the text and vision config of a CLIP checkpoint, and its tensors under their names there."""
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        model = CLIPTextModelWithProjection(CLIPTextConfig(**text))
+        model.load_state_dict({k: v for k, v in weights.items() if k.startswith(("text_model.", "text_projection."))})
+        norm = nn.LayerNorm(vision["hidden_size"], eps=vision.get("layer_norm_eps", 1e-5))
+        norm.load_state_dict({k: weights[f"vision_model.post_layernorm.{k}"] for k in ("weight", "bias")})
+        projection = nn.Linear(vision["hidden_size"], text["projection_dim"], bias=False)
+        projection.load_state_dict({"weight": weights["visual_projection.weight"]})
+        return cls(model.eval(), tokenizer, norm, projection)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Move the weights; texts are encoded anew."""
+        for module in (self._model, self._norm, self._projection):
+            module.to(device=device, dtype=dtype)
+        self._known.clear()
+        return self
 
     @torch.inference_mode()
     def encode(self, text: str) -> EncodedText:

@@ -20,7 +20,7 @@ from harness.method import Method, method_class, typed_knobs
 
 # isort: off
 # importing a module enrols its properties, in this order
-from harness.proof.conformance import counts, batches, passes, variants, asking  # noqa: F401
+from harness.proof.conformance import counts, images, batches, passes, variants, asking  # noqa: F401
 
 # isort: on
 from harness.proof.conformance.subject import DEFAULT_BUDGET, PROPERTIES, Subject, Verdict

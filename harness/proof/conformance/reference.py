@@ -14,7 +14,7 @@ from harness.core.shape import ModelShape
 from harness.engine.contract import changed_pixels
 from harness.method import AttentionEdit, Method, Reduction
 from harness.models.adapters import Adapter, adapter_for
-from harness.proof.conformance.tiny import IMAGE_TOKEN, KitPrompt
+from harness.proof.conformance.tiny import IMAGE_TOKEN, N_VISUAL, KitPrompt
 
 # ------------------------------------------------------------------------------------------------------------ reference
 
@@ -183,10 +183,9 @@ def real(tokens: Tensor | None, valid: Tensor | None) -> Tensor:
 def _reduced(x: Tensor, tokens: list[Token], reduction: Reduction, policy: str) -> tuple[Tensor, list[Token]]:
     visual = [i for i, t in enumerate(tokens) if t.origin != -1]
     kept = [i for i, keep in zip(visual, reduction.keep[0].tolist(), strict=True) if keep]
-    added, front = (real(*more).to(x.dtype).view(-1, x.shape[1]) for more in more(reduction))
-    # behind the last kept one, at the position after it; where the first visual token stood, if none is kept
-    first = tokens[visual[0]].position
-    position = tokens[kept[-1]].position + 1 if kept else first
+    if reduction.values is not None:
+        x = x.clone()
+        x[visual] = reduction.values[0, : len(visual)].to(x.dtype)
     in_order = kept
     if reduction.order is not None:
         rank = dict(zip(visual, reduction.order[0].tolist(), strict=True))
@@ -194,20 +193,31 @@ def _reduced(x: Tensor, tokens: list[Token], reduction: Reduction, policy: str) 
     text = [i for i, t in enumerate(tokens) if t.origin == -1]
     # text between images stays between the columns of the kept tokens around it
     moved = dict(zip(kept, in_order, strict=True))
-    sequence = [moved.get(i, i) for i in sorted([*text, *kept])]
-    ends = [n for n, i in enumerate(sorted([*text, *kept])) if i in moved]
-    head, tail = (ends[0], ends[-1] + 1) if kept else (sum(i < visual[0] for i in text),) * 2
-    rows = [x[sequence[:head]], front, x[sequence[head:tail]], added, x[sequence[tail:]], x[len(tokens) :]]
-    out = [
-        *(tokens[i] for i in sequence[:head]),
-        *[Token(-2, first, False)] * len(front),
-        *(tokens[i] for i in sequence[head:tail]),
-        *[Token(-2, position, False)] * len(added),
-        *(tokens[i] for i in sequence[tail:]),
-    ]
+    out = [(float(i), x[moved.get(i, i)], tokens[moved.get(i, i)]) for i in sorted([*text, *kept])]
+    for behind, (new, valid), image in (
+        (False, (reduction.front, reduction.front_valid), reduction.front_image),
+        (True, (reduction.added, reduction.added_valid), reduction.added_image),
+    ):
+        if new is None:
+            continue
+        for slot, token in enumerate(new[0].to(x.dtype)):
+            if valid is not None and not valid[0, slot]:
+                continue
+            mine = [i for i in visual if image is None or tokens[i].origin // N_VISUAL == int(image[0, slot])]
+            stay = [i for i in mine if i in moved]
+            # behind the last kept one at the position after it, before the first one where the first visual token
+            # stood, or there if none is kept
+            if behind and stay:
+                place, position = stay[-1] + 0.5, tokens[stay[-1]].position + 1
+            else:
+                at = stay[0] if stay else mine[0]
+                place, position = at - (0.25 if behind else 0.5), tokens[mine[0]].position
+            out.append((place, token, Token(-2, position, False)))
+    out.sort(key=lambda item: item[0])  # stable
+    after = [token for _, _, token in out]
     if policy == "compact" or (policy == "method" and reduction.positions == "compact"):
-        out = [dataclasses.replace(t, position=i) for i, t in enumerate(out)]
-    return torch.cat(rows), out
+        after = [dataclasses.replace(t, position=i) for i, t in enumerate(after)]
+    return torch.cat([torch.stack([row for _, row, _ in out]), x[len(tokens) :]]), after
 
 
 def projected(adapter: Adapter, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,158 @@
+"""From the knobs that a case recorded, in the names of its official code, to a method built as `make eval` builds it.
+
+A rule gives the budget and our knobs. What the official code calls a number of tokens is the budget here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness import method as registry
+from harness.core.budget import Budget
+from harness.core.shape import PromptShape
+from harness.method import Method, Run, build
+from harness.proof.golden_models import NotReplayableError
+
+Case = Mapping[str, Any]
+_NO_BUDGET, _NATIVE = Budget("none"), Budget("native")
+
+
+class Asked(NamedTuple):
+    """What a user would type: method, budget and knobs."""
+
+    method: str
+    budget: Budget
+    knobs: Mapping[str, Any]
+
+
+def method_of(case: Case, prompt: PromptShape) -> Method:
+    """The method and knobs that a case recorded, for prompts like this one (`golden_models.prompt_of`).
+
+    Raises NotReplayableError if there is no such method here, or no rule for its knobs, and PrunebenchError for knobs
+    that the method refuses.
+    """
+    name = case.get("method")
+    asked = asked_of(case)
+    method = build(asked.method, asked.budget, asked.knobs, prompt)
+    return _with_noise(method, case) if name == "sparsevlm" else method
+
+
+def asked_of(case: Case) -> Asked:
+    """What a user would type to run a case's method. Raises as `method_of`."""
+    name = case.get("method")
+    if name == "vanilla":
+        return _none(case)
+    if not isinstance(name, str) or name not in registry.registered():
+        raise NotReplayableError(f"no registered method is called {name!r} (`prunebench methods` lists them)")
+    if name not in RULES:
+        raise NotReplayableError(f"no rule says how a recording of {name!r} maps to knobs")
+    try:
+        return RULES[name](case)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise NotReplayableError(
+            f"a recording of {name} without the knobs that its rule reads ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _none(case: Case) -> Asked:
+    return Asked("none", _NO_BUDGET, {})
+
+
+def _count(name: str, among: Case) -> Budget:
+    """A recorded number of tokens as a budget."""
+    value = among[name]
+    if type(value) is not int or value < 1:
+        raise NotReplayableError(f"{name}: expected a number of tokens from 1, found {value!r}")
+    return Budget("kept", value)
+
+
+def _fastv(case: Case) -> Asked:
+    k = case["K"] if "K" in case else (case.get("fastv_config") or {}).get("fast_v_agg_layer")
+    return _none(case) if k is None else Asked("fastv", _count("n_kept", case), {"boundary": k})
+
+
+def _sparsevlm(case: Case) -> Asked:
+    # the official layers as they are, whatever the depth
+    knobs = {"retain": case["retain"], "plus": case["version"] == "2_0", "stages": (2, 6, 15)}
+    return Asked("sparsevlm", _NO_BUDGET, knobs)
+
+
+def _visipruner(case: Case) -> Asked:
+    config = case["pruning_config"]
+    if config is None:
+        return _none(case)
+    given = {k: config[k] for k in ("shallow_mid_layer", "layer_threshold", "tokens_threshold") if k in config}
+    stages = {name: name in config["mode"] for name in ("shallow", "middle", "deep")}
+    layer0 = "merge" if case["size"] == "7b" else "half"
+    return Asked("visipruner", _NATIVE, {**stages, **given, "layer0": layer0})
+
+
+def _visionzip(case: Case) -> Asked:
+    return Asked("visionzip", _NO_BUDGET, {name: case["knobs"][name] for name in ("dominant", "contextual")})
+
+
+def _fastervlm(case: Case) -> Asked:
+    return Asked("fastervlm", _count("visual_token_num", case["knobs"]), {})
+
+
+def _vispruner(case: Case) -> Asked:
+    knobs = {"important_ratio": case["knobs"]["important_ratio"]}
+    return Asked("vispruner", _count("visual_token_num", case["knobs"]), knobs)
+
+
+def _divprune(case: Case) -> Asked:
+    return Asked("divprune", _NO_BUDGET, {"ratio": case["knobs"]["subset_ratio"]})
+
+
+def _cdpruner(case: Case) -> Asked:
+    return Asked("cdpruner", _count("visual_token_num", case["knobs"]), {})
+
+
+def _prumerge(case: Case) -> Asked:
+    given = case["knobs"]
+    plus = {"plus": given["plus"]}
+    if given["adaptive"]:
+        return Asked("prumerge", _NATIVE, plus)
+    return Asked("prumerge", _NO_BUDGET, {**plus, "ratio": given["reduction_ratio"]})
+
+
+def _hiprune(case: Case) -> Asked:
+    knobs = {"alpha": case["alpha"], "object_layer": case["object_layer"]}
+    return Asked("hiprune", _count("retention", case), knobs)
+
+
+def _holov(case: Case) -> Asked:
+    knobs = {"strips": case["num_patches"], "alpha": case["alpha"]}
+    return Asked("holov", _count("new_image_token_num", case), knobs)
+
+
+#: by the method that a case names
+RULES: dict[str, Callable[[Case], Asked]] = {
+    "fastv": _fastv,
+    "sparsevlm": _sparsevlm,
+    "visipruner": _visipruner,
+    "visionzip": _visionzip,
+    "fastervlm": _fastervlm,
+    "vispruner": _vispruner,
+    "divprune": _divprune,
+    "cdpruner": _cdpruner,
+    "prumerge": _prumerge,
+    "hiprune": _hiprune,
+    "holov": _holov,
+}
+
+
+def _with_noise(method: Method, case: Case) -> Method:
+    """SparseVLM with the tie-breaking noise of the recording in place of its own."""
+    stages = [s.get("density_noise") for s in case["stages"]]
+
+    class Recorded(type(method)):  # type: ignore[misc]
+        def density_noise(self, run: Run, row: int, stage: int, n: int) -> Tensor:
+            drawn = stages[stage]
+            return torch.zeros(n) if drawn is None else torch.tensor(drawn, dtype=torch.float32) * 1e-6
+
+    return Recorded(**method.knobs())
