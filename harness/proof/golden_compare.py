@@ -199,8 +199,7 @@ def _positions(case: Case) -> list[int]:
     if case.get("prefill_position") == "compact":
         return list(range(case["seq_len"]))
     raise NotReplayableError(
-        "expected prefill_positions, or prefill_position 'compact', found"
-        f" {case.get('prefill_position', 'neither')!r}"
+        f"expected prefill_positions, or prefill_position 'compact', found {case.get('prefill_position', 'neither')!r}"
     )
 
 
@@ -239,7 +238,9 @@ def _unlike_steps(case: Case, got: Replayed, steps: int) -> str | None:
     for step, recorded in enumerate(case.get("decode") or []):
         expected = _by_layer(recorded["position_id"], depth)
         if got.decode_positions[step] != expected:
-            return f"decode step {step + 1} at positions {got.decode_positions[step][:4]}..., recorded {expected[:4]}..."
+            return (
+                f"decode step {step + 1} at positions {got.decode_positions[step][:4]}..., recorded {expected[:4]}..."
+            )
         held = [n + step + 1 for n in got.lengths]
         if got.tower and held != (cached := _by_layer(recorded["kv_len"], depth)):
             return f"decode step {step + 1}: caches hold {held[:4]}... tokens, recorded {cached[:4]}..."

@@ -177,7 +177,9 @@ class RecordedTokens:
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         if text != self._text or add_special_tokens:
-            raise NotReplayableError(f"expected the question as it was recorded, {self._text!r:.60}, found {text!r:.60}")
+            raise NotReplayableError(
+                f"expected the question as it was recorded, {self._text!r:.60}, found {text!r:.60}"
+            )
         return {"input_ids": self._words}
 
 
