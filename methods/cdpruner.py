@@ -150,7 +150,7 @@ class Picks(NamedTuple):
 
 
 def greedy_map(run: Run, kernel: Tensor, images: ByImage, quotas: Sequence[int]) -> Picks:
-    """Greedy MAP inference on each image's `kernel (u, p, p)`: the token of the largest variance given the picks before.
+    """Greedy MAP inference on each image's `kernel (u, p, p)`: the largest variance given the picks before comes next.
 
     The lowest index wins a tie. Nothing is read from the device.
     """
