@@ -43,7 +43,7 @@ from harness.method import (
 )
 from methods._select import ByImage, first_of, image_quotas, marked
 
-#: a variance of so many units of precision of the first is rounding: measured, it falls from 100 times this to a tenth
+#: a variance of so many units of precision of the first is rounding: of tokens of rank 128, that of pick 125
 ROUNDING = 64
 #: added to the relevance of the official code, so that no token weighs nothing
 LEAST = 1e-6
@@ -62,6 +62,7 @@ class CDPruner(Method):
     paper = "https://arxiv.org/abs/2506.10967"
     published = Published("NeurIPS 2025", "Theia-4869/CDPruner", "9541616c", "Apache-2.0")
     traits = Traits(query_aware=True, per_image=True)
+    variant_knobs = ("relevance",)
     #: the features that LLaVA projects
     PATCHES: ClassVar[TowerLook] = TowerLook("hidden", -2)
 
