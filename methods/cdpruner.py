@@ -6,7 +6,8 @@ Relevance r compares a patch with the question in CLIP's joint space: the cosine
 the question and stretched to 0..1. So patches least like the question weigh most. Greedy MAP inference picks the token
 of the largest remaining variance. Kept tokens stand in the order of the image, positions are renumbered.
 Differs: relevance is stretched over each image; the official code does so over all crops and images of one call.
-`relevance=none` leaves the question out, which the official code has no option for. Beyond the rank of the tokens the
+`relevance=none` leaves the question out, which the official code has no option for; the first pick is then the first
+token, for all are alike. Beyond the rank of the tokens the
 official code repeats picks and keeps fewer tokens than asked. Here the remaining places go to the tokens of the highest
 r that are left, the lowest index first, and the sample's note `filled` says how many. A greedy step counts as beyond
 the rank when the largest variance left is below `ROUNDING` units of precision of the first. Cosines are float32 at
@@ -125,6 +126,7 @@ class CDPruner(Method):
             weight = stretched(images.split(run.memo["unlike"]), valid).to(exact.dtype)
         pairs = [n * n for n in images.counts]
         cosines = run.matmul(exact, exact.transpose(1, 2), row=images.row, entries=pairs)
+        cosines.diagonal(dim1=1, dim2=2).fill_(1)  # so that rounding decides no first pick
         kernel = weight[:, :, None] * cosines * weight[:, None]
         picks, real = greedy_map(run, kernel, images, quotas)
         kept = marked(picks, real, valid)

@@ -13,6 +13,7 @@ from by_hand import images_alone, mini, projected, question, recorded, tower
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
+from transformers.utils import logging
 
 from harness.core.budget import parse
 from harness.core.errors import PrunebenchError
@@ -31,6 +32,7 @@ ENDING = "\nAnswer the question using a single word or phrase."
 @cache
 def relevance(number: int = 0) -> NDArray[np.float64]:
     """Of each patch of a mini sample: 0 like the question, 1 unlike it."""
+    logging.set_verbosity_error()  # the checkpoint holds more than a text tower
     model, tokenizer = CLIPTextModelWithProjection.from_pretrained(CLIP).eval(), AutoTokenizer.from_pretrained(CLIP)
     ids = tokenizer(question(number).text.replace(ENDING, ""))["input_ids"]
     assert len(ids) <= 77, "one piece"
@@ -51,7 +53,9 @@ def by_hand(weight: NDArray[np.float64], n: int) -> list[int]:
     """Greedy MAP inference by the determinant's own definition: the variance of each token given the picks."""
     tokens = projected().astype(np.float64)
     tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
-    kernel = weight[:, None] * (tokens @ tokens.T) * weight[None]
+    cosines = tokens @ tokens.T
+    np.fill_diagonal(cosines, 1)
+    kernel = weight[:, None] * cosines * weight[None]
     chosen: list[int] = []
     while len(chosen) < n:
         variance = kernel.diagonal().copy()
