@@ -37,6 +37,9 @@ def one_by_one(subject: Subject) -> str:
     both = prompt(7, 5, images=2)
     other = prompt(8, 5, images=2)
     for label, method in subject.variants().items():
+        for layer, (present,) in enumerate(ask(tiny_model(), method, (both,), steps=0).origins):
+            of = [origin // N_VISUAL for origin in present if origin >= 0]
+            require(of == sorted(of), f"{label}, layer {layer}: kept tokens of two images stand mixed: {few(present)}")
         for image in (0, 1):
             pixels = [other.pixels[0], other.pixels[1]]
             pixels[image] = both.pixels[image]
