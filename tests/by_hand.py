@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from harness.core import budget, keeps
+from harness.engine.attach import attach
 from harness.method import Method, build
+from harness.models.adapters import adapter_for
 from harness.models.load import LoadedModel, locate_model
 from harness.proof.conformance.kit import one_thread
 from harness.proof.conformance.tiny import N_VISUAL, ask, prompt, tiny_model
@@ -89,6 +92,52 @@ def cls_attention(number: int = 0, layer: int = -2) -> list[float]:
     """The attention of [CLS] to each patch in a layer, mean over heads."""
     heads = tower(number).attentions[layer].astype(np.float64)
     return [float(sum(head[0, 1 + patch] for head in heads)) / len(heads) for patch in range(heads.shape[1] - 1)]
+
+
+def _projections(name: str, layer: int, number: int) -> NDArray[np.float64]:
+    """(tokens, width): what a projection of one layer's attention says, heads side by side."""
+    loaded = mini()
+    adapter = adapter_for(loaded.model)
+    block: Any = adapter.tower_layers[layer]
+    with torch.inference_mode():
+        states = block.layer_norm1(torch.from_numpy(tower(number).hidden[len(adapter.tower_layers) + layer]))
+        projected: NDArray[np.float64] = getattr(block.self_attn, name)(states).double().numpy()
+    return projected
+
+
+def keys(layer: int, number: int = 0, cls: bool = False) -> NDArray[np.float64]:
+    """(patches, width): keys of a layer, counted from the last; `cls`: (1, width), that of [CLS]."""
+    found = _projections("k_proj", layer, number)
+    return found[:1] if cls else found[1:]
+
+
+def queries(layer: int, number: int = 0) -> NDArray[np.float64]:
+    """(tokens, width): queries of a layer, counted from the last."""
+    return _projections("q_proj", layer, number)
+
+
+def projected(features: Sequence[NDArray[Any]]) -> Tensor:
+    """(m, d): features of the tower through the model's projector."""
+    with torch.inference_mode():
+        tokens: Tensor = mini().model.model.multi_modal_projector(torch.from_numpy(np.stack(features)).float())
+    return tokens
+
+
+def entering(method: Method, number: int = 0) -> Tensor:
+    """(m, d): the visual tokens that enter the language model, of a question's image."""
+    loaded, seen = mini(), list[Tensor]()
+    token, n = loaded.model.config.image_token_id, loaded.usual.n_visual
+    ids = torch.tensor([[1, 2, *[token] * n, 3, 5]])
+    method = method.for_model(loaded.usual.decoder)
+    with one_thread(), attach(loaded.model, method) as run, torch.inference_mode():
+        # after the engine's own hook, which hands the stream on as the first argument
+        layer = adapter_for(loaded.model).layers[0]
+        handle = layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        try:
+            loaded.model(input_ids=ids, pixel_values=loaded.pixels(question(number).image()))
+        finally:
+            handle.remove()
+        return seen[0][0][run.layouts[0].visual[0]]
 
 
 def best(scores: list[float], n: int) -> list[int]:

@@ -54,6 +54,14 @@ SETTINGS: dict[str, MethodSetting] = {
         "sparsevlm", "", {"retain": 64, "plus": True, "max_heads": 3}, everywhere=False
     ),
     "sparsevlm in the first layers": MethodSetting("sparsevlm", knobs={"stages": (0, 1, 2)}, everywhere=False),
+    "visionzip": MethodSetting("visionzip"),
+    "visionzip official": MethodSetting("visionzip", "", {"dominant": 11, "contextual": 5}),
+    "visionzip without contextual": MethodSetting("visionzip", "", {"dominant": 9, "contextual": 0}, everywhere=False),
+    "prumerge": MethodSetting("prumerge"),
+    "prumerge native": MethodSetting("prumerge", "native"),
+    "prumerge plus": MethodSetting("prumerge", knobs={"plus": True}),
+    "prumerge plus native": MethodSetting("prumerge", "native", {"plus": True}, everywhere=False),
+    "prumerge ratio": MethodSetting("prumerge", "", {"ratio": 0.2}, everywhere=False),
     "visipruner": MethodSetting("visipruner"),
     "visipruner native": MethodSetting("visipruner", "native"),
     "visipruner paper": MethodSetting("visipruner", knobs={"variant": "paper"}),
@@ -94,6 +102,18 @@ SETTINGS: dict[str, MethodSetting] = {
         "knockout", "", {"stop": 4, "how": "redirect", "sink": 2, "drop_from": 6}
     ),
     "knockout drops at once": MethodSetting("knockout", "", {"drop_from": 0}, everywhere=False),
+    "fastervlm": MethodSetting("fastervlm"),
+    "vispruner": MethodSetting("vispruner"),
+    "vispruner without important": MethodSetting("vispruner", knobs={"important_ratio": 0.0}, everywhere=False),
+    "vispruner without rounds": MethodSetting("vispruner", knobs={"important_ratio": 1.0}, everywhere=False),
+    "hiprune": MethodSetting("hiprune"),
+    "hiprune native": MethodSetting("hiprune", "native"),
+    "hiprune more buffers than room": MethodSetting(
+        "hiprune", knobs={"alpha": 1.0, "object_layer": 2}, everywhere=False
+    ),
+    "holov": MethodSetting("holov"),
+    "holov native": MethodSetting("holov", "native"),
+    "holov uneven strips": MethodSetting("holov", knobs={"strips": 5, "alpha": 1.0}, everywhere=False),
 }
 #: settings that every suite runs
 EVERYWHERE = {label: setting for label, setting in SETTINGS.items() if setting.everywhere}

@@ -27,6 +27,7 @@ from harness.models.config import model_config
 from harness.models.device import DTYPES, device_name, pick_device
 from harness.models.load import LoadedModel, Located, locate_model
 from harness.proof import goldens
+from harness.proof.golden_compare import LOGIT_TOLERANCE
 from harness.runner.answering import Answerer, Prompt
 
 GOLDENS = TOP / "tests" / "goldens"
@@ -121,8 +122,8 @@ class Golden(NamedTuple):
 
 
 def replayed(device: str, n: int, tolerance: float | None) -> Iterator[Golden]:
-    """The first `n` recorded cases in float32; `tolerance` None: the replay's own."""
-    for outcome in goldens.run_folder(GOLDENS, pick_device(device), tolerance or goldens.LOGIT_TOLERANCE, n):
+    """`n` recorded cases of all methods in their dtype; `tolerance` None: the replay's own."""
+    for outcome in goldens.run_folder(GOLDENS, pick_device(device), tolerance or LOGIT_TOLERANCE, n):
         yield Golden(outcome.case, outcome.largest, outcome.mismatch)
 
 

@@ -28,8 +28,9 @@ from harness.core.paths import TOP
 from harness.method import Method, Reduction, Run, Stream, Traits, method_class
 from harness.proof.conformance.kit import check, one_thread
 from harness.proof.conformance.tiny import tiny_model
+from harness.proof.golden_compare import LOGIT_TOLERANCE, compare
 from harness.proof.golden_files import load_index, read_case
-from harness.proof.goldens import LOGIT_TOLERANCE, compare, method_of, replay
+from harness.proof.goldens import method_of, replay
 from methods.knockout import Knockout
 from methods.pooling import Pooling
 from methods.random import Random

@@ -78,7 +78,7 @@ def _tower_of(folder: Path, case: Mapping[str, Any], coarse: bool) -> str:
     if len(fit) != 1:
         asked = repr(named) if named is not None else "coarse pixels" if coarse else "pixel_values"
         raise NotReplayableError(f"models/models.json has {len(fit) or 'no'} `towers` for {asked}")
-    return fit[0]
+    return str(fit[0])
 
 
 def prompt_of(folder: Path, setup: Setup) -> PromptShape:
@@ -177,7 +177,9 @@ class RecordedTokens:
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         if text != self._text or add_special_tokens:
-            raise NotReplayableError(f"expected the question as it was recorded, {self._text!r:.60}, found {text!r:.60}")
+            raise NotReplayableError(
+                f"expected the question as it was recorded, {self._text!r:.60}, found {text!r:.60}"
+            )
         return {"input_ids": self._words}
 
 

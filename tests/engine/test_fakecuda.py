@@ -31,10 +31,12 @@ from harness.engine.prefix import PrefixCache
 from harness.gpu_check import fixture, house, plan
 from harness.method import Method, Reduction, keep_top, method_class
 from harness.models.adapters import LlavaAdapter, adapter_for
+from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.load import LoadedModel, locate_model
-from harness.proof import goldens
+from harness.proof import golden_models, goldens
 from harness.proof.conformance import reference, subject
 from harness.proof.conformance.tiny import PROMPTS, STEPS, ask, model_inputs, tiny_model
+from harness.proof.golden_compare import compare
 from harness.proof.golden_files import load_index, read_case
 from harness.runner.answering import Answerer, Prompt
 
@@ -393,17 +395,36 @@ def test_a_decode_step_waits_twice(
 
 
 @pytest.mark.parametrize(
-    "case", ["fv_kvcache_k2_r144_mha8_p24", "sv_v1_r192_mha8_p24", "vp_SMD_7b_t1_mha8_p24", "fv_vanilla_gqa_p24"]
+    "case",
+    [
+        "fv_kvcache_k2_r144_mha8_p24",
+        "sv_v1_r192_mha8_p24",
+        "vp_SMD_7b_t1_mha8_p24",
+        "fv_vanilla_gqa_p24",
+        "vz_d54c10_mha8_c212",
+        "vp_t64r75f64_mha8_c212",
+        "cd_t32_gqa_c277",
+        "hv_440_mha8_h1",
+    ],
 )
 def test_a_recorded_case_replays_on_the_device(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    made = goldens._model
+    made, encoder_of = golden_models.model_of, golden_models.text_encoder_of
     (file,) = (entry["file"] for entry in load_index(house.GOLDENS) if entry["id"] == case)
+
+    def text_encoder(*of: Any) -> ClipTextEncoder:
+        encoder = encoder_of(*of[:-1], goldens.CPU)
+        parts = (encoder._model, encoder._norm, encoder._projection)
+        moved: list[Any] = [gpu.moved(part) for part in parts]
+        return ClipTextEncoder(moved[0], encoder._tokenizer, *moved[1:])
+
     recorded = read_case(house.GOLDENS, file)
     with fakecuda.device() as gpu:
-        monkeypatch.setattr(goldens, "_model", lambda *of: LlavaAdapter(gpu.moved(made(*of[:2], goldens.CPU).model)))
-        outcome = goldens.compare(
-            recorded, goldens.replay(house.GOLDENS, recorded, goldens.method_of(recorded), fakecuda.CUDA)
+        monkeypatch.setattr(
+            golden_models, "model_of", lambda *of: LlavaAdapter(gpu.moved(made(*of[:2], goldens.CPU).model))
         )
+        monkeypatch.setattr(golden_models, "text_encoder_of", text_encoder)
+        method = goldens.method_of(house.GOLDENS, recorded)
+        outcome = compare(recorded, goldens.replay(house.GOLDENS, recorded, method, fakecuda.CUDA))
     assert outcome.mismatch is None
 
 

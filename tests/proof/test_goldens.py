@@ -2,40 +2,100 @@
 recorded, a pruned one) fails it."""
 
 import json
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from harness.cli import app
+from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
-from harness.method import method_class
+from harness.method import build, method_class
+from harness.proof.golden_compare import Replayed, compare
 from harness.proof.golden_files import load_index, read_bytes, read_case
-from harness.proof.goldens import compare, method_of, replay, run_folder
+from harness.proof.golden_methods import RULES
+from harness.proof.golden_models import prompt_of, setup_of
+from harness.proof.goldens import method_of, replay, run_folder
 
 FOLDER = Path(__file__).parents[1] / "goldens"
 CASES = [entry["file"] for entry in load_index(FOLDER)]
+#: cases of methods that act before the decoder
+BEFORE = [f for f in CASES if f.split("/")[1] in {*RULES} - {"fastv", "sparsevlm", "visipruner"}]
+
+
+#: whose kept tokens a method's must not be; several methods are near FasterVLM
+NEIGHBOURS = {"fastervlm": "visionzip", "vispruner": "visionzip", "cdpruner": "divprune"}
 
 
 def read(file: str) -> dict:
     return read_case(FOLDER, file)
 
 
+def prefill_of(case: dict) -> dict:
+    """The same case without its decode steps."""
+    return {**case, "logits": case["logits"][:1], "decode": []}
+
+
+@cache
+def unpruned(file: str) -> Replayed:
+    return replay(FOLDER, prefill_of(read(file)), method_class("none")())
+
+
+def of_one_prompt(case: dict) -> str:
+    """The first case of the index with the same model, input and dtype."""
+    return next(
+        entry["file"]
+        for entry in load_index(FOLDER)
+        if all(entry.get(name) == case.get(name) for name in ("model", "input", "dtype"))
+    )
+
+
 @pytest.mark.parametrize("file", CASES, ids=[Path(f).stem for f in CASES])
 def test_case_reproduces_and_another_method_fails_it(file: str) -> None:
     case = read(file)
-    method = method_of(case)
+    method = method_of(FOLDER, case)
     got = replay(FOLDER, case, method)
     outcome = compare(case, got)
     assert outcome.mismatch is None, outcome
+    start = prefill_of(case)
     # which recordings an unpruned model satisfies is what they recorded: vanilla runs, and modes that never prune
-    never_prunes = min(got.lengths) == case["seq_len"] and not getattr(method, "shallow", False)
-    other = method_class("fastv")(keep=100) if never_prunes else method_class("none")()
-    assert compare(case, replay(FOLDER, case, other)).mismatch is not None
+    never_prunes = min(got.lengths) == case["seq_len"] and not got.tower and not getattr(method, "shallow", False)
+    if never_prunes or case["method"] == "vanilla":
+        assert compare(start, replay(FOLDER, start, method_class("fastv")(keep=100))).mismatch is not None
+    else:
+        assert compare(start, unpruned(of_one_prompt(case))).mismatch is not None
+
+
+@pytest.mark.parametrize("file", BEFORE, ids=[Path(f).stem for f in BEFORE])
+def test_a_neighbour_keeps_other_tokens(file: str) -> None:
+    """The same number of visual tokens by a method of a similar kind fails the case."""
+    case = prefill_of(read(file))
+    prompt = prompt_of(FOLDER, setup_of(FOLDER, case))
+    name = NEIGHBOURS.get(case["method"], "fastervlm")
+    other = build(name, Budget("kept", len(case["visual_norm"])), {}, prompt)
+    got = replay(FOLDER, case, other)
+    assert len(got.visual) == len(case["visual_norm"])
+    assert "kept" in (compare(case, got).mismatch or "")
 
 
 def test_all_methods_of_the_index_are_covered() -> None:
-    assert {read(f)["method"] for f in CASES} == {"vanilla", "fastv", "sparsevlm", "visipruner"}
-    assert len(CASES) == 56
+    counts = Counter(read(f)["method"] for f in CASES)
+    assert counts == {
+        "vanilla": 4,
+        "fastv": 19,
+        "sparsevlm": 9,
+        "visipruner": 26,
+        "visionzip": 7,
+        "fastervlm": 6,
+        "vispruner": 9,
+        "divprune": 8,
+        "cdpruner": 6,
+        "prumerge": 5,
+        "hiprune": 7,
+        "holov": 4,
+    }
+    assert set(RULES) == {*counts} - {"vanilla"}, "a rule without a case"
 
 
 @pytest.mark.parametrize(
@@ -43,12 +103,12 @@ def test_all_methods_of_the_index_are_covered() -> None:
     [
         ("cases/fastv/fv_kvcache_k2_r144_mha8_p24.json", {"boundary": 3}, "layer 2 holds 635 tokens"),
         ("cases/visipruner/vp_SMD_7b_t1_mha8_p24.json", {"exit_votes": 3}, "tokens, recorded"),
-        ("cases/visipruner/vp_S_7b_t1_mha8_p24.json", {"layer0": "half"}, "norm of layer 0"),
+        ("cases/visipruner/vp_S_7b_t1_mha8_p24.json", {"layer0": "half", "sink": None}, "norm of layer 0"),
     ],
 )
 def test_comparison_names_the_first_difference(file: str, knobs: dict, says: str) -> None:
     case = read(file)
-    method = method_of(case)
+    method = method_of(FOLDER, case)
     wrong = type(method)(**{**method.knobs(), **knobs})
     assert says in (compare(case, replay(FOLDER, case, wrong)).mismatch or "")
 
@@ -116,4 +176,84 @@ def test_a_cut_plain_input_is_named(tmp_path: Path) -> None:
         PrunebenchError,
         match=rf"inputs/{case['input']}.safetensors: expected safetensors, found a damaged or cut file .*git",
     ):
-        replay(tmp_path, case, method_of(case))
+        replay(tmp_path, case, method_of(FOLDER, case))
+
+
+def alone(tmp_path: Path, case: dict) -> Path:
+    """A folder of one case on the committed models and inputs."""
+    for part in ("models", "inputs"):
+        (tmp_path / part).symlink_to(FOLDER / part)
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    (tmp_path / "index.json").write_text(json.dumps([{"file": "case.json"}]))
+    return tmp_path
+
+
+FASTERVLM = "cases/fastervlm/fv_t32_gqa_c212.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        (FASTERVLM, {"knobs": None}, "not replayable: a recording of fastervlm without the knobs that its rule reads"),
+        (
+            FASTERVLM,
+            {"knobs": {"visual_token_num": "32"}},
+            "visual_token_num: expected a number of tokens from 1, found",
+        ),
+        (FASTERVLM, {"knobs": {"visual_token_num": 577}}, "budget 577: expected 1 to 576"),
+        (FASTERVLM, {"dtype": "float16"}, "not replayable: expected the dtype float32 or float64, found 'float16'"),
+        (FASTERVLM, {"dtype": [1]}, "not replayable: expected the dtype float32 or float64, found [1]"),
+        (FASTERVLM, {"model": ["gqa"]}, "not replayable: expected the names of a model and an input, found ['gqa']"),
+        (FASTERVLM, {"input": "c1"}, "inputs/c1.safetensors or c1.safetensors.xz beside it, found neither"),
+        (FASTERVLM, {"tower": "clip1"}, "not replayable: models/models.json has no `towers` for 'clip1'"),
+        (FASTERVLM, {"kept": [0, "1"]}, "not replayable: kept[1]: Input should be a valid integer, found '1'"),
+        (FASTERVLM, {"visual_norm": 3}, "not replayable: visual_norm: Input should be a valid list, found 3"),
+        (FASTERVLM, {"visual_dot": [1.0]}, "32 visual tokens, recorded the product with the probe of 1"),
+        (FASTERVLM, {"hidden_norm": ...}, "not replayable: the case records no hidden_norm"),
+        (FASTERVLM, {"hidden_norm": [1.0]}, "12 decoder layers, recorded the norm"),
+        (FASTERVLM, {"logits": [[1.0], []]}, "not replayable: expected logits of one size for the prefill and each"),
+        (FASTERVLM, {"decode": [1, 2, 3, 4]}, "not replayable: decode[0]: Input should be a valid dictionary, found 1"),
+        (FASTERVLM, {"decode": [{}] * 4}, "not replayable: a damaged case (KeyError"),
+        (FASTERVLM, {"prefill_positions": ...}, "expected prefill_positions, or prefill_position 'compact', found"),
+        (FASTERVLM, {"prefill_positions": [35, 118]}, "layer 0: its token 0 at position 0, recorded 35"),
+        (FASTERVLM, {"n_zero_tokens": 2}, "0 visual tokens are zero, recorded 2"),
+        (FASTERVLM, {"seq_len": 84}, "layer 0 holds 85 tokens, recorded 84"),
+        ("cases/prumerge/pm_base_mha8_c277.json", {"kept": sorted}, "kept the recorded tokens in another order"),
+        ("cases/holov/hv_440_mha8_h1.json", {"n_zero_tokens": 0}, "visual tokens are zero, recorded 0"),
+        ("cases/visionzip/vz_d54c10_gqa_c277.json", {"knobs": {"dominant": "x", "contextual": 1}}, "knob dominant='x'"),
+        ("cases/cdpruner/cd_t16_gqa_c212.json", {"question": ...}, "cdpruner reads the question"),
+        (
+            "cases/cdpruner/cd_t16_gqa_c212.json",
+            {"question": 1},
+            "not replayable: question: Input should be a valid dictionary, found 1",
+        ),
+    ],
+)
+def test_a_changed_case_with_a_tower_is_told_in_one_line(tmp_path: Path, file: str, changes: dict, says: str) -> None:
+    case = read(file)
+    for field, value in changes.items():
+        case[field] = value(case[field]) if callable(value) else value
+    case = {field: value for field, value in case.items() if value is not ...}
+    (outcome,) = run_folder(alone(tmp_path, case))
+    assert says in (outcome.mismatch or "")
+    assert "\n" not in outcome.mismatch
+
+
+@pytest.mark.parametrize("field", ["visual_norm", "visual_dot", "hidden_norm", "hidden_last_norm", "logits"])
+def test_each_recorded_number_counts(tmp_path: Path, field: str) -> None:
+    case = read(FASTERVLM)
+    numbers = case[field] if field != "logits" else case[field][3]
+    numbers[-1] += 1e-3 * max(map(abs, numbers)) * 2
+    (outcome,) = run_folder(alone(tmp_path, case))
+    assert outcome.mismatch is not None
+    numbers[-1] = float("nan")
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    (outcome,) = run_folder(tmp_path)
+    assert outcome.mismatch is not None
+
+
+def test_some_cases_of_a_folder_are_of_all_kinds() -> None:
+    """What a short check replays is not one method's cases."""
+    outcomes = list(run_folder(FOLDER, n=12))
+    assert [o.mismatch for o in outcomes] == [None] * 12
+    assert len({o.case.split("_")[0] for o in outcomes}) > 3

@@ -37,10 +37,14 @@ def one_by_one(subject: Subject) -> str:
     both = prompt(7, 5, images=2)
     other = prompt(8, 5, images=2)
     for label, method in subject.variants().items():
+        for layer, (present,) in enumerate(ask(tiny_model(), method, (both,), steps=0).origins):
+            of = [origin // N_VISUAL for origin in present if origin >= 0]
+            require(of == sorted(of), f"{label}, layer {layer}: kept tokens of two images stand mixed: {few(present)}")
         for image in (0, 1):
             pixels = [other.pixels[0], other.pixels[1]]
             pixels[image] = both.pixels[image]
-            changed = dataclasses.replace(both, key=f"{both.key}, the other image changed", pixels=torch.stack(pixels))
+            # the key stays: it is the question too
+            changed = dataclasses.replace(both, pixels=torch.stack(pixels))
             mine, theirs = (_shares(method, asked) for asked in (both, changed))
             require(mine.keys() == theirs.keys(), f"{label}: reduces at {sorted(mine)}, then at {sorted(theirs)}")
             for layer, reduction in mine.items():
