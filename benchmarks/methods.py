@@ -113,7 +113,7 @@ def timers(clock: Clock) -> Iterator[None]:
         (EngineRun, "_boundary", clock.around("reduction", boundary, lambda _: reduced == [True])),
     ]
     for cls, names in (
-        (EngineRun, ("matmul", "project", "question")),
+        (EngineRun, ("matmul", "project", "question", "joint")),
         (LayerAttention, ("visual_probs", "visual_values", "visual_keys", "after_keys")),
         (BoundaryStream, ("coming_probs",)),
     ):

@@ -94,6 +94,18 @@ SETTINGS: dict[str, MethodSetting] = {
         "knockout", "", {"stop": 4, "how": "redirect", "sink": 2, "drop_from": 6}
     ),
     "knockout drops at once": MethodSetting("knockout", "", {"drop_from": 0}, everywhere=False),
+    "fastervlm": MethodSetting("fastervlm"),
+    "vispruner": MethodSetting("vispruner"),
+    "vispruner without important": MethodSetting("vispruner", knobs={"important_ratio": 0.0}, everywhere=False),
+    "vispruner without rounds": MethodSetting("vispruner", knobs={"important_ratio": 1.0}, everywhere=False),
+    "hiprune": MethodSetting("hiprune"),
+    "hiprune native": MethodSetting("hiprune", "native"),
+    "hiprune more buffers than room": MethodSetting(
+        "hiprune", knobs={"alpha": 1.0, "object_layer": 2}, everywhere=False
+    ),
+    "holov": MethodSetting("holov"),
+    "holov native": MethodSetting("holov", "native"),
+    "holov uneven strips": MethodSetting("holov", knobs={"strips": 5, "alpha": 1.0}, everywhere=False),
 }
 #: settings that every suite runs
 EVERYWHERE = {label: setting for label, setting in SETTINGS.items() if setting.everywhere}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from harness.core.paths import TOP
 
 
 @dataclass(frozen=True)
@@ -24,20 +27,31 @@ class MethodAtBudget:
 
 
 NONE = MethodAtBudget("none")
-#: every registered method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that
-#: do
+#: the shipped methods, one a file: read without importing them, for that needs torch
+SHIPPED = tuple(
+    module.removeprefix("methods.")
+    for module in json.loads((TOP / "methods" / "shipped.json").read_text())
+    if not module.startswith("methods._")
+)
+#: what keeps no number of tokens; what has to be said because the mini model has no text tower; other code of a method
+WITHOUT_BUDGET = ("none", "knockout")
+NEEDED: Mapping[str, Mapping[str, Any]] = {"cdpruner": {"relevance": "none"}}
+OTHER_CODE = (MethodAtBudget("prumerge", "64", {"plus": True}),)
+#: every shipped method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that do
 ARMS = (
     NONE,
     *(
-        MethodAtBudget(method, budget)
-        for method in ("fastv", "sparsevlm", "visipruner", "random", "uniform", "first", "pooling", "downsample")
+        MethodAtBudget(method, budget, NEEDED.get(method, {}))
+        for method in SHIPPED
+        if method not in WITHOUT_BUDGET
         for budget in ("64", "16")
     ),
+    *OTHER_CODE,
     MethodAtBudget("knockout", answers="none"),
     MethodAtBudget("knockout", knobs={"start": 1, "stop": 4, "vision_to_vision": True}, answers=""),
 )
 #: order and shares of the time; the longest stage comes last, so that a run cut off has the others
-STAGES = {"goldens": 1, "equal": 3, "sweep": 1, "bench": 4}
+STAGES = {"goldens": 2, "equal": 3, "sweep": 1, "bench": 4}
 #: seconds for all of them together, in a rehearsal on a CPU, and what is kept back for writing and leaving
 LIMIT_S, REHEARSAL_S, RESERVE_S = 540, 1800, 15
 
@@ -75,10 +89,10 @@ SIZES = {
     "full": Size(
         ("float32", "float16", "bfloat16"),
         ARMS,
-        48,
-        8,
+        24,
+        4,
         1000,
-        (*SWEEP, MethodAtBudget("fastv", "16"), MethodAtBudget("random", "64")),
+        (*SWEEP, MethodAtBudget("visionzip", "64"), MethodAtBudget("random", "64")),
         {
             "model": "llava-1.5-7b",
             "random_weights": True,

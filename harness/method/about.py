@@ -191,7 +191,7 @@ def card(one: About) -> str:
         "question": "read" if one.query_aware else "not read",
         "[CLS]": "needed" if one.needs_cls else "not needed",
         "SDPA": f"kept; beside the fused kernel: {one.beside}",
-        "native": one.native if one.native == "none" else f"{one.native}: tokens of {SHAPE}",
+        "native": f"{one.native}: tokens of {SHAPE}" if one.native[0].isdigit() else one.native,
         "knobs": ", ".join(one.knobs) or "none",
         "traits": ", ".join(one.traits) or "none",
         "differs": one.differs,

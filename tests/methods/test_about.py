@@ -77,7 +77,7 @@ def test_a_shipped_method_says_where_it_comes_from(name: str) -> None:
     assert re.fullmatch(r"[A-Za-z]+ 20\d\d", one.published.venue)
     text = " ".join((sys.modules[shipped()[name].__module__].__doc__ or "").split())
     assert one.paper in text
-    assert one.published.venue in text
+    assert all(word in text for word in one.published.venue.split())
     assert f"{one.published.repository} @ {one.published.commit[:7]}" in text
 
 

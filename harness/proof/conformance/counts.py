@@ -186,9 +186,9 @@ def most_attended(subject: Subject) -> str:
 
 @property_("kept set depends on the prompt")
 def depends(subject: Subject) -> str:
-    if not subject.cls.traits.query_aware:
-        raise NotApplicableError("not query-aware")
     method = subject.any()
+    if not subject.cls.traits.query_aware or method.image_only:
+        raise NotApplicableError("not query-aware")
     sets = [ask(tiny_model(), method, (p,), steps=0).origins for p in PROMPTS]
     if not any(rows[0] != list(range(N_VISUAL)) for origins in sets for rows in origins):
         raise NotApplicableError("drops nothing by itself")
@@ -213,7 +213,7 @@ def batch_equals_singles(
 
 @property_("image alone decides")
 def image_alone(subject: Subject) -> str:
-    if not subject.cls.traits.image_only:
+    if not subject.any().image_only:
         raise NotApplicableError("does not declare image_only")
     for label, method in subject.variants().items():
         for first, other in pairwise(PROMPTS):

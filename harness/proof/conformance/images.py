@@ -40,7 +40,8 @@ def one_by_one(subject: Subject) -> str:
         for image in (0, 1):
             pixels = [other.pixels[0], other.pixels[1]]
             pixels[image] = both.pixels[image]
-            changed = dataclasses.replace(both, key=f"{both.key}, the other image changed", pixels=torch.stack(pixels))
+            # the key stays: it is the question too
+            changed = dataclasses.replace(both, pixels=torch.stack(pixels))
             mine, theirs = (_shares(method, asked) for asked in (both, changed))
             require(mine.keys() == theirs.keys(), f"{label}: reduces at {sorted(mine)}, then at {sorted(theirs)}")
             for layer, reduction in mine.items():
