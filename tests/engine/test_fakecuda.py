@@ -260,6 +260,12 @@ WAITS = {
     "fronted": (15, 0),
     "rings": (11, 0),
     "mean": (9, 4),
+    "fastervlm": (13, 0),
+    "vispruner": (17, 0),
+    "hiprune": (19, 0),
+    "hiprune native": (16, 0),
+    "holov": (16, 0),
+    "holov native": (19, 0),
 }
 
 

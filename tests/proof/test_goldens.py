@@ -38,8 +38,11 @@ def prefill_of(case: dict) -> dict:
 
 
 @cache
-def unpruned(file: str) -> Replayed:
-    return replay(FOLDER, prefill_of(read(file)), method_class("none")())
+def kept_by(method: str, tokens: int | None, file: str) -> Replayed:
+    """What a method makes of the prompt of a case; cases of one prompt share it."""
+    case = prefill_of(read(file))
+    budget = Budget("none") if tokens is None else Budget("kept", tokens)
+    return replay(FOLDER, case, build(method, budget, {}, prompt_of(FOLDER, setup_of(FOLDER, case))))
 
 
 def of_one_prompt(case: dict) -> str:
@@ -64,18 +67,16 @@ def test_case_reproduces_and_another_method_fails_it(file: str) -> None:
     if never_prunes or case["method"] == "vanilla":
         assert compare(start, replay(FOLDER, start, method_class("fastv")(keep=100))).mismatch is not None
     else:
-        assert compare(start, unpruned(of_one_prompt(case))).mismatch is not None
+        assert compare(start, kept_by("none", None, of_one_prompt(case))).mismatch is not None
 
 
 @pytest.mark.parametrize("file", BEFORE, ids=[Path(f).stem for f in BEFORE])
 def test_a_neighbour_keeps_other_tokens(file: str) -> None:
     """The same number of visual tokens by a method of a similar kind fails the case."""
     case = prefill_of(read(file))
-    prompt = prompt_of(FOLDER, setup_of(FOLDER, case))
-    name = NEIGHBOURS.get(case["method"], "fastervlm")
-    other = build(name, Budget("kept", len(case["visual_norm"])), {}, prompt)
-    got = replay(FOLDER, case, other)
-    assert len(got.visual) == len(case["visual_norm"])
+    name, tokens = NEIGHBOURS.get(case["method"], "fastervlm"), len(case["visual_norm"])
+    got = kept_by(name, tokens, of_one_prompt(case))
+    assert len(got.visual) == tokens
     assert "kept" in (compare(case, got).mismatch or "")
 
 
