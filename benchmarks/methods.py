@@ -185,6 +185,7 @@ def measured(args: argparse.Namespace) -> tuple[list[Row], list[float], dict[str
         return measure.run_once(model, contender, inputs, waiting, settings.new_tokens, settings.seed)
 
     rows, bare = [Row(one) for one in turns], list[float]()
+    once(turns[0])  # the first pass of all reads the weights from where they were made
     for repeat in range(args.warmup + args.repeats):
         for turn in measure.order(len(turns), repeat):
             row, contender = rows[turn], turns[turn]
@@ -251,7 +252,7 @@ def report(args: argparse.Namespace, rows: list[Row], bare: list[float], where: 
         f" {args.batch}, {args.budget} visual tokens kept, {where['text']} text tokens, medians of {args.repeats}"
         " repeats.",
         f"Unpruned prefill: {1000 * unpruned:.0f} ms"
-        + (f", {where['layers']} decoder layers scaled to {where['depth']}." if sliced else "."),
+        + (f", {where['layers']} of {where['depth']} decoder layers, scaled." if sliced else "."),
         "",
         str(tabulate(body, head, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 5))),
         "",

@@ -75,7 +75,7 @@ def test_the_tables_say_what_was_measured(script: ModuleType, capsys: pytest.Cap
     asked = ["--model", "mini", "--layers", "4", "--methods", "visionzip,fastv", "--budget", "16"]
     assert script.main([*asked, "--repeats", "2", "--warmup", "0", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "4 decoder layers scaled to 12" in out
+    assert "4 of 12 decoder layers, scaled" in out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows] == ["`visionzip`", "`fastv`"] * 2
     for total, parts in zip(rows[:2], rows[2:], strict=True):
