@@ -75,7 +75,7 @@ class ByImage:
         b, v = self._batch.shape
         width, device = max(self.counts), self._batch.device
         #: one image a prompt: as the batch stands
-        self._alone = len(self.row) == b
+        self._alone = self.row == list(range(b))
         starts = [sum(self.counts[i - self.image[i] : i]) for i in range(len(self.row))]
         place = torch.arange(width)[None]
         counts = torch.tensor(self.counts)[:, None]
