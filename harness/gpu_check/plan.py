@@ -42,12 +42,7 @@ OTHER_CODE = (
 #: every shipped method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that do
 ARMS = (
     NONE,
-    *(
-        MethodAtBudget(method, budget)
-        for method in SHIPPED
-        if method not in WITHOUT_BUDGET
-        for budget in ("64", "16")
-    ),
+    *(MethodAtBudget(method, budget) for method in SHIPPED if method not in WITHOUT_BUDGET for budget in ("64", "16")),
     *OTHER_CODE,
     MethodAtBudget("knockout", answers="none"),
     MethodAtBudget("knockout", knobs={"start": 1, "stop": 4, "vision_to_vision": True}, answers=""),
