@@ -33,7 +33,7 @@ gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
 kind.WHEELS := switch
 
 commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show
-targets := $(commands) help venv gpu-check mini-data mini test lint check docs clean clean-venv
+targets := $(commands) help venv gpu-check mini-data mini mini-clip test lint check docs clean clean-venv
 .PHONY: $(targets)
 
 # Wrong names are refused before anything runs.
@@ -104,6 +104,10 @@ mini-data: $(STAMP)  ## rebuild the mini data sets, bit-identical
 mini: mini-data  ## rebuild the mini world: data and model (hours on a CPU)
 	@$(RUN) dev mini train --out results/local/mini-training
 	@$(RUN) dev mini export results/local/mini-training
+	@$(RUN) dev mini clip
+
+mini-clip: $(STAMP)  ## train the mini model's CLIP text tower again (minutes on a CPU)
+	@$(RUN) dev mini clip
 
 test: $(STAMP)  ## the fast tests, offline
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests

@@ -6,7 +6,8 @@ Relevance r compares a patch with the question in CLIP's joint space: the cosine
 the question and stretched to 0..1. So patches least like the question weigh most. Greedy MAP inference picks the token
 of the largest remaining variance. Kept tokens stand in the order of the image, positions are renumbered.
 Differs: relevance is stretched over each image; the official code does so over all crops and images of one call.
-`relevance=none` leaves the question out, which the official code has no option for. Beyond the rank of the tokens the
+`relevance=none` leaves the question out, which the official code has no option for; the first pick is then the first
+token, for all are alike. Beyond the rank of the tokens the
 official code repeats picks and keeps fewer tokens than asked. Here the remaining places go to the tokens of the highest
 r that are left, the lowest index first, and the sample's note `filled` says how many. A greedy step counts as beyond
 the rank when the largest variance left is below `ROUNDING` units of precision of the first. Cosines are float32 at
@@ -43,7 +44,7 @@ from harness.method import (
 )
 from methods._select import ByImage, first_of, image_quotas, marked
 
-#: a variance of so many units of precision of the first is rounding: measured, it falls from 100 times this to a tenth
+#: a variance of so many units of precision of the first is rounding: of tokens of rank 128, that of pick 125
 ROUNDING = 64
 #: added to the relevance of the official code, so that no token weighs nothing
 LEAST = 1e-6
@@ -62,6 +63,7 @@ class CDPruner(Method):
     paper = "https://arxiv.org/abs/2506.10967"
     published = Published("NeurIPS 2025", "Theia-4869/CDPruner", "9541616c", "Apache-2.0")
     traits = Traits(query_aware=True, per_image=True)
+    variant_knobs = ("relevance",)
     #: the features that LLaVA projects
     PATCHES: ClassVar[TowerLook] = TowerLook("hidden", -2)
 
@@ -124,6 +126,7 @@ class CDPruner(Method):
             weight = stretched(images.split(run.memo["unlike"]), valid).to(exact.dtype)
         pairs = [n * n for n in images.counts]
         cosines = run.matmul(exact, exact.transpose(1, 2), row=images.row, entries=pairs)
+        cosines.diagonal(dim1=1, dim2=2).fill_(1)  # so that rounding decides no first pick
         kernel = weight[:, :, None] * cosines * weight[:, None]
         picks, real = greedy_map(run, kernel, images, quotas)
         kept = marked(picks, real, valid)
@@ -150,7 +153,7 @@ class Picks(NamedTuple):
 
 
 def greedy_map(run: Run, kernel: Tensor, images: ByImage, quotas: Sequence[int]) -> Picks:
-    """Greedy MAP inference on each image's `kernel (u, p, p)`: the token of the largest variance given the picks before.
+    """Greedy MAP inference on each image's `kernel (u, p, p)`: the largest variance given the picks before comes next.
 
     The lowest index wins a tie. Nothing is read from the device.
     """

@@ -38,7 +38,7 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import ByImage, image_quotas
+from methods._select import ByImage, at, image_quotas
 
 #: entries of the pool that a round drops
 DROPPED = 8
@@ -120,10 +120,8 @@ class VisPruner(Method):
             return pool[:, :target]
         whole = features.double()
         unit = whole / whole.norm(dim=2, keepdim=True).clamp(min=torch.finfo(whole.dtype).tiny)
-        unit = unit.gather(1, pool[:, :, None].expand(-1, -1, unit.shape[2]))
-        cosines = run.matmul(unit, unit.transpose(1, 2), row=rows)
-        left = thin(cosines, target)
-        return pool.gather(1, left)
+        unit = at(unit, pool)
+        return pool.gather(1, thin(run.matmul(unit, unit.transpose(1, 2), row=rows), target))
 
 
 def thin(cosines: Tensor, target: int) -> Tensor:

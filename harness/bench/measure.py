@@ -125,7 +125,8 @@ def contenders(settings: Settings, prompt: PromptShape, own: Mapping[str, Mappin
 
 def _built(name: str, budget: budgets.Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Method:
     method = build(name, budget, knobs, prompt)
-    if not method.traits.adaptive:
+    # a method that lets the prompt decide may know its schedule at a number of tokens
+    if not method.traits.adaptive or method.plan(prompt) is not None:
         return method
     choices = method.choices(prompt.decoder)
     if not choices:

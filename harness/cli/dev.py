@@ -97,11 +97,11 @@ def readme(results: given_as.ReadFrom = Path("results/reference")) -> None:
         put(f"filled  {file}")
 
 
-def mini(context: typer.Context, part: Annotated[str, typer.Argument(help="data, train or export")]) -> None:
+def mini(context: typer.Context, part: Annotated[str, typer.Argument(help="data, train, export or clip")]) -> None:
     """Rebuild a part of the mini world.
 
     data: the data sets, bit-identical. train: the model, by the same recipe. export: the shipped files from a
-    checkpoint.
+    checkpoint. clip: the text tower that belongs to the model's vision tower.
     """
     if part == "data":
         from tasks.mini import data
@@ -115,5 +115,9 @@ def mini(context: typer.Context, part: Annotated[str, typer.Argument(help="data,
         from tasks.mini import export
 
         export.main(list(context.args))
+    elif part == "clip":
+        from tasks.mini import clip
+
+        clip.main(list(context.args))
     else:
-        raise PrunebenchError(f"mini {part!r}: expected data, train or export")
+        raise PrunebenchError(f"mini {part!r}: expected data, train, export or clip")

@@ -122,7 +122,7 @@ class Golden(NamedTuple):
 
 
 def replayed(device: str, n: int, tolerance: float | None) -> Iterator[Golden]:
-    """The first `n` recorded cases in float32; `tolerance` None: the replay's own."""
+    """`n` recorded cases of all methods in their dtype; `tolerance` None: the replay's own."""
     for outcome in goldens.run_folder(GOLDENS, pick_device(device), tolerance or LOGIT_TOLERANCE, n):
         yield Golden(outcome.case, outcome.largest, outcome.mismatch)
 

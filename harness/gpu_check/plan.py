@@ -33,19 +33,16 @@ SHIPPED = tuple(
     for module in json.loads((TOP / "methods" / "shipped.json").read_text())
     if not module.startswith("methods._")
 )
-#: what keeps no number of tokens; what has to be said because the mini model has no text tower; other code of a method
+#: what keeps no number of tokens, and knobs that reach other code of a method
 WITHOUT_BUDGET = ("none", "knockout")
-NEEDED: Mapping[str, Mapping[str, Any]] = {"cdpruner": {"relevance": "none"}}
-OTHER_CODE = (MethodAtBudget("prumerge", "64", {"plus": True}),)
+OTHER_CODE = (
+    MethodAtBudget("cdpruner", "64", {"relevance": "none"}),
+    MethodAtBudget("prumerge", "64", {"plus": True}),
+)
 #: every shipped method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that do
 ARMS = (
     NONE,
-    *(
-        MethodAtBudget(method, budget, NEEDED.get(method, {}))
-        for method in SHIPPED
-        if method not in WITHOUT_BUDGET
-        for budget in ("64", "16")
-    ),
+    *(MethodAtBudget(method, budget) for method in SHIPPED if method not in WITHOUT_BUDGET for budget in ("64", "16")),
     *OTHER_CODE,
     MethodAtBudget("knockout", answers="none"),
     MethodAtBudget("knockout", knobs={"start": 1, "stop": 4, "vision_to_vision": True}, answers=""),

@@ -130,7 +130,8 @@ def _too_many(
 
 
 def goldens(report: Report) -> None:
-    """Recorded outputs of official implementations, in float32 without TF32."""
+    """Recorded outputs of official implementations, in float32 without TF32, or in float64 where they were recorded
+    so."""
     tolerance = plan.GOLDEN_TOLERANCE if report.device == "cuda" else None
     cases = []
     with house.exact_float32():

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
-from harness.core import budget as budgets
+from harness.core.budget import NONE, Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, PromptShape, VisionShape
 from harness.method.build import build
@@ -24,7 +24,7 @@ from harness.method.registry import blaming
 
 SHAPE = "llava-1.5-7b"
 #: text tokens of the prompt that schedules are made for, and the budget at which a method's looks are asked
-TEXT_TOKENS, BUDGET = 74, "64"
+TEXT_TOKENS, TOKENS = 74, 64
 #: looks that need a tower with [CLS], and looks in words
 OF_CLS: tuple[What, ...] = ("cls_row", "cls_hidden", "cls_query", "cls_key")
 LOOKS: dict[What, str] = {
@@ -112,7 +112,7 @@ def _knob(field: dataclasses.Field[Any]) -> str:
 def _example(cls: type[Method], prompt: PromptShape) -> Method | None:
     """The method as it is usually asked; None where it cannot be built without knobs of the user."""
     try:
-        return build(cls, budgets.parse(BUDGET if cls.budget_knobs else None), {}, prompt)
+        return build(cls, Budget("kept", TOKENS) if cls.budget_knobs else NONE, {}, prompt)
     except PrunebenchError:
         return None
 
@@ -149,7 +149,7 @@ def _native(cls: type[Method], prompt: PromptShape) -> str:
     """The tokens that stay under the published defaults, and their mean over the layers where that is another
     number."""
     try:
-        plan = build(cls, budgets.parse("native"), {}, prompt).plan(prompt)
+        plan = build(cls, Budget("native"), {}, prompt).plan(prompt)
     except PrunebenchError:
         return "none"
     if plan is None:

@@ -321,6 +321,8 @@ class Method:
     traits: ClassVar[Traits] = Traits(query_aware=False)
     #: knobs that the budget sets; giving one by hand beside a budget is refused
     budget_knobs: ClassVar[tuple[str, ...]] = ("keep",)
+    #: knobs that make another method when they are not at their default: tables always name them then
+    variant_knobs: ClassVar[tuple[str, ...]] = ()
 
     # ------------------------------------------------------------------------------------------------ budget and checks
 

@@ -21,7 +21,7 @@ Case = Mapping[str, Any]
 _NO_BUDGET, _NATIVE = Budget("none"), Budget("native")
 
 
-class Asked(NamedTuple):
+class AsTyped(NamedTuple):
     """What a user would type: method, budget and knobs."""
 
     method: str
@@ -41,7 +41,7 @@ def method_of(case: Case, prompt: PromptShape) -> Method:
     return _with_noise(method, case) if name == "sparsevlm" else method
 
 
-def asked_of(case: Case) -> Asked:
+def asked_of(case: Case) -> AsTyped:
     """What a user would type to run a case's method. Raises as `method_of`."""
     name = case.get("method")
     if name == "vanilla":
@@ -58,8 +58,8 @@ def asked_of(case: Case) -> Asked:
         ) from None
 
 
-def _none(case: Case) -> Asked:
-    return Asked("none", _NO_BUDGET, {})
+def _none(case: Case) -> AsTyped:
+    return AsTyped("none", _NO_BUDGET, {})
 
 
 def _count(name: str, among: Case) -> Budget:
@@ -70,68 +70,68 @@ def _count(name: str, among: Case) -> Budget:
     return Budget("kept", value)
 
 
-def _fastv(case: Case) -> Asked:
+def _fastv(case: Case) -> AsTyped:
     k = case["K"] if "K" in case else (case.get("fastv_config") or {}).get("fast_v_agg_layer")
-    return _none(case) if k is None else Asked("fastv", _count("n_kept", case), {"boundary": k})
+    return _none(case) if k is None else AsTyped("fastv", _count("n_kept", case), {"boundary": k})
 
 
-def _sparsevlm(case: Case) -> Asked:
+def _sparsevlm(case: Case) -> AsTyped:
     # the official layers as they are, whatever the depth
     knobs = {"retain": case["retain"], "plus": case["version"] == "2_0", "stages": (2, 6, 15)}
-    return Asked("sparsevlm", _NO_BUDGET, knobs)
+    return AsTyped("sparsevlm", _NO_BUDGET, knobs)
 
 
-def _visipruner(case: Case) -> Asked:
+def _visipruner(case: Case) -> AsTyped:
     config = case["pruning_config"]
     if config is None:
         return _none(case)
     given = {k: config[k] for k in ("shallow_mid_layer", "layer_threshold", "tokens_threshold") if k in config}
     stages = {name: name in config["mode"] for name in ("shallow", "middle", "deep")}
     layer0 = "merge" if case["size"] == "7b" else "half"
-    return Asked("visipruner", _NATIVE, {**stages, **given, "layer0": layer0})
+    return AsTyped("visipruner", _NATIVE, {**stages, **given, "layer0": layer0})
 
 
-def _visionzip(case: Case) -> Asked:
-    return Asked("visionzip", _NO_BUDGET, {name: case["knobs"][name] for name in ("dominant", "contextual")})
+def _visionzip(case: Case) -> AsTyped:
+    return AsTyped("visionzip", _NO_BUDGET, {name: case["knobs"][name] for name in ("dominant", "contextual")})
 
 
-def _fastervlm(case: Case) -> Asked:
-    return Asked("fastervlm", _count("visual_token_num", case["knobs"]), {})
+def _fastervlm(case: Case) -> AsTyped:
+    return AsTyped("fastervlm", _count("visual_token_num", case["knobs"]), {})
 
 
-def _vispruner(case: Case) -> Asked:
+def _vispruner(case: Case) -> AsTyped:
     knobs = {"important_ratio": case["knobs"]["important_ratio"]}
-    return Asked("vispruner", _count("visual_token_num", case["knobs"]), knobs)
+    return AsTyped("vispruner", _count("visual_token_num", case["knobs"]), knobs)
 
 
-def _divprune(case: Case) -> Asked:
-    return Asked("divprune", _NO_BUDGET, {"ratio": case["knobs"]["subset_ratio"]})
+def _divprune(case: Case) -> AsTyped:
+    return AsTyped("divprune", _NO_BUDGET, {"ratio": case["knobs"]["subset_ratio"]})
 
 
-def _cdpruner(case: Case) -> Asked:
-    return Asked("cdpruner", _count("visual_token_num", case["knobs"]), {})
+def _cdpruner(case: Case) -> AsTyped:
+    return AsTyped("cdpruner", _count("visual_token_num", case["knobs"]), {})
 
 
-def _prumerge(case: Case) -> Asked:
+def _prumerge(case: Case) -> AsTyped:
     given = case["knobs"]
     plus = {"plus": given["plus"]}
     if given["adaptive"]:
-        return Asked("prumerge", _NATIVE, plus)
-    return Asked("prumerge", _NO_BUDGET, {**plus, "ratio": given["reduction_ratio"]})
+        return AsTyped("prumerge", _NATIVE, plus)
+    return AsTyped("prumerge", _NO_BUDGET, {**plus, "ratio": given["reduction_ratio"]})
 
 
-def _hiprune(case: Case) -> Asked:
+def _hiprune(case: Case) -> AsTyped:
     knobs = {"alpha": case["alpha"], "object_layer": case["object_layer"]}
-    return Asked("hiprune", _count("retention", case), knobs)
+    return AsTyped("hiprune", _count("retention", case), knobs)
 
 
-def _holov(case: Case) -> Asked:
+def _holov(case: Case) -> AsTyped:
     knobs = {"strips": case["num_patches"], "alpha": case["alpha"]}
-    return Asked("holov", _count("new_image_token_num", case), knobs)
+    return AsTyped("holov", _count("new_image_token_num", case), knobs)
 
 
 #: by the method that a case names
-RULES: dict[str, Callable[[Case], Asked]] = {
+RULES: dict[str, Callable[[Case], AsTyped]] = {
     "fastv": _fastv,
     "sparsevlm": _sparsevlm,
     "visipruner": _visipruner,

@@ -78,7 +78,7 @@ def _tower_of(folder: Path, case: Mapping[str, Any], coarse: bool) -> str:
     if len(fit) != 1:
         asked = repr(named) if named is not None else "coarse pixels" if coarse else "pixel_values"
         raise NotReplayableError(f"models/models.json has {len(fit) or 'no'} `towers` for {asked}")
-    return fit[0]
+    return str(fit[0])
 
 
 def prompt_of(folder: Path, setup: Setup) -> PromptShape:

@@ -25,7 +25,7 @@ from harness.method import Method
 from harness.models.adapters import Features
 from harness.models.adapters.text_encoder import TextEncoder
 from harness.proof import golden_methods, golden_models
-from harness.proof.golden_compare import LOGIT_TOLERANCE, CaseOutcome, Replayed, compare
+from harness.proof.golden_compare import LOGIT_TOLERANCE, CaseOutcome, Replayed, check_fields, compare
 from harness.proof.golden_files import MEND, load_index, main, read_case
 from harness.proof.golden_models import NotReplayableError, image_token, pixels_of, setup_of
 
@@ -52,6 +52,8 @@ def replay(folder: Path, case: Mapping[str, Any], method: Method, device: torch.
     if lacks:
         raise NotReplayableError(f"the case records no {', '.join(lacks)}")
     setup = setup_of(folder, case)
+    if setup.tower is not None:
+        check_fields(case)
     adapter = golden_models.model_of(folder, setup, device)
     model, usual = adapter.model, adapter.usual
     pre, post = setup.inputs["pre_ids"].long(), setup.inputs["post_ids"].long()
@@ -130,11 +132,13 @@ def _text_encoder(
 def run_folder(
     folder: Path, device: torch.device = CPU, tolerance: float = LOGIT_TOLERANCE, n: int | None = None
 ) -> Iterator[CaseOutcome]:
-    """Replay the first `n` cases of a folder (None: all), in index order, in the recorded dtype on a device.
+    """Replay `n` cases of a folder, evenly spread over its index (None: all), in the recorded dtype on a device.
 
     A case that cannot be replayed counts as a mismatch and says why.
     """
-    for entry in load_index(folder)[:n]:
+    cases = load_index(folder)
+    n = len(cases) if n is None else min(n, len(cases))
+    for entry in (cases[i * len(cases) // n] for i in range(n)):
         case = read_case(folder, entry["file"])
         try:
             yield compare(case, replay(folder, case, method_of(folder, case), device), tolerance)

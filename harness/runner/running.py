@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import PrunebenchError
@@ -123,11 +124,13 @@ class Flusher:
 def info_of(method: type[Method]) -> dict[str, Any]:
     """What a cell holds of its method."""
     traits = method.traits
+    defaults = {f.name: f.default for f in fields(method) if f.name in method.variant_knobs}
     return {
         "query_aware": traits.query_aware,
         "needs_vision_attention": traits.needs_vision_attention,
         "adaptive": traits.adaptive,
         "budget_knobs": list(method.budget_knobs),
+        **({"variant_knobs": defaults} if defaults else {}),
     }
 
 

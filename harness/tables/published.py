@@ -102,7 +102,7 @@ WITH_OCR = 50.0  # LLaVA-1.5 reaches about 46 % of TextVQA without OCR tokens in
 
 
 @dataclass(frozen=True)
-class Published:
+class Printed:
     """One printed number; an empty field is one that the source does not settle, or that we have no name for."""
 
     model: str
@@ -162,7 +162,7 @@ def clean(source: Path) -> tuple[str, int]:
         for r in rows
         if r["task"] == "TextVQA" and r["model"] in MODELS and _number(source, r["value"]) > WITH_OCR
     }
-    kept: dict[Published, None] = {}
+    kept: dict[Printed, None] = {}
     dropped = 0
     for row in rows:
         _number(source, row["value"])
@@ -188,7 +188,7 @@ def clean(source: Path) -> tuple[str, int]:
             f"MMStar{remark}" if remark and row["task"] == "MMStar" else "",
         ]
         kept[
-            Published(
+            Printed(
                 MODELS.get(row["model"], row["model"]),
                 METHODS.get(row["method"], ""),
                 row["method"],
@@ -206,7 +206,7 @@ def clean(source: Path) -> tuple[str, int]:
         ] = None
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([f.name for f in fields(Published)])
+    writer.writerow([f.name for f in fields(Printed)])
     writer.writerows(astuple(row) for row in kept)
     return out.getvalue(), dropped
 
@@ -256,13 +256,13 @@ def _number(source: Path, text: str) -> float:
         raise PrunebenchError(f"{source}: expected a number, found {text!r}") from None
 
 
-def load(path: Path = PATH) -> list[Published]:
+def load(path: Path = PATH) -> list[Printed]:
     """The rows of published.csv. Raises PrunebenchError if it is not there or not as `prunebench dev published` writes
     it."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            return [Published(**row) for row in reader]
+            return [Printed(**row) for row in reader]
     except OSError as error:
         raise PrunebenchError(f"cannot read {path}: {error.strerror}; restore it from the repository") from None
     except TypeError as error:
@@ -276,7 +276,7 @@ def ours(stands_for: str) -> str | None:
     return stands_for if stands_for in MODELS.values() else None
 
 
-def beside(published: Iterable[Published], model: str, lines: Iterable[Line]) -> list[Match]:
+def beside(published: Iterable[Printed], model: str, lines: Iterable[Line]) -> list[Match]:
     """Measured numbers that published ones exist for, in the order of the lines.
 
     A line with a position policy of its own is nobody's published method. The interval is given where the metric is the

@@ -265,14 +265,15 @@ def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = (
     must.
 
     The code of a method from elsewhere always does, and is named for the methods in `several`, which have more than
-    one.
+    one. So does a declared variant of a method (`Method.variant_knobs`), which is always named.
     """
-    groups: defaultdict[tuple[str, str, str], list[SealedCell]] = defaultdict(list)
+    groups: defaultdict[tuple[Any, ...], list[SealedCell]] = defaultdict(list)
     for sealed in cells:
-        groups[sealed.cell.method, sealed.cell.positions, sealed.cell.method_source].append(sealed)
+        cell = sealed.cell
+        groups[cell.method, cell.positions, cell.method_source, _variant(sealed)].append(sealed)
     found = []
-    for (method, positions, source), group in sorted(groups.items()):
-        code = {"method_source": source} if method in several else {}
+    for (method, positions, source, variant), group in sorted(groups.items()):
+        code = {**({"method_source": source} if method in several else {}), **dict(variant)}
         for by_knobs, same in _by_knobs(group, budget):
             split = {**code, **by_knobs}
             by_task: defaultdict[str, list[SealedCell]] = defaultdict(list)
@@ -284,6 +285,13 @@ def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = (
                 Line(method, " ".join(filter(None, parts)).replace("|", "/"), budget, positions, split, by_task)
             )
     return found
+
+
+def _variant(sealed: SealedCell) -> tuple[tuple[str, str], ...]:
+    """The knobs that make a cell's method another one, with their values as JSON."""
+    declared = sealed.method_info.get("variant_knobs", {})
+    changed = sorted(name for name, usual in declared.items() if sealed.cell.knobs.get(name, usual) != usual)
+    return tuple(zip(changed, settings(sealed, changed), strict=True))
 
 
 def _by_knobs(cells: Sequence[SealedCell], budget: str) -> list[tuple[dict[str, str], list[SealedCell]]]:

@@ -22,6 +22,9 @@ prunebench is under Apache-2.0. Its wheel holds no code of other packages; pip i
 what `requirements.lock` installs, with the licence that each package states of itself. `prunebench dev licences` writes
 this page.
 
+Files in `methods/` are written from descriptions and recorded numbers, and hold no code of the official repositories.
+[Methods](methods.md) names the licence of each repository.
+
 | Package | Version | Licence |
 |---|---|---|
 """

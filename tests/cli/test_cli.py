@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -329,3 +330,9 @@ def test_methods_lists_the_registry(capsys, monkeypatch) -> None:
     code, out, _ = run(capsys, monkeypatch, "methods")
     assert code == 0
     assert all(name in out for name in ("none", "random", "fastv", "sparsevlm", "visipruner"))
+    assert max(map(len, out.splitlines())) <= 110
+    code, out, _ = run(capsys, monkeypatch, "methods", "visionzip")
+    assert code == 0
+    assert re.search(r"^official code +https://github.com/dvlab-research/VisionZip/tree/3151f6df$", out, re.M)
+    assert re.search(r"^licence there +Apache-2.0$", out, re.M)
+    assert run(capsys, monkeypatch, "methods", "visionzap")[0] == 2

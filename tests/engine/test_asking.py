@@ -277,47 +277,6 @@ def test_a_question_without_an_encoder_says_what_to_do() -> None:
         ask_in(run, tiny_model(), PROMPTS[:1])
 
 
-def test_the_clip_text_tower_is_transformers_own() -> None:
-    """A tiny CLIP with random weights: pieces are its text_embeds, long questions come in pieces, FLOPs are the
-    counter's."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    from harness.models.adapters.text_encoder import ClipTextEncoder
-
-    class Letters:
-        bos_token_id, eos_token_id = 97, 98
-
-        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-            assert not add_special_tokens
-            return {"input_ids": [ord(c) % 90 + 1 for c in text]}
-
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=99,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        projection_dim=24,
-        eos_token_id=98,
-        bos_token_id=97,
-    )
-    model = CLIPTextModelWithProjection(config).eval()
-    encoder = ClipTextEncoder(model, Letters())
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        short = encoder.encode("is it red?")
-    assert short.flops == counter.get_total_flops()
-    ids = torch.tensor([[97, *Letters()("is it red?", add_special_tokens=False)["input_ids"], 98]])
-    with torch.inference_mode():
-        assert torch.allclose(short.pieces[0], model(input_ids=ids).text_embeds[0], atol=1e-5)
-    long = encoder.encode("is it red, or is it rather blue or green?")
-    assert len(long.pieces) == 3
-    assert not torch.allclose(long.pieces[0], long.pieces[1])
-
-
 @pytest.mark.parametrize("name", ["Sums", "Ordered", "Fronted", "Remade"])
 def test_questions_about_an_image_share_reordered_and_added_tokens(name: str) -> None:
     """Answers, logits, kept tokens and costs are those without sharing."""

@@ -31,12 +31,12 @@ from harness.engine.prefix import PrefixCache
 from harness.gpu_check import fixture, house, plan
 from harness.method import Method, Reduction, keep_top, method_class
 from harness.models.adapters import LlavaAdapter, adapter_for
-from harness.models.load import LoadedModel, locate_model
 from harness.models.adapters.text_encoder import ClipTextEncoder
+from harness.models.load import LoadedModel, locate_model
 from harness.proof import golden_models, goldens
-from harness.proof.golden_compare import compare
 from harness.proof.conformance import reference, subject
 from harness.proof.conformance.tiny import PROMPTS, STEPS, ask, model_inputs, tiny_model
+from harness.proof.golden_compare import compare
 from harness.proof.golden_files import load_index, read_case
 from harness.runner.answering import Answerer, Prompt
 
@@ -260,6 +260,12 @@ WAITS = {
     "fronted": (15, 0),
     "rings": (11, 0),
     "mean": (9, 4),
+    "fastervlm": (13, 0),
+    "vispruner": (17, 0),
+    "hiprune": (19, 0),
+    "hiprune native": (16, 0),
+    "holov": (16, 0),
+    "holov native": (19, 0),
 }
 
 

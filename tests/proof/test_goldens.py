@@ -38,8 +38,11 @@ def prefill_of(case: dict) -> dict:
 
 
 @cache
-def unpruned(file: str) -> Replayed:
-    return replay(FOLDER, prefill_of(read(file)), method_class("none")())
+def kept_by(method: str, tokens: int | None, file: str) -> Replayed:
+    """What a method makes of the prompt of a case; cases of one prompt share it."""
+    case = prefill_of(read(file))
+    budget = Budget("none") if tokens is None else Budget("kept", tokens)
+    return replay(FOLDER, case, build(method, budget, {}, prompt_of(FOLDER, setup_of(FOLDER, case))))
 
 
 def of_one_prompt(case: dict) -> str:
@@ -64,18 +67,16 @@ def test_case_reproduces_and_another_method_fails_it(file: str) -> None:
     if never_prunes or case["method"] == "vanilla":
         assert compare(start, replay(FOLDER, start, method_class("fastv")(keep=100))).mismatch is not None
     else:
-        assert compare(start, unpruned(of_one_prompt(case))).mismatch is not None
+        assert compare(start, kept_by("none", None, of_one_prompt(case))).mismatch is not None
 
 
 @pytest.mark.parametrize("file", BEFORE, ids=[Path(f).stem for f in BEFORE])
 def test_a_neighbour_keeps_other_tokens(file: str) -> None:
     """The same number of visual tokens by a method of a similar kind fails the case."""
     case = prefill_of(read(file))
-    prompt = prompt_of(FOLDER, setup_of(FOLDER, case))
-    name = NEIGHBOURS.get(case["method"], "fastervlm")
-    other = build(name, Budget("kept", len(case["visual_norm"])), {}, prompt)
-    got = replay(FOLDER, case, other)
-    assert len(got.visual) == len(case["visual_norm"])
+    name, tokens = NEIGHBOURS.get(case["method"], "fastervlm"), len(case["visual_norm"])
+    got = kept_by(name, tokens, of_one_prompt(case))
+    assert len(got.visual) == tokens
     assert "kept" in (compare(case, got).mismatch or "")
 
 
@@ -177,3 +178,83 @@ def test_a_cut_plain_input_is_named(tmp_path: Path) -> None:
         match=rf"inputs/{case['input']}.safetensors: expected safetensors, found a damaged or cut file .*git",
     ):
         replay(tmp_path, case, method_of(FOLDER, case))
+
+
+def alone(tmp_path: Path, case: dict) -> Path:
+    """A folder of one case on the committed models and inputs."""
+    for part in ("models", "inputs"):
+        (tmp_path / part).symlink_to(FOLDER / part)
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    (tmp_path / "index.json").write_text(json.dumps([{"file": "case.json"}]))
+    return tmp_path
+
+
+FASTERVLM = "cases/fastervlm/fv_t32_gqa_c212.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        (FASTERVLM, {"knobs": None}, "not replayable: a recording of fastervlm without the knobs that its rule reads"),
+        (
+            FASTERVLM,
+            {"knobs": {"visual_token_num": "32"}},
+            "visual_token_num: expected a number of tokens from 1, found",
+        ),
+        (FASTERVLM, {"knobs": {"visual_token_num": 577}}, "budget 577: expected 1 to 576"),
+        (FASTERVLM, {"dtype": "float16"}, "not replayable: expected the dtype float32 or float64, found 'float16'"),
+        (FASTERVLM, {"dtype": [1]}, "not replayable: expected the dtype float32 or float64, found [1]"),
+        (FASTERVLM, {"model": ["gqa"]}, "not replayable: expected the names of a model and an input, found ['gqa']"),
+        (FASTERVLM, {"input": "c1"}, "inputs/c1.safetensors or c1.safetensors.xz beside it, found neither"),
+        (FASTERVLM, {"tower": "clip1"}, "not replayable: models/models.json has no `towers` for 'clip1'"),
+        (FASTERVLM, {"kept": [0, "1"]}, "not replayable: kept[1]: Input should be a valid integer, found '1'"),
+        (FASTERVLM, {"visual_norm": 3}, "not replayable: visual_norm: Input should be a valid list, found 3"),
+        (FASTERVLM, {"visual_dot": [1.0]}, "32 visual tokens, recorded the product with the probe of 1"),
+        (FASTERVLM, {"hidden_norm": ...}, "not replayable: the case records no hidden_norm"),
+        (FASTERVLM, {"hidden_norm": [1.0]}, "12 decoder layers, recorded the norm"),
+        (FASTERVLM, {"logits": [[1.0], []]}, "not replayable: expected logits of one size for the prefill and each"),
+        (FASTERVLM, {"decode": [1, 2, 3, 4]}, "not replayable: decode[0]: Input should be a valid dictionary, found 1"),
+        (FASTERVLM, {"decode": [{}] * 4}, "not replayable: a damaged case (KeyError"),
+        (FASTERVLM, {"prefill_positions": ...}, "expected prefill_positions, or prefill_position 'compact', found"),
+        (FASTERVLM, {"prefill_positions": [35, 118]}, "layer 0: its token 0 at position 0, recorded 35"),
+        (FASTERVLM, {"n_zero_tokens": 2}, "0 visual tokens are zero, recorded 2"),
+        (FASTERVLM, {"seq_len": 84}, "layer 0 holds 85 tokens, recorded 84"),
+        ("cases/prumerge/pm_base_mha8_c277.json", {"kept": sorted}, "kept the recorded tokens in another order"),
+        ("cases/holov/hv_440_mha8_h1.json", {"n_zero_tokens": 0}, "visual tokens are zero, recorded 0"),
+        ("cases/visionzip/vz_d54c10_gqa_c277.json", {"knobs": {"dominant": "x", "contextual": 1}}, "knob dominant='x'"),
+        ("cases/cdpruner/cd_t16_gqa_c212.json", {"question": ...}, "cdpruner reads the question"),
+        (
+            "cases/cdpruner/cd_t16_gqa_c212.json",
+            {"question": 1},
+            "not replayable: question: Input should be a valid dictionary, found 1",
+        ),
+    ],
+)
+def test_a_changed_case_with_a_tower_is_told_in_one_line(tmp_path: Path, file: str, changes: dict, says: str) -> None:
+    case = read(file)
+    for field, value in changes.items():
+        case[field] = value(case[field]) if callable(value) else value
+    case = {field: value for field, value in case.items() if value is not ...}
+    (outcome,) = run_folder(alone(tmp_path, case))
+    assert says in (outcome.mismatch or "")
+    assert "\n" not in outcome.mismatch
+
+
+@pytest.mark.parametrize("field", ["visual_norm", "visual_dot", "hidden_norm", "hidden_last_norm", "logits"])
+def test_each_recorded_number_counts(tmp_path: Path, field: str) -> None:
+    case = read(FASTERVLM)
+    numbers = case[field] if field != "logits" else case[field][3]
+    numbers[-1] += 1e-3 * max(map(abs, numbers)) * 2
+    (outcome,) = run_folder(alone(tmp_path, case))
+    assert outcome.mismatch is not None
+    numbers[-1] = float("nan")
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    (outcome,) = run_folder(tmp_path)
+    assert outcome.mismatch is not None
+
+
+def test_some_cases_of_a_folder_are_of_all_kinds() -> None:
+    """What a short check replays is not one method's cases."""
+    outcomes = list(run_folder(FOLDER, n=12))
+    assert [o.mismatch for o in outcomes] == [None] * 12
+    assert len({o.case.split("_")[0] for o in outcomes}) > 3

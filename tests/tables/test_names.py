@@ -109,3 +109,17 @@ def test_two_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     drawn = figures.draw([(section, None) for section in sections(distinct(cells))], tmp_path)
     names = [name for part in drawn for name in part]
     assert len(names) == len(set(names)) > 0
+
+
+def test_a_declared_variant_is_always_named() -> None:
+    info = {"query_aware": True, "budget_knobs": ["keep"], "variant_knobs": {"relevance": "clip"}}
+    cells = [
+        sealed_cell("cdpruner", "64", knobs={"keep": 64, "relevance": relevance}, method_info=info)
+        for relevance in ("clip", "none")
+    ]
+    (one, other) = cells
+    for alone, name in ((one, "cdpruner"), (other, 'cdpruner relevance="none"')):
+        (section,) = sections(distinct([alone]))
+        assert [line.name for block in section.blocks() for line in block.lines] == [name]
+    (section,) = sections(distinct(cells))
+    assert [line.name for line in section.blocks()[0].lines] == ["cdpruner", 'cdpruner relevance="none"']

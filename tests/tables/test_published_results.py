@@ -38,7 +38,7 @@ def raw(path: Path, *rows: dict[str, str]) -> Path:
     return path
 
 
-def cleaned(tmp_path: Path, *rows: dict[str, str]) -> list[published_results.Published]:
+def cleaned(tmp_path: Path, *rows: dict[str, str]) -> list[published_results.Printed]:
     text, _ = published_results.clean(raw(tmp_path / "raw.csv", *rows))
     (tmp_path / "published.csv").write_text(text)
     return published_results.load(tmp_path / "published.csv")

@@ -70,6 +70,7 @@ class ClipTextEncoder:
         where: dict[str, Any] = {"local_files_only": here, "trust_remote_code": False}
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
+        logging.disable_progress_bar()
         try:
             weights = {**where, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
             model, text = CLIPTextModelWithProjection.from_pretrained(source, **weights)
