@@ -177,7 +177,7 @@ def measured(args: argparse.Namespace) -> tuple[list[Row], list[float], dict[str
     model: Any = random_model(config, device, DTYPES[dtype], settings.seed)
     prompt = adapter_for(model).usual.with_text(settings.text_tokens)
     own = {name: {**model_config(args.model).knobs.get(name, {}), **knobs.get(name, {})} for name in settings.methods}
-    turns = measure.contenders(settings, prompt, own)
+    turns = [one for one in measure.contenders(settings, prompt, own) if one.name != "none"]
     inputs = random_input(model, args.batch, settings.text_tokens, settings.seed)
     waiting = measure.device_of(device)
 
@@ -219,7 +219,7 @@ def report(args: argparse.Namespace, rows: list[Row], bare: list[float], where: 
     body, spent = [], []
     for row in rows:
         name = row.contender.name
-        if name in (BARE, "none") or (row is control and CONTROL not in args.methods.split(",")):
+        if name == BARE or (row is control and CONTROL not in args.methods.split(",")):
             continue
         total = statistics.median(sum(parts.values()) for parts in row.parts)
         share, goal = 100 * total / unpruned, GOALS[name in GREEDY]
