@@ -10,7 +10,8 @@ of the last layer of the vision tower, features those of the second-last:
 * merge: each kept patch adds its 32 nearest patches (cosine of keys, kept ones included), weighted by attention.
 * one more token comes last: all patches that are not kept, weighted by attention.
 
-`BUDGET=native` lets outliers decide. `ratio` is the official function with `if_adaptive=False`.
+`BUDGET=native` lets outliers decide; the note `outliers` counts them. `ratio` is the official function with
+`if_adaptive=False`.
 Differs: `keep` is ours and counts every token of an image, the last one included. With `plus` the grid is that of the
 largest ratio whose patches and grid fit into `keep`; the most attended patches fill up the rest. Where the official
 code divides by zero, ours goes on: without an outlier one patch stays, and a grid step is at least 1. With `ratio` and
@@ -190,20 +191,26 @@ class PruMerge(Method):
             decode_positions="compact",
         )
 
+    def _ratios(self, run: Run, by: ByImage, descending: Tensor) -> list[float]:
+        """Of each image, from its attention in descending order where no ratio is given; read from the device once."""
+        if self.ratio is not None:
+            return [self.ratio] * len(by.counts)
+        found: list[int] = n_outliers(descending, by.counts).tolist()
+        of_prompts = [0] * len(run.prompts)
+        for row, n in zip(by.row, found, strict=True):
+            of_prompts[row] += n
+        run.note("outliers", of_prompts)
+        return [max(k, 1) / n for n, k in zip(by.counts, found, strict=True)]
+
     def _pick(self, run: Run, by: ByImage, attention: Tensor) -> Picked:
         valid, counts, device = by.valid, by.counts, attention.device
-        tokens = [n for prompt in run.prompts for n in self._tokens(prompt) or ()]
         best = attention.masked_fill(~valid, -1).argsort(dim=1, descending=True, stable=True)
+        tokens = [n for prompt in run.prompts for n in self._tokens(prompt) or ()]
         if self.keep is not None:
             patches = [max(n - 1, 0) for n in tokens]
             steps = [fitting_step(n, k) for n, k in zip(counts, patches, strict=True)]
         else:
-            ratios = [self.ratio or 0] * len(counts)
-            if self.ratio is None:
-                found: list[int] = n_outliers(attention.gather(1, best), counts).tolist()
-                ratios = [max(k, 1) / n for n, k in zip(counts, found, strict=True)]
-                of_prompts = [sum(k for k, row in zip(found, by.row, strict=True) if row == i) for i in set(by.row)]
-                run.note("outliers", of_prompts)
+            ratios = self._ratios(run, by, attention.gather(1, best))
             patches = [n_patches(n, ratio) for n, ratio in zip(counts, ratios, strict=True)]
             steps = [grid_step(ratio) for ratio in ratios]
         if not self.plus:
@@ -240,7 +247,6 @@ def cls_attention(run: Run, by: ByImage, query: Tensor, key: Tensor, keys: Tenso
 
 def n_outliers(descending: Tensor, counts: Sequence[int]) -> Tensor:
     """(u,) long: of the first `counts` values of each row, how many are above Q3 + 1.5 IQR, by linear percentiles."""
-
     where = descending.device
 
     def ranked(places: list[int]) -> Tensor:

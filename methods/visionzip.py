@@ -11,8 +11,9 @@ visionzip/clip_encoder.py. All of it happens before the language model, on the s
 
 [CLS] and contextual tokens go through the model's projector, which never saw a [CLS] in LLaVA's training.
 `BUDGET=native` is the official function's default: dominant 191 and contextual 30, 221 tokens an image.
-Differs: `keep` is ours; it reaches the published pairs. contextual=0, which stops the official code, adds no contextual
-token. Equal scores go to the lowest index. Sums are made in float32 at least.
+Differs: `keep` is ours. Of `keep` tokens, keep * 10 / 64 are contextual, halves rounded up, and the others dominant:
+192 = 162 + 30, 128 = 108 + 20, 64 = 54 + 10, 32 = 27 + 5, 1 = [CLS] alone. contextual=0 adds no contextual token; it
+stops the official code. Equal scores go to the lowest index. Scores and sums are made in float32 at least.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ from harness.method import (
     TowerLook,
     Traits,
     check_keep,
-    keep_top,
     register,
 )
 from methods._select import ByImage, at, exact, image_quotas
@@ -61,8 +61,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(keep: int) -> Parts:
-    """`keep` tokens in the paper's proportion, contextual tokens rounded half up: 64 -> 54 + 10, 32 -> 27 + 5, 1 -> 1 +
-    0."""
+    """`keep` tokens in the paper's proportion, contextual ones rounded half up."""
     contextual = (2 * keep * CONTEXTUAL + OF) // (2 * OF)
     return Parts(keep - contextual, contextual)
 
@@ -156,8 +155,7 @@ class VisionZip(Method):
         parts = [part for prompt in run.prompts for part in self._parts(prompt)]
         attention, metric, features = (by.split(memo[what]) for what in ("attention", "metric", "features"))
         device = features.device
-        patches = torch.tensor([max(part.dominant - 1, 0) for part in parts], device=device)
-        keep = keep_top(attention, patches, by.valid)
+        keep = by.top(attention, [max(part.dominant - 1, 0) for part in parts])
         has_cls = torch.tensor([[part.dominant > 0] for part in parts], device=device)
         cls = by.projected(run, by.looked(memo["cls"])[:, None], has_cls)
         front = by.gathered(cls, has_cls)

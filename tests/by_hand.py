@@ -79,15 +79,6 @@ def tower(number: int = 0) -> Tower:
     return Tower([a[0].numpy() for a in out.attentions], [h[0].numpy() for h in out.hidden_states])
 
 
-@cache
-def projected(number: int = 0) -> NDArray[np.float32]:
-    """(tokens, width): what the model's own projector makes of the image of a question."""
-    with torch.inference_mode():
-        features = torch.from_numpy(tower(number).hidden[-2][1:])
-        tokens: NDArray[np.float32] = mini().model.model.multi_modal_projector(features[None])[0].numpy()
-    return tokens
-
-
 def cls_attention(number: int = 0, layer: int = -2) -> list[float]:
     """The attention of [CLS] to each patch in a layer, mean over heads."""
     heads = tower(number).attentions[layer].astype(np.float64)

@@ -106,6 +106,11 @@ SETTINGS: dict[str, MethodSetting] = {
     "vispruner": MethodSetting("vispruner"),
     "vispruner without important": MethodSetting("vispruner", knobs={"important_ratio": 0.0}, everywhere=False),
     "vispruner without rounds": MethodSetting("vispruner", knobs={"important_ratio": 1.0}, everywhere=False),
+    "divprune": MethodSetting("divprune"),
+    "divprune native": MethodSetting("divprune", "native"),
+    "divprune ratio": MethodSetting("divprune", "", {"ratio": 0.2}, everywhere=False),
+    "cdpruner": MethodSetting("cdpruner"),
+    "cdpruner without the question": MethodSetting("cdpruner", knobs={"relevance": "none"}),
     "hiprune": MethodSetting("hiprune"),
     "hiprune native": MethodSetting("hiprune", "native"),
     "hiprune more buffers than room": MethodSetting(

@@ -123,11 +123,12 @@ class TowerEye:
 
 
 def _summed_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:
-    """(images, heads, tokens) float32: the softmax rows of `q (images, heads, rows, d)` on all keys, summed over
-    rows."""
+    """(images, heads, tokens), float32 at least: the softmax rows of `q (images, heads, rows, d)` on all keys, summed
+    over rows."""
+    exact = torch.promote_types(q.dtype, torch.float32)
     total: Tensor | None = None
     for some in torch.split(q, QUERIES_AT_ONCE, 2):
-        rows = ((some @ k.transpose(-1, -2)) * scaling).float().softmax(-1).sum(2)
+        rows = ((some @ k.transpose(-1, -2)) * scaling).to(exact).softmax(-1).sum(2)
         total = rows if total is None else total + rows
     assert total is not None
     return total

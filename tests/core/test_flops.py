@@ -19,7 +19,13 @@ from methods_with_settings import WITH_KNOBS
 from tiny import text_config, vision_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    DynamicCache,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from harness.core import budget as budgets
 from harness.core import flops
@@ -31,6 +37,7 @@ from harness.cost import plan as cost
 from harness.engine.attach import attach
 from harness.method import Method, build, registered
 from harness.models.adapters import LlavaAdapter, adapter_for
+from harness.models.adapters.text_encoder import ClipTextEncoder
 from methods.fastv import FastV
 from methods.sparsevlm import SparseVLM
 from methods.visipruner import VisiPruner
@@ -94,6 +101,24 @@ class Counted:
         )
 
 
+class Letters:
+    """One token a character."""
+
+    bos_token_id, eos_token_id = 97, 98
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) % 90 + 1 for c in text]}
+
+
+def text_encoder(width: int) -> ClipTextEncoder:
+    """A random CLIP of 8 positions, so that questions come in pieces."""
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = CLIPTextConfig(**sizes, num_attention_heads=4, max_position_embeddings=8, projection_dim=24)
+    torch.manual_seed(0)
+    model = CLIPTextModelWithProjection(config).eval()
+    return ClipTextEncoder(model, Letters(), torch.nn.LayerNorm(width), torch.nn.Linear(width, 24, bias=False))
+
+
 def run(
     llava: LlavaForConditionalGeneration,
     method: Method,
@@ -113,13 +138,15 @@ def run(
         ids[row, :start] = 0
     pixels = torch.randn(batch, 3, 56, 56, generator=draw)
     cache = DynamicCache(config=llava.config.text_config)
+    encoder = text_encoder(vision_of(llava).hidden)
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
-        attach(llava, method) as attached,
+        attach(llava, method, text_encoder=lambda: encoder) as attached,
         FlopCounterMode(display=False) as counter,
     ):
         keep = 0 if all_logits else 1
+        attached.questions = [f"{n} tokens?" for n in after]
         out = llava(input_ids=ids, attention_mask=mask, pixel_values=pixels, past_key_values=cache, logits_to_keep=keep)
         positions = out.logits.shape[0] * out.logits.shape[1]
         for _ in range(steps):

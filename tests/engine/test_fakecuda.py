@@ -6,6 +6,7 @@ design: host reads cost a GPU its queue, and uploads too; a layer in which a met
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import re
@@ -35,7 +36,7 @@ from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.load import LoadedModel, locate_model
 from harness.proof import golden_models, goldens
 from harness.proof.conformance import reference, subject
-from harness.proof.conformance.tiny import PROMPTS, STEPS, ask, model_inputs, tiny_model
+from harness.proof.conformance.tiny import PROMPTS, STEPS, WordEncoder, ask, model_inputs, tiny_model
 from harness.proof.golden_compare import compare
 from harness.proof.golden_files import load_index, read_case
 from harness.runner.answering import Answerer, Prompt
@@ -205,8 +206,8 @@ def ran(model: Any, method: Any) -> Ran:
             )
         given = gpu.moved(model_inputs(model, PROMPTS))
         next_ids = gpu.moved(torch.tensor([p.next_ids for p in PROMPTS]))
-        with attach(moved, Watched(method, decides)) as run:
-            run.samples = [p.key for p in PROMPTS]
+        with attach(moved, Watched(method, decides), text_encoder=WordEncoder) as run:
+            run.samples = run.questions = [p.key for p in PROMPTS]
             cache = DynamicCache(config=moved.config.text_config)
             gpu.phase = "before"
             out = [moved(**given, past_key_values=cache, logits_to_keep=1).logits[:, -1]]
@@ -228,6 +229,10 @@ def ran(model: Any, method: Any) -> Ran:
 #: and the most in one layer after the first. A rise fails; write down less where it fell. Decode steps and layers
 #: without a decision: none, for every method.
 WAITS = {
+    "cdpruner": (22, 0),
+    "cdpruner without the question": (16, 0),
+    "divprune": (12, 0),
+    "divprune native": (12, 0),
     "downsample": (5, 0),
     "fastv": (11, 5),
     "fastv native": (11, 5),
@@ -260,6 +265,11 @@ WAITS = {
     "fronted": (15, 0),
     "rings": (11, 0),
     "mean": (9, 4),
+    "visionzip": (22, 0),
+    "visionzip official": (22, 0),
+    "prumerge": (22, 0),
+    "prumerge native": (30, 0),
+    "prumerge plus": (22, 0),
     "fastervlm": (13, 0),
     "vispruner": (17, 0),
     "hiprune": (19, 0),
@@ -367,7 +377,13 @@ ASKED = {
 @pytest.fixture
 def on_cuda(mini: LoadedModel) -> Iterator[tuple[fakecuda.Device, LoadedModel]]:
     with fakecuda.device() as gpu:
-        yield gpu, dataclasses.replace(mini, model=gpu.moved(mini.model), device=fakecuda.CUDA)
+        loaded = dataclasses.replace(mini, model=gpu.moved(mini.model), device=fakecuda.CUDA)
+        encoder = copy.copy(mini.text_encoder(method_class("none")())())
+        for part in ("_model", "_norm", "_projection"):
+            setattr(encoder, part, gpu.moved(getattr(encoder, part)))
+        encoder._known = {}
+        loaded._text_encoders[mini.config.text_tower] = encoder
+        yield gpu, loaded
 
 
 @pytest.mark.parametrize("label", ASKED)

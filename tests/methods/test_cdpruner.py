@@ -51,7 +51,7 @@ def relevance(number: int = 0) -> NDArray[np.float64]:
 
 def by_hand(weight: NDArray[np.float64], n: int) -> list[int]:
     """Greedy MAP inference by the determinant's own definition: the variance of each token given the picks."""
-    tokens = projected().astype(np.float64)
+    tokens = projected(list(tower().hidden[-2][1:])).double().numpy()
     tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
     cosines = tokens @ tokens.T
     np.fill_diagonal(cosines, 1)

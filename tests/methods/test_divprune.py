@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from by_hand import images_alone, projected, recorded
+from by_hand import images_alone, projected, recorded, tower
 from numpy.typing import NDArray
 
 from harness.core.budget import parse
@@ -20,7 +20,7 @@ S7 = SHAPES["llava-1.5-7b"]
 
 def by_hand(n: int) -> list[int]:
     """Picks in order, by plain loops in float64 over the projected tokens of a mini sample."""
-    tokens = projected().astype(np.float64)
+    tokens = projected(list(tower().hidden[-2][1:])).double().numpy()
     tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
     return picks(1 - tokens @ tokens.T, n)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from harness.core.budget import parse
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES
 from harness.method import build
-from harness.proof.conformance.tiny import N_VISUAL, PROMPTS, ask, tiny_model
+from harness.proof.conformance.tiny import N_VISUAL, PROMPTS, ask, prompt, tiny_model
 from methods.prumerge import PruMerge, fitting_step, grid, grid_step, n_outliers, n_patches
 
 S7 = SHAPES["llava-1.5-7b"]
@@ -181,3 +182,11 @@ def test_plans_on_llava() -> None:
 def test_what_is_refused(asked: str | None, knobs: dict[str, Any], says: str) -> None:
     with pytest.raises(PrunebenchError, match=says):
         build("prumerge", parse(asked), knobs, S7)
+
+
+def test_images_that_are_no_numbers_name_the_prompt() -> None:
+    spoilt = prompt(4, 5, images=2)
+    spoilt = replace(spoilt, pixels=spoilt.pixels.clone())
+    spoilt.pixels[1] = float("nan")
+    with pytest.raises(PrunebenchError, match=r"'prompt 4' \(row 1\): added tokens hold nan or inf"):
+        ask(tiny_model(), PruMerge(), (PROMPTS[0], spoilt), steps=0)

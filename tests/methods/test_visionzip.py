@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from harness.core.budget import parse
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES
 from harness.method import Method, build
-from harness.proof.conformance.tiny import N_VISUAL, PROMPTS, ask, tiny_model
+from harness.proof.conformance.tiny import N_VISUAL, PROMPTS, ask, prompt, tiny_model
 from methods.visionzip import Parts, VisionZip, parts_of
 
 S7 = SHAPES["llava-1.5-7b"]
@@ -113,3 +114,11 @@ def test_native_is_refused_where_images_are_too_small() -> None:
     model = ask(tiny_model(), VisionZip(keep=9), PROMPTS[:1], steps=0).run
     with pytest.raises(PrunebenchError, match="dominant=191 and contextual=30 take 220 patches, found an image of 64"):
         build("visionzip", parse("native"), {}, model.prompts[0])
+
+
+def test_images_that_are_no_numbers_name_the_prompt() -> None:
+    spoilt = prompt(4, 5, images=2)
+    spoilt = replace(spoilt, pixels=spoilt.pixels.clone())
+    spoilt.pixels[1] = float("nan")
+    with pytest.raises(PrunebenchError, match=r"'prompt 4' \(row 1\): expected a number as score"):
+        ask(tiny_model(), VisionZip(keep=9), (PROMPTS[0], spoilt), steps=0)
