@@ -7,11 +7,10 @@ the question and stretched to 0..1. So patches least like the question weigh mos
 of the largest remaining variance. Kept tokens stand in the order of the image, positions are renumbered.
 Differs: relevance is stretched over each image; the official code does so over all crops and images of one call.
 `relevance=none` leaves the question out, which the official code has no option for; the first pick is then the first
-token, for all are alike. Beyond the rank of the tokens the
-official code repeats picks and keeps fewer tokens than asked. Here the remaining places go to the tokens of the highest
-r that are left, the lowest index first, and the sample's note `filled` says how many. A greedy step counts as beyond
-the rank when the largest variance left is below `ROUNDING` units of precision of the first. Cosines are float32 at
-least; the official ones are normalised in the model's precision.
+token, for all are alike. Beyond the rank of the tokens the official code repeats picks and keeps fewer tokens than
+asked. Here the remaining places go to the tokens of the highest r that are left, the lowest index first. The sample's
+note `filled` says how many. A greedy step counts as beyond the rank when the largest variance left is below 64 units of
+precision of the first. Cosines are float32 at least; the official ones are normalised in the model's precision.
 """
 
 from __future__ import annotations
@@ -92,8 +91,10 @@ class CDPruner(Method):
         return [sum(image_quotas(prompt, self.keep))] * prompt.depth
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int | None:
-        if self.relevance == "clip":
-            return None  # the question's length in CLIP's tokens decides
+        # the question's length in CLIP's tokens decides what its relevance costs
+        return None if self.relevance == "clip" else self.known_scoring(prompt, visual)
+
+    def known_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
         cosines = sum(2 * image.tokens**2 * prompt.decoder.hidden for image in prompt.images)
         quotas = image_quotas(prompt, self.keep)
         greedy = sum(n * (n - 1) * image.tokens for n, image in zip(quotas, prompt.images, strict=True))

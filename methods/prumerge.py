@@ -35,6 +35,7 @@ from harness.core import flops
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, ModelShape
+from harness.core.spelling import given
 from harness.method import (
     Method,
     PromptShape,
@@ -114,7 +115,15 @@ class PruMerge(Method):
 
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
-        return cls(**knobs) if budget.unit == "native" else super().at_budget(budget, knobs, prompt)
+        if budget.unit == "native":
+            return cls(**knobs)
+        method = super().at_budget(budget, knobs, prompt)
+        if method.keep is None and method.ratio is None:
+            raise PrunebenchError(
+                f"prumerge: expected keep, ratio or a budget, found none: {given('budget', 'native')} lets attention"
+                " decide"
+            )
+        return method
 
     def for_model(self, shape: ModelShape) -> PruMerge:
         if self.keep is not None and self.ratio is not None:

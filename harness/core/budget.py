@@ -10,7 +10,8 @@
     none        no pruning (the baseline)
 
 `avg` and `flops` are solved on the schedule that a method states before it runs (`Method.plan`), by bisection: the
-nearest whole token, so the result is off by at most half of what one token is worth.
+nearest whole token, so the result is off by at most half of what one token is worth. Scoring that the prompt decides is
+left out (`Method.known_scoring`).
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Scheduled(Protocol):
 
     def plan(self, prompt: PromptShape) -> Sequence[int] | None: ...
 
-    def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int | None: ...
+    def known_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int: ...
 
 
 class Cost(NamedTuple):
@@ -155,9 +156,9 @@ def cost(plan: Sequence[int], prompt: PromptShape, scoring: int = 0) -> Cost:
 
 
 def cost_of(method: Scheduled, prompt: PromptShape) -> Cost | None:
-    """The cost of a method's own schedule, scoring included; None where the prompt decides."""
+    """The cost of a method's own schedule, with its scoring as far as it is known; None where the prompt decides."""
     plan = method.plan(prompt)
-    return None if plan is None else cost(plan, prompt, method.plan_scoring(prompt, plan) or 0)
+    return None if plan is None else cost(plan, prompt, method.known_scoring(prompt, plan))
 
 
 def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, label: str) -> int:

@@ -5,7 +5,8 @@ The language model's prefill, in four columns:
 * `executed`: every matrix product that ran for the whole batch: padding, the extra attention calls of edits and the
   method's scoring. Equal to torch's `FlopCounterMode` to the integer under the math SDPA backend
   (tests/core/test_flops.py); on the CPU's fused SDPA that counter reads 0 for attention, so it proves nothing there.
-  Silenced and hidden pairs are in it, because they are computed and thrown away.
+  Silenced and hidden pairs are in it, because they are computed and thrown away. Looks at the vision tower and encoded
+  questions are charged to every prompt, though an accuracy run keeps them and computes each once.
 * `dense`: one sample without padding: ordinary attention kernels (n x n, the causal half that a fused kernel may skip
   is not taken off) over the tokens present, plus the method's scoring. Equals `executed` at batch 1 without edits.
   Leaves out the attention calls of edits, which a kernel made for the method would not need.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from harness.models.config import ModelConfig, calibrated_knobs, config_of_check
 from harness.models.device import check_whole
 from harness.models.files import weight_hash
 from harness.models.requirements import check
+from harness.models.text_tower import folder_of
 
 #: text tokens of LLaVA-1.5's prompt with a short question, at which `prunebench cost` counts as well
 TEXT_TOKENS = 74
@@ -121,4 +122,5 @@ def _encoder(adapter: Adapter, source: str | None) -> Callable[[], ClipTextEncod
     if source is None:
         return None
     weight = next(adapter.model.parameters())
-    return cache(partial(ClipTextEncoder.load, source, weight.device, weight.dtype))
+    named = source
+    return cache(lambda: ClipTextEncoder.load(folder_of(named), weight.device, weight.dtype))

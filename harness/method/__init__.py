@@ -4,7 +4,7 @@
 """
 
 from harness.core.shape import PromptShape, Share
-from harness.method.build import build, check_budget, own_knobs, typed_knobs
+from harness.method.build import build, check_budget, from_anywhere, own_knobs, typed_knobs
 from harness.method.interface import (
     Attention,
     AttentionEdit,
@@ -59,6 +59,7 @@ __all__ = [
     "check_budget",
     "check_keep",
     "check_layer",
+    "from_anywhere",
     "keep_top",
     "method_class",
     "own_knobs",

@@ -76,6 +76,7 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
         if budget.unit != "kept":
             raise
         with blaming(cls.name):
+            at(prompt.n_visual).plan(prompt)  # raises where another knob is at fault, which no budget mends
             least = lowest(at, prompt)
         if budget.asked(prompt.n_visual) >= least:
             raise
@@ -110,6 +111,17 @@ def own_knobs(name: str | type[Method], knobs: Mapping[str, Any], text_tower: st
     hints = get_type_hints(method_class(name))
     towers = [f for f, hint in hints.items() if TextTower in get_args(hint)] if text_tower else []
     return {**dict.fromkeys(towers, text_tower), **knobs}
+
+
+def from_anywhere(cls: type[Method], knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """`knobs` as a command in any folder may say them: files and folders by their absolute paths."""
+    found = dict(knobs)
+    for name, value in typed_knobs(cls, knobs):
+        if isinstance(value, TextTower):
+            found[name] = value.source
+        elif isinstance(value, Path):
+            found[name] = str(value.absolute())
+    return found
 
 
 def typed_knobs(cls: type[Method], knobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -159,7 +171,9 @@ def _takes_truth(hint: Any) -> bool:
 def _text_tower(cls: type[Method], knob: str, source: str) -> TextTower:
     """A hub id or a folder as a user writes it; nothing is looked up on the hub."""
     with suppress(OSError, ValueError):  # longer than a name of a file may be, or no text of one
-        if Path(source).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        if source and Path(source).is_dir():
+            return TextTower(str(Path(source).absolute()))
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             return TextTower(source)
     raise PrunebenchError(
         f"{cls.name}: knob {knob}={source[:80]!r} is not valid: expected a CLIP checkpoint, as a folder that is there"

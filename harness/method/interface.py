@@ -424,6 +424,13 @@ class Method:
         silent = type(self).on_attention is Method.on_attention and type(self).at_boundary is Method.at_boundary
         return 0 if silent else None
 
+    def known_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
+        """FLOPs of one prompt's scoring as far as they are known before a run: what a budget of FLOPs counts.
+
+        The default is `plan_scoring`, and 0 where that is None.
+        """
+        return self.plan_scoring(prompt, visual) or 0
+
     # ------------------------------------------------------------------------------------------------------------ hooks
 
     def looks(self, shape: ModelShape) -> Sequence[TowerLook]:

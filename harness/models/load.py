@@ -30,7 +30,7 @@ from harness.models.generation import check_greedy, end_tokens
 from harness.models.processor import check_processor
 from harness.models.prompt import Prompter, decided
 from harness.models.requirements import check, context_of
-from harness.models.text_tower import with_text_tower
+from harness.models.text_tower import folder_of, with_text_tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class LoadedModel(Prompter):
                 f" configs/models/{self.config.name}.yaml"
             )
         if source not in self._text_encoders:
-            self._text_encoders[source] = ClipTextEncoder.load(source, self.device, DTYPES[self.dtype])
+            self._text_encoders[source] = ClipTextEncoder.load(folder_of(source), self.device, DTYPES[self.dtype])
         return self._text_encoders[source]
 
     @cached_property
@@ -133,7 +133,8 @@ class Located:
                 f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: use"
                 f" `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
             )
-        return with_text_tower(build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0)))
+        built = build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
+        return with_text_tower(built, self.usual.images[0].vision.hidden)
 
     @cached_property
     def prompter(self) -> Prompter:

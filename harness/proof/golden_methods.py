@@ -70,6 +70,14 @@ def _count(name: str, among: Case) -> Budget:
     return Budget("kept", value)
 
 
+def _selected(case: Case) -> None:
+    """Raise NotReplayableError unless the tower's layer is the one that LLaVA-1.5 projects."""
+    if case.get("select_layer", -2) != -2:
+        raise NotReplayableError(
+            f"select_layer: expected -2, the layer that is projected, found {case['select_layer']}"
+        )
+
+
 def _fastv(case: Case) -> AsTyped:
     k = case["K"] if "K" in case else (case.get("fastv_config") or {}).get("fast_v_agg_layer")
     return _none(case) if k is None else AsTyped("fastv", _count("n_kept", case), {"boundary": k})
@@ -121,11 +129,13 @@ def _prumerge(case: Case) -> AsTyped:
 
 
 def _hiprune(case: Case) -> AsTyped:
+    _selected(case)
     knobs = {"alpha": case["alpha"], "object_layer": case["object_layer"]}
     return AsTyped("hiprune", _count("retention", case), knobs)
 
 
 def _holov(case: Case) -> AsTyped:
+    _selected(case)
     knobs = {"strips": case["num_patches"], "alpha": case["alpha"]}
     return AsTyped("holov", _count("new_image_token_num", case), knobs)
 

@@ -161,14 +161,14 @@ def check(request: Request) -> Checked:
     """Read one of `each`. Raises PrunebenchError for everything that can be refused with neither device nor data."""
     from harness.core.shape import SHAPES
     from harness.engine.attach import POSITION_POLICIES
-    from harness.method import build, check_budget, method_class, own_knobs
+    from harness.method import build, check_budget, from_anywhere, method_class, own_knobs
     from harness.models.config import calibrated_knobs, calibration_key, model_config
     from harness.models.load import locate_model
     from tasks.sources import task_spec
 
     spec, budget = request.methods[0], budgets.parse(request.budgets[0] if request.budgets else None)
     cls = method_class(spec)
-    _check_spelt(cls, request.knobs)
+    _check_spelt(cls, from_anywhere(cls, request.knobs))
     check_budget(cls, budget, request.knobs)
     if request.positions not in POSITION_POLICIES:
         raise unknown("position policy", request.positions, POSITION_POLICIES)
@@ -199,7 +199,7 @@ def check(request: Request) -> Checked:
 def settings_of(checked: Checked, session: Session) -> list[Setting]:
     """Per task the unpruned model and the method. Raises PrunebenchError where the model, the device or the data are
     not there."""
-    from harness.method import method_class
+    from harness.method import from_anywhere, method_class
     from harness.runner.setting import Setting
 
     request, budget, source, limit = checked.request, checked.budget, checked.source, checked.limit
@@ -220,7 +220,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
             model=request.model,
             task=task,
             limit=None if request.limit in (None, "") else str(request.limit),
-            knobs=request.knobs,
+            knobs=from_anywhere(method_class(checked.spec), request.knobs),
             seed=seed,
             positions=positions,
             data=request.data or None,

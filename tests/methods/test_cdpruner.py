@@ -169,6 +169,8 @@ def test_a_text_tower_is_named_by_what_is_in_it(tmp_path: Path) -> None:
     [
         ({"clip": "none"}, r"this model names none: .*clip=FOLDER.*relevance=none"),
         ({"clip": "no-folder"}, "expected a CLIP checkpoint, as a folder that is there or a hub id"),
+        ({"clip": ""}, "expected a CLIP checkpoint, as a folder that is there or a hub id"),
+        ({"clip": "tasks/mini/weights"}, "cdpruner: clip=.*weights: expected a CLIP checkpoint, found none with a"),
         ({"relevance": "some"}, "knob relevance='some' is not valid"),
     ],
 )
@@ -183,7 +185,7 @@ def test_a_checkpoint_of_another_tower_is_refused() -> None:
     """The tiny model's tower is 32 wide, the mini model's 192."""
     from harness.models.adapters.text_encoder import ClipTextEncoder
 
-    encoder = ClipTextEncoder.load(str(CLIP), torch.device("cpu"), torch.float32)
+    encoder = ClipTextEncoder.load(CLIP, torch.device("cpu"), torch.float32)
     with pytest.raises(PrunebenchError, match="of width 32; found one of width 192"):
         encoder.joint(torch.zeros(1, 4, 32))
 

@@ -97,7 +97,7 @@ def test_patches_of_another_tower_are_refused(encoder: ClipTextEncoder) -> None:
 
 def test_the_mini_models_tower_is_a_clip_checkpoint(tmp_path: Path) -> None:
     folder = Path(model_config("mini").text_tower or "")
-    encoder = ClipTextEncoder.load(str(folder), CPU, torch.float32)
+    encoder = ClipTextEncoder.load(folder, CPU, torch.float32)
     weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     features = torch.randn(2, 3, 192, generator=torch.Generator().manual_seed(0))
     norm = (weights[f"vision_model.post_layernorm.{k}"] for k in ("weight", "bias"))
@@ -111,6 +111,6 @@ def test_the_mini_models_tower_is_a_clip_checkpoint(tmp_path: Path) -> None:
         rest = {k: v for k, v in weights.items() if k != lost}
         save_file(rest, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(PrunebenchError, match=f"found no {lost}"):
-            ClipTextEncoder.load(str(tmp_path), CPU, torch.float32)
+            ClipTextEncoder.load(tmp_path, CPU, torch.float32)
     with pytest.raises(PrunebenchError, match="found none that loads"):
-        ClipTextEncoder.load(str(tmp_path / "none"), CPU, torch.float32)
+        ClipTextEncoder.load(tmp_path / "none", CPU, torch.float32)

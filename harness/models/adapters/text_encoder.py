@@ -2,7 +2,7 @@
 `Run.question` and `Run.joint`.
 
 LLaVA's checkpoints hold the vision tower alone. The text tower and both projections come from the CLIP checkpoint that
-the tower was taken from, which a model's config names (`text_encoder:`) or a method's knob of type `TextTower`.
+the tower was taken from. A model's config names it (`text_encoder:`), or a method's knob of type `TextTower`.
 
 Texts are encoded as CDPruner's official code does (Theia-4869/CDPruner @ 9541616c), its quirks included: see
 `ClipTextEncoder`.
@@ -60,30 +60,30 @@ class ClipTextEncoder:
         self._known: dict[str, EncodedText] = {}
 
     @classmethod
-    def load(cls, source: str, device: torch.device, dtype: torch.dtype) -> ClipTextEncoder:
-        """From a hub id or a local folder. Raises PrunebenchError where it cannot be loaded, with what to do."""
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> ClipTextEncoder:
+        """From a checkpoint's folder (`harness.models.text_tower.folder_of`). Raises PrunebenchError where it cannot be
+        loaded, with what to do."""
         from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionConfig
         from transformers import CLIPVisionModelWithProjection as Vision
         from transformers.utils import logging
 
-        here = Path(source).is_dir()
-        where: dict[str, Any] = {"local_files_only": here, "trust_remote_code": False}
+        where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        safe = any(folder.glob("*.safetensors"))
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            weights = {**where, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-            model, text = CLIPTextModelWithProjection.from_pretrained(source, **weights)
+            weights = {**where, "dtype": dtype, "use_safetensors": safe, "output_loading_info": True}
+            model, text = CLIPTextModelWithProjection.from_pretrained(folder, **weights)
             # what is behind the vision tower's layers alone: the model that is pruned has the tower
-            stated = CLIPVisionConfig.from_pretrained(source, **where)
+            stated = CLIPVisionConfig.from_pretrained(folder, **where)
             stated.num_hidden_layers = 0
-            vision, seen = Vision.from_pretrained(source, config=stated, **weights)
-            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            vision, seen = Vision.from_pretrained(folder, config=stated, **weights)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         except Exception as error:  # readers of foreign files raise anything
-            place = "the folder" if here else "the Hugging Face hub"
             raise PrunebenchError(
-                f"text tower {source}: expected a CLIP checkpoint with its tokenizer from {place}, found none that"
-                f" loads ({type(error).__name__}): connect to the hub, or name a local folder"
+                f"text tower {folder}: expected a CLIP checkpoint with its tokenizer, found none that loads"
+                f" ({type(error).__name__}): name another"
             ) from None
         finally:
             logging.set_verbosity(verbosity)
@@ -91,7 +91,7 @@ class ClipTextEncoder:
         lacking = [*text["missing_keys"], *(k for k in seen["missing_keys"] if any(part in k for part in needed))]
         if lacking:
             raise PrunebenchError(
-                f"text tower {source}: expected a CLIP checkpoint with text tower, post_layernorm and"
+                f"text tower {folder}: expected a CLIP checkpoint with text tower, post_layernorm and"
                 f" visual_projection, found no {min(lacking)} ({len(lacking)} tensors are missing): name another"
             )
         norm, projection = vision.vision_model.post_layernorm, vision.visual_projection
