@@ -104,7 +104,8 @@ def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
                 frame["key"], frame["answer"], frame["score"], frame["keeps"], costs, strict=True
             )
         }
-        counts_fixed, flops_fixed = _fixed(sealed.asked.model, sealed.asked.method, canonical_json(sealed.cell.knobs))
+        asked = sealed.asked
+        counts_fixed, flops_fixed = _fixed(asked.model, asked.method, asked.budget, canonical_json(asked.knobs))
         named = tuple(getattr(sealed.cell, name) for name in _NAMED)
         measured.append(
             SnapshotCell(named, sealed.cell.knobs, counts_fixed, flops_fixed, rows, float(sealed.provenance["wall_s"]))
@@ -122,12 +123,14 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=256)
-def _fixed(model: str, method: str, knobs: str) -> tuple[bool, bool]:
-    from harness.method import method_class, typed_knobs
+def _fixed(model: str, method: str, budget: str | None, knobs: str) -> tuple[bool, bool]:
+    """Are counts and FLOPs known before a run, of the method as it was asked?"""
+    from harness.core import budget as budgets
     from harness.models.load import locate_model
 
-    cls, prompt = method_class(method), locate_model(model, "cpu").usual.with_text(1)
-    built = cls(**dict(typed_knobs(cls, json.loads(knobs)))).for_model(prompt.decoder)
+    located = locate_model(model, "cpu")
+    asked = budgets.parse(budget) if budget else budgets.NONE
+    built, prompt = located.method(method, asked, json.loads(knobs), n_text=1), located.usual.with_text(1)
     plan = built.plan(prompt)
     return plan is not None, plan is not None and built.plan_scoring(prompt, plan) is not None
 
