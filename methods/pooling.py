@@ -72,7 +72,8 @@ class Pooling(Method):
             none,
             means,
             means_valid.to(valid.device),
-            added_image=images.to(valid.device),
+            # one image a prompt: said by None, without an upload
+            added_image=images.to(valid.device) if bool(images.any()) else None,
             positions="compact",
             decode_positions="compact",
         )

@@ -5,6 +5,7 @@
 
 from harness.core.shape import PromptShape, Share
 from harness.method.build import build, check_budget, from_anywhere, own_knobs, typed_knobs
+from harness.method.checks import check_keep, check_layer
 from harness.method.interface import (
     Attention,
     AttentionEdit,
@@ -25,8 +26,6 @@ from harness.method.interface import (
     TowerLook,
     Traits,
     What,
-    check_keep,
-    check_layer,
 )
 from harness.method.ranking import Ranking, keep_top
 from harness.method.registry import method_class, raised, register, registered

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.core.shape import ModelShape, PromptShape, Share
-from harness.method.interface import Method, Reduction, Run, ScoresError, Stream, check_keep, check_layer
+from harness.method.checks import check_keep, check_layer
+from harness.method.interface import Method, Reduction, Run, ScoresError, Stream
 
 
 def keep_top(scores: Tensor, k: int | Tensor, valid: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ WRONG = {
     "readme": (("readme",), "type prunebench dev readme"),
     "published": (("published", "x.csv"), "type prunebench dev published"),
     "mini": (("mini", "data"), "type prunebench dev mini"),
-    "part": (("dev", "mini", "dta"), "mini 'dta': expected data, train or export"),
+    "part": (("dev", "mini", "dta"), "mini 'dta': expected data, train, export or clip"),
 }
 
 
@@ -161,7 +161,7 @@ def test_names_are_completed_behind_commas(capsys, monkeypatch) -> None:
     assert options.complete_task("gqa,textvqa") == ["gqa,textvqa", "gqa,textvqa_ocr"]
     assert options.complete_model("llava-1.5-1") == ["llava-1.5-13b"]
     monkeypatch.setenv("_PRUNEBENCH_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "prunebench eval --method fa")
+    monkeypatch.setenv("COMP_WORDS", "prunebench eval --method fastv")
     monkeypatch.setenv("COMP_CWORD", "3")
     assert run(capsys, monkeypatch, "")[1].split() == ["fastv"]
 

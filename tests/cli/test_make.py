@@ -414,7 +414,12 @@ def test_the_help_names_variables_that_the_command_takes(bench: Bench) -> None:
     for line in listed:
         command = line.split()[1]
         named = set(re.findall(r"([A-Z_]+)=", line))
-        own = {"bench": {"BENCH"}, "venv": {"LOCKED"}, "gpu-check": {"OUT", "DEVICE", "WHEELS"}}.get(command, set())
+        own = {
+            "bench": {"BENCH"},
+            "venv": {"LOCKED"},
+            "gpu-check": {"OUT", "DEVICE", "WHEELS"},
+            "methods": {"METHOD"},
+        }.get(command, set())
         assert named <= TAKES.get(command, {}).keys() | SWITCHES.get(command, {}).keys() | own, line
 
 

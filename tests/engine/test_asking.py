@@ -323,7 +323,7 @@ def test_an_image_that_changes_the_other_is_seen() -> None:
     class Across(method_class(f"{ASKING}:Ordered")):  # type: ignore[misc]
         traits = dataclasses.replace(method_class(f"{ASKING}:Ordered").traits, per_image=True)
 
-    assert "beside another image" in judged(ONE_BY_ONE, Across).detail
+    assert "kept tokens of two images stand mixed" in judged(ONE_BY_ONE, Across).detail
 
 
 def test_tokens_that_are_no_sums_of_the_prompt_are_seen() -> None:

@@ -325,7 +325,7 @@ def test_positions_on_three_axes_are_kept_and_cannot_be_renumbered() -> None:
     axes = torch.tensor([[[0, 0, 0], [1, 1, 1], [2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3], [4, 4, 4]]])
     layout = TokenLayout.of_prompt(ids, None, (4,), axes)
     kept = layout.reduce(
-        torch.tensor([[False, True, False, False]]), torch.ones(1, 1, dtype=torch.bool), compact=False
+        torch.tensor([[False, True, False, False]]), Placed(torch.ones(1, 1, dtype=torch.bool)), compact=False
     ).layout
     # the added token stands one behind the last kept one, on every axis
     assert kept.positions.tolist() == [[[0, 0, 0], [1, 1, 1], [2, 2, 3], [3, 3, 4], [4, 4, 4]]]

@@ -234,6 +234,7 @@ WAITS = {
     "divprune": (12, 0),
     "divprune native": (12, 0),
     "downsample": (5, 0),
+    "remade": (23, 0),
     "fastv": (11, 5),
     "fastv native": (11, 5),
     "first": (9, 0),

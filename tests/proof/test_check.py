@@ -54,10 +54,14 @@ def test_knobs_conform_too(label: str) -> None:
 
 def test_fastv_is_granted_no_exception() -> None:
     assert {v.name for v in kit.check(FastV) if v.status == "n/a"} == {
+        "images of a prompt decided one by one",
+        "merged tokens are combinations of the prompt's",
         "image alone decides",
         "looks equal the tower's own",
     }
     assert {v.name for v in kit.check(registered()["none"]) if v.status == "n/a"} == {
+        "images of a prompt decided one by one",
+        "merged tokens are combinations of the prompt's",
         "smaller budget changes logits",
         "asked budget met exactly",
         "most attended token kept",
