@@ -15,7 +15,8 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
 from harness.engine.run import EngineRun
-from harness.method import Method, build, method_class, own_knobs
+from harness.method import Method, build, method_class
+from harness.method.build import own_knobs
 from harness.models.adapters import Adapter, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.config import ModelConfig, calibrated_knobs, config_of_checkpoint

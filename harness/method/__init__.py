@@ -4,7 +4,7 @@
 """
 
 from harness.core.shape import PromptShape, Share
-from harness.method.build import build, check_budget, from_anywhere, own_knobs, typed_knobs
+from harness.method.build import build, check_budget, typed_knobs
 from harness.method.checks import check_keep, check_layer
 from harness.method.interface import (
     Attention,
@@ -58,10 +58,8 @@ __all__ = [
     "check_budget",
     "check_keep",
     "check_layer",
-    "from_anywhere",
     "keep_top",
     "method_class",
-    "own_knobs",
     "raised",
     "record_shipped",
     "register",

@@ -19,7 +19,8 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import SHAPES, ModelShape, PromptShape
 from harness.core.spelling import given
-from harness.method import Method, build, method_class, own_knobs
+from harness.method import Method, build, method_class
+from harness.method.build import own_knobs
 from harness.models import jsonfile
 from harness.models.adapters import ADAPTERS, ORIGINAL_CLASSES, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder

@@ -161,7 +161,8 @@ def check(request: Request) -> Checked:
     """Read one of `each`. Raises PrunebenchError for everything that can be refused with neither device nor data."""
     from harness.core.shape import SHAPES
     from harness.engine.attach import POSITION_POLICIES
-    from harness.method import build, check_budget, from_anywhere, method_class, own_knobs
+    from harness.method import build, check_budget, method_class
+    from harness.method.build import from_anywhere, own_knobs
     from harness.models.config import calibrated_knobs, calibration_key, model_config
     from harness.models.load import locate_model
     from tasks.sources import task_spec
@@ -199,7 +200,8 @@ def check(request: Request) -> Checked:
 def settings_of(checked: Checked, session: Session) -> list[Setting]:
     """Per task the unpruned model and the method. Raises PrunebenchError where the model, the device or the data are
     not there."""
-    from harness.method import from_anywhere, method_class
+    from harness.method import method_class
+    from harness.method.build import from_anywhere
     from harness.runner.setting import Setting
 
     request, budget, source, limit = checked.request, checked.budget, checked.source, checked.limit
