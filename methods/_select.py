@@ -68,14 +68,18 @@ class ByImage:
     """
 
     def __init__(self, run: Run) -> None:
+        self._prompts = run.prompts
         self.row = [row for row, prompt in enumerate(run.prompts) for _ in prompt.images]
         self.image = [i for prompt in run.prompts for i in range(len(prompt.images))]
         self.counts = [image.tokens for prompt in run.prompts for image in prompt.images]
         self._batch = run.visual_valid
         b, v = self._batch.shape
-        width, device = max(self.counts), self._batch.device
         #: one image a prompt: as the batch stands
         self._alone = self.row == list(range(b))
+        if self._alone:
+            self.valid = self._batch
+            return
+        width, device = max(self.counts), self._batch.device
         starts = [sum(self.counts[i - self.image[i] : i]) for i in range(len(self.row))]
         place = torch.arange(width)[None]
         counts = torch.tensor(self.counts)[:, None]
@@ -83,6 +87,10 @@ class ByImage:
         self.valid = (place < counts).to(device)
         #: (u, p) long: where each token stands in the flattened (b, v), 0 beyond a count
         self._at = torch.where(place < counts, first + place, 0).to(device)
+
+    def quotas(self, keep: int | Share) -> list[int]:
+        """What each image keeps of `keep` tokens a prompt: see `image_quotas`."""
+        return [quota for prompt in self._prompts for quota in image_quotas(prompt, keep)]
 
     def split(self, x: Tensor) -> Tensor:
         """`x (b, v, ...)` -> (u, p, ...), 0 beyond an image's count."""
@@ -136,6 +144,12 @@ class ByImage:
     def looked(self, x: Tensor) -> Tensor:
         """(u, width): what is per image, `x (b, images, width)`."""
         return x[:, 0] if self._alone else x[self.row, self.image]
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """The rank of each along the last axis, 0 for the highest; the lower place wins a tie."""
+    best = scores.argsort(dim=-1, descending=True, stable=True)
+    return torch.empty_like(best).scatter_(-1, best, torch.arange(best.shape[-1], device=best.device).expand_as(best))
 
 
 def exact(x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from harness.method import (
     keep_top,
     register,
 )
-from methods._select import ByImage, first_of, image_quotas, marked
+from methods._select import ByImage, exact, first_of, image_quotas, marked
 
 #: a variance of so many units of precision of the first is rounding: of tokens of rank 128, that of pick 125
 ROUNDING = 64
@@ -106,11 +106,10 @@ class CDPruner(Method):
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
         patches, valid = run.joint(tower[self.PATCHES], run.visual_valid), run.visual_valid
         question = run.question()
-        exact = torch.promote_types(patches.dtype, torch.float32)
         pieces: list[int] = question.valid.sum(1).tolist()
         real = [prompt.n_visual * n for prompt, n in zip(run.prompts, pieces, strict=True)]
-        text = normalize(question.embeddings.to(exact), dim=-1).transpose(1, 2)
-        likeness = run.matmul(normalize(patches.to(exact), dim=-1), text, entries=real)
+        text = normalize(exact(question.embeddings), dim=-1).transpose(1, 2)
+        likeness = run.matmul(normalize(exact(patches), dim=-1), text, entries=real)
         unlike = -(likeness * question.valid[:, None]).sum(2) / question.valid.sum(1, keepdim=True)
         run.memo["unlike"] = unlike.masked_fill(~valid, 0)
 
@@ -119,14 +118,13 @@ class CDPruner(Method):
             return None
         images = ByImage(run)
         valid = images.valid
-        quotas = [n for prompt in run.prompts for n in image_quotas(prompt, self.keep)]
-        tokens = images.split(stream.visual)
-        exact = normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
-        weight = torch.ones_like(exact[:, :, 0])
+        quotas = images.quotas(self.keep)
+        units = normalize(exact(images.split(stream.visual)), dim=-1)
+        weight = torch.ones_like(units[:, :, 0])
         if self.relevance == "clip":
-            weight = stretched(images.split(run.memo["unlike"]), valid).to(exact.dtype)
+            weight = stretched(images.split(run.memo["unlike"]), valid).to(units.dtype)
         pairs = [n * n for n in images.counts]
-        cosines = run.matmul(exact, exact.transpose(1, 2), row=images.row, entries=pairs)
+        cosines = run.matmul(units, units.transpose(1, 2), row=images.row, entries=pairs)
         cosines.diagonal(dim1=1, dim2=2).fill_(1)  # so that rounding decides no first pick
         kernel = weight[:, :, None] * cosines * weight[:, None]
         picks, real = greedy_map(run, kernel, images, quotas)

@@ -34,7 +34,7 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import ByImage, first_of, image_quotas, marked
+from methods._select import ByImage, exact, first_of, image_quotas, marked
 
 #: SUBSET_RATIO of the official scripts: 56 of 576 tokens
 NATIVE = 0.098
@@ -101,10 +101,9 @@ class DivPrune(Method):
             return None
         images = ByImage(run)
         quotas = [n for prompt in run.prompts for n in self._quotas(prompt)]
-        tokens = images.split(stream.visual)
-        exact = normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
+        units = normalize(exact(images.split(stream.visual)), dim=-1)
         pairs = [n * n for n in images.counts]
-        distance = 1 - run.matmul(exact, exact.transpose(1, 2), row=images.row, entries=pairs)
+        distance = 1 - run.matmul(units, units.transpose(1, 2), row=images.row, entries=pairs)
         picks = furthest(distance, images.valid, max(quotas))
         kept = marked(picks, first_of(quotas, images.valid), images.valid)
         return Reduction(images.join(kept), positions="compact", decode_positions="compact")

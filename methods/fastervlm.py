@@ -30,7 +30,7 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import ByImage, image_quotas
+from methods._select import ByImage
 
 
 @register
@@ -67,6 +67,5 @@ class FasterVLM(Method):
         if layer != 0:
             return None
         images = ByImage(run)
-        quotas = [quota for prompt in run.prompts for quota in image_quotas(prompt, self.keep)]
-        kept = images.top(images.split(run.memo["scores"]), quotas)
+        kept = images.top(images.split(run.memo["scores"]), images.quotas(self.keep))
         return Reduction(images.join(kept), positions="compact", decode_positions="compact")

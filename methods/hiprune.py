@@ -39,7 +39,7 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import ByImage, image_quotas
+from methods._select import ByImage
 
 #: the official object layer, counted from 1, and the layers of the tower that it is one of
 OBJECT_LAYER, OF_LAYERS = 9, 24
@@ -113,7 +113,7 @@ class HiPrune(Method):
             return None
         images = ByImage(run)
         objects, scores = images.split(run.memo["objects"]), images.split(run.memo["scores"])
-        quotas = [quota for prompt in run.prompts for quota in image_quotas(prompt, self.keep)]
+        quotas = images.quotas(self.keep)
         anchors = images.top(objects, [self.n_anchors(quota) for quota in quotas])
         columns = [image.views[0].cols for prompt in run.prompts for image in prompt.images]
         buffers = neighbours(anchors, images.counts, columns)

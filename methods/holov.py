@@ -42,7 +42,7 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import ByImage, image_quotas
+from methods._select import ByImage, ranks
 
 
 class Strips(NamedTuple):
@@ -115,9 +115,7 @@ class HoloV(Method):
         bad = (scores.isnan() & images.valid).any(1)
         if bool(bad.any()):
             raise ScoresError(images.row[int(bad.nonzero()[0])], "expected a number as [CLS] attention, found nan")
-        quotas = torch.tensor(
-            [quota for prompt in run.prompts for quota in image_quotas(prompt, self.keep)], device=scores.device
-        )
+        quotas = torch.tensor(images.quotas(self.keep), device=scores.device)
         strips = self._strips(images)
         attention = scores.gather(1, strips.places.flatten(1)).view(strips.places.shape)
         given = allotted(attention, strips.valid, quotas)
@@ -156,24 +154,18 @@ def allotted(attention: Tensor, valid: Tensor, quotas: Tensor) -> Tensor:
     weight = mean / mean.sum(1, keepdim=True)
     given = (weight * quotas[:, None]).floor().long()
     left = quotas - given.sum(1)
-    return given + (_ranks(weight) < left[:, None])
+    return given + (ranks(weight) < left[:, None])
 
 
 def within(attention: Tensor, valid: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     """Of `attention (u, s, l)`: which tokens stay, (u, s, l) bool, where strip `s` keeps `given (u, s)`; and (u, s, l)
     long, their order."""
     s, longest = attention.shape[1:]
-    rank = _ranks(attention.masked_fill(~valid, float("-inf")))
+    rank = ranks(attention.masked_fill(~valid, float("-inf")))
     place = torch.arange(longest, device=attention.device)
     whole = given >= valid.sum(2)
     order = torch.where(whole[:, :, None], place, rank) + torch.arange(s, device=attention.device)[:, None] * longest
     return (rank < given[:, :, None]) & valid, order
-
-
-def _ranks(scores: Tensor) -> Tensor:
-    """The rank of each along the last axis, 0 for the highest; the lower place wins a tie."""
-    best = scores.argsort(dim=-1, descending=True, stable=True)
-    return torch.empty_like(best).scatter_(-1, best, torch.arange(best.shape[-1], device=best.device).expand_as(best))
 
 
 def _by_token(strips: Strips, values: Tensor, tokens: Tensor) -> Tensor:

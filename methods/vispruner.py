@@ -100,7 +100,7 @@ class VisPruner(Method):
             return None
         images = ByImage(run)
         scores, features = images.split(run.memo["scores"]), images.split(run.memo["features"])
-        quotas = [quota for prompt in run.prompts for quota in image_quotas(prompt, self.keep)]
+        quotas = images.quotas(self.keep)
         kept = images.top(scores, [self.n_important(quota) for quota in quotas])
         alike: dict[tuple[int, int], list[int]] = {}
         for image, sizes in enumerate(zip(images.counts, quotas, strict=True)):

@@ -175,14 +175,16 @@ class TokenLayout:
         stays = self.valid & ~self.visual | self.visual_to_columns(keep)
         kept_visual = stays & self.visual
         column = torch.arange(n, device=device).expand(b, n)
-        ends = [(self._ends(kept_visual, more.among), more.valid) for more in (added, front) if more is not None]
         if order is not None:
             column = self._reordered(order, kept_visual, column)
         order_key = torch.where(stays, 4 * (column + 1), 0)
         positions, visual, after, origin = self.positions, self.visual, self.after, self.origin
-        for i, ((first, head, last), real) in enumerate(ends):
-            some, place = last >= 0, take(positions, first)
-            if added is not None and i == 0:
+        for more, behind in ((added, True), (front, False)):
+            if more is None:
+                continue
+            first, head, last = self._ends(kept_visual, more.among)
+            some, place, real = last >= 0, take(self.positions, first), more.valid
+            if behind:
                 at = torch.where(some[:, :, None], take(positions, last.clamp(min=0)) + 1, place)
                 key = torch.where(some, 4 * (last + 1) + 2, 4 * first + 2)
             else:

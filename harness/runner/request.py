@@ -169,7 +169,8 @@ def check(request: Request) -> Checked:
 
     spec, budget = request.methods[0], budgets.parse(request.budgets[0] if request.budgets else None)
     cls = method_class(spec)
-    _check_spelt(cls, from_anywhere(cls, request.knobs))
+    request = replace(request, knobs=from_anywhere(cls, request.knobs))
+    _check_spelt(cls, request.knobs)
     check_budget(cls, budget, request.knobs)
     if request.positions not in POSITION_POLICIES:
         raise unknown("position policy", request.positions, POSITION_POLICIES)
@@ -201,7 +202,6 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
     """Per task the unpruned model and the method. Raises PrunebenchError where the model, the device or the data are
     not there."""
     from harness.method import method_class
-    from harness.method.build import from_anywhere
     from harness.runner.setting import Setting
 
     request, budget, source, limit = checked.request, checked.budget, checked.source, checked.limit
@@ -222,7 +222,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
             model=request.model,
             task=task,
             limit=None if request.limit in (None, "") else str(request.limit),
-            knobs=from_anywhere(method_class(checked.spec), request.knobs),
+            knobs=request.knobs,
             seed=seed,
             positions=positions,
             data=request.data or None,

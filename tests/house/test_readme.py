@@ -1,6 +1,7 @@
 """README and docs/ show what the repository does, in short sentences."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -24,6 +25,16 @@ EXAMPLE = ROOT / "tests" / "examples" / "centre.py"
 
 def test_worked_example_is_the_file_that_is_tested() -> None:
     assert EXAMPLE.read_text().strip() in README
+
+
+def test_its_counts_are_counted() -> None:
+    words = " ".join(README.split())
+    cells = list((ROOT / "results" / "reference" / "cells").glob("*/*/cell.json"))
+    assert f"holds {len(cells)} measured cells" in words
+    recorded = [case["method"] for case in json.loads((ROOT / "tests" / "goldens" / "index.json").read_text())]
+    assert f"reproduce {len(recorded)} recorded runs" in words
+    assert len({*recorded} - {"vanilla"}) == 11
+    assert "Eleven methods" in words
 
 
 def test_worked_example_is_short_and_imports_two_names() -> None:

@@ -193,3 +193,22 @@ def test_a_checkpoint_of_another_tower_is_refused() -> None:
 def test_native_has_no_defaults() -> None:
     with pytest.raises(PrunebenchError, match="cdpruner has no published defaults"):
         build("cdpruner", parse("native"), {}, mini().usual)
+
+
+def test_a_flops_budget_counts_what_is_known_of_the_question() -> None:
+    """Cosines and picks are known before a run, the text tower's share is not: both settings keep alike."""
+    prompt = mini().usual.with_text(40)
+    asked = [("cdpruner", {"relevance": "clip"}), ("cdpruner", {"relevance": "none"}), ("fastervlm", {})]
+    kept = [build(name, parse("0.35flops"), knobs, prompt).plan(prompt) for name, knobs in asked]
+    assert kept[0] == kept[1] < kept[2]
+    assert CDPruner(64).plan_scoring(prompt, []) is None
+
+
+def test_a_relative_folder_is_sealed_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of a row works from any folder."""
+    from harness.runner.request import Request, check
+
+    (tmp_path / "copy").symlink_to(CLIP)
+    monkeypatch.chdir(tmp_path)
+    checked = check(Request(("cdpruner",), "mini", ("64",), ("pope",), device="cpu", knobs={"clip": "copy"}))
+    assert checked.request.knobs == {"clip": str(tmp_path / "copy")}

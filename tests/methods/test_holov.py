@@ -121,7 +121,7 @@ def test_native_is_the_official_call() -> None:
     ("knobs", "says"),
     [
         ({"strips": 0}, "expected strips >= 1, found 0"),
-        ({"strips": 577}, "strips=577 does not fit an image of 576 tokens: expected 1 to 576"),
+        ({"strips": 577}, "^holov: strips=577 does not fit an image of 576 tokens: expected 1 to 576"),
         ({"alpha": -1}, "expected alpha >= 0, found -1"),
     ],
 )

@@ -177,6 +177,7 @@ def test_plans_on_llava() -> None:
         (None, {"ratio": "nan"}, "expected ratio above 0 and at most 1, found nan"),
         (None, {"keep": 0}, "expected keep >= 1"),
         ("64avg", {"keep": 3}, "knob 'keep' is what the budget sets"),
+        (None, {"keep": "none"}, "expected keep, ratio or a budget, found none: .*native"),
     ],
 )
 def test_what_is_refused(asked: str | None, knobs: dict[str, Any], says: str) -> None:

@@ -221,6 +221,7 @@ FASTERVLM = "cases/fastervlm/fv_t32_gqa_c212.json"
         (FASTERVLM, {"seq_len": 84}, "layer 0 holds 85 tokens, recorded 84"),
         ("cases/prumerge/pm_base_mha8_c277.json", {"kept": sorted}, "kept the recorded tokens in another order"),
         ("cases/holov/hv_440_mha8_h1.json", {"n_zero_tokens": 0}, "visual tokens are zero, recorded 0"),
+        ("cases/holov/hv_440_mha8_h1.json", {"select_layer": -1}, "not replayable: select_layer: expected -2"),
         ("cases/visionzip/vz_d54c10_gqa_c277.json", {"knobs": {"dominant": "x", "contextual": 1}}, "knob dominant='x'"),
         ("cases/cdpruner/cd_t16_gqa_c212.json", {"question": ...}, "cdpruner reads the question"),
         (
