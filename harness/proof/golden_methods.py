@@ -52,6 +52,8 @@ def asked_of(case: Case) -> AsTyped:
         raise NotReplayableError(f"no rule says how a recording of {name!r} maps to knobs")
     try:
         return RULES[name](case)
+    except NotReplayableError:
+        raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise NotReplayableError(
             f"a recording of {name} without the knobs that its rule reads ({type(error).__name__}: {error})"
