@@ -7,6 +7,9 @@ sweep would run them. The unpruned cell that such a command also needs is sealed
 once. Both sides get the same threads, one after the other on an otherwise idle machine; to keep the run short, every
 third cell is measured one by one and the sum is scaled by the number of cells (`--every 1` measures all). The last line
 reads `ratio N.Nx`: seconds one by one over seconds in one sweep, process start-up included.
+
+`--wide`: 20 arms x 5 budgets in place of those, as a leaderboard has. How the ratio grows is measured with `--methods`,
+`--budgets` and `--limit`: a mini data set has about 36 images, so a larger limit means more questions an image.
 """
 
 from __future__ import annotations
@@ -19,10 +22,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 METHODS = ("random", "uniform", "fastv", "sparsevlm", "visipruner")
 BUDGETS = (192, 128, 64, 32)
 TASKS = ("gqa", "pope")
+#: name and knobs; every method that takes a number of tokens, and five settings that papers list beside them
+WIDE: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((name, {}) for name in (*METHODS, "first", "pooling", "downsample", "visionzip", "fastervlm", "vispruner")),
+    *((name, {}) for name in ("divprune", "hiprune", "holov", "prumerge", "pyramiddrop", "dart", "v2drop")),
+    ("sparsevlm", {"plus": True}),
+    ("cdpruner", {"relevance": "none"}),
+)
+WIDE_BUDGETS = (192, 128, 64, 32, 16)
 
 
 def timed(arguments: list[str]) -> tuple[float, str]:
@@ -40,7 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=100, help="questions per task")
     parser.add_argument("--every", type=int, default=3, help="measure every n-th cell one by one")
+    parser.add_argument("--wide", action="store_true", help="20 arms x 5 budgets")
+    parser.add_argument("--methods", type=int, help="only so many of the arms")
+    parser.add_argument("--budgets", type=int, help="only so many of the budgets")
     args = parser.parse_args()
+    arms = (WIDE if args.wide else tuple((name, {}) for name in METHODS))[: args.methods]
+    budgets = (WIDE_BUDGETS if args.wide else BUDGETS)[: args.budgets]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         config = root / "sweep.yaml"
@@ -49,8 +66,8 @@ def main() -> None:
                 {
                     "tasks": TASKS,
                     "limit": args.limit,
-                    "budgets": BUDGETS,
-                    "methods": [{"method": m} for m in ("none", *METHODS)],
+                    "budgets": budgets,
+                    "methods": [{"method": name, "knobs": knobs} for name, knobs in (("none", {}), *arms)],
                 }
             )
         )
@@ -62,15 +79,19 @@ def main() -> None:
 
         single = ["eval", "--limit", str(args.limit), "--batch", "1", "--no-share", "--results", str(root / "single")]
 
-        def one(method: str, budget: int | None, task: str) -> tuple[float, float]:
+        def one(method: str, knobs: dict[str, Any], budget: int | None, task: str) -> tuple[float, float]:
             """Seconds of a cell's own process, and of the same command when it finds the cell sealed."""
             command = [*single, "--method", method, "--tasks", task, *(["--budget", str(budget)] if budget else [])]
+            command += [word for name, value in knobs.items() for word in ("--set", f"{name}={str(value).lower()}")]
             took, again = timed(command)[0], timed(command)[0]
-            print(f"one by one: {task} {method} {budget or ''} {took:.1f} s, again {again:.1f} s", flush=True)
+            print(
+                f"one by one: {task} {method} {knobs or ''} {budget or ''} {took:.1f} s, again {again:.1f} s",
+                flush=True,
+            )
             return took, again
 
-        unpruned = [one("none", None, task) for task in TASKS]
-        cells = [(m, b, t) for m in METHODS for b in BUDGETS for t in TASKS]
+        unpruned = [one("none", {}, None, task) for task in TASKS]
+        cells = [(name, knobs, b, t) for name, knobs in arms for b in budgets for t in TASKS]
         measured = [one(*cell) for cell in cells[:: args.every]]
         scale = len(cells) / len(measured)
         whole = sum(took for took, _ in unpruned) + scale * sum(took for took, _ in measured)

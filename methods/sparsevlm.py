@@ -10,12 +10,14 @@ min(14, heads) heads, the official 14 being written for 28-head models. Budgets 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
@@ -146,16 +148,21 @@ class SparseVLM(Method):
         assert self.stages is not None
         stage = self.stages.index(layer - 1)
         valid = run.visual_valid
-        present: list[int] = valid.sum(1).tolist()
+        # kept on the host, which a count of `valid` would make wait for the device
+        present: list[int] = run.memo.setdefault("present", [prompt.n_visual for prompt in run.prompts])
         targets = [self.stage_counts(prompt)[stage] for prompt in run.prompts]
         shrinks = [v > self._shrinks_above(target) for v, target in zip(present, targets, strict=True)]
         if not any(shrinks):
             return None
         top = [self._top_k(v, target) if less else v for v, target, less in zip(present, targets, shrinks, strict=True)]
-        keep = keep_top(scores, torch.tensor(top, device=valid.device), valid)
+        run.memo["present"] = [self._after_stage(v, target) for v, target in zip(present, targets, strict=True)]
+        keep = keep_top(scores, on_device(top, valid.device), valid)
         if self.plus:
             return Reduction(keep)
-        added, added_valid = self._recycle(run, stage, stream.visual, scores, keep, valid)
+        pruned = [v - k for v, k in zip(present, top, strict=True)]
+        added, added_valid = self._recycle(
+            run, stage, stream.visual, scores.masked_fill(~valid | keep, -math.inf), pruned
+        )
         return Reduction(keep, added, added_valid, positions="compact", decode_positions="per_layer")
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
@@ -182,7 +189,7 @@ class SparseVLM(Method):
     def _raters(self, run: Run, stream: Stream) -> Tensor:
         """(b, t) bool: question tokens that the visual tokens match more than average, on the input embeddings."""
         text, text_valid = stream.after, stream.after_valid
-        real = (run.visual_valid.sum(1) * text_valid.sum(1)).tolist()
+        real = [prompt.n_visual * n for prompt, n in zip(run.prompts, text_valid.sum(1).tolist(), strict=True)]
         match = run.matmul(stream.visual, text.transpose(1, 2), entries=real).float()
         probs = match.masked_fill(~text_valid[:, None, :], float("-inf")).softmax(-1)
         visual = run.visual_valid[:, :, None]
@@ -217,24 +224,21 @@ class SparseVLM(Method):
         )
 
     def _recycle(
-        self, run: Run, stage: int, visual: Tensor, scores: Tensor, keep: Tensor, valid: Tensor
+        self, run: Run, stage: int, visual: Tensor, scores: Tensor, pruned: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        merged: list[Tensor] = []
-        for row in range(visual.shape[0]):
-            gone = (valid[row] & ~keep[row]).nonzero().flatten()
-            if gone.numel() == 0:
-                merged.append(visual.new_zeros(0, visual.shape[2]))
-                continue
-            ranked = gone[scores[row, gone].argsort(descending=True, stable=True)][: n_recycled(gone.numel())]
-            noise = self.density_noise(run, row, stage, ranked.numel()).to(visual.device)
-            merged.append(cluster_means(run, row, visual[row, ranked], n_clusters(gone.numel()), noise))
-        width = max(m.shape[0] for m in merged)
-        added = visual.new_zeros(visual.shape[0], width, visual.shape[2])
-        added_valid = torch.zeros(added.shape[:2], dtype=torch.bool, device=visual.device)
-        for row, tokens in enumerate(merged):
-            added[row, : tokens.shape[0]] = tokens
-            added_valid[row, : tokens.shape[0]] = True
-        return added, added_valid
+        """Cluster means (b, m, d) of the best of each row's `pruned` tokens, by `scores (b, v)`, -inf for all others;
+        and which are real, (b, m) bool."""
+        ranked = scores.argsort(dim=1, descending=True, stable=True)
+        recycled, clusters = [n_recycled(n) for n in pruned], [n_clusters(n) for n in pruned]
+        # one upload for all rows
+        noise = pad_sequence([self.density_noise(run, row, stage, n) for row, n in enumerate(recycled)], True)
+        noise = noise.to(visual.device)
+        added = visual.new_zeros(visual.shape[0], max(clusters), visual.shape[2])
+        for row, (n, of) in enumerate(zip(clusters, recycled, strict=True)):
+            if n:
+                added[row, :n] = cluster_means(run, row, visual[row, ranked[row, :of]], n, noise[row, :of])
+        slots = torch.arange(max(clusters), device=visual.device)
+        return added, slots[None] < on_device(clusters, visual.device)[:, None]
 
     def density_noise(self, run: Run, row: int, stage: int, n: int) -> Tensor:
         """(n,) tie-breaking noise for one row's densities at one stage; a stage's draw does not depend on the
@@ -262,4 +266,13 @@ def cluster_means(run: Run, row: int, x: Tensor, n: int, noise: Tensor) -> Tenso
     member = distance[peaks].argmin(0)
     member[peaks] = torch.arange(n, device=x.device)
     sums = torch.zeros(n, x.shape[1], dtype=points.dtype, device=x.device).index_add_(0, member, points)
-    return (sums / torch.bincount(member, minlength=n)[:, None]).to(x.dtype)
+    # not bincount, which waits for the device
+    sizes = torch.zeros(n, dtype=points.dtype, device=x.device).index_add_(0, member, torch.ones_like(density))
+    return (sums / sizes[:, None]).to(x.dtype)
+
+
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """(b,) long; equal ones are made there, for an upload waits."""
+    if len(set(numbers)) == 1:
+        return torch.full((len(numbers),), numbers[0], device=device)
+    return torch.tensor(numbers, device=device)

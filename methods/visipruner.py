@@ -41,7 +41,6 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
@@ -65,6 +64,9 @@ from harness.method import (
 
 #: as in notes: a prompt whose visual tokens stay to the end
 NEVER = -1
+#: value vectors of so many heads are held in float32 at once: 19 MB at batch 16 and 576 tokens of 128
+HEADS_AT_ONCE = 4
+SHORTEST = 1e-8
 #: decoder layers of LLaVA-1.5-13B
 LAYERS_OF_13B = 40
 
@@ -241,7 +243,8 @@ class VisiPruner(Method):
         if self.sink != "random":
             return 0 if self.sink == "first" or self.sink is None else self.sink
         drawn = [
-            int(torch.randint(n, (1,), generator=run.generator(row))) for row, n in enumerate(valid.sum(1).tolist())
+            int(torch.randint(prompt.n_visual, (1,), generator=run.generator(row)))
+            for row, prompt in enumerate(run.prompts)
         ]
         return torch.tensor(drawn, device=valid.device)
 
@@ -253,17 +256,15 @@ class VisiPruner(Method):
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
         assert self.shallow_mid_layer is not None
         assert self.last_fusion_layer is not None
-        if not self.middle or layer <= self.shallow_mid_layer:
-            return
         memo, valid = run.memo, run.visual_valid
+        if not self.middle or layer <= self.shallow_mid_layer or memo.get("over"):
+            return
         if "fusion" not in memo:
-            start = torch.full((valid.shape[0],), -1, device=valid.device)
+            start = torch.full((valid.shape[0],), NEVER, device=valid.device)
             memo.update(fusion=start, exit=start.clone(), votes=start + 1, forced=start + 1, kept=valid.sum(1), log=[])
         searching, voting = memo["fusion"] < 0, (memo["fusion"] >= 0) & (memo["exit"] < 0)
-        looking = searching | (voting & self.deep)
-        if not bool(looking.any()):
-            return
-        norm, cosine = contributions(attn, looking)
+        # who looks need not be said while all do: the engine would wait for the device to hear it
+        norm, cosine = contributions(attn, searching | (voting & self.deep) if memo.get("some left") else None)
         lowest = (
             torch.where(valid, cosine, 1.0).amin(1)
             if valid.shape[1]
@@ -276,15 +277,13 @@ class VisiPruner(Method):
         elif self.keep is not None and layer == self.last_fusion_layer:
             memo["forced"] += searching & ~fires
             fires = searching
-        chosen = norm > self.tokens_threshold if self.keep is None else keep_top(norm, run.quota(self.keep), valid)
-        memo["keep"] = torch.where(fires[:, None], chosen & valid, valid)
         memo["fusion"] = torch.where(fires, layer, memo["fusion"])
-        memo["kept"] = torch.where(fires, memo["keep"].sum(1), memo["kept"])
         vote = voting & (lowest >= self.exit_threshold)
         memo["votes"] += vote
         if self.consecutive_votes:
             memo["votes"] = torch.where(voting & ~vote, 0, memo["votes"])
         memo["log"].append((layer, voting, vote, lowest))
+        done = torch.zeros_like(fires)
         if self.deep and layer < run.shape.depth - 1:
             # the official code cannot tell "all kept" from "not pruned yet", so it never exits then
             ready = (
@@ -294,29 +293,45 @@ class VisiPruner(Method):
             )
             done = voting & ready & (memo["kept"] > 0) & (memo["kept"] < run.n_prompt_visual)
             memo["exit"] = torch.where(done, layer + 1, memo["exit"])
-            memo["keep"] = memo["keep"] & ~done[:, None]
+        looking = (memo["fusion"] < 0) | ((memo["exit"] < 0) & self.deep)
+        # the one wait for the device in a layer
+        fired, left, some, all_look = torch.stack([fires.any(), done.any(), looking.any(), looking.all()]).tolist()
+        memo["over"], memo["some left"] = not some, not all_look
+        if fired:
+            chosen = norm > self.tokens_threshold if self.keep is None else keep_top(norm, run.quota(self.keep), valid)
+            keep = torch.where(fires[:, None], chosen & valid, valid)
+            memo["kept"] = torch.where(fires, keep.sum(1), memo["kept"])
+        if fired or left:
+            memo["keep"] = (keep if fired else valid) & ~done[:, None]
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer == run.shape.depth - 1 and "fusion" in run.memo:
             # a layer that fires in the very last layer has nothing left to prune
-            for name, key in (
-                ("fusion_layer", "fusion"),
-                ("exit_layer", "exit"),
-                ("forced", "forced"),
-                ("kept", "kept"),
-            ):
-                run.note(name, run.memo[key])
+            of = {"fusion_layer": "fusion", "exit_layer": "exit", "forced": "forced", "kept": "kept"}
+            noted = torch.stack([run.memo[key] for key in of.values()]).tolist()
+            for name, values in zip(of, noted, strict=True):
+                run.note(name, values)
         keep = run.memo.pop("keep", None)
         return None if keep is None else Reduction(keep)
 
 
-def contributions(attn: Attention, of: Tensor) -> tuple[Tensor, Tensor]:
+def contributions(attn: Attention, of: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Per visual token (b, v), float32: |C_i| and cos(O - C_i, O) for the last prompt token; 0 and 1 for prompts not in
-    `of (b,)`.
+    `of (b,)`, None for all.
 
-    C_i = attention to i times its value vector, heads concatenated; O = the attention output before o_proj.
+    C_i = attention to i times its value vector, heads concatenated; O = the attention output before o_proj. Both follow
+    from |C_i|^2 and C_i.O, which are summed over `HEADS_AT_ONCE` heads at a time: C itself is never held.
     """
     probs = attn.visual_probs("last", of).values[:, :, 0]  # (b, heads, v)
-    each = (probs[..., None] * attn.visual_values().float()).transpose(1, 2).flatten(2)  # (b, v, heads x d)
-    output = attn.last_output().float().flatten(1)[:, None]
-    return each.norm(dim=-1), cosine_similarity(output - each, output, dim=-1)
+    output = attn.last_output().float()  # (b, heads, d)
+    squares, products = torch.zeros_like(probs[:, 0]), torch.zeros_like(probs[:, 0])
+    for start in range(0, probs.shape[1], HEADS_AT_ONCE):
+        heads = slice(start, start + HEADS_AT_ONCE)
+        values, share = attn.visual_values(heads).float(), probs[:, heads]
+        squares += (share.square() * values.square().sum(-1)).sum(1)
+        products += (share * (values * output[:, heads, None]).sum(-1)).sum(1)
+    whole = output.square().sum((1, 2))[:, None]
+    without = (whole - 2 * products + squares).clamp(min=0)
+    # as torch's cosine_similarity, no length counts as less than this
+    lengths = without.sqrt().clamp(min=SHORTEST) * whole.sqrt().clamp(min=SHORTEST)
+    return squares.sqrt(), (whole - products) / lengths

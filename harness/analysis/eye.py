@@ -105,7 +105,7 @@ def _reduced(attn: LayerAttention) -> dict[str, Tensor]:
     within = on_visual / each.clamp(min=1e-30)[..., None]
     entropy = -(within * within.clamp(min=1e-30).log()).sum(-1)  # (b, heads, rows)
     values = attn.visual_values().float().transpose(1, 2).flatten(2)  # (b, v, heads x d)
-    norm, cosine = contributions(attn, torch.ones(b, dtype=torch.bool, device=probs.device))
+    norm, cosine = contributions(attn)
     columns = visual.columns[:, None, :].expand(-1, heads, -1)
     return {
         "mass_last": torch.einsum("bhn,bgn->bg", last, groups) / heads,
@@ -171,9 +171,7 @@ class ShallowProbe(VisiPruner):
             return
         if layer == 0:
             run.memo["probe"] = []
-        norm, cosine = contributions(
-            attn, torch.ones(run.visual_valid.shape[0], dtype=torch.bool, device=run.visual_valid.device)
-        )
+        norm, cosine = contributions(attn)
         run.memo["probe"].append((norm.sort(1, descending=True).values, cosine.amin(1)))
         if layer == run.shape.depth - 1:
             assert run.samples is not None

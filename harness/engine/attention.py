@@ -242,8 +242,14 @@ class LayerAttention:
     def _of_tokens(self, x: Tensor, tokens: Gathered) -> Tensor:
         return repeat_heads(_gather_rows(x, tokens.columns), self._q.shape[1]) * tokens.valid[:, None, :, None]
 
-    def visual_values(self) -> Tensor:
-        return self._of_tokens(self._v, self._layout.visual_tokens)
+    def visual_values(self, heads: slice | None = None) -> Tensor:
+        tokens = self._layout.visual_tokens
+        if heads is None:
+            return self._of_tokens(self._v, tokens)
+        # the key-value head of each asked query head
+        group = self._q.shape[1] // self._v.shape[1]
+        of = torch.arange(self._q.shape[1], device=self._v.device)[heads] // group
+        return _gather_rows(self._v[:, of], tokens.columns) * tokens.valid[:, None, :, None]
 
     def visual_keys(self) -> Tensor:
         return self._of_tokens(self._k, self._layout.visual_tokens)

@@ -141,8 +141,9 @@ class Attention(Protocol):
         them, or their mean or maximum. Its cost, one product of the asked rows with all keys, is added to the trace.
         """
 
-    def visual_values(self) -> Tensor:
-        """(b, heads, v, head_dim): value vectors of the visual tokens, grouped heads repeated."""
+    def visual_values(self, heads: slice | None = None) -> Tensor:
+        """(b, heads, v, head_dim): value vectors of the visual tokens, grouped heads repeated; `heads`: of these query
+        heads alone, for a method that need not hold all."""
 
     def visual_keys(self) -> Tensor:
         """(b, heads, v, head_dim): rotated key vectors of the visual tokens, grouped heads repeated, 0 beyond a row's
