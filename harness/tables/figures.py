@@ -59,7 +59,9 @@ def draw(studied: Sequence[tuple[Section, Findings | None]], folder: Path) -> li
 def _section(section: Section, found: Findings | None, folder: Path, stem: str) -> Iterator[str]:
     for axis in _axes(section):
         with style():
-            for kind, figure in (("average", _average(section, found, axis)), ("tasks", _tasks(section, axis))):
+            drawn = [("average", _average(section, found, axis)), ("tasks", _tasks(section, axis))]
+            drawn += [("relevant", _relevant(section, found, axis))] if axis.name == "visual" else []
+            for kind, figure in drawn:
                 if figure is not None:
                     yield from _save(figure, folder, f"{stem}-{kind}-{axis.name}")
 
@@ -194,9 +196,16 @@ def _average(section: Section, found: Findings | None, axis: Axis) -> Any:
 
 
 def _small_multiples(
-    figure: Any, parts: Mapping[str, list[Curve]], drawn: Sequence[Curve], axis: Axis, y: str, title: str
+    figure: Any,
+    parts: Mapping[str, list[Curve]],
+    drawn: Sequence[Curve],
+    axis: Axis,
+    y: str,
+    title: str,
+    chance: float = NAN,
 ) -> Any:
-    """The panels side by side on the same axes, with a label beside each line."""
+    """The panels side by side on the same axes, with a label beside each line; `chance`: as many tokens are all, and a
+    dashed line shows the share of a random draw."""
     across = min(2, len(parts))
     down = math.ceil(len(parts) / across)
     figure.set_size_inches(5.6 * across if across > 1 else 7.2, 4.5 * down + 0.3)
@@ -205,6 +214,11 @@ def _small_multiples(
     for index, (kind, mine) in enumerate(parts.items()):
         axes = shared = figure.add_subplot(down, across, index + 1, sharex=shared, sharey=shared)
         _panel(axes, mine, axis, drawn)
+        if not math.isnan(chance):
+            left, right = axes.get_xlim()
+            xs = [left * (right / left) ** (i / 60) for i in range(61)]
+            axes.plot(xs, [min(100.0 * x / chance, 100.0) for x in xs], color="0.5", linewidth=0.9, linestyle="--")
+            axes.set_xlim(left, right)
         axes.set_title(kind, loc="left", fontsize=9, fontweight="bold")
         if index % across == 0:
             axes.set_ylabel(y)
@@ -212,10 +226,41 @@ def _small_multiples(
             axes.set_xlabel(axis.title)
         placed.append((axes, mine))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    figure.supxlabel(_note(axis, drawn), x=0.99, ha="right", fontsize=7, color="0.35")
+    note = _note(axis, drawn) + ("" if math.isnan(chance) else "; dashed: a random draw of as many tokens")
+    figure.supxlabel(note, x=0.99, ha="right", fontsize=7, color="0.35")
     for axes, mine in placed:
         label(figure, axes, mine)
     return figure
+
+
+def _relevant(section: Section, found: Findings | None, axis: Axis) -> Any:
+    """Share of answer-relevant patches in the layers against visual tokens; None where no cell says."""
+    from matplotlib.figure import Figure
+
+    if found is None or not found.relevant:
+        return None
+
+    def share(sealed: SealedCell) -> float:
+        one = found.relevant.get(sealed.identity)
+        return one.layers if one else NAN
+
+    def point(line: Line) -> Point:
+        whole = len(line.cells) == len(section.tasks)
+        return Point(line.budget, line.mean(axis.value), line.mean(share) if whole else NAN, NAN, NAN, False)
+
+    drawn = curves(section, point)
+    if not drawn:
+        return None
+    most = max((s.costs.get("n_visual", NAN) for s in section.cells), default=NAN)
+    return _small_multiples(
+        Figure(dpi=DPI, layout="constrained"),
+        panels(section, drawn),
+        drawn,
+        axis,
+        "answer-relevant patches present (%, mean over layers)",
+        f"{printable(section.short[0])}: {', '.join(section.tasks)}",
+        chance=most,
+    )
 
 
 def _tasks(section: Section, axis: Axis) -> Any:
@@ -340,9 +385,10 @@ def _panel(axes: Any, drawn: Sequence[Curve], axis: Axis, everything: Sequence[C
 def _note(axis: Axis, drawn: Sequence[Curve]) -> str:
     """What the marks mean, for the figure's foot."""
     points = [p for s in drawn for p in s.points]
-    parts = [
-        "bars: 95 % interval over images" + (", with caps ± sd over seeds" if any(p.spread for p in points) else "")
-    ]
+    parts = []
+    if any(not math.isnan(p.low) for p in points):
+        seeds = ", with caps ± sd over seeds" if any(p.spread for p in points) else ""
+        parts.append(f"bars: 95 % interval over images{seeds}")
     parts += [
         f"{half} half of a marker filled: BUDGET={budget}"
         for budget, half in HALVES.items()

@@ -138,7 +138,8 @@ def palette() -> list[int]:
         for share in levels
     ]
     # Pillow takes the nearest entry to within a few levels: a grey close to white would replace white
-    greys = [[15 * i] * 3 for i in range(18)]
+    levels_of_grey = {*range(0, 256, 15), *(round(255 * share) for share in (0.9, 0.86, 0.82, 0.5, 0.35))}
+    greys = [[level] * 3 for level in sorted(levels_of_grey)]
     spare = [[255] * 3] * (256 - len(greys) - len(tints))
     return [number for colour in (*greys, *tints, *spare) for number in colour]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -16,6 +17,7 @@ from harness.method.about import about
 from harness.store.sealed import SealedCell
 from harness.tables import compare, figures, leaderboard, style
 from harness.tables import sections as blocks
+from harness.tables.relevant import Relevant
 
 TASKS = ("gqa", "pope")
 METHODS = ("fastv", "sparsevlm", "visipruner", "uniform", "first", "pooling", "downsample", "somebody's")
@@ -268,6 +270,19 @@ def test_labels_of_twenty_lines_do_not_cover_each_other_or_leave_the_picture(tmp
                 assert box.x0 >= 0
                 assert box.x1 <= figure.bbox.x1
                 assert box.y1 <= figure.bbox.y1
+
+
+def test_relevant_patches_are_drawn_beside_a_random_draw(tmp_path: Path) -> None:
+    section, found = section_of(board(tmp_path, ("fastv",), seeds=1))
+    axis = figures._axes(section)[1]
+    assert figures._relevant(section, found, axis) is None, "no cell says"
+    shares = {c.identity: Relevant(5, 0.0, 10.0 + len(c.cell.task)) for c in section.cells if c.cell.method == "fastv"}
+    with style.style():
+        figure = figures._relevant(section, dataclasses.replace(found, relevant=shares), axis)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["fastv"], "the others have no share"
+    (line,) = [one for one in axes.lines if one.get_marker() == "o" and len(one.get_xdata()) > 1]
+    assert set(line.get_ydata()) == {13.5}, "the mean of gqa and pope"
 
 
 def test_the_front_is_drawn_as_steps_of_the_points_on_it(tmp_path: Path) -> None:
