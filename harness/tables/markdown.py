@@ -33,6 +33,10 @@ from harness.tables.sections import (
 from harness.tables.text import DASH, decimal, grid, interval_text, mark_best, seeds_score, seeds_spread, significant
 
 FRONT = "† on the Pareto front: no other line here has as few dense prefill FLOPs and as high an Avg %."
+UNTRAINED = (
+    "`prumerge` scores patches by the last layer of the vision tower. The training of `mini` never changed that layer:"
+    " `prunebench methods prumerge` has the figures."
+)
 INTERPOLATED = (
     "~ is interpolated between two neighbouring measured points of the same line. - lies outside the line's measured"
     " range. Shares are those of the unpruned dense prefill FLOPs."
@@ -71,6 +75,7 @@ def section_text(section: Section, found: Findings | None, figures: Sequence[str
     if pruned:
         front = _front(section, blocks)
         parts += ["### Avg % at a glance", _glance(section, blocks, found, front), *([FRONT] if front else [])]
+        parts += _caveats(section)
         parts += _equal_flops(section)
         parts += ["### Pareto front", _front_table(front)] if front else []
     for block in blocks:
@@ -120,6 +125,12 @@ def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, f
         ]
         columns.append([point + sign for point, sign in zip(points, signs, strict=True)])
     return grid(["method", *budgets], columns)
+
+
+def _caveats(section: Section) -> list[str]:
+    """A sentence for each method that the model is no fair ground for."""
+    on_mini = any("mini" in (s.cell.model, s.cell.stands_for) for s in section.cells)
+    return [UNTRAINED] if on_mini and any(s.cell.method == "prumerge" for s in section.cells) else []
 
 
 def _equal_flops(section: Section) -> list[str]:

@@ -143,6 +143,12 @@ def test_relevant_patches_are_columns_where_a_cell_has_them(tmp_path: Path, monk
     assert (row["positions"], row["seeds"]) == ("method", "1")
 
 
+def test_a_caveat_stands_where_its_method_and_model_do(tmp_path: Path) -> None:
+    for method, model, said in (("prumerge", "mini", 1), ("fastv", "mini", 0), ("prumerge", "org/large", 0)):
+        cells = [sealed_cell(m, b, model=model) for m, b in (("none", "none"), (method, "64"))]
+        assert written(cells, tmp_path)[1].count(words_of.UNTRAINED) == said, (method, model)
+
+
 def test_only_the_very_same_setting_is_a_baseline():
     pruned = sealed_cell("fastv", "64", score=0.4)
     fits = sealed_cell("none", "none", score=0.8)
