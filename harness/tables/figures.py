@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from harness.core import stats
 from harness.core.paths import make_folder
 from harness.core.shown import printable
@@ -408,12 +410,7 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
     svg, raw, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     FigureCanvasAgg(figure).print_png(raw, metadata={"Software": None})
-    # A palette takes a third of the bytes. Our own holds every method's colour, however few pixels have it.
-    colours = Image.new("P", (1, 1))
-    colours.putpalette(palette())
-    Image.open(raw).convert("RGB").quantize(palette=colours, dither=Image.Dither.NONE).save(
-        png, format="png", optimize=True
-    )
+    _flat(Image.open(raw).convert("RGB")).save(png, format="png", optimize=True)
     # Digits beyond a thousandth of a point and indentation are half the file. Numbers below 1 may be scales: they stay.
     text = re.sub(
         r"\d+\.\d{4,}",
@@ -424,3 +421,18 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
     write_atomic(place / f"{name}.svg", text.encode())
     write_atomic(place / f"{name}.png", png.getvalue())
     return [f"{FOLDER}/{name}.svg", f"{FOLDER}/{name}.png"]
+
+
+def _flat(image: Any) -> Any:
+    """The image in the colours of `palette`, which take a third of the bytes; Pillow's own choice of colours forgets
+    those that few pixels have, and its mapping is a few levels off."""
+    from PIL import Image
+
+    pixels = np.asarray(image, dtype=np.int64)
+    seen, place = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
+    colours = np.stack([seen >> 16, seen >> 8 & 255, seen & 255], axis=1)
+    known = np.array(palette(), dtype=np.int64).reshape(-1, 3)
+    apart = ((colours[:, None] - known[None]) ** 2).sum(axis=2)
+    flat = Image.fromarray(apart.argmin(axis=1).astype(np.uint8)[place].reshape(pixels.shape[:2]))
+    flat.putpalette(palette())  # makes the grey image one of palette entries
+    return flat

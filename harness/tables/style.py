@@ -137,7 +137,6 @@ def palette() -> list[int]:
         for colour in known
         for share in levels
     ]
-    # Pillow takes the nearest entry to within a few levels: a grey close to white would replace white
     levels_of_grey = {*range(0, 256, 15), *(round(255 * share) for share in (0.9, 0.86, 0.82, 0.5, 0.35))}
     greys = [[level] * 3 for level in sorted(levels_of_grey)]
     spare = [[255] * 3] * (256 - len(greys) - len(tints))
