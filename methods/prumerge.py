@@ -17,6 +17,10 @@ largest ratio whose patches and grid fit into `keep`; the most attended patches 
 code divides by zero, ours goes on: without an outlier one patch stays, and a grid step is at least 1. With `ratio` and
 `plus` a patch stays once; the official branch keeps duplicates. Equal attention goes to the lowest index. Scores and
 sums are made in float32 at least, the official ones in float16.
+
+On mini: The scores come from the last layer of the vision tower, and LLaVA's features from the layer before. So the
+training of the mini model never changed this layer. Its [CLS] row tells patches with an object or sign from background
+with an AUC of 0.77, and the row of the layer before with 0.99. Other methods here read that layer.
 """
 
 from __future__ import annotations

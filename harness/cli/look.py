@@ -20,7 +20,7 @@ def leaderboard(
 ) -> None:
     """Write tables, comparisons and figures from sealed cells.
 
-    The files are leaderboard.csv, LEADERBOARD.md, significance.csv and figures/. No model is needed.
+    The files are leaderboard.csv, LEADERBOARD.md, equal_flops.csv, significance.csv and figures/. No model is needed.
     """
     from harness.store.store import Store
     from harness.tables import leaderboard

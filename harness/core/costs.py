@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,21 @@ def sample_cost(prompt: PromptShape, trace: Trace, row: int, n_new_tokens: int) 
     }
     cost.update({name: values[row] for name, values in trace.notes.items() if name not in cost})
     return cost
+
+
+def request_flops(costs: Mapping[str, float], questions: int = 1) -> float:
+    """FLOPs of one question of `questions` about an image, for a method that does not read the question.
+
+    A request is the vision tower, the projector, the dense prefill, the head and the decode steps. The questions about
+    an image share the tower, the projector, the method's scoring and the visual tokens' own products in each layer
+    (twice `prefill_paper_macs`). The text in front of the image is counted with each question. NaN where a column is
+    missing.
+    """
+    names = ("vision_flops", "projector_flops", "prefill_dense_flops", "lm_head_flops", "decode_flops")
+    if any(name not in costs for name in (*names, "scoring_flops", "prefill_paper_macs")):
+        return math.nan
+    shared = costs["vision_flops"] + costs["projector_flops"] + costs["scoring_flops"] + 2 * costs["prefill_paper_macs"]
+    return sum(costs[name] for name in names) - shared * (1 - 1 / questions)
 
 
 @dataclass(frozen=True)

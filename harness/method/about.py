@@ -59,6 +59,8 @@ class About:
     knobs: tuple[str, ...]
     traits: tuple[str, ...]
     differs: str
+    on_mini: str
+    """A reason why the mini model is no fair ground for the method."""
 
     @property
     def official(self) -> str:
@@ -91,13 +93,18 @@ def about(cls: type[Method]) -> About:
         tuple(_knob(f) for f in dataclasses.fields(cls)),
         tuple(said),
         differs(text),
+        _behind("On mini:", text),
     )
 
 
 def differs(text: str) -> str:
     """The known differences from the official code in the text of a method's file: all behind "Differs:" in its
     paragraph."""
-    found = re.search(r"\bDiffers:\s*(.*?)(?:\n\s*\n|\Z)", text, re.S)
+    return _behind("Differs:", text)
+
+
+def _behind(word: str, text: str) -> str:
+    found = re.search(rf"\b{word}\s*(.*?)(?:\n\s*\n|\Z)", text, re.S)
     return " ".join(found[1].split()) if found else ""
 
 
@@ -195,6 +202,7 @@ def card(one: About) -> str:
         "knobs": ", ".join(one.knobs) or "none",
         "traits": ", ".join(one.traits) or "none",
         "differs": one.differs,
+        "on mini": one.on_mini,
     }
     return "\n".join(_entry(what or one.name, text) for what, text in lines.items() if text)
 

@@ -142,7 +142,7 @@ class _Builder:
         models = []
         total = 0
         for protocol in self.protocols:
-            named = views.lines(protocol)
+            named, looks = views.lines(protocol), views.looks(protocol)
             order = list(dict.fromkeys(named[s.identity] for s in sorted(protocol.cells, key=_line_order)))
             budgets = sorted({s.cell.budget for s in protocol.cells}, key=budget_order)
             sets: list[dict[str, Any]] = []
@@ -187,6 +187,7 @@ class _Builder:
                     "facts": protocol.facts,
                     "depth": views.depth(protocol),
                     "lines": order,
+                    "looks": [looks[name] for name in order],
                     "budgets": budgets,
                     "sets": sets,
                     "cells": records,

@@ -19,7 +19,8 @@ from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid
 from harness.store.sealed import SealedCell
-from harness.tables.sections import Section
+from harness.tables.sections import Section, Series
+from harness.tables.style import look, outline
 
 if TYPE_CHECKING:
     from tasks.sources import DataSource
@@ -108,14 +109,27 @@ def _questions(sets: Mapping[str, list[SealedCell]], known: Mapping[str, SealedC
 def lines(protocol: Protocol) -> dict[str, str]:
     """Identity of each cell -> the name of its line, as in the leaderboard: the method, and what tells its settings
     apart."""
-    section = Section(protocol.model, [protocol.model], protocol.cells, {})
     return {
         sealed.identity: series.name
-        for series in section.series()
+        for series in _series(protocol)
         for line in series.lines
         for seeds in line.cells.values()
         for sealed in seeds
     }
+
+
+def looks(protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """The name of each line -> colour and marker of its method, as in the figures (an SVG path of size 1), and which
+    of the method's settings it is, from 0."""
+    found = {}
+    for series in _series(protocol):
+        colour, _ = look(series.method)
+        found[series.name] = {"colour": colour, "mark": outline(series.method), "setting": series.variant}
+    return found
+
+
+def _series(protocol: Protocol) -> list[Series]:
+    return Section(protocol.model, [protocol.model], protocol.cells, {}).series()
 
 
 def command(

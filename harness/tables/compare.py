@@ -34,6 +34,7 @@ from harness.core import stats
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import given
 from harness.store.sealed import SealedCell
+from harness.tables.relevant import Relevant, relevant
 from harness.tables.sections import NAN, Block, Line, Section, average, mean
 
 ALPHA = 0.05
@@ -112,6 +113,8 @@ class Power:
 class Findings:
     """All of it, for one section. Mappings are keyed by identity, or by (budget, line name)."""
 
+    relevant: Mapping[str, Relevant]
+    """identity -> share of answer-relevant patches kept, of cells where it can be known."""
     agreement: Mapping[str, float]
     """identity -> percent of questions answered as the unpruned model does (stripped, case folded)."""
     hard: Mapping[tuple[str, str], Hard]
@@ -176,6 +179,7 @@ def study(section: Section) -> Findings:
                         )
                     )
     return Findings(
+        relevant={sealed.identity: kept for sealed in section.cells if (kept := relevant(sealed)) is not None},
         agreement={identity: percent for task in tasks.values() for identity, percent in task.agreement().items()},
         hard={key: found for block in blocks for task in tasks.values() for key, found in task.hard(block).items()},
         averages=averages,

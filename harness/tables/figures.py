@@ -2,7 +2,8 @@
 
 Every file is a function of the cells alone: SVG with a fixed salt and no date, PNG without metadata and with a fixed
 palette, so equal cells give equal bytes with one version of matplotlib. A method has one colour and one marker
-everywhere; a second setting of it has hollow markers and a broken line. Nothing is told by colour alone.
+everywhere; a second setting of it has hollow markers and a broken line. Nothing is told by colour alone. Each kind of
+method has a panel of its own, with the lines of the other kinds in grey behind.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from harness.core import stats
 from harness.core.paths import make_folder
@@ -22,7 +25,7 @@ from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.tables.labels import label
 from harness.tables.sections import NAN, Line, Section, average, mean, percent_of_unpruned
-from harness.tables.style import DPI, HALVES, STROKES, Curve, Point, look, shape, style
+from harness.tables.style import DPI, HALVES, KINDS, STROKES, Curve, Point, kind_of, look, palette, shape, style
 
 if TYPE_CHECKING:
     from harness.tables.compare import Findings
@@ -58,7 +61,9 @@ def draw(studied: Sequence[tuple[Section, Findings | None]], folder: Path) -> li
 def _section(section: Section, found: Findings | None, folder: Path, stem: str) -> Iterator[str]:
     for axis in _axes(section):
         with style():
-            for kind, figure in (("average", _average(section, found, axis)), ("tasks", _tasks(section, axis))):
+            drawn = [("average", _average(section, found, axis)), ("tasks", _tasks(section, axis))]
+            drawn += [("relevant", _relevant(section, found, axis))] if axis.name == "visual" else []
+            for kind, figure in drawn:
                 if figure is not None:
                     yield from _save(figure, folder, f"{stem}-{kind}-{axis.name}")
 
@@ -155,64 +160,157 @@ def _at_task(task: str, axis: Axis) -> Callable[[Line], Point]:
     return point
 
 
+def panels(section: Section, drawn: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """The curves of each kind of method, in the order of `KINDS`; the unpruned model is in all of them.
+
+    A schedule without a number has no label beside a line of its method and setting: its marker says both.
+    """
+    kinds = {c.method: kind_of(c.method, section.cells) for c in drawn}
+    lines = {(c.method, c.variant) for c in drawn if c.points[0].budget[0].isdigit()}
+    named = [
+        c if c.points[0].budget[0].isdigit() or (c.method, c.variant) not in lines else c._replace(label="")
+        for c in drawn
+    ]
+    found = {kind: [c for c in named if kinds[c.method] in (kind, "")] for kind in KINDS}
+    return {kind: curves for kind, curves in found.items() if any(c.method != "none" for c in curves)} or {
+        "": list(drawn)
+    }
+
+
 def _average(section: Section, found: Findings | None, axis: Axis) -> Any:
-    """One panel, labels beside the lines; None where no line has an average."""
+    """A panel per kind of method, labels beside the lines; None where no line has an average."""
     from matplotlib.figure import Figure
 
     drawn = curves(section, _at_average(section, found, axis))
     if not drawn:
         return None
-    figure = Figure(figsize=(7.2, 4.6), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    _panel(axes, drawn, axis)
     count = len(section.tasks)
-    axes.set_ylabel(f"Avg % of the unpruned score, {count} task{'s' if count > 1 else ''}")
-    axes.set_xlabel(axis.title)
-    axes.set_title(
-        f"{printable(section.short[0])}: {', '.join(section.tasks)}", loc="left", fontsize=9, fontweight="bold"
+    title = f"{printable(section.short[0])}: {', '.join(section.tasks)}"
+    figure = Figure(dpi=DPI, layout="constrained")
+    return _small_multiples(
+        figure,
+        panels(section, drawn),
+        drawn,
+        axis,
+        f"Avg % of the unpruned score, {count} task{'s' if count > 1 else ''}",
+        title,
     )
-    _notes(axes, axis, any(p.spread for s in drawn for p in s.points))
-    label(figure, axes, drawn)
+
+
+def _small_multiples(
+    figure: Any,
+    parts: Mapping[str, list[Curve]],
+    drawn: Sequence[Curve],
+    axis: Axis,
+    y: str,
+    title: str,
+    chance: float = NAN,
+) -> Any:
+    """The panels side by side on the same axes, with a label beside each line; `chance`: as many tokens are all, and a
+    dashed line shows the share of a random draw."""
+    across = min(2, len(parts))
+    down = math.ceil(len(parts) / across)
+    figure.set_size_inches(5.6 * across if across > 1 else 7.2, 4.5 * down + 0.3)
+    shared: Any = None
+    placed = []
+    for index, (kind, mine) in enumerate(parts.items()):
+        axes = shared = figure.add_subplot(down, across, index + 1, sharex=shared, sharey=shared)
+        _panel(axes, mine, axis, drawn)
+        if not math.isnan(chance):
+            left, right = axes.get_xlim()
+            xs = [left * (right / left) ** (i / 60) for i in range(61)]
+            axes.plot(xs, [min(100.0 * x / chance, 100.0) for x in xs], color="0.5", linewidth=0.9, linestyle="--")
+            axes.set_xlim(left, right)
+        axes.set_title(kind, loc="left", fontsize=9, fontweight="bold")
+        if index % across == 0:
+            axes.set_ylabel(y)
+        if index >= len(parts) - across:  # the last of its column
+            axes.set_xlabel(axis.title)
+        placed.append((axes, mine))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    note = _note(axis, drawn) + ("" if math.isnan(chance) else "; dashed: a random draw of as many tokens")
+    figure.supxlabel(note, x=0.99, ha="right", fontsize=7, color="0.35")
+    for axes, mine in placed:
+        label(figure, axes, mine)
     return figure
+
+
+def _relevant(section: Section, found: Findings | None, axis: Axis) -> Any:
+    """Share of answer-relevant patches in the layers against visual tokens; None where no cell says."""
+    from matplotlib.figure import Figure
+
+    if found is None or not found.relevant:
+        return None
+
+    def share(sealed: SealedCell) -> float:
+        one = found.relevant.get(sealed.identity)
+        return one.layers if one else NAN
+
+    def point(line: Line) -> Point:
+        whole = len(line.cells) == len(section.tasks)
+        return Point(line.budget, line.mean(axis.value), line.mean(share) if whole else NAN, NAN, NAN, False)
+
+    drawn = curves(section, point)
+    if not drawn:
+        return None
+    most = max((s.costs.get("n_visual", NAN) for s in section.cells), default=NAN)
+    return _small_multiples(
+        Figure(dpi=DPI, layout="constrained"),
+        panels(section, drawn),
+        drawn,
+        axis,
+        "answer-relevant patches present (%, mean over layers)",
+        f"{printable(section.short[0])}: {', '.join(section.tasks)}",
+        chance=most,
+    )
 
 
 def _tasks(section: Section, axis: Axis) -> Any:
-    """A panel per task under one legend."""
+    """A row of panels per task, a column per kind of method with its legend below."""
     from matplotlib.figure import Figure
 
     tasks = section.tasks
-    across = min(2, len(tasks))
-    down = math.ceil(len(tasks) / across)
-    figure = Figure(figsize=(3.7 * across if across > 1 else 5.0, 2.7 * down + 0.9), dpi=DPI, layout="constrained")
-    handles: dict[str, Any] = {}
-    for index, task in enumerate(tasks):
-        axes = figure.add_subplot(down, across, index + 1)
-        drawn = curves(section, _at_task(task, axis))
-        handles = _panel(axes, drawn, axis) | handles
-        cell = section.of_task(task)
-        unit = "%" if cell.maximum == 1 else f"points of {cell.maximum:g}"
-        axes.set_ylabel(f"{cell.headline.replace('_', ' ')} ({unit})")
-        axes.set_title(f"{task}, n={cell.counts['headline']:,}", loc="left", fontsize=9, fontweight="bold")
-        if index >= len(tasks) - across:  # the last of its column
-            axes.set_xlabel(axis.short)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        fontsize=8,
-        handlelength=2.6,
+    drawn = {task: curves(section, _at_task(task, axis)) for task in tasks}
+    parts = {task: panels(section, mine) for task, mine in drawn.items()}
+    kinds = [kind for kind in (*KINDS, "") if any(kind in mine for mine in parts.values())]
+    figure = Figure(figsize=(3.1 * len(kinds) + 0.4, 2.2 * len(tasks) + 2.6), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(len(tasks) + 1, len(kinds), height_ratios=[1.0] * len(tasks) + [0.85])
+    handles: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    first: Any = None
+    for row, task in enumerate(tasks):
+        beside: Any = None
+        for column, kind in enumerate(kinds):
+            if kind not in parts[task]:
+                continue
+            axes = figure.add_subplot(grid[row, column], sharex=first, sharey=beside)
+            first, beside = first or axes, axes
+            handles[kind] = _panel(axes, parts[task][kind], axis, drawn[task]) | handles[kind]
+            cell = section.of_task(task)
+            unit = "%" if cell.maximum == 1 else f"points of {cell.maximum:g}"
+            axes.set_title(f"{task}, n={cell.counts['headline']:,}: {kind}", loc="left", fontsize=8, fontweight="bold")
+            axes.tick_params(labelleft=column == 0, labelbottom=row == len(tasks) - 1)
+            if column == 0:
+                axes.set_ylabel(f"{cell.headline.replace('_', ' ')}\n({unit})", fontsize=8)
+            if row == len(tasks) - 1:
+                axes.set_xlabel(axis.short)
+    for column, kind in enumerate(kinds):
+        below = figure.add_subplot(grid[len(tasks), column])
+        below.axis("off")
+        shown = {name: handle for name, handle in handles[kind].items() if name}
+        below.legend(shown.values(), shown.keys(), loc="upper left", frameon=False, fontsize=8, handlelength=2.6)
+    figure.supxlabel(
+        _note(axis, [c for mine in drawn.values() for c in mine]), x=0.99, ha="right", fontsize=7, color="0.35"
     )
     return figure
 
 
-def _panel(axes: Any, drawn: Sequence[Curve], axis: Axis) -> dict[str, Any]:
-    """Front, lines, bars and the unpruned model; returns the handles of a legend."""
+def _panel(axes: Any, drawn: Sequence[Curve], axis: Axis, everything: Sequence[Curve]) -> dict[str, Any]:
+    """Lines, bars and the unpruned model over the front and the other lines of `everything`, which are grey; returns
+    the handles of a legend."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    points = [p for s in drawn for p in s.points]
+    points = [p for s in everything for p in s.points]
     handles: dict[str, Any] = {}
     front = [points[i] for i in stats.pareto([p.x for p in points], [p.y for p in points])]
     right = max(p.x for p in points)
@@ -228,7 +326,11 @@ def _panel(axes: Any, drawn: Sequence[Curve], axis: Axis) -> dict[str, Any]:
             solid_capstyle="butt",
             zorder=1,
         )
-        handles["Pareto front"] = Line2D([], [], color="0.82", linewidth=5)
+        handles["Pareto front of all"] = Line2D([], [], color="0.82", linewidth=5)
+    shown = {s.method for s in drawn}
+    for s in everything:
+        if s.method not in shown and len(s.points) > 1:
+            axes.plot([p.x for p in s.points], [p.y for p in s.points], color="0.86", linewidth=0.8, zorder=1.2)
     for s in drawn:
         colour, marker = look(s.method)
         if s.method == "none":
@@ -282,10 +384,20 @@ def _panel(axes: Any, drawn: Sequence[Curve], axis: Axis) -> dict[str, Any]:
     return handles
 
 
-def _notes(axes: Any, axis: Axis, seeds: bool) -> None:
-    text = "bars: 95 % interval over images" + ("; with caps: ± sd over seeds" if seeds else "")
-    text += "; grey: Pareto front" if axis.name == "flops" else ""
-    axes.text(0.995, 0.012, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color="0.35")
+def _note(axis: Axis, drawn: Sequence[Curve]) -> str:
+    """What the marks mean, for the figure's foot."""
+    points = [p for s in drawn for p in s.points]
+    parts = []
+    if any(not math.isnan(p.low) for p in points):
+        seeds = ", with caps ± sd over seeds" if any(p.spread for p in points) else ""
+        parts.append(f"bars: 95 % interval over images{seeds}")
+    parts += [
+        f"{half} half of a marker filled: BUDGET={budget}"
+        for budget, half in HALVES.items()
+        if any(p.budget == budget for p in points)
+    ]
+    parts += ["thick grey: Pareto front of all"] if axis.name == "flops" else []
+    return "; ".join([*parts, "thin grey: other kinds"])
 
 
 def _save(figure: Any, folder: Path, name: str) -> list[str]:
@@ -298,10 +410,7 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
     svg, raw, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     FigureCanvasAgg(figure).print_png(raw, metadata={"Software": None})
-    # a few flat colours: a palette says the same in a third of the bytes
-    Image.open(raw).convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        png, format="png", optimize=True
-    )
+    _flat(Image.open(raw).convert("RGB")).save(png, format="png", optimize=True)
     # Digits beyond a thousandth of a point and indentation are half the file. Numbers below 1 may be scales: they stay.
     text = re.sub(
         r"\d+\.\d{4,}",
@@ -312,3 +421,18 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
     write_atomic(place / f"{name}.svg", text.encode())
     write_atomic(place / f"{name}.png", png.getvalue())
     return [f"{FOLDER}/{name}.svg", f"{FOLDER}/{name}.png"]
+
+
+def _flat(image: Any) -> Any:
+    """The image in the colours of `palette`, which take a third of the bytes; Pillow's own choice of colours forgets
+    those that few pixels have, and its mapping is a few levels off."""
+    from PIL import Image
+
+    pixels = np.asarray(image, dtype=np.int64)
+    seen, place = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
+    colours = np.stack([seen >> 16, seen >> 8 & 255, seen & 255], axis=1)
+    known = np.array(palette(), dtype=np.int64).reshape(-1, 3)
+    apart = ((colours[:, None] - known[None]) ** 2).sum(axis=2)
+    flat = Image.fromarray(apart.argmin(axis=1).astype(np.uint8)[place].reshape(pixels.shape[:2]))
+    flat.putpalette(palette())  # makes the grey image one of palette entries
+    return flat

@@ -9,9 +9,10 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are 
 
 from harness.core.cell import canonical_json
 from harness.core.command import evaluation
+from harness.core.costs import request_flops
 from harness.core.errors import PrunebenchError
 from harness.store.sealed import SealedCell
-from harness.tables.sections import NAN, baseline, distinct, percent_of_flops, percent_of_unpruned
+from harness.tables.sections import NAN, amortised_flops, baseline, distinct, percent_of_flops, percent_of_unpruned
 
 COLUMNS = (
     "model",
@@ -29,6 +30,8 @@ COLUMNS = (
     "mean_visual",  # tokens per layer
     "prefill_dense_gflops",  # 1e9 FLOPs, 1 multiply-add = 2
     "pct_of_unpruned_flops",  # percent
+    "request_gflops",  # 1e9 FLOPs of a whole request
+    "request_gflops_6",  # of one of six questions about an image, for methods that do not read the question
     "kv_mib",
     "answered",
     "expected",
@@ -81,6 +84,8 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
         "mean_visual": costs.get("mean_visual", NAN),
         "prefill_dense_gflops": costs.get("prefill_dense_flops", NAN) / 1e9,
         "pct_of_unpruned_flops": percent_of_flops(sealed, baseline(sealed, known)),
+        "request_gflops": request_flops(costs) / 1e9,
+        "request_gflops_6": amortised_flops(sealed) / 1e9,
         "kv_mib": costs.get("kv_bytes", NAN) / 2**20,
         "answered": sealed.counts["answered"],
         "expected": sealed.counts["expected"],

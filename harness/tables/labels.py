@@ -16,7 +16,7 @@ LEADER = 10.0  # points: a label further from its marker than this gets a line t
 
 
 def label(figure: Any, axes: Any, drawn: Sequence[Curve]) -> None:
-    """A label beside each series, where it covers the least: a greedy search over places around its points.
+    """The label of each series where it covers the least: a greedy search over places around its points.
 
     Deterministic: places are tried in a fixed order and the first of the best wins. Far ones get a leader.
     """
@@ -50,6 +50,8 @@ def label(figure: Any, axes: Any, drawn: Sequence[Curve]) -> None:
     rise = DPI / 72.0
     # the longest lines first: they have the fewest good places
     for index, s in sorted(enumerate(drawn), key=lambda item: (-len(item[1].points), item[1].label)):
+        if not s.label:
+            continue
         colour = "black" if s.method == "none" else look(s.method)[0]
         text = axes.text(0, 0, s.label.replace(" (", "\n("), fontsize=8, color=colour, zorder=5, transform=None)
         size = text.get_window_extent(renderer)
@@ -62,12 +64,18 @@ def label(figure: Any, axes: Any, drawn: Sequence[Curve]) -> None:
                 cx, cy = px + dx * (away * rise + width / 2), py + dy * (away * rise + height / 2)
                 box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
                 gap = float(_gap(np.array([[px, py]]), box)[0])
+                cost = 400.0 * sum(_meet(box, other, 2 * rise) for other in taken)
+                cost += 1.0 * gap / rise + 3.0 * preference
+                cost += 1000.0 * (
+                    min(box[0] - frame.x0, frame.x1 - box[2], box[1] - frame.y0, frame.y1 + 8 * rise - box[3]) < 0
+                )
+                if best is not None and cost >= best[0]:
+                    continue  # the other terms only add, and take most of the time
                 to_marks = _gap(marks, box)
                 # a label that is nearer to another series' marker is read as that one's
                 stranger = float(to_marks[owner != index].min()) if len(drawn) > 1 else math.inf
-                cost = 400.0 * sum(_meet(box, other, 2 * rise) for other in taken)
                 cost += 60.0 * int((to_marks < 4 * rise).sum()) + 12.0 * int((_gap(traced, box) < rise).sum())
-                cost += 30.0 * (stranger < 1.3 * gap) + 1.0 * gap / rise + 3.0 * preference
+                cost += 30.0 * (stranger < 1.3 * gap)
                 if gap > LEADER * rise:
                     path = np.array(_dots([(px, py), _nearest((px, py), box)]))
                     apart = (
@@ -76,9 +84,6 @@ def label(figure: Any, axes: Any, drawn: Sequence[Curve]) -> None:
                         else path
                     )
                     cost += 60.0 * bool((apart < 4 * rise).any())
-                cost += 1000.0 * (
-                    min(box[0] - frame.x0, frame.x1 - box[2], box[1] - frame.y0, frame.y1 + 8 * rise - box[3]) < 0
-                )
                 if best is None or cost < best[0] - 1e-9:
                     best = (cost, cx, cy, px, py)
         assert best is not None  # a series has points

@@ -18,19 +18,25 @@ from harness.core.paths import make_folder
 from harness.core.shown import in_csv
 from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
+from harness.tables import equal
 from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
 from harness.tables.markdown import footer, section_text
 from harness.tables.sections import NAN, Section, distinct, sections
 
-CSV, MARKDOWN, SIGNIFICANCE = FILES = "leaderboard.csv", "LEADERBOARD.md", "significance.csv"
+CSV, MARKDOWN, EQUAL_FLOPS, SIGNIFICANCE = FILES = (
+    "leaderboard.csv",
+    "LEADERBOARD.md",
+    "equal_flops.csv",
+    "significance.csv",
+)
 
 
 def write(
     cells: Iterable[SealedCell], folder: Path, *, samples: bool = True, figures: bool = False
 ) -> tuple[Path, Path]:
-    """Write leaderboard.csv (one row per cell), LEADERBOARD.md and significance.csv into the folder; returns the first
-    two.
+    """Write leaderboard.csv (one row per cell), LEADERBOARD.md, equal_flops.csv and significance.csv into the folder;
+    returns the first two.
 
     Each file is replaced whole or not at all, and equal cells give equal bytes. `figures` draws into the folder's
     figures/ too and shows them in the Markdown. `samples=False` reads cell.json only: no comparisons, agreement or hard
@@ -49,6 +55,7 @@ def write(
     if samples:
         _with_answers(frame, studied)
         write_atomic(folder / SIGNIFICANCE, _csv(_significance(studied)))
+    write_atomic(folder / EQUAL_FLOPS, _csv(equal.frame(section for section, _ in studied)))
     write_atomic(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
     parts += [section_text(section, found, shown) for (section, found), shown in zip(studied, drawn, strict=True)]
@@ -72,7 +79,7 @@ def _csv(frame: pd.DataFrame) -> bytes:
 
 
 def _with_answers(frame: pd.DataFrame, studied: Sequence[tuple[Section, Findings | None]]) -> None:
-    """Put agreement and the hard subset into the frame of `rows`, behind the KV cache."""
+    """Put agreement, the hard subset and the answer-relevant patches into the frame of `rows`, behind the KV cache."""
     agreement = {identity: percent for _, found in studied if found for identity, percent in found.agreement.items()}
     hard = {key: value for _, found in studied if found for key, value in found.hard.items()}
     mine = [hard.get(key) for key in zip(frame["budget"], frame["identity"], strict=True)]
@@ -80,6 +87,11 @@ def _with_answers(frame: pd.DataFrame, studied: Sequence[tuple[Section, Findings
     frame.insert(at, "agreement_pct", [agreement.get(identity, NAN) for identity in frame["identity"]])
     frame.insert(at + 1, "hard_n", pd.Series([value.n if value else None for value in mine], dtype="Int64"))
     frame.insert(at + 2, "hard_pct", [value.percent if value else NAN for value in mine])
+    shares = {identity: share for _, found in studied if found for identity, share in found.relevant.items()}
+    kept = [shares.get(identity) for identity in frame["identity"]]
+    frame.insert(at + 3, "relevant_n", pd.Series([one.questions if one else None for one in kept], dtype="Int64"))
+    frame.insert(at + 4, "relevant_kept_pct", [one.kept if one else NAN for one in kept])
+    frame.insert(at + 5, "relevant_layers_pct", [one.layers if one else NAN for one in kept])
 
 
 def _significance(studied: Sequence[tuple[Section, Findings | None]]) -> pd.DataFrame:

@@ -13,14 +13,34 @@ from harness.core import stats
 from harness.core.asked import Asked
 from harness.core.cell import canonical_json
 from harness.core.command import evaluation
+from harness.core.costs import request_flops
 from harness.core.paths import TOP
 from harness.core.shown import fenced, in_markdown
 from harness.store.sealed import SealedCell
+from harness.tables import equal
 from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, TOO_FEW, Findings, Hard, Power
-from harness.tables.sections import NAN, Block, Line, Section, average, mean, percent_of_flops
+from harness.tables.sections import (
+    NAN,
+    QUESTIONS,
+    Block,
+    Line,
+    Section,
+    amortised_flops,
+    average,
+    mean,
+    percent_of_flops,
+)
 from harness.tables.text import DASH, decimal, grid, interval_text, mark_best, seeds_score, seeds_spread, significant
 
 FRONT = "† on the Pareto front: no other line here has as few dense prefill FLOPs and as high an Avg %."
+UNTRAINED = (
+    "`prumerge` scores patches by the last layer of the vision tower. The training of `mini` never changed that layer:"
+    " `prunebench methods prumerge` has the figures."
+)
+INTERPOLATED = (
+    "~ is interpolated between two neighbouring measured points of the same line. - lies outside the line's measured"
+    " range. Shares are those of the unpruned dense prefill FLOPs."
+)
 RANKED_FROM = 20
 """Questions of a hard subset from which on its best is marked."""
 FOOTER = """\
@@ -33,7 +53,7 @@ Every number is read from sealed cells. Only cells of one model, prompt, dtype, 
 * **bold** is best in a block and <u>underlined</u> is second, by the number as printed. **-**: not measured.
 * **≈R** / **≈U**: no significant difference from `random` / from the unpruned model with this many questions.
 
-{page} explains every column, mark and test. `leaderboard.csv` has a row for each cell; `significance.csv` has every comparison.
+{page} explains every column, mark and test. `leaderboard.csv` has a row for each cell; `significance.csv` has every comparison; `equal_flops.csv` names the points between which Avg % was interpolated.
 """  # noqa: E501 (Markdown)
 
 
@@ -55,6 +75,8 @@ def section_text(section: Section, found: Findings | None, figures: Sequence[str
     if pruned:
         front = _front(section, blocks)
         parts += ["### Avg % at a glance", _glance(section, blocks, found, front), *([FRONT] if front else [])]
+        parts += _caveats(section)
+        parts += _equal_flops(section)
         parts += ["### Pareto front", _front_table(front)] if front else []
     for block in blocks:
         parts += _block(section, block, found)
@@ -105,6 +127,29 @@ def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, f
     return grid(["method", *budgets], columns)
 
 
+def _caveats(section: Section) -> list[str]:
+    """A sentence for each method that the model is no fair ground for."""
+    on_mini = any("mini" in (s.cell.model, s.cell.stands_for) for s in section.cells)
+    return [UNTRAINED] if on_mini and any(s.cell.method == "prumerge" for s in section.cells) else []
+
+
+def _equal_flops(section: Section) -> list[str]:
+    """Avg % of every line at equal shares of the unpruned dense prefill, and the range that the line was measured
+    in."""
+    series = [s for s in section.series() if s.method != "none"]
+    points = [equal.measured(section, s) for s in series]
+    if not any(points):
+        return []
+    columns = [[in_markdown(s.label) for s in series]]
+    for share in equal.SHARES:
+        found = [equal.at(p, share) for p in points]
+        shown = mark_best([decimal(one.average) for one in found], [True] * len(found))
+        columns.append([f"~{text}" if one.interpolated else text for text, one in zip(shown, found, strict=True)])
+    columns.append([f"{p[0].flops:.1f} to {p[-1].flops:.1f}" if p else DASH for p in points])
+    head = ["method", *(f"{share} % of FLOPs" for share in equal.SHARES), "measured (% of FLOPs)"]
+    return ["### Avg % at equal FLOPs", grid(head, columns), INTERPOLATED]
+
+
 def _gflops(line: Line) -> float:
     return line.mean(lambda sealed: sealed.costs.get("prefill_dense_flops", NAN)) / 1e9
 
@@ -115,7 +160,7 @@ def _block(section: Section, block: Block, found: Findings | None) -> list[str]:
     parts = [f"### {'unpruned' if unpruned else f'budget {block.budget}'}", _scores(section, block, found)]
     if found and any(line.method != "none" for line in block.lines):
         parts += [*_said(section, block, found), _answers(section, block, found)]
-    return [*parts, _costs(section, block), _commands(block)]
+    return [*parts, _costs(section, block, found), _commands(block)]
 
 
 def _scores(section: Section, block: Block, found: Findings | None) -> str:
@@ -215,24 +260,33 @@ def _answers(section: Section, block: Block, found: Findings) -> str:
     return grid(head, columns)
 
 
-def _costs(section: Section, block: Block) -> str:
+def _costs(section: Section, block: Block, found: Findings | None) -> str:
     head = [
         "method",
         "kept (tokens)",
         "mean visual (tokens/layer)",
         "prefill dense (GFLOPs)",
         "of unpruned FLOPs (%)",
+        "request (GFLOPs)",
+        f"request at {QUESTIONS} questions an image (GFLOPs)",
         "KV (MiB)",
     ]
-    head += ["positions", "query-aware", "vision attention", "seeds"]
     columns = [[in_markdown(line.label) for line in block.lines]]
     numbers: list[tuple[Callable[[float], str], Callable[[SealedCell], float]]] = [
         (decimal, lambda s: s.costs.get("kept", NAN)),
         (decimal, lambda s: s.costs.get("mean_visual", NAN)),
         (significant, lambda s: s.costs.get("prefill_dense_flops", NAN) / 1e9),
         (decimal, lambda s: percent_of_flops(s, section.baseline(s.cell.task))),
+        (significant, lambda s: request_flops(s.costs) / 1e9),
+        (significant, lambda s: amortised_flops(s) / 1e9),
         (significant, lambda s: s.costs.get("kv_bytes", NAN) / 2**20),
     ]
+    if found and found.relevant:
+        head.append("relevant patches kept (%)")
+        numbers.append((decimal, lambda s: r.kept if (r := found.relevant.get(s.identity)) else NAN))
+        head.append("relevant patches, mean over layers (%)")
+        numbers.append((decimal, lambda s: r.layers if (r := found.relevant.get(s.identity)) else NAN))
+    head += ["positions", "query-aware", "vision attention", "seeds"]
     columns += [[shown(line.mean(value)) for line in block.lines] for shown, value in numbers]
     columns.append([line.positions for line in block.lines])
     columns += [[_flag(line, name) for line in block.lines] for name in ("query_aware", "needs_vision_attention")]

@@ -17,11 +17,14 @@ from itertools import combinations
 from typing import Any
 
 from harness.core.cell import Cell, canonical_json
+from harness.core.costs import request_flops
 from harness.store.sealed import SealedCell
 
 NAN = float("nan")
 #: characters of a fingerprint that tell two models of one name apart
 SHORT = 6
+#: questions about an image that a request's amortised cost is given for, as GQA's balanced split has
+QUESTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -348,6 +351,12 @@ def percent_of_flops(sealed: SealedCell, base: SealedCell | None) -> float:
     """Dense prefill FLOPs over the unpruned ones, in percent; NaN without a baseline."""
     whole = base.costs.get("prefill_dense_flops", 0.0) if base else 0.0
     return 100.0 * sealed.costs.get("prefill_dense_flops", NAN) / whole if whole > 0 else NAN
+
+
+def amortised_flops(sealed: SealedCell) -> float:
+    """A request's FLOPs at `QUESTIONS` questions about an image; NaN for a method that reads the question, since its
+    tokens are other ones for each."""
+    return NAN if sealed.method_info.get("query_aware", True) else request_flops(sealed.costs, QUESTIONS)
 
 
 def average(line: Line, section: Section) -> float:

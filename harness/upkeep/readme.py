@@ -213,9 +213,11 @@ def knobs() -> str:
 
 
 def differences() -> str:
-    """What each method with official code does otherwise than that code, as its file says."""
+    """What each method with official code does otherwise than that code, and a caveat on the mini model, as its file
+    says."""
     found = [one for one in map(about, registered().values()) if one.published]
-    lines = [[f"`{one.name}`", one.differs.replace("|", "\\|")] for one in found]
+    said = {one.name: f"{one.differs} On `mini`: {one.on_mini}" if one.on_mini else one.differs for one in found}
+    lines = [[f"`{name}`", text.replace("|", "\\|")] for name, text in said.items()]
     return grid(["method", "differs from the official code"], list(zip(*lines, strict=True)), left=2)
 
 

@@ -33,6 +33,13 @@ VERSION = 1
 FOLDER = Path(__file__).parent / "data"
 #: images per data set in the shipped copy: 420, 410, 450 and 405 questions in less than 9 MB
 IMAGES: Mapping[str, int] = {"GQA": 70, "MME": 205, "POPE": 50, "textvqa": 136}
+#: how many objects and signs the scenes of a data set have, where `make_scene`'s own numbers are not theirs
+SCENES: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "GQA": {},
+    "MME": {"n_signs": (1, 2)},
+    "POPE": {"n_things": (5, 9)},
+    "textvqa": {"n_signs": (2, 4)},
+}
 #: scenes of data set n start at TEST_SEED_BASE + (4 * seed + n) * this
 SEED_RANGE = 1 << 20
 GQA_PER_IMAGE = 6
@@ -194,7 +201,7 @@ def _gqa(first_seed: int, count: int, features: dict[str, Features]) -> list[_Fi
 
     rows: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
-    for _, image, asked in _usable(first_seed, count, questions):
+    for _, image, asked in _usable(first_seed, count, questions, **SCENES["GQA"]):
         images.append({"id": _name(image), "image": image})
         for q in asked:
             structural, semantic = GQA_TYPES[q.kind]
@@ -231,7 +238,7 @@ def _mme(first_seed: int, count: int, features: dict[str, Features]) -> list[_Fi
         return None if None in found else [q for q in found if q is not None]
 
     rows: list[dict[str, Any]] = []
-    for index, (_, image, asked) in enumerate(_usable(first_seed, count, questions, n_signs=(1, 2))):
+    for index, (_, image, asked) in enumerate(_usable(first_seed, count, questions, **SCENES["MME"])):
         category = categories[index % len(categories)]
         for q in asked:
             rows.append(
@@ -260,7 +267,7 @@ def _pope(first_seed: int, count: int, features: dict[str, Features]) -> list[_F
         return found
 
     rows: list[dict[str, Any]] = []
-    for _, image, asked in _usable(first_seed, count, questions, n_things=(5, 9)):
+    for _, image, asked in _usable(first_seed, count, questions, **SCENES["POPE"]):
         for category, q in asked:
             rows.append(
                 {
@@ -304,7 +311,7 @@ def _textvqa(first_seed: int, count: int, features: dict[str, Features]) -> list
         return found
 
     rows: list[dict[str, Any]] = []
-    for scene, image, asked in _usable(first_seed, count, questions, n_signs=(2, 4)):
+    for scene, image, asked in _usable(first_seed, count, questions, **SCENES["textvqa"]):
         for q, answers in asked:
             rows.append(
                 {

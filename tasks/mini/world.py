@@ -264,27 +264,33 @@ class PatchLabels(NamedTuple):
     slot: np.ndarray
 
 
-def patch_labels(scene: Scene, min_cover: float = 0.2) -> PatchLabels:
-    """Labels by geometry: a patch belongs to an object whose disc covers `min_cover` of it (or most, if none does)."""
-    labels = PatchLabels(*(np.full(GRID * GRID, -1, dtype=np.int64) for _ in range(4)))
+def patches_of(one: Thing | Sign, min_cover: float = 0.2) -> list[int]:
+    """The patches of an object, whose disc covers `min_cover` of them (or most, if none does), in raster order; those
+    of a sign's characters, in their order."""
+    if isinstance(one, Sign):
+        return [(one.row * 3 + 1) * GRID + one.column * 3 + k for k in range(len(one.code))]
     offsets = (np.arange(7) + 0.5) * (PATCH / 7)
+    column, row = int(one.x // CELL) * 3, int(one.y // CELL) * 3
+    cover = np.zeros((3, 3))
+    for j in range(3):
+        for i in range(3):
+            xs = (column + i) * PATCH + offsets - one.x
+            ys = (row + j) * PATCH + offsets - one.y
+            cover[j, i] = np.mean(xs[None, :] ** 2 + ys[:, None] ** 2 <= one.radius**2)
+    chosen = cover >= min(min_cover, cover.max())
+    return [int((row + j) * GRID + column + i) for j, i in zip(*np.nonzero(chosen), strict=True)]
+
+
+def patch_labels(scene: Scene, min_cover: float = 0.2) -> PatchLabels:
+    """Labels by geometry, of the patches of `patches_of`."""
+    labels = PatchLabels(*(np.full(GRID * GRID, -1, dtype=np.int64) for _ in range(4)))
     for thing in scene.things:
-        column, row = int(thing.x // CELL) * 3, int(thing.y // CELL) * 3
-        cover = np.zeros((3, 3))
-        for j in range(3):
-            for i in range(3):
-                xs = (column + i) * PATCH + offsets - thing.x
-                ys = (row + j) * PATCH + offsets - thing.y
-                cover[j, i] = np.mean(xs[None, :] ** 2 + ys[:, None] ** 2 <= thing.radius**2)
-        chosen = cover >= min(min_cover, cover.max())
-        for j, i in zip(*np.nonzero(chosen), strict=True):
-            p = (row + j) * GRID + column + i
+        for p in patches_of(thing, min_cover):
             labels.shape[p] = SHAPES.index(thing.shape)
             labels.colour[p] = COLOUR_NAMES.index(thing.colour)
     for sign in scene.signs:
-        for k, char in enumerate(sign.code):
-            p = (sign.row * 3 + 1) * GRID + sign.column * 3 + k
-            labels.char[p] = CODE_CHARS.index(char)
+        for k, p in enumerate(patches_of(sign)):
+            labels.char[p] = CODE_CHARS.index(sign.code[k])
             labels.colour[p] = COLOUR_NAMES.index(sign.colour)
             labels.slot[p] = k
     return labels

@@ -16,7 +16,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"core", "method", "models"},
     "store": {"core"},
     "cost": {"core", "method", "models", "engine"},
-    "tables": {"core", "store"},
+    "tables": {"core", "store", "tasks"},
     "runner": {"core", "method", "models", "engine", "store", "tables", "tasks"},
     "plugin": {"core", "method", "models", "engine", "runner", "tasks"},
     "report": {"core", "method", "store", "tables", "tasks"},

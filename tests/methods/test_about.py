@@ -61,6 +61,13 @@ def test_differences_are_a_paragraphs_end() -> None:
     assert differs("A.") == ""
 
 
+def test_prumerges_card_says_why_mini_is_no_fair_ground() -> None:
+    told = " ".join(card(about(shipped()["prumerge"])).split())
+    assert "on mini The scores come from the last layer of the vision tower" in told
+    assert "AUC of 0.77" in told
+    assert "on mini" not in card(about(shipped()["visionzip"]))
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_method_says_where_it_comes_from(name: str) -> None:
     one = about(shipped()[name])

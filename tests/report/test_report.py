@@ -19,6 +19,7 @@ from harness.core.errors import PrunebenchError
 from harness.report import page as report
 from harness.report import show, views
 from harness.store.store import Store
+from harness.tables import style
 from tasks import sources
 
 CENTRE = Path(__file__).parents[1] / "examples" / "centre.py"
@@ -192,6 +193,21 @@ def test_knobs_tell_lines_apart_only_where_they_must_and_seeds_share_one(tmp_pat
 
 
 # bad input
+
+
+def test_lines_look_on_the_page_as_in_the_figures(small):
+    (model,) = meta(build(small))["models"]
+    named = dict(zip(model["lines"], model["looks"], strict=True))
+    for name, seen in named.items():
+        method = name.split(" ")[0]
+        assert (seen["colour"], seen["mark"]) == (style.look(method)[0], style.outline(method))
+        assert re.fullmatch(r"(M|L|Q|C|z|[-0-9.,])+", seen["mark"])
+        numbers = [abs(float(n)) for n in re.findall(r"-?[0-9.]+", seen["mark"])]
+        assert max(numbers) == 1, "as large as any other"
+    methods = {name.split(" ")[0] for name in named}
+    assert len({seen["mark"] for seen in named.values()}) == len(methods)
+    page = (Path(report.__file__).parent / "assets" / "page.js").read_text()
+    assert "model.looks[line]" in page
 
 
 def test_no_cells_say_which_command_makes_them(tmp_path, capsys, monkeypatch):

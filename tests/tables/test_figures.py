@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import answered
+from factories import answered, sealed_cell
 from PIL import Image
 
 from harness.method import registered
+from harness.method.about import about
 from harness.store.sealed import SealedCell
 from harness.tables import compare, figures, leaderboard, style
 from harness.tables import sections as blocks
+from harness.tables.relevant import Relevant
 
 TASKS = ("gqa", "pope")
 METHODS = ("fastv", "sparsevlm", "visipruner", "uniform", "first", "pooling", "downsample", "somebody's")
@@ -54,13 +57,13 @@ def test_files_are_whole_small_and_shown_in_the_leaderboard(tmp_path: Path) -> N
         if path.suffix == ".png":
             image = Image.open(path)
             assert min(image.size) > 500
-            assert path.stat().st_size < 80_000
+            assert path.stat().st_size < 250_000
             assert "Software" not in image.info
             assert f"](figures/{path.name})" in markdown
         else:
             assert ElementTree.parse(path).getroot().tag.endswith("svg")
             assert "<dc:date>" not in path.read_text()
-    assert sum(path.stat().st_size for path in drawn) < 700_000
+    assert sum(path.stat().st_size for path in drawn) < 1_500_000
 
 
 def test_equal_cells_give_equal_bytes_whatever_their_order_and_the_users_style(tmp_path: Path) -> None:
@@ -150,23 +153,82 @@ def test_sections_without_a_pruned_cell_have_no_figure_and_others_share_no_file(
 
 
 def test_every_method_has_a_look_of_its_own_that_does_not_need_colour() -> None:
-    assert (
-        len({marker for _, marker in style.LOOKS.values()})
-        == len({colour for colour, _ in style.LOOKS.values()})
-        == len(style.LOOKS)
-    )
-    assert not {marker for _, marker in style.LOOKS.values()} & set(style.SPARE_MARKERS)
+    known = style.LOOKS.values()
+    assert len({one.marker for one in known}) == len({one.colour for one in known}) == len(style.LOOKS)
+    assert not {one.marker for one in known} & set(style.SPARE_MARKERS)
     assert style.look("somebody's") == style.look("somebody's")
     assert len({style.look(f"method{i}") for i in range(200)}) == len(style.SPARE_COLOURS) * len(style.SPARE_MARKERS)
     listed = {name for name, cls in registered().items() if cls.__module__.startswith("methods.")}
-    assert listed - {"knockout"} <= set(style.LOOKS), "a shipped method has no look of its own"
+    assert listed <= set(style.LOOKS), "a shipped method has no look of its own"
+    assert all((one.kind in style.KINDS) != (name == "none") for name, one in style.LOOKS.items())
+
+
+def test_the_panel_of_a_shipped_method_is_that_of_its_kind() -> None:
+    """The table is typed, for tables load no torch; the method's own words say the kind."""
+    panels = {
+        **dict.fromkeys(("image", "tower"), style.TOWER),
+        **dict.fromkeys(("control", "study"), style.CONTROL),
+        "language model": style.DECODER,
+        "adaptive": style.ADAPTIVE,
+    }
+    for name, cls in registered().items():
+        if cls.__module__.startswith("methods.") and name != "none":
+            assert style.LOOKS[name].kind == panels[about(cls).kind], name
+
+
+@pytest.mark.parametrize(
+    ("mean_visual", "adaptive", "kind"),
+    [
+        (64, False, style.TOWER),
+        (64, True, style.TOWER),
+        (149.3, False, style.DECODER),
+        (149.3, True, style.ADAPTIVE),
+    ],
+)
+def test_a_method_that_is_not_in_the_table_is_placed_by_its_cells(
+    mean_visual: float, adaptive: bool, kind: str
+) -> None:
+    info = {"adaptive": adaptive, "query_aware": True, "budget_knobs": ["keep"]}
+    cells = [
+        sealed_cell("somebody's", "64", costs={"kept": 64, "mean_visual": mean_visual}, method_info=info),
+        sealed_cell("fastv", "64", costs={"kept": 64, "mean_visual": 80}),
+    ]
+    assert style.kind_of("somebody's", cells) == kind
+    assert style.kind_of("fastv", cells[:1]) == style.DECODER, "the table has the last word on its own names"
+
+
+def test_colours_survive_the_palette_of_a_png(tmp_path: Path) -> None:
+    leaderboard.write(board(tmp_path / "cells"), tmp_path, figures=True)
+    image = Image.open(tmp_path / "figures" / "mini-float32-cpu-limit-default-average-flops.png").convert("RGB")
+    found = {colour for _, colour in image.getcolors(256) or ()}
+    assert image.getpixel((2, image.height // 2)) == (255, 255, 255)
+    for method in METHODS:
+        colour = style.look(method)[0]
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        assert tuple(wanted) in found, method
+    assert (230, 230, 230) in found, "the grid is grey"
+
+
+def test_each_kind_has_a_panel_with_the_unpruned_model_in_it(tmp_path: Path) -> None:
+    cells = board(tmp_path)
+    cells += [answered(tmp_path, m, "native", [1.0, 0.0] * 30, t) for m in ("fastv", "prumerge") for t in TASKS]
+    section, found = section_of(cells)
+    drawn = figures.curves(section, figures._at_average(section, found, figures._axes(section)[0]))
+    parts = figures.panels(section, drawn)
+    assert list(parts) == [kind for kind in style.KINDS if kind in parts]
+    assert {c.method for c in parts[style.ADAPTIVE]} == {"none", "visipruner"}
+    assert {c.method for c in parts[style.CONTROL]} == {"none", "random", "uniform", "first", "pooling", "downsample"}
+    assert sorted(c.label for c in parts[style.DECODER] if c.method == "fastv") == ["", "fastv"]
+    assert "prumerge at native" in [c.label for c in parts[style.TOWER]], "no other line of it says the name"
+    lone = [c for c in drawn if c.method == "none"]
+    assert figures.panels(section, lone) == {"": lone}
 
 
 @pytest.mark.parametrize("half", ["full", "top", "left"])
 def test_every_marker_can_be_drawn_and_half_filled(half: str) -> None:
     from matplotlib.markers import MarkerStyle
 
-    for marker in [marker for _, marker in style.LOOKS.values()] + list(style.SPARE_MARKERS):
+    for marker in [one.marker for one in style.LOOKS.values()] + list(style.SPARE_MARKERS):
         drawn = MarkerStyle(style.shape(marker, half), fillstyle=half)
         if marker != "*":
             assert (drawn.get_alt_path() is not None) == (half != "full"), marker
@@ -186,22 +248,42 @@ def test_settings_of_one_method_share_its_colour_and_differ_in_fill(tmp_path: Pa
     ]
 
 
-def test_labels_do_not_cover_each_other_or_leave_the_picture(tmp_path: Path) -> None:
-    section, found = section_of(board(tmp_path))
+def test_labels_of_twenty_lines_do_not_cover_each_other_or_leave_the_picture(tmp_path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    methods = tuple(name for name in style.LOOKS if name not in ("none", "random", "knockout"))
+    section, found = section_of(board(tmp_path, (*methods, "somebody's"), seeds=2))
     for axis in figures._axes(section):
         with style.style():
             figure = figures._average(section, found, axis)
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-
             renderer = FigureCanvasAgg(figure).get_renderer()
-            (axes,) = figure.axes
-            boxes = [text.get_window_extent(renderer) for text in axes.texts]
-            assert len(boxes) == len(METHODS) + 3, "random, the unpruned model and the note"
-            for i, box in enumerate(boxes):
-                assert not any(box.overlaps(other) for other in boxes[:i]), axes.texts[i].get_text()
+            parts = figures.panels(section, figures.curves(section, figures._at_average(section, found, axis)))
+            assert len(figure.axes) == len(parts) == 4
+            boxes = []
+            for axes, mine in zip(figure.axes, parts.values(), strict=True):
+                assert {text.get_text().split("\n")[0] for text in axes.texts} == {
+                    c.label.split(" (")[0] for c in mine if c.label
+                }
+                boxes += [(text.get_text(), text.get_window_extent(renderer)) for text in axes.texts]
+            assert len(boxes) == len(methods) + 2 + len(parts), "random and somebody's; the unpruned model in each"
+            for i, (name, box) in enumerate(boxes):
+                assert not any(box.overlaps(other) for _, other in boxes[:i]), name
                 assert box.x0 >= 0
                 assert box.x1 <= figure.bbox.x1
                 assert box.y1 <= figure.bbox.y1
+
+
+def test_relevant_patches_are_drawn_beside_a_random_draw(tmp_path: Path) -> None:
+    section, found = section_of(board(tmp_path, ("fastv",), seeds=1))
+    axis = figures._axes(section)[1]
+    assert figures._relevant(section, found, axis) is None, "no cell says"
+    shares = {c.identity: Relevant(5, 0.0, 10.0 + len(c.cell.task)) for c in section.cells if c.cell.method == "fastv"}
+    with style.style():
+        figure = figures._relevant(section, dataclasses.replace(found, relevant=shares), axis)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["fastv"], "the others have no share"
+    (line,) = [one for one in axes.lines if one.get_marker() == "o" and len(one.get_xdata()) > 1]
+    assert set(line.get_ydata()) == {13.5}, "the mean of gqa and pope"
 
 
 def test_the_front_is_drawn_as_steps_of_the_points_on_it(tmp_path: Path) -> None:

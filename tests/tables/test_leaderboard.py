@@ -19,11 +19,12 @@ from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP as REPOSITORY
 from harness.core.stats import Interval
 from harness.store.sealed import SealedCell
-from harness.tables import frame, leaderboard, terminal, text
+from harness.tables import compare, frame, leaderboard, terminal, text
 from harness.tables import markdown as words_of
 from harness.tables import sections as blocks
 from harness.tables.compare import Comparison
 from harness.tables.frame import rows
+from harness.tables.relevant import Relevant
 
 N = {"pope": 100, "gqa": 100, "mme": 100}
 
@@ -100,6 +101,52 @@ def test_rows_hold_what_was_measured():
     assert bool(row.query_aware)
     assert not row.needs_vision_attention
     assert row.identity == sealed_cell("fastv", "64", score=0.81).identity
+
+
+def test_a_request_is_amortised_where_the_question_is_not_read(tmp_path: Path) -> None:
+    """The unpruned prompt has 5 GFLOPs of prefill here, of which its visual tokens alone are 4."""
+    spent = {
+        **dict.fromkeys(("vision_flops", "projector_flops"), 1e9),
+        "prefill_dense_flops": 5e9,
+        "prefill_paper_macs": 2e9,
+        **dict.fromkeys(("scoring_flops", "lm_head_flops", "decode_flops"), 0.0),
+    }
+    cells = [sealed_cell("none", "none", costs=spent), sealed_cell("fastv", "64", costs=spent)]
+    df = frame.rows(cells).set_index("method")
+    assert df.request_gflops.tolist() == [7, 7]
+    assert df.request_gflops_6["none"] == pytest.approx(1 + 6 / 6)
+    assert math.isnan(df.request_gflops_6["fastv"]), "its tokens are other ones for each question"
+    assert math.isnan(frame.rows([sealed_cell("none", "none")]).request_gflops[0]), "no sum of what is not there"
+    _, markdown = written(cells, tmp_path)
+    assert costs(markdown, "none")[0][5:7] == ["7.00", "2.00"]
+    assert costs(markdown, "fastv")[0][5:7] == ["7.00", "-"]
+
+
+def test_relevant_patches_are_columns_where_a_cell_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [answered(tmp_path / "cells", m, b, [1.0, 0.0] * 10) for m, b in (("none", "none"), ("fastv", "64"))]
+    leaderboard.write(cells, tmp_path)
+    assert "relevant" not in (tmp_path / "LEADERBOARD.md").read_text().split("## Reading this")[0]
+    df = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert df[["relevant_n", "relevant_kept_pct", "relevant_layers_pct"]].isna().all().all()
+    known = Relevant(9, 25.0, 50.0)
+    monkeypatch.setattr(compare, "relevant", lambda sealed: known if sealed.cell.method == "fastv" else None)
+    leaderboard.write(cells, tmp_path)
+    df = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method")
+    names = ["relevant_n", "relevant_kept_pct", "relevant_layers_pct"]
+    assert df.loc["fastv", names].tolist() == [9, 25, 50]
+    assert df.loc["none", names].isna().all()
+    markdown = (tmp_path / "LEADERBOARD.md").read_text()
+    (table,) = [t for t in tables(markdown) if "kept (tokens)" in t[0] and t[1][0] == "fastv"]
+    row = dict(zip(table[0], table[1], strict=True))
+    assert row["relevant patches kept (%)"] == "25.0"
+    assert row["relevant patches, mean over layers (%)"] == "50.0"
+    assert (row["positions"], row["seeds"]) == ("method", "1")
+
+
+def test_a_caveat_stands_where_its_method_and_model_do(tmp_path: Path) -> None:
+    for method, model, said in (("prumerge", "mini", 1), ("fastv", "mini", 0), ("prumerge", "org/large", 0)):
+        cells = [sealed_cell(m, b, model=model) for m, b in (("none", "none"), (method, "64"))]
+        assert written(cells, tmp_path)[1].count(words_of.UNTRAINED) == said, (method, model)
 
 
 def test_only_the_very_same_setting_is_a_baseline():
@@ -207,17 +254,20 @@ def test_markdown_has_a_block_per_budget_and_an_average(tmp_path):
     cells = [*board(), sealed_cell("fastv", "native"), sealed_cell("fastv", "128"), sealed_cell("fastv", "64avg")]
     _, markdown = written(cells, tmp_path)
     titles = [line for line in markdown.splitlines() if line.startswith("### ")]
-    assert titles[:2] == ["### Avg % at a glance", "### Pareto front"]
-    assert titles[2:] == ["### unpruned", "### budget 128", "### budget 64", "### budget 64avg", "### budget native"]
+    assert titles[:3] == ["### Avg % at a glance", "### Avg % at equal FLOPs", "### Pareto front"]
+    assert titles[3:] == ["### unpruned", "### budget 128", "### budget 64", "### budget 64avg", "### budget native"]
     assert "pope: pope_accuracy (%, n=100)" in markdown
     assert "mme: mme_perception_score (points of 2000, n=100)" in markdown
     assert "prefill dense (GFLOPs)" in markdown
     scores = ["<u>60.0</u> [55.0, 65.0]", "**1200.0** [1100.0, 1300.0]", "<u>81.0</u> [76.0, 86.0]"]
     assert ["fastv", *scores, "<u>80.0</u>"] in lines(markdown, "fastv")
-    assert costs(markdown, "fastv")[0] == ["fastv", "64.0", "80.5", "1.25", "25.0", "3.00", "method", "yes", "no", "1"]
+    spent = ["64.0", "80.5", "1.25", "25.0", "-", "-", "3.00"]
+    assert costs(markdown, "fastv")[0] == ["fastv", *spent, "method", "yes", "no", "1"]
     scores = ["80.0 [75.0, 85.0]", "1600.0 [1500.0, 1700.0]", "90.0 [85.0, 95.0]"]
     assert lines(markdown, "none") == [["none", *scores, "100.0"]]
-    assert costs(markdown, "none") == [["none", "576.0", "576.0", "5.00", "100.0", "3.00", "method", "no", "no", "1"]]
+    assert costs(markdown, "none") == [
+        ["none", "576.0", "576.0", "5.00", "100.0", "-", "-", "3.00", "method", "no", "no", "1"]
+    ]
     # 0.855/0.9, 0.7/0.8, 1200/1600
     assert lines(markdown, "visipruner")[0][-1] == f"**{(95 + 87.5 + 75) / 3:.1f}**"
     assert points(lines(markdown, "random")[0][1:4]) == [
@@ -316,7 +366,7 @@ def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
     row = ["random (3 seeds)", "800.0 ±40.0 sd", "**60.0** ±10.0 sd", "55.0"]
     assert lines(markdown, "random (3 seeds)") == [row], "Avg %: (60 / 100 + 800 / 1600) / 2"
     assert costs(markdown, "random (3 seeds)") == [
-        ["random (3 seeds)", "65.0", "80.0", "2.00", "40.0", "2.00", "method", "yes", "no", "3"]
+        ["random (3 seeds)", "65.0", "80.0", "2.00", "40.0", "-", "-", "2.00", "method", "yes", "no", "3"]
     ]
     frame = pd.read_csv(StringIO(csv))
     assert len(frame) == len(cells), "the CSV keeps one row per cell"
@@ -583,7 +633,11 @@ def test_the_same_cells_give_the_same_bytes(tmp_path):
     for i in range(3):
         shuffled = random.Random(i).sample(cells, len(cells))
         assert written(shuffled, tmp_path / "b") == first
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["LEADERBOARD.md", "leaderboard.csv"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
+        "LEADERBOARD.md",
+        "equal_flops.csv",
+        "leaderboard.csv",
+    ]
     frame = pd.read_csv(StringIO(first[0]))
     pd.testing.assert_frame_equal(frame, rows(cells), check_dtype=False)
     answers = halves(

@@ -40,31 +40,17 @@
   const uniq = (values) => [...new Set(values)];
 
   // ------------------------------------------------------------------------------------------------------------ markers
-  const SHAPES = [
-    (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
-    (r) => `M${-r * 0.88},${-r * 0.88}h${r * 1.76}v${r * 1.76}h${-r * 1.76}z`,
-    (r) => `M0,${-r * 1.15}L${r * 1.1},${r * 0.8}H${-r * 1.1}z`,
-    (r) => `M0,${-r * 1.25}L${r * 1.1},0L0,${r * 1.25}L${-r * 1.1},0z`,
-    (r) => `M0,${r * 1.15}L${r * 1.1},${-r * 0.8}H${-r * 1.1}z`,
-    (r) => `M${-r},${-r * 0.35}H${-r * 0.35}V${-r}H${r * 0.35}V${-r * 0.35}H${r}V${r * 0.35}H${r * 0.35}V${r}H${-r * 0.35}V${r * 0.35}H${-r}z`,
-    (r) => `M${-r * 1.1},0L${-r * 0.55},${-r}H${r * 0.55}L${r * 1.1},0L${r * 0.55},${r}H${-r * 0.55}z`,
-  ];
-  const star = (r) => "M" + Array.from({ length: 10 }, (_, i) => {
-    const a = (Math.PI * i) / 5 - Math.PI / 2, q = i % 2 ? r * 0.5 : r * 1.35;
-    return `${(q * Math.cos(a)).toFixed(2)},${(q * Math.sin(a)).toFixed(2)}`;
-  }).join("L") + "z";
+  // colour and marker of a line's method, as in the figures beside LEADERBOARD.md
+  const look = (line) => model.looks[line];
   const isNone = (line) => model.cells.some((c) => c.line === line && c.unpruned);
-  const colour = (line) => (isNone(line) ? "var(--ink)" : `var(--c${line % 10})`);
-  const marker = (line, r) => (isNone(line) ? star(r) : SHAPES[line % SHAPES.length](r));
-  // colours repeat after ten lines and shapes after seven; hollow tells the rest apart
-  const hollow = (line) => Math.floor(line / 10) % 2 === 1;
+  const colour = (line) => (isNone(line) ? "var(--ink)" : `color-mix(in srgb, ${look(line).colour} var(--strength), white)`);
   function glyph(line, r) {
-    const path = draw("path", { d: marker(line, r), "stroke-width": 1.6 });
+    const path = draw("path", { d: look(line).mark, transform: `scale(${r})`, "stroke-width": 1.6, "vector-effect": "non-scaling-stroke" });
     path.style.stroke = colour(line);
-    path.style.fill = hollow(line) ? "var(--paper)" : colour(line);
+    path.style.fill = look(line).setting ? "var(--paper)" : colour(line);  // hollow: a second setting
     return path;
   }
-  const swatch = (line) => draw("svg", { class: "swatch", viewBox: "-8 -8 16 16", "aria-hidden": "true" }, glyph(line, 5.5));
+  const swatch = (line) => draw("svg", { class: "swatch", viewBox: "-8 -8 16 16", "aria-hidden": "true" }, glyph(line, 6));
 
   // -------------------------------------------------------------------------------------------------------------- state
   let model = META.models[0];
@@ -323,6 +309,7 @@
         if (curve.length < 2) continue;
         const path = draw("path", { class: "series", "data-line": line, d: "M" + curve.map((p) => `${X(p.x).toFixed(1)},${Y(p.y).toFixed(1)}`).join("L") });
         path.style.stroke = colour(line);
+        path.style.strokeDasharray = ["", "6 3", "1.5 2.5"][Math.min(look(line).setting, 2)];
         svg.append(path);
       }
     }
@@ -343,7 +330,7 @@
       const node = draw("g", { class: "point", "data-line": p.line, "data-point": `${model.lines[p.line]}@${model.budgets[p.budget]}`,
         role: "img", tabindex: i ? -1 : 0, "aria-label": said.join("; "),
         transform: `translate(${X(p.x).toFixed(1)},${Y(p.y).toFixed(1)})` },
-        draw("circle", { class: "halo", r: 7.5 }), glyph(p.line, p.unpruned ? 6.5 : 5.2), draw("circle", { class: "ring", r: 10 }));
+        draw("circle", { class: "halo", r: 7.5 }), glyph(p.line, p.unpruned ? 8 : 5.8), draw("circle", { class: "ring", r: 10 }));
       const tell = () => showTip(said, node);
       node.addEventListener("focus", tell);
       node.addEventListener("blur", hideTip);
