@@ -266,6 +266,8 @@ WAITS = {
     "fronted": (15, 0),
     "rings": (11, 0),
     "mean": (9, 4),
+    "v2drop": (99, 99),
+    "v2drop native": (99, 99),
     "visionzip": (22, 0),
     "visionzip official": (22, 0),
     "prumerge": (22, 0),
