@@ -95,6 +95,8 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
             return f"layer {first}: {_sets(got.origins[first], case['kept'])}"
         if len(got.origins[first - 1]) != got.run.prompts[0].n_visual:
             return f"layer {first - 1} already lost visual tokens"
+        if "pivot_order" in case and (unlike := _unlike_turns(case, got)):
+            return unlike
     for vote in case.get("exit_votes") or []:
         logged = {layer: bool(v[0]) for layer, voting, v, _ in got.run.memo.get("log", []) if bool(voting[0])}
         if logged.get(vote["layer"]) != vote["vote"]:
@@ -102,6 +104,21 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
     if not masked:
         norms = case["hidden_norm"] if "hidden_norm" in case else case["steps"][0]["hidden_norm"]
         return _unlike_norms("norm of layer {}'s output", got.hidden_norms, norms)
+    return None
+
+
+def _unlike_turns(case: Case, got: Replayed) -> str | None:
+    """DART's pivots in turn, and the tokens that each of them took."""
+    start, memo = case["DART_config"]["image_token_start_index"], got.run.memo
+    if "pivots" not in memo:
+        return "no pivots were chosen"
+    order = [start + pivot for pivot in memo["pivots"][0].tolist()]
+    if order != case["pivot_order"]:
+        return f"pivots in turn {order}, recorded {case['pivot_order']}"
+    for turn, pick in zip(memo["picks"], case["picks"], strict=True):
+        taken = turn[0].nonzero().flatten().tolist()
+        if taken != sorted(pick["selected"]):
+            return f"pivot {pick['pivot']}: {_sets(taken, pick['selected'])}"
     return None
 
 
