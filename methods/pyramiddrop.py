@@ -9,8 +9,8 @@ prompt's own count before any stage. Then all positions are renumbered, and each
 `BUDGET=k` is ours: k tokens stay after the last stage, and each stage before it keeps twice as many as the next one, as
 in the released schedule. Means and FLOPs are solved for k, with these proportions. The layers before the first stage
 see all tokens, which sets a floor: 8 of 32 layers make 144 of 576 on average. Earlier `layers` lower the floor.
-Differs: a stage scores also where it drops nothing, as the official code does, and a stage beyond the last layer does
-not happen, where the official code fails. The official code runs one prompt at a time, without grouped-query heads.
+Differs: a stage beyond the last layer does not happen, where the official code fails. The official code generates for
+one prompt at a time, without grouped-query heads. A later ratio may not be larger than the one before it.
 Softmax and mean are float32 at least, the official ones of the model's precision. Equal scores go to the lower index.
 The published rows for 192, 128 and 64 name no schedule; no budget here claims to be theirs.
 """

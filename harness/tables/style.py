@@ -26,6 +26,9 @@ LOOKS = {
     "prumerge": ("#4D4D00", "s|"),
     "hiprune": ("#F4742B", ">"),
     "holov": ("#2C5AA0", "p"),
+    "pyramiddrop": ("#66A61E", "^-"),
+    "dart": ("#A6761D", "<-"),
+    "v2drop": ("#E7298A", "p|"),
 }
 """Colour and marker of the shipped methods; others take spare ones, by name. A dash behind a marker of matplotlib makes
 it wide, a bar makes it tall."""

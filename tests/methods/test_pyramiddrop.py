@@ -11,7 +11,8 @@ from decoder_by_hand import kept_by_layer, projected, start, through
 from harness.core.budget import cost, parse
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES
-from harness.method import build
+from harness.method import build, method_class
+from harness.method.about import about
 from harness.proof.conformance.kit import one_thread
 
 S7 = SHAPES["llava-1.5-7b"]
@@ -85,7 +86,7 @@ def test_the_floor_of_the_official_layers_is_said() -> None:
     with pytest.raises(
         PrunebenchError,
         match=r"pyramiddrop with layers=\(8, 16, 24\) cannot average 128 of 576 tokens: its floor is 144.0 \(8 of 32"
-        r" layers see all 576\)",
+        r" layers see all 576\); .*, or earlier layers$",
     ):
         build("pyramiddrop", parse("128avg"), {}, S7)
     plan = build("pyramiddrop", parse("128avg"), {"layers": "2,10,20"}, S7).plan(S7)
@@ -106,3 +107,8 @@ def test_the_floor_of_the_official_layers_is_said() -> None:
 def test_what_is_refused(asked: str | None, knobs: dict, says: str) -> None:
     with pytest.raises(PrunebenchError, match=says):
         build("pyramiddrop", parse(asked), knobs, S7)
+
+
+def test_its_card_names_the_rows_that_it_reads() -> None:
+    assert about(method_class("pyramiddrop")).beside == "attention rows of the decoder"
+    assert about(method_class("v2drop")).beside == "nothing"
