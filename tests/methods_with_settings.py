@@ -54,6 +54,20 @@ SETTINGS: dict[str, MethodSetting] = {
         "sparsevlm", "", {"retain": 64, "plus": True, "max_heads": 3}, everywhere=False
     ),
     "sparsevlm in the first layers": MethodSetting("sparsevlm", knobs={"stages": (0, 1, 2)}, everywhere=False),
+    "pyramiddrop": MethodSetting("pyramiddrop"),
+    "pyramiddrop native": MethodSetting("pyramiddrop", "native"),
+    "pyramiddrop down to none": MethodSetting(
+        "pyramiddrop", "", {"layers": (1, 2, 5, 9), "ratios": (1.0, 0.33, 0.0, 0.0)}, everywhere=False
+    ),
+    "dart": MethodSetting("dart"),
+    "dart native": MethodSetting("dart", "native", everywhere=False),
+    "dart official": MethodSetting("dart", "", {"truncation": 29, "layer": 3, "visual_pivots": 3, "text_pivots": 6}),
+    "dart ratio": MethodSetting("dart", "", {"reduction_ratio": 0.778, "text_pivots": 0}, everywhere=False),
+    "v2drop": MethodSetting("v2drop"),
+    "v2drop native": MethodSetting("v2drop", "native"),
+    "v2drop layer by layer": MethodSetting(
+        "v2drop", "", {"layers": (1, 2, 3, 6), "ratios": (0.9, 0.5, 1.0, 0.4)}, everywhere=False
+    ),
     "visionzip": MethodSetting("visionzip"),
     "visionzip official": MethodSetting("visionzip", "", {"dominant": 11, "contextual": 5}),
     "visionzip without contextual": MethodSetting("visionzip", "", {"dominant": 9, "contextual": 0}, everywhere=False),

@@ -145,7 +145,8 @@ def _beside(cls: type[Method], looks: tuple[TowerLook, ...], vision: VisionShape
     parts = [f"{', '.join(seen)} of tower layer{'s' * (' ' in where)} {where}" for where, seen in at.items()]
     if any(hint is TextTower or TextTower in get_args(hint) for hint in get_type_hints(cls).values()):
         parts.append("the text tower")
-    if cls.on_attention is not Method.on_attention:
+    # at a boundary a method asks for rows of the coming layer by this name
+    if cls.on_attention is not Method.on_attention or "coming_probs" in cls.at_boundary.__code__.co_names:
         parts.append("attention rows of the decoder")
     if cls.traits.edits_attention:
         parts.append("edited rows a second time")

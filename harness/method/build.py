@@ -65,7 +65,11 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
         placed = [k for k, v in now.items() if k not in cls.budget_knobs and type(v) in (int, tuple) and half[k] == v]
         label = cls.name + (" with " + ", ".join(f"{k}={now[k]}" for k in placed) if placed else "")
         with blaming(cls.name):
-            solved = solve(budget, at, prompt, label)
+            try:
+                solved = solve(budget, at, prompt, label)
+            except PrunebenchError as error:
+                # a floor comes from the layers before the first selection
+                raise PrunebenchError(f"{error}, or earlier layers" if "layers" in placed else str(error)) from None
         # asked as a share of any prompt, it is a share of any prompt
         return at(Share(solved / prompt.n_visual) if isinstance(budget.tokens, Share) else solved)
     built = _made(cls, budget, typed, prompt)

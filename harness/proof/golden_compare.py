@@ -86,11 +86,17 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
             recorded = [o for o in stage["vis_ids_after"] if o < 1000]
             if kept != recorded:
                 return f"stage after layer {stage['layer']}: {_sets(kept, recorded)}"
+    elif "stages" in case:
+        for stage in case["stages"]:
+            if unlike := _unlike_stage(stage, got):
+                return unlike
     elif first is not None and first < len(got.origins):
         if got.origins[first] != case["kept"]:
             return f"layer {first}: {_sets(got.origins[first], case['kept'])}"
         if len(got.origins[first - 1]) != got.run.prompts[0].n_visual:
             return f"layer {first - 1} already lost visual tokens"
+        if "pivot_order" in case and (unlike := _unlike_turns(case, got)):
+            return unlike
     for vote in case.get("exit_votes") or []:
         logged = {layer: bool(v[0]) for layer, voting, v, _ in got.run.memo.get("log", []) if bool(voting[0])}
         if logged.get(vote["layer"]) != vote["vote"]:
@@ -98,6 +104,35 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
     if not masked:
         norms = case["hidden_norm"] if "hidden_norm" in case else case["steps"][0]["hidden_norm"]
         return _unlike_norms("norm of layer {}'s output", got.hidden_norms, norms)
+    return None
+
+
+def _unlike_turns(case: Case, got: Replayed) -> str | None:
+    """DART's pivots in turn, and the tokens that each of them took."""
+    start, memo = case["DART_config"]["image_token_start_index"], got.run.memo
+    if "pivots" not in memo:
+        return "no pivots were chosen"
+    order = [start + pivot for pivot in memo["pivots"][0].tolist()]
+    if order != case["pivot_order"]:
+        return f"pivots in turn {order}, recorded {case['pivot_order']}"
+    for turn, pick in zip(memo["picks"], case["picks"], strict=True):
+        taken = turn[0].nonzero().flatten().tolist()
+        if taken != sorted(pick["selected"]):
+            return f"pivot {pick['pivot']}: {_sets(taken, pick['selected'])}"
+    return None
+
+
+def _unlike_stage(stage: Mapping[str, Any], got: Replayed) -> str | None:
+    """The tokens that a stage left, and the positions of its sequence where they are recorded."""
+    layer = stage["first_pruned_layer"]
+    if got.origins[layer] != stage["kept"]:
+        return f"layer {layer}: {_sets(got.origins[layer], stage['kept'])}"
+    if len(got.origins[layer - 1]) != stage["v_token_num_before"]:
+        return f"layer {layer - 1}: {len(got.origins[layer - 1])} visual tokens, recorded {stage['v_token_num_before']}"
+    if "positions_after" in stage:
+        first, last = stage["positions_after"]
+        if got.positions[layer] != list(range(first, last + 1)):
+            return f"layer {layer} does not stand at positions {first} to {last}, as recorded"
     return None
 
 

@@ -142,6 +142,26 @@ def _holov(case: Case) -> AsTyped:
     return AsTyped("holov", _count("new_image_token_num", case), knobs)
 
 
+def _v2drop(case: Case) -> AsTyped:
+    layers, ratios = (tuple(column) for column in zip(*case["schedule"], strict=True))
+    return AsTyped("v2drop", _NO_BUDGET, {"layers": layers, "ratios": ratios})
+
+
+def _dart(case: Case) -> AsTyped:
+    config = case["DART_config"]
+    limit, n = config["max_num_trunction"], config["image_token_length"]
+    if case.get("text_length") is not None:  # the official branch for LLaVA-NeXT
+        limit = min(config["retain_token_num_for_llava_next"], n - config["pivot_image_token"])
+    tokens = {"reduction_ratio": config["reduction_ratio"]} if limit is None else {"truncation": limit}
+    pivots = {"visual_pivots": config["pivot_image_token"], "text_pivots": config["pivot_text_token"]}
+    return AsTyped("dart", _NO_BUDGET, {**tokens, **pivots, "layer": config["K"]})
+
+
+def _pyramiddrop(case: Case) -> AsTyped:
+    knobs = {"layers": case["layer_list"], "ratios": case["image_token_ratio_list"]}
+    return AsTyped("pyramiddrop", _NO_BUDGET, knobs)
+
+
 #: by the method that a case names
 RULES: dict[str, Callable[[Case], AsTyped]] = {
     "fastv": _fastv,
@@ -155,6 +175,9 @@ RULES: dict[str, Callable[[Case], AsTyped]] = {
     "prumerge": _prumerge,
     "hiprune": _hiprune,
     "holov": _holov,
+    "v2drop": _v2drop,
+    "dart": _dart,
+    "pyramiddrop": _pyramiddrop,
 }
 
 

@@ -55,6 +55,9 @@ METHODS = {
     "PruMerge+": "prumerge plus=true",
     "HiPrune": "hiprune",
     "HoloV": "holov",
+    "PyramidDrop": "pyramiddrop",
+    "DART": "dart",
+    "V2Drop": "v2drop",
 }
 """Names in tables, and ours. Finetuned checkpoints and combinations of methods have none of ours."""
 VARIANTS = {
@@ -73,7 +76,7 @@ METRICS = {
     ("MME", "cognition"): ("mme", "mme_cognition_score"),
     ("MME", "total"): ("mme", "mme_total_score"),
 }
-IN_LLM = ("FastV", "SparseVLM", "PyramidDrop", "DART", "VTW", "FitPrune", "V2Drop")
+IN_LLM = ("FastV", "SparseVLM", "PyramidDrop", "VTW", "FitPrune", "V2Drop")
 """Drop inside the language model: a bare number in a table means their average per layer."""
 PRE_LLM = (
     "VisionZip",
@@ -225,6 +228,10 @@ def budget(method: str, label: str, semantics: str) -> str:
         return label if label.isdigit() else ""
     if semantics.startswith("as labelled") and number and label.isdigit():
         return f"{label}avg" if method in IN_LLM else label if method in PRE_LLM else ""
+    if method == "DART":
+        # of 128 its code keeps 4 + 8 * 16 from layer 2 on; a bare number in another table may be this or a mean
+        said = label.isdigit() and re.search(r"kept after layer 2\b", semantics)
+        return "" if not said else "native" if label == "128" else str(4 + int(label) // 8 * 8)
     after = re.match(r"(\d+) (?:kept )?after layer (\d+)", semantics)
     if after and method.startswith(
         "FastV"

@@ -3,6 +3,7 @@ recorded, a pruned one) fails it."""
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from harness.cli import app
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
-from harness.method import build, method_class
+from harness.method import Method, build, method_class
 from harness.proof.golden_compare import Replayed, compare
 from harness.proof.golden_files import load_index, read_bytes, read_case
 from harness.proof.golden_methods import RULES
@@ -21,7 +22,10 @@ from harness.proof.goldens import method_of, replay, run_folder
 FOLDER = Path(__file__).parents[1] / "goldens"
 CASES = [entry["file"] for entry in load_index(FOLDER)]
 #: cases of methods that act before the decoder
-BEFORE = [f for f in CASES if f.split("/")[1] in {*RULES} - {"fastv", "sparsevlm", "visipruner"}]
+INSIDE = ("fastv", "sparsevlm", "visipruner", "pyramiddrop", "dart", "v2drop")
+BEFORE = [f for f in CASES if f.split("/")[1] in {*RULES} - {*INSIDE}]
+#: cases of methods that rank inside the decoder, at layers that a neighbour can be given
+RANKING = [f for f in CASES if f.split("/")[1] in ("pyramiddrop", "dart", "v2drop")]
 
 
 #: whose kept tokens a method's must not be; several methods are near FasterVLM
@@ -80,6 +84,47 @@ def test_a_neighbour_keeps_other_tokens(file: str) -> None:
     assert "kept" in (compare(case, got).mismatch or "")
 
 
+def neighbour_of(case: dict) -> Method:
+    """Another method that keeps as many tokens from the same layers on."""
+    if "stages" not in case:
+        prompt = prompt_of(FOLDER, setup_of(FOLDER, case))
+        return build("fastv", Budget("kept", case["n_kept"]), {"boundary": case["first_pruned_layer"]}, prompt)
+    name = "pyramiddrop" if case["method"] == "v2drop" else "v2drop"
+    layers = [stage["first_pruned_layer"] for stage in case["stages"]]
+    counts = [stage["n_kept"] for stage in case["stages"]]
+    present = [stage["v_token_num_before"] if name == "v2drop" else 576 for stage in case["stages"]]
+    # a hair more than the count, which int() cuts off
+    ratios = [min(1.0, (count + 1e-6) / before) for count, before in zip(counts, present, strict=True)]
+    return build(name, Budget("none"), {"layers": layers, "ratios": ratios}, prompt_of(FOLDER, setup_of(FOLDER, case)))
+
+
+@pytest.mark.parametrize("file", RANKING, ids=[Path(f).stem for f in RANKING])
+def test_a_neighbour_inside_the_decoder_keeps_other_tokens(file: str) -> None:
+    """As many visual tokens in every layer by another ranking fail the case."""
+    case = prefill_of(read(file))
+    got = replay(FOLDER, case, neighbour_of(case))
+    assert got.lengths == case["q_len"]
+    first = case["stages"][0]["first_pruned_layer"] if "stages" in case else case["first_pruned_layer"]
+    assert (compare(case, got).mismatch or "").startswith(f"layer {first}: kept ")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("da_b64_mha8_p24", lambda c: c["pivot_order"].reverse(), "pivots in turn [610, 611, 354,"),
+        ("da_b64_mha8_p24", lambda c: c["picks"][2]["selected"].pop(), "pivot 354: kept 8 tokens, recorded 7"),
+        ("pd_g3_gqa_p24", lambda c: c["stages"][1]["positions_after"].reverse(), "layer 6 does not stand at positions"),
+        ("pd_g3_gqa_p24", lambda c: c["stages"][2]["kept"].pop(), "layer 9: kept 72 tokens, recorded 71"),
+        ("v2_off_mha8_p24", lambda c: c["stages"][1].update(v_token_num_before=287), "layer 16: 288 visual tokens"),
+    ],
+)
+def test_stages_pivots_and_picks_are_compared(file: str, change: Callable[[dict], object], says: str) -> None:
+    case = prefill_of(json.loads(json.dumps(read(next(f for f in CASES if Path(f).stem == file)))))
+    method = method_of(FOLDER, case)
+    change(case)
+    assert says in (compare(case, replay(FOLDER, case, method)).mismatch or "")
+
+
 def test_all_methods_of_the_index_are_covered() -> None:
     counts = Counter(read(f)["method"] for f in CASES)
     assert counts == {
@@ -95,6 +140,9 @@ def test_all_methods_of_the_index_are_covered() -> None:
         "prumerge": 5,
         "hiprune": 7,
         "holov": 4,
+        "pyramiddrop": 3,
+        "dart": 5,
+        "v2drop": 4,
     }
     assert set(RULES) == {*counts} - {"vanilla"}, "a rule without a case"
 
