@@ -155,6 +155,8 @@ def resample_together(cells: Sequence[Clustered], drawn: NDArray[Any]) -> NDArra
     categories by up to 200 points for no reason. It matters only for subsets with a few images per category.
     """
     n, images = drawn.shape
+    # half the work where sums of whole numbers are exact in it too
+    small = max(float(part.max()) for cell in cells for part in (cell.values, cell.counts)) * images < 2**24
     if any(cell.n_clusters != images for cell in cells):
         raise PrunebenchError(
             f"expected cells over the same images, found {sorted({cell.n_clusters for cell in cells} | {images})}"
@@ -163,23 +165,31 @@ def resample_together(cells: Sequence[Clustered], drawn: NDArray[Any]) -> NDArra
     whole = [index for index, cell in enumerate(cells) if (cell.values == np.round(cell.values)).all()]
     alone = [[index] for index in range(len(cells)) if index not in set(whole)]
     out = np.empty((len(cells), n))
-    for start in range(0, n, _CHUNK):
-        weights = drawn[start : start + _CHUNK].astype(np.float64)
-        for together in filter(None, [whole, *alone]):
-            out[together, start : start + _CHUNK] = _weighted([cells[index] for index in together], weights)
+    for together in filter(None, [whole, *alone]):
+        some = [cells[index] for index in together]
+        kind = np.float32 if small and together is whole else np.float64
+        out[together] = _weighted(some, drawn, kind)
     return out
 
 
-def _weighted(cells: Sequence[Clustered], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(cells, draws) the metric of each cell under the weights (draws, images)."""
+def _weighted(cells: Sequence[Clustered], drawn: NDArray[Any], kind: type) -> NDArray[np.float64]:
+    """(cells, n) the metric of each cell on the draws, with products in this type of float."""
     ends = np.cumsum([len(cell.values) for cell in cells])[:-1]
-    values, counts = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("values", "counts"))
+    values = np.concatenate([cell.values for cell in cells])
     alike = all(cell.counts is cells[0].counts for cell in cells)
-    # one column would be a matrix-vector product, which adds in another order
-    total = (weights @ np.vstack([values, np.zeros_like(values[:1])]).T)[:, :-1]
-    count = np.tile(weights @ cells[0].counts.T, len(cells)) if alike else weights @ counts.T
-    groups = np.where(count > 0, total / np.maximum(count, 1.0), values.sum(axis=1) / counts.sum(axis=1))
-    return np.stack([group.sum(axis=1) for group in np.split(groups, ends, axis=1)])
+    counts = cells[0].counts if alike else np.concatenate([cell.counts for cell in cells])
+    point = values.sum(axis=1) / np.concatenate([cell.counts for cell in cells]).sum(axis=1)
+    # both in one product, and never in one of a single column, which adds in another order
+    columns: NDArray[Any] = np.concatenate([values, counts]).T.astype(kind)
+    out = np.empty((len(cells), len(drawn)))
+    for start in range(0, len(drawn), _CHUNK):
+        sums = (drawn[start : start + _CHUNK].astype(kind) @ columns).astype(np.float64)
+        total, count = sums[:, : len(values)], sums[:, len(values) :]
+        count = np.tile(count, len(cells)) if alike else count
+        groups = np.where(count > 0, total / np.maximum(count, 1.0), point)
+        for row, group in enumerate(np.split(groups, ends, axis=1)):
+            out[row, start : start + _CHUNK] = group.sum(axis=1)
+    return out
 
 
 def over_seeds(resamples: NDArray[np.float64], stream: int, seed: int = 0) -> NDArray[np.float64]:
@@ -357,18 +367,15 @@ def design_effect(values: Sequence[float] | NDArray[np.float64], image: Sequence
     It is 1 + (questions per image - 1) x intra-image correlation for images of equal size (Kish 1965). Chance can take
     an estimate below 1: average several before planning with them.
     """
+    away = np.asarray(values, dtype=np.float64)[None] - np.mean(values)
     _, owner = np.unique(np.asarray(image), return_inverse=True)
-    return float(design_effects(np.asarray(values, dtype=np.float64)[None], owner)[0])
+    return float(design_effects(away, np.bincount(owner, weights=away[0]).astype(np.float64)[None])[0])
 
 
-def design_effects(values: NDArray[np.float64], owner: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(m,) the `design_effect` of each row of `values` (m, questions); `owner` numbers the image of each question from
-    0."""
-    m, images = len(values), int(owner.max()) + 1
-    away = values - values.mean(axis=1, keepdims=True)
+def design_effects(away: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(m,) the `design_effect` of m rows of values less their mean (m, questions), and of their sums by image (m,
+    images)."""
     alone = (away**2).sum(axis=1)
-    at = (np.arange(m)[:, None] * images + owner).ravel()
-    sums = np.bincount(at, weights=away.ravel(), minlength=m * images).reshape(m, images)
     varies = alone > 1e-12
     return np.where(varies, (sums**2).sum(axis=1) / np.where(varies, alone, 1.0), np.nan)
 

@@ -75,7 +75,12 @@ class SealedCell:
         """Of the cell; kept, because it is a hash over all of its fields and tables ask for it many times."""
         return self.cell.identity()
 
-    @property
+    @cached_property
+    def baseline_identity(self) -> str:
+        """Of the unpruned cell that this one is compared with."""
+        return self.cell.baseline().identity()
+
+    @cached_property
     def asked(self) -> Asked:
         """The words of the request that made it."""
         return Asked.from_dict(self.provenance.get("request"))

@@ -69,6 +69,7 @@ class TaskAnswers:
                     f" ({given('fresh', True)})"
                 )
             self._layouts[id(sealed)], self._packed[id(sealed)] = layout, packed
+            self.kept.hold(self._layout_key(sealed))  # the next new cell needs it
             if not questions:
                 questions = found
                 # of the first cell: all have the same images
@@ -113,12 +114,13 @@ class TaskAnswers:
             self._lines[key] = stats.over_seeds(stacked, zlib.crc32(name.encode()))
         return self._lines[key]
 
-    def forget(self, but: Sequence[SealedCell] = ()) -> None:
-        """Free resamples and scores of all cells but the unpruned one and these."""
-        stay = {id(s) for s in (*but, *([self.base] if self.base else []))}
-        self._resamples = {i: row for i, row in self._resamples.items() if i in stay}
-        self._scores = {i: row for i, row in self._scores.items() if i in stay}
-        self._lines = {key: row for key, row in self._lines.items() if stay.issuperset(key[1])}
+    def forget(self) -> None:
+        """Free resamples and scores of all cells but the unpruned one."""
+        held = [i for i in {*self._resamples, *self._scores} if not self.base or i != id(self.base)]
+        for i in held:
+            self._resamples.pop(i, None)
+            self._scores.pop(i, None)
+        self._lines.clear()
 
     def _look(self, sealed: SealedCell) -> tuple[str, str, Any]:
         """Digests of a cell's questions and layout, and its packed scores; agreement on the way."""
@@ -160,11 +162,12 @@ class TaskAnswers:
 
     def _columns(self, sealed: SealedCell) -> tuple[list[str], list[str | None], list[str]]:
         """image, category, question_id."""
-        key = self.kept.key("layout", [], self._layouts[id(sealed)])
-        image, category, question_id = json.loads(
-            zlib.decompress(base64.b64decode(self.kept.of(key, lambda: _layout(sealed))))
-        )
+        data = self.kept.of(self._layout_key(sealed), lambda: _layout(sealed))
+        image, category, question_id = json.loads(zlib.decompress(base64.b64decode(data)))
         return image, category, question_id
+
+    def _layout_key(self, sealed: SealedCell) -> str:
+        return self.kept.key("layout", [], self._layouts[id(sealed)])
 
 
 def _read(sealed: SealedCell) -> _Read:

@@ -148,29 +148,29 @@ def study(section: Section, kept: Kept | None = None) -> Findings:
     averages: dict[tuple[str, str], tuple[float, float]] = {}
     references: dict[str, str] = {}
     sizes = sum(t.n for t in tasks.values()), sum(t.images for t in tasks.values())
-    for block in blocks:
-        reference = reference_line(block)
+    lines = [_Asked(line, block, reference_line(block), tasks, kept) for block in blocks for line in block.lines]
+    _compute(lines, tasks, kept)
+    for asked in lines:
+        line, reference = asked.line, asked.reference
         if reference:
-            references[block.budget] = reference.label
-        for line, counted, averaged in _computed(block, reference, tasks, kept):
-            if averaged:
-                low, high = averaged["ends"]
-                averages[block.budget, line.name] = low, high
-            if line.method == "none":
-                continue
-            mine = [c for c in counted if c is not None]
-            comparisons += mine
-            if averaged and len(tasks) == 1:
-                comparisons += [_alone(c, tasks[c.task]) for c in mine]
-            elif averaged:
-                point = average(line, section)
-                at = line.budget, line.name, AVERAGE
-                comparisons.append(_at_average(at, "none", sizes, point - 100.0, averaged["none"]))
-                if reference and averaged["reference"]:
-                    apart = point - average(reference, section)
-                    comparisons.append(_at_average(at, reference.label, sizes, apart, averaged["reference"]))
-        for task in tasks.values():
-            task.forget()
+            references[line.budget] = reference.label
+        averaged = asked.average and kept.of(*asked.average[:2])
+        if averaged:
+            low, high = averaged["ends"]
+            averages[line.budget, line.name] = low, high
+        if line.method == "none":
+            continue
+        mine = [shown(kept.of(key, compute)) for (key, compute, _), shown in asked.comparisons]
+        comparisons += mine
+        if averaged and len(tasks) == 1:
+            comparisons += [_alone(c, tasks[c.task]) for c in mine]
+        elif averaged:
+            point = average(line, section)
+            at = line.budget, line.name, AVERAGE
+            comparisons.append(_at_average(at, "none", sizes, point - 100.0, averaged["none"]))
+            if reference and averaged["reference"]:
+                apart = point - average(reference, section)
+                comparisons.append(_at_average(at, reference.label, sizes, apart, averaged["reference"]))
     return Findings(
         agreement={identity: percent for task in tasks.values() for identity, percent in task.agreement.items()},
         hard={key: found for block in blocks for task in tasks.values() for key, found in _hard(task, block).items()},
@@ -196,60 +196,69 @@ def reference_line(block: Block) -> Line | None:
 
 
 class _Job(NamedTuple):
-    """A statistic: the key under which it is kept, the cells whose resamples it needs, and how it is computed."""
+    """A statistic: the key under which it is kept, how it is computed, and the cells whose resamples that needs."""
 
     key: str
-    needs: Sequence[tuple[TaskAnswers, SealedCell]]
     compute: Callable[[], Any]
+    needs: Sequence[tuple[TaskAnswers, SealedCell]]
 
 
-def _computed(
-    block: Block, reference: Line | None, tasks: Mapping[str, TaskAnswers], kept: Kept
-) -> Iterator[tuple[Line, list[Comparison | None], Any]]:
-    """Each line of a block with its comparisons task by task, and what `_average` says; only what is not kept is
-    computed.
+class _Asked:
+    """A line, and what there is to compute of it: comparisons task by task, and its average."""
 
-    Lines are taken `TOGETHER` at a time: one matrix product resamples them, and memory does not grow with the block.
-    """
-    stay = [s for seeds in reference.cells.values() for s in seeds] if reference else []
-    for start in range(0, len(block.lines), TOGETHER):
-        lines = block.lines[start : start + TOGETHER]
-        resamples = _Averages(tasks)
-        jobs = {line.name: _jobs(line, reference, tasks, kept, resamples) for line in lines}
-        fresh = [job for pairs, last in jobs.values() for job in [*(j for j, _ in pairs), last] if job]
-        for task in tasks.values():
-            task.draw(s for job in fresh if job.key not in kept for at, s in job.needs if at is task)
-        for line in lines:
-            pairs, last = jobs[line.name]
-            counted = [shown(kept.of(job.key, job.compute)) for job, shown in pairs]
-            yield line, list(counted), last and kept.of(last.key, last.compute)
-        for task in tasks.values():
-            task.forget(stay)
+    def __init__(self, line: Line, block: Block, reference: Line | None, tasks: Mapping[str, TaskAnswers], kept: Kept):
+        self.line = line
+        self.reference = reference
+        self.comparisons: list[tuple[_Job, Callable[[Any], Comparison]]] = []
+        self.average: _Job | None = None
+        """None where a task is missing."""
+        other = reference if reference and reference.name != line.name else None
+        for task, seeds in line.cells.items() if line.method != "none" else ():
+            read = tasks[task]
+            if read.base:
+                self.comparisons.append(_comparison(read, line, seeds, [read.base], "none", "none", kept))
+            if other and task in other.cells:
+                self.comparisons.append(
+                    _comparison(read, line, seeds, other.cells[task], other.name, other.label, kept)
+                )
+        if _whole(line, tasks):
+            other = other if other and _whole(other, tasks) else None
+            cells = [(read, s) for read in tasks.values() for one in (line, other) if one for s in one.cells[read.task]]
+            cells += [(read, read.base) for read in tasks.values() if read.base]
+            shape = [
+                [task, len(line.cells[task]), len(other.cells[task]) if other else 0, read.unlike]
+                for task, read in tasks.items()
+            ]
+            key = kept.key("average", [s for _, s in cells], json.dumps(shape), line.name, other.name if other else "")
+            self.average = _Job(key, lambda: _average(line, other, tasks), cells)
+
+    @property
+    def jobs(self) -> list[_Job]:
+        return [*(job for job, _ in self.comparisons), *([self.average] if self.average else [])]
 
 
-def _jobs(
-    line: Line, reference: Line | None, tasks: Mapping[str, TaskAnswers], kept: Kept, resamples: _Averages
-) -> tuple[list[tuple[_Job, Callable[[Any], Comparison]]], _Job | None]:
-    """The comparisons of a line task by task, and the statistic of its average; None where a task is missing."""
-    found = []
-    other = reference if reference and reference.name != line.name else None
-    for task, seeds in line.cells.items() if line.method != "none" else ():
-        read = tasks[task]
-        if read.base:
-            found.append(_comparison(read, line, seeds, [read.base], "none", "none", kept))
-        if other and task in other.cells:
-            found.append(_comparison(read, line, seeds, other.cells[task], other.name, other.label, kept))
-    if not resamples.whole(line):
-        return found, None
-    other = other if other and resamples.whole(other) else None
-    cells = [(read, s) for read in tasks.values() for one in (line, other) if one for s in one.cells[read.task]]
-    cells += [(read, read.base) for read in tasks.values() if read.base]
-    shape = [
-        [task, len(line.cells[task]), len(other.cells[task]) if other else 0, read.unlike]
-        for task, read in tasks.items()
-    ]
-    key = kept.key("average", [s for _, s in cells], json.dumps(shape), line.name, other.name if other else "")
-    return found, _Job(key, cells, lambda: _average(resamples, line, other))
+def _compute(lines: Sequence[_Asked], tasks: Mapping[str, TaskAnswers], kept: Kept) -> None:
+    """Compute what is not kept, `TOGETHER` lines at a time: one matrix product resamples them, and memory does not grow
+    with the section."""
+    fresh = [(asked, [job for job in asked.jobs if job.key not in kept]) for asked in lines]
+    fresh = [(asked, jobs) for asked, jobs in fresh if jobs]
+    for start in range(0, len(fresh), TOGETHER):
+        batch = [job for _, jobs in fresh[start : start + TOGETHER] for job in jobs]
+        needs: dict[str, list[SealedCell]] = {task: [] for task in tasks}
+        for job in batch:
+            for read, sealed in job.needs:
+                needs[read.task].append(sealed)
+        for task, read in tasks.items():
+            read.draw(needs[task])
+        for job in batch:
+            kept.of(job.key, job.compute)
+        for read in tasks.values():
+            read.forget()
+
+
+def _whole(line: Line, tasks: Mapping[str, TaskAnswers]) -> bool:
+    """Whether every task and its unpruned cell is there, with enough images."""
+    return all(task in line.cells and read.base and read.images >= stats.FEW for task, read in tasks.items())
 
 
 def _comparison(
@@ -289,40 +298,28 @@ def _comparison(
     words = [read.task, str(len(seeds)), str(read.unlike), line.name, name]
     key = kept.key("comparison", [*seeds, *others], *words)
     needs = [(read, s) for s in (*seeds, *others)] if read.images >= stats.FEW else []
-    return _Job(key, needs, compute), shown
+    return _Job(key, compute, needs), shown
 
 
-class _Averages:
-    """Resamples of Avg % of some lines."""
-
-    def __init__(self, tasks: Mapping[str, TaskAnswers]):
-        self.tasks = tasks
-        self._found: dict[str, NDArray[np.float64] | None] = {}
-
-    def whole(self, line: Line) -> bool:
-        """Whether every task and its unpruned cell is there, with enough images."""
-        return all(t in line.cells and read.base and read.images >= stats.FEW for t, read in self.tasks.items())
-
-    def of(self, line: Line) -> NDArray[np.float64] | None:
-        """(n,) of a whole line; None where a draw of an unpruned cell scores 0."""
-        if line.name not in self._found:
-            bases = [read.resampled(read.base) for read in self.tasks.values() if read.base]
-            usable = all((whole > 0).all() for whole in bases)
-            drawn = [read.line(line.name, line.cells[task]) for task, read in self.tasks.items()] if usable else []
-            parts = [100.0 * mine / whole for mine, whole in zip(drawn, bases, strict=usable)]
-            self._found[line.name] = np.asarray(np.mean(parts, axis=0), dtype=np.float64) if usable else None
-        return self._found[line.name]
-
-
-def _average(resamples: _Averages, line: Line, reference: Line | None) -> dict[str, Any] | None:
-    """The interval of Avg %, and [low, high, p] of its differences from 100 and from the reference's; None without
-    resamples. At the average there are no questions to count: the p is the bootstrap's own."""
-    mine, other = resamples.of(line), resamples.of(reference) if reference else None
+def _average(line: Line, reference: Line | None, tasks: Mapping[str, TaskAnswers]) -> dict[str, Any] | None:
+    """The interval of Avg %, and [low, high, p] of its differences from 100 and from the reference's; None where a draw
+    of an unpruned cell scores 0. At the average there are no questions to count: the p is the bootstrap's own."""
+    mine, other = _percent(line, tasks), _percent(reference, tasks) if reference else None
     if mine is None:
         return None
     apart = {"none": mine - 100.0} | ({"reference": mine - other} if other is not None else {})
-    said = {name: [*_ends(d, resamples.tasks), stats.bootstrap_p(d)] for name, d in apart.items()}
-    return {"ends": _ends(mine, resamples.tasks), "reference": None} | said
+    said = {name: [*_ends(d, tasks), stats.bootstrap_p(d)] for name, d in apart.items()}
+    return {"ends": _ends(mine, tasks), "reference": None} | said
+
+
+def _percent(line: Line, tasks: Mapping[str, TaskAnswers]) -> NDArray[np.float64] | None:
+    """(n,) resamples of Avg %; None where a draw of an unpruned cell scores 0."""
+    bases = [read.resampled(read.base) for read in tasks.values() if read.base]
+    if not all((whole > 0).all() for whole in bases):
+        return None
+    drawn = [read.line(line.name, line.cells[task]) for task, read in tasks.items()]
+    parts = [100.0 * mine / whole for mine, whole in zip(drawn, bases, strict=True)]
+    return np.asarray(np.mean(parts, axis=0), dtype=np.float64)
 
 
 def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, TaskAnswers]) -> tuple[float, float]:
@@ -417,6 +414,8 @@ def _pairs(read: TaskAnswers, blocks: Sequence[Block]) -> list[tuple[float, floa
 def _apart(read: TaskAnswers, cells: Sequence[SealedCell]) -> list[tuple[bool, float, float]]:
     """(near and off the floor, share of discordant questions, design effect) of pairs of cells."""
     scores = np.stack([read.scores(s) for s in cells])
+    counts = np.bincount(read.owner)
+    sums = np.stack([np.bincount(read.owner, weights=row) for row in scores])
     means = np.array([float(row.mean()) for row in scores])
     found = []
     for first, others in partners(len(cells)):
@@ -424,7 +423,8 @@ def _apart(read: TaskAnswers, cells: Sequence[SealedCell]) -> list[tuple[bool, f
         high, low = np.maximum(means[first], means[others]), np.minimum(means[first], means[others])
         near = (high - low <= NEAR) & (high > FLOOR)
         discordant = (np.abs(away) > stats.TINY).mean(axis=1)
-        effects = stats.design_effects(away, read.owner)
+        middle = away.mean(axis=1, keepdims=True)
+        effects = stats.design_effects(away - middle, sums[first] - sums[others] - middle * counts)
         found += list(zip(near.tolist(), discordant.tolist(), effects.tolist(), strict=True))
     return found
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from harness.core import stats
 from harness.core.paths import make_folder
-from harness.store.files import write_atomic
+from harness.store.files import write_atomic, write_changed
 from harness.store.sealed import SAMPLES, SealedCell
 from harness.tables.sections import Section
 
@@ -40,6 +40,8 @@ VERSION = 1
 """Of the files' layout; of the values, the code itself is the version."""
 
 
+_FOREIGN = (OSError, ValueError, TypeError, KeyError, RecursionError)
+"""Of a file that is not ours, or not there."""
 MOST = 2**28
 """Bytes of draws in memory above which they are dropped: 3,000 images are 60 MB."""
 
@@ -68,6 +70,11 @@ class Kept:
             self._now[key] = self._before[key] if key in self._before else json.loads(json.dumps(compute()))
         return self._now[key]
 
+    def hold(self, key: str) -> None:
+        """Keep a value on that is not asked for now, if it is known."""
+        if key in self._before:
+            self._now[key] = self._before[key]
+
     def __contains__(self, key: str) -> bool:
         """Whether `of` would compute nothing."""
         return key in self._now or key in self._before
@@ -80,7 +87,7 @@ class Kept:
         """
         key = self.key("samples", [sealed], str(sealed.folder))
         found = _stat(sealed.folder / SAMPLES)
-        if found is not None and self._before.get(key, self._now.get(key)) == found:
+        if found is not None and self._now.get(key, self._before.get(key)) == found:
             self._now[key] = found
             return None
         value = read(sealed)
@@ -112,11 +119,11 @@ class Kept:
         return [path for path, _ in there]
 
     def save(self) -> None:
-        """Write the values that were asked for since this was made, unless they are those that were read: what nobody
-        asks for any more is dropped. Raises PrunebenchError if the folder cannot be written."""
-        if self._folder and self._write and self._now != self._before:
+        """Write the values that were asked for since this was made: what nobody asks for any more is dropped. Raises
+        PrunebenchError if the folder cannot be written."""
+        if self._folder and self._write:
             make_folder(self._folder, "results")
-            write_atomic(self._folder / FILE, _packed(self._now))
+            write_changed(self._folder / FILE, _packed(self._now))
         self._before = dict(self._now)
 
     def _name(self, sealed: SealedCell) -> str:
@@ -134,14 +141,15 @@ class Kept:
         size = stats.DECISIVE, images
         path = self._folder and self._folder / f"draws-{images}-{seed:08x}.zst"
         if path:
-            # arrow's own errors for what is no zstd, or too short
-            with suppress(OSError, ValueError):
+            try:
                 head, _, data = path.read_bytes().partition(b"\n")
                 stated = json.loads(head)
                 if stated == _head(data) | {"type": stated["type"]}:
                     kind = np.dtype(stated["type"])
                     raw = pa.decompress(data, decompressed_size=size[0] * size[1] * kind.itemsize, codec="zstd")
                     return np.frombuffer(raw, dtype=kind).reshape(size)
+            except _FOREIGN:
+                pass  # drawn again
         drawn = stats.draws(images, stats.DECISIVE, seed)
         if path and self._write:
             data = pa.compress(drawn.tobytes(), codec="zstd", asbytes=True)
@@ -184,7 +192,7 @@ def _read(path: Path) -> dict[str, Any]:
         head, _, data = path.read_bytes().partition(b"\n")
         if json.loads(head) == _head(data):
             return dict(json.loads(data))
-    except (OSError, ValueError, TypeError, RecursionError):
+    except _FOREIGN:
         pass  # the values are computed again
     return {}
 
