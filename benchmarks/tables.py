@@ -1,5 +1,5 @@
-"""What do the tables of a results folder cost? `python benchmarks/tables.py` (about 15 minutes on two cores; `--small`:
-one minute).
+"""What do the tables of a results folder cost? `python benchmarks/tables.py` (many minutes on two cores; `--small`: one
+minute).
 
 Folders of synthetic cells: 100, 1,000 and 10,000 of 100 questions on 20 images, and 101 of 12,578 questions on 398
 images, GQA's numbers. Every folder is one section at five budgets, so lines per budget grow with the cells: the worst
