@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from harness.core.errors import PrunebenchError, unknown
@@ -85,7 +85,7 @@ class Cell:
 
     def identity(self) -> str:
         """The 16 hex digits that name this cell; equal for an object and for the dictionary it was written as."""
-        text = canonical_json({"key_version": KEY_VERSION, **self.to_dict()})
+        text = canonical_json({"key_version": KEY_VERSION, **self._values()})
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
     def baseline(self) -> Cell:
@@ -105,7 +105,11 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values, knobs copied; `method_source` only where the method is not ours."""
-        values = asdict(self)
+        return self._values() | {"knobs": plain_knobs(self.method, self.knobs)}
+
+    def _values(self) -> dict[str, Any]:
+        """`to_dict` with the knobs themselves."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.method_source == SHIPPED:
             del values["method_source"]
         return values

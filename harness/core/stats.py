@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,32 +124,72 @@ class Clustered:
 
     def resamples(self, n: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
         """(n,) the metric on n draws of as many images as there are, with replacement."""
-        return np.asarray(resample_together([self], n, seed)[0], dtype=np.float64)
+        return np.asarray(resample_together([self], draws(self.n_clusters, n, seed))[0], dtype=np.float64)
 
 
-def resample_together(cells: Sequence[Clustered], n: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
-    """(cells, n) the metric of each cell on the same n draws of images, so that differences between rows are paired.
+def draws(images: int, n: int, seed: int) -> NDArray[Any]:
+    """(n, images) unsigned integers: how often each image is drawn, in n draws of as many images as there are, with
+    replacement.
 
-    The cells must be over the same images. A group that a draw misses altogether stands in with its value on all rows:
-    dropping it would move a sum over categories by up to 200 points for no reason. It matters only for subsets with a
-    few images per category.
+    Drawing is most of what resampling costs: 8 million binomial numbers at 398 images and 20,000 draws.
     """
-    images = cells[0].n_clusters
+    rng = np.random.default_rng(seed)
+    even = np.full(images, 1.0 / images)
+    drawn = np.concatenate(
+        [
+            rng.multinomial(images, even, size=min(_CHUNK, n - start)).astype(np.min_scalar_type(images))
+            for start in range(0, n, _CHUNK)
+        ]
+    )
+    return drawn.astype(np.min_scalar_type(int(drawn.max())), copy=False)
+
+
+def resample_together(cells: Sequence[Clustered], drawn: NDArray[Any]) -> NDArray[np.float64]:
+    """(cells, n) the metric of each cell on the same `draws` of images, so that differences between rows are paired.
+
+    The cells must be over the same images. A row does not depend on the cells beside it, to the last bit. Sums of whole
+    numbers are exact in any order: such cells share a matrix product. A cell with other values has a product of its
+    own, because the order in which a product adds depends on its shape.
+
+    A group that a draw misses altogether stands in with its value on all rows: dropping it would move a sum over
+    categories by up to 200 points for no reason. It matters only for subsets with a few images per category.
+    """
+    n, images = drawn.shape
+    # half the work where sums of whole numbers are exact in it too
+    small = max(float(part.max()) for cell in cells for part in (cell.values, cell.counts)) * images < 2**24
     if any(cell.n_clusters != images for cell in cells):
         raise PrunebenchError(
-            f"expected cells over the same images, found {sorted({cell.n_clusters for cell in cells})} images"
+            f"expected cells over the same images, found {sorted({cell.n_clusters for cell in cells} | {images})}"
+            " images"
         )
-    rng = np.random.default_rng(seed)
+    whole = [index for index, cell in enumerate(cells) if (cell.values == np.round(cell.values)).all()]
+    alone = [[index] for index in range(len(cells)) if index not in set(whole)]
+    out = np.empty((len(cells), n))
+    for together in filter(None, [whole, *alone]):
+        some = [cells[index] for index in together]
+        kind = np.float32 if small and together is whole else np.float64
+        out[together] = _weighted(some, drawn, kind)
+    return out
+
+
+def _weighted(cells: Sequence[Clustered], drawn: NDArray[Any], kind: type) -> NDArray[np.float64]:
+    """(cells, n) the metric of each cell on the draws, with products in this type of float."""
     ends = np.cumsum([len(cell.values) for cell in cells])[:-1]
-    values, counts = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("values", "counts"))
-    whole = values.sum(axis=1) / counts.sum(axis=1)
-    parts = []
-    for start in range(0, n, _CHUNK):
-        weights = rng.multinomial(images, np.full(images, 1.0 / images), size=min(_CHUNK, n - start)).astype(np.float64)
-        total, count = weights @ values.T, weights @ counts.T
-        groups = np.where(count > 0, total / np.maximum(count, 1.0), whole)
-        parts.append(np.stack([group.sum(axis=1) for group in np.split(groups, ends, axis=1)]))
-    return np.concatenate(parts, axis=1)
+    values = np.concatenate([cell.values for cell in cells])
+    alike = all(cell.counts is cells[0].counts for cell in cells)
+    counts = cells[0].counts if alike else np.concatenate([cell.counts for cell in cells])
+    point = values.sum(axis=1) / np.concatenate([cell.counts for cell in cells]).sum(axis=1)
+    # both in one product, and never in one of a single column, which adds in another order
+    columns: NDArray[Any] = np.concatenate([values, counts]).T.astype(kind)
+    out = np.empty((len(cells), len(drawn)))
+    for start in range(0, len(drawn), _CHUNK):
+        sums = (drawn[start : start + _CHUNK].astype(kind) @ columns).astype(np.float64)
+        total, count = sums[:, : len(values)], sums[:, len(values) :]
+        count = np.tile(count, len(cells)) if alike else count
+        groups = np.where(count > 0, total / np.maximum(count, 1.0), point)
+        for row, group in enumerate(np.split(groups, ends, axis=1)):
+            out[row, start : start + _CHUNK] = group.sum(axis=1)
+    return out
 
 
 def over_seeds(resamples: NDArray[np.float64], stream: int, seed: int = 0) -> NDArray[np.float64]:
@@ -202,18 +243,49 @@ def cluster(
     category: Sequence[str | None],
     question_id: Sequence[str],
 ) -> Clustered:
-    """The additive form of `metric` from one row per question.
+    """The additive form of `metric` from one row per question; raises as `units`."""
+    return units(metric, image, category, question_id).clustered(np.asarray(score, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a metric counts, whatever the scores are: its units with their groups and images.
+
+    rows: (units,) the question of each, or for MME (2, units) its pair. group, owner: (units,) which group, which image
+    of those in order of their names. counts: (groups, images) float64, the number of units.
+    """
+
+    rows: NDArray[np.int64]
+    group: NDArray[np.int64]
+    owner: NDArray[np.int64]
+    counts: NDArray[np.float64]
+
+    def clustered(self, scores: NDArray[np.float64]) -> Clustered:
+        """The metric of these scores, one per question. Metrics of the same units share the array `counts`."""
+        if self.rows.ndim == 1:
+            return Clustered(self._sums(scores), self.counts, unit_max=1.0)
+        first, second = self.rows
+        # acc (both questions' mean) + acc_plus (both right), each in 0..100
+        points = 50.0 * (scores[first] + scores[second]) + 100.0 * ((scores[first] == 1.0) & (scores[second] == 1.0))
+        return Clustered(self._sums(points), self.counts, unit_max=200.0)
+
+    def _sums(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _by_image(self.group, self.owner, self.counts.shape, value)
+
+
+def units(metric: str, image: Sequence[str], category: Sequence[str | None], question_id: Sequence[str]) -> Units:
+    """The units of `metric` from one row per question.
 
     Names that start with "mme_" are MME sums ("perception" or "cognition" in the name picks the categories, else all);
     every other name is the mean of `score` (0..1). Raises PrunebenchError for no rows, and for an MME pair that is not
     two questions about one image.
     """
-    scores = np.asarray(score, dtype=np.float64)
-    if not len(scores):
+    if not len(image):
         raise PrunebenchError(f"{metric}: expected at least one scored sample, found none")
     if not metric.startswith("mme_"):
         names, owner = np.unique(np.asarray(image, dtype=str), return_inverse=True)
-        return Clustered(*_sums(scores, np.zeros(len(scores), dtype=np.int64), owner, 1, len(names)), unit_max=1.0)
+        group = np.zeros(len(owner), dtype=np.int64)
+        return Units(np.arange(len(owner)), group, owner, _by_image(group, owner, (1, len(names))))
 
     pairs: dict[tuple[str, str], list[int]] = {}
     for row, (kind, question, counts) in enumerate(
@@ -231,12 +303,10 @@ def cluster(
                 f"{metric}: expected two questions about one image for {kind}/{question}, found {found}; take whole"
                 " pairs"
             )
-    first, second = np.array(list(pairs.values())).T
-    # acc (both questions' mean) + acc_plus (both right), each in 0..100
-    points = 50.0 * (scores[first] + scores[second]) + 100.0 * ((scores[first] == 1.0) & (scores[second] == 1.0))
+    both = np.array(list(pairs.values())).T
     kinds, group = np.unique(np.array([kind for kind, _ in pairs]), return_inverse=True)
-    names, owner = np.unique(np.asarray(image, dtype=str)[first], return_inverse=True)
-    return Clustered(*_sums(points, group, owner, len(kinds), len(names)), unit_max=200.0)
+    names, owner = np.unique(np.asarray(image, dtype=str)[both[0]], return_inverse=True)
+    return Units(both, group, owner, _by_image(group, owner, (len(kinds), len(names))))
 
 
 def interval(metric: str, rows: Clustered) -> Interval | None:
@@ -297,13 +367,17 @@ def design_effect(values: Sequence[float] | NDArray[np.float64], image: Sequence
     It is 1 + (questions per image - 1) x intra-image correlation for images of equal size (Kish 1965). Chance can take
     an estimate below 1: average several before planning with them.
     """
-    away = np.asarray(values, dtype=np.float64) - np.mean(values)
-    alone = float((away**2).sum())
-    if alone <= 1e-12:
-        return math.nan
+    away = np.asarray(values, dtype=np.float64)[None] - np.mean(values)
     _, owner = np.unique(np.asarray(image), return_inverse=True)
-    together = float((np.bincount(owner, weights=away) ** 2).sum())
-    return together / alone
+    return float(design_effects(away, np.bincount(owner, weights=away[0]).astype(np.float64)[None])[0])
+
+
+def design_effects(away: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(m,) the `design_effect` of m rows of values less their mean (m, questions), and of their sums by image (m,
+    images)."""
+    alone = (away**2).sum(axis=1)
+    varies = alone > 1e-12
+    return np.where(varies, (sums**2).sum(axis=1) / np.where(varies, alone, 1.0), np.nan)
 
 
 def questions_needed(
@@ -353,12 +427,13 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     return front
 
 
-def _sums(
-    value: NDArray[np.float64], group: NDArray[np.int64], owner: NDArray[np.int64], n_groups: int, n_images: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(groups, images) sum of value and number of units."""
-    flat = group * n_images + owner
-    shape = n_groups, n_images
-    values = np.bincount(flat, weights=value, minlength=n_groups * n_images).astype(np.float64)
-    counts = np.bincount(flat, minlength=n_groups * n_images).astype(np.float64)
-    return values.reshape(shape), counts.reshape(shape)
+def _by_image(
+    group: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    shape: tuple[int, ...],
+    value: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """(groups, images) float64: sum of the units' values, or their number."""
+    n_groups, n_images = shape
+    found = np.bincount(group * n_images + owner, weights=value, minlength=n_groups * n_images)
+    return found.astype(np.float64).reshape(shape)

@@ -30,6 +30,7 @@ from harness.store.lease import CellBusy
 from harness.store.sealed import SealedCell
 from harness.store.store import CellSealed, Store
 from harness.tables import leaderboard
+from harness.tables.kept import Kept
 
 Say = Callable[[str], None]
 
@@ -213,7 +214,8 @@ def write_tables(store: Store, say: Say) -> tuple[Path, Path]:
     """The tables of all cells that are as they were sealed; `say` names those that are not. Raises as
     `leaderboard.write`."""
     damaged: list[str] = []
-    written = leaderboard.write(store.cells(damaged), store.root)
+    kept = Kept(store.root)
+    written = leaderboard.write(store.cells(damaged, kept.check), store.root, kept=kept)
     if damaged:
         say(
             f"note: {len(damaged)} cells, damaged or of another version, are left out of the tables; first:"

@@ -36,6 +36,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def write_changed(path: Path, data: bytes) -> None:
+    """`write_atomic`, but a file that holds these bytes already stays untouched, its times included."""
+    with suppress(OSError):  # one that cannot be read is written, and that says why not
+        if path.stat().st_size == len(data) and path.is_file() and path.read_bytes() == data:
+            return
+    write_atomic(path, data)
+
+
 def check_place(root: Path, *files: str) -> None:
     """Raise PrunebenchError unless this folder, made where it is missing, takes files, and those of these names. It is
     asked before anything is measured for it."""

@@ -9,6 +9,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,11 +70,17 @@ class SealedCell:
     samples_sha256: str
     folder: Path
 
-    @property
+    @cached_property
     def identity(self) -> str:
+        """Of the cell; kept, because it is a hash over all of its fields and tables ask for it many times."""
         return self.cell.identity()
 
-    @property
+    @cached_property
+    def baseline_identity(self) -> str:
+        """Of the unpruned cell that this one is compared with."""
+        return self.cell.baseline().identity()
+
+    @cached_property
     def asked(self) -> Asked:
         """The words of the request that made it."""
         return Asked.from_dict(self.provenance.get("request"))
@@ -104,12 +111,15 @@ class SealedCell:
 
     def columns(self, *names: str) -> dict[str, list[Any]]:
         """Some columns of the samples, sorted by key. Raises as `samples`."""
+        return dict(self.table(*names).to_pydict())
+
+    def table(self, *names: str) -> Any:
+        """Some columns of the samples as a pyarrow table, sorted by key. Raises as `samples`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         # as bytes: a path would have to be UTF-8
-        table = pq.read_table(pa.BufferReader(self._verified()), columns=list(names))
-        return dict(table.sort_by("key").to_pydict())
+        return pq.read_table(pa.BufferReader(self._verified()), columns=list(names)).sort_by("key")
 
     def verify(self) -> None:
         """Re-hash the samples. Raises PrunebenchError if they are not the ones that were sealed."""

@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -253,18 +253,20 @@ class Store:
                     remove(folder, JOURNAL, ".*.tmp")
         return found
 
-    def cells(self, damaged: list[str] | None = None) -> list[SealedCell]:
+    def cells(
+        self, damaged: list[str] | None = None, check: Callable[[SealedCell], None] = SealedCell.verify
+    ) -> list[SealedCell]:
         """Every sealed cell, in the order of the folders' names. Reads only JSON.
 
         Raises PrunebenchError for the first that is damaged, or of another version; with a list, all of them are said
-        there and left out, those with other samples than were sealed included.
+        there and left out, those with other samples than were sealed included: `check` raises for such samples.
         """
         found = []
         for path in sorted((self.root / "cells").glob(f"*/*/{SEAL}")):
             try:
                 sealed = load(path.parent)
                 if damaged is not None:
-                    sealed.verify()
+                    check(sealed)
                 found.append(sealed)
             except PrunebenchError as error:
                 if damaged is None:

@@ -19,21 +19,22 @@ once:
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import statistics
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.core import stats
-from harness.core.errors import PrunebenchError
-from harness.core.spelling import given
 from harness.store.sealed import SealedCell
+from harness.tables.answers import TaskAnswers
+from harness.tables.kept import Kept
 from harness.tables.relevant import Relevant, relevant
 from harness.tables.sections import NAN, Block, Line, Section, average, mean
 
@@ -46,6 +47,10 @@ AVERAGE = "average"
 ABOVE, BELOW, SAME, OPEN = "above", "below", "indistinguishable", "undecided"
 TOO_FEW = f"fewer than {stats.FEW} images"
 """In place of a verdict."""
+OTHERS = 128
+"""Lines of a block that each line is paired with for `Power`: all of up to 129 lines, so work grows with lines."""
+TOGETHER = 32
+"""Lines that are resampled at once: they hold 160 kB a cell."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Power:
 
     task: str
     pairs: int
-    """Pairs of lines that the next two are medians over: at one budget and near each other, off the floor."""
+    """Pairs of lines that the next two are medians over: at one budget and near each other, off the floor. Each line
+    has `OTHERS` others at most."""
     discordant: float
     """Share of questions, 0..1, on which the two of a pair differ."""
     effect: float
@@ -128,65 +134,61 @@ class Findings:
 
     def verdict(self, budget: str, line: str, task: str, against_none: bool) -> str | None:
         """None where nothing was compared."""
-        for c in self.comparisons:
-            if (c.budget, c.line, c.task, c.against == "none") == (budget, line, task, against_none):
-                return c.verdict
-        return None
+        return self._verdicts.get((budget, line, task, against_none))
+
+    @cached_property
+    def _verdicts(self) -> dict[tuple[str, str, str, bool], str]:
+        return {(c.budget, c.line, c.task, c.against == "none"): c.verdict for c in self.comparisons}
 
 
-def study(section: Section) -> Findings:
-    """Everything about one section. Raises PrunebenchError where cells that should share their questions do not."""
-    tasks = {task: _Task(section, task) for task in section.tasks}
+def study(section: Section, kept: Kept | None = None) -> Findings:
+    """Everything about one section; what `kept` knows is not computed again. Raises PrunebenchError where cells that
+    should share their questions do not."""
+    kept = kept or Kept()
+    tasks = {task: TaskAnswers(section, task, kept) for task in section.tasks}
     blocks = section.blocks()
     comparisons: list[Comparison] = []
     averages: dict[tuple[str, str], tuple[float, float]] = {}
     references: dict[str, str] = {}
-    for block in blocks:
-        reference = reference_line(block)
+    sizes = sum(t.n for t in tasks.values()), sum(t.images for t in tasks.values())
+    lines = [_Asked(line, block, reference_line(block), tasks, kept) for block in blocks for line in block.lines]
+    _compute(lines, tasks, kept)
+    for asked in lines:
+        line, reference = asked.line, asked.reference
         if reference:
-            references[block.budget] = reference.label
-        drawn = {line.name: _average_resamples(line, tasks) for line in block.lines}
-        for line in block.lines:
-            resampled = drawn[line.name]
-            if resampled is not None:
-                averages[block.budget, line.name] = _ends(resampled, tasks)
-            if line.method == "none":
-                continue
-            mine: list[Comparison] = []
-            for task, seeds in line.cells.items():
-                read = tasks[task]
-                if read.base:
-                    mine.append(read.compare(line, seeds, [read.base], "none", "none"))
-                if reference and reference.name != line.name and task in reference.cells:
-                    mine.append(read.compare(line, seeds, reference.cells[task], reference.name, reference.label))
-            comparisons += mine
-            if resampled is not None and len(tasks) == 1:
-                comparisons += [_alone(c, tasks[c.task]) for c in mine]
-            elif resampled is not None:
-                point, counts = (
-                    average(line, section),
-                    (
-                        sum(t.n for t in tasks.values()),
-                        sum(t.images for t in tasks.values()),
-                    ),
-                )
-                comparisons.append(_at_average(line, "none", point - 100.0, resampled - 100.0, counts, tasks))
-                other = drawn[reference.name] if reference and reference.name != line.name else None
-                if reference and other is not None:
-                    comparisons.append(
-                        _at_average(
-                            line, reference.label, point - average(reference, section), resampled - other, counts, tasks
-                        )
-                    )
+            references[line.budget] = reference.label
+        averaged = asked.average and kept.of(*asked.average[:2])
+        if averaged:
+            low, high = averaged["ends"]
+            averages[line.budget, line.name] = low, high
+        if line.method == "none":
+            continue
+        mine = [shown(kept.of(key, compute)) for (key, compute, _), shown in asked.comparisons]
+        comparisons += mine
+        if averaged and len(tasks) == 1:
+            comparisons += [_alone(c, tasks[c.task]) for c in mine]
+        elif averaged:
+            point = average(line, section)
+            at = line.budget, line.name, AVERAGE
+            comparisons.append(_at_average(at, "none", sizes, point - 100.0, averaged["none"]))
+            if reference and averaged["reference"]:
+                apart = point - average(reference, section)
+                comparisons.append(_at_average(at, reference.label, sizes, apart, averaged["reference"]))
     return Findings(
-        relevant={sealed.identity: kept for sealed in section.cells if (kept := relevant(sealed)) is not None},
-        agreement={identity: percent for task in tasks.values() for identity, percent in task.agreement().items()},
-        hard={key: found for block in blocks for task in tasks.values() for key, found in task.hard(block).items()},
+        relevant={sealed.identity: found for sealed in section.cells if (found := _relevant(sealed, kept))},
+        agreement={identity: percent for task in tasks.values() for identity, percent in task.agreement.items()},
+        hard={key: found for block in blocks for task in tasks.values() for key, found in _hard(task, block).items()},
         averages=averages,
         references=references,
         comparisons=_judged(comparisons),
         power=_powers(tasks, blocks, comparisons),
     )
+
+
+def _relevant(sealed: SealedCell, kept: Kept) -> Relevant | None:
+    read = [sealed.provenance.get("decoder_layers"), sealed.provenance.get("grids"), sealed.costs.get("n_visual")]
+    found = kept.of(kept.key("relevant", [sealed], json.dumps(read)), lambda: relevant(sealed))
+    return Relevant(*found) if found else None
 
 
 def reference_line(block: Block) -> Line | None:
@@ -203,140 +205,134 @@ def reference_line(block: Block) -> Line | None:
     )
 
 
-class _Task:
-    """The samples of a section's cells at one task, aligned by key: those that the headline metric is computed from."""
+class _Job(NamedTuple):
+    """A statistic: the key under which it is kept, how it is computed, and the cells whose resamples that needs."""
 
-    def __init__(self, section: Section, task: str):
-        self.task = task
-        self.base = section.baseline(task)
-        # By the object: an identity is a hash over the whole cell, which comparisons would compute thousands of times.
-        self.cells = {
-            id(s): s for s in [*(s for s in section.cells if s.cell.task == task), *([self.base] if self.base else [])]
-        }
-        self.answers: dict[int, list[str]] = {}
-        self.scores: dict[int, NDArray[np.float64]] = {}
-        self.keys: list[str] = []
-        self.image: list[str] = []
-        units = []
-        for sealed in self.cells.values():
-            rows = _read(sealed)
-            counts = stats.in_headline(sealed.headline, rows["category"])
-            rows = {name: list(itertools.compress(column, counts)) for name, column in rows.items()}
-            if self.keys and (rows["key"], rows["image"]) != (self.keys, self.image):
-                raise PrunebenchError(
-                    f"{sealed.folder}: expected the {len(self.keys)} questions of"
-                    f" {next(iter(self.cells.values())).folder}, since both cells name the data"
-                    f" {sealed.cell.data_fingerprint[:16]}, found other keys or images; measure again"
-                    f" ({given('fresh', True)})"
+    key: str
+    compute: Callable[[], Any]
+    needs: Sequence[tuple[TaskAnswers, SealedCell]]
+
+
+class _Asked:
+    """A line, and what there is to compute of it: comparisons task by task, and its average."""
+
+    def __init__(self, line: Line, block: Block, reference: Line | None, tasks: Mapping[str, TaskAnswers], kept: Kept):
+        self.line = line
+        self.reference = reference
+        self.comparisons: list[tuple[_Job, Callable[[Any], Comparison]]] = []
+        self.average: _Job | None = None
+        """None where a task is missing."""
+        other = reference if reference and reference.name != line.name else None
+        for task, seeds in line.cells.items() if line.method != "none" else ():
+            read = tasks[task]
+            if read.base:
+                self.comparisons.append(_comparison(read, line, seeds, [read.base], "none", "none", kept))
+            if other and task in other.cells:
+                self.comparisons.append(
+                    _comparison(read, line, seeds, other.cells[task], other.name, other.label, kept)
                 )
-            self.keys, self.image = rows["key"], rows["image"]
-            self.answers[id(sealed)] = [answer.strip().casefold() for answer in rows["answer"]]
-            self.scores[id(sealed)] = np.asarray(rows["score"], dtype=np.float64)
-            units.append(
-                stats.cluster(sealed.headline, rows["score"], rows["image"], rows["category"], rows["question_id"])
-            )
-        self.n, self.images = len(self.keys), len(set(self.image))
-        self.owner: NDArray[np.int64] = np.unique(self.image, return_inverse=True)[1]
-        # A seed per task: equal ones would draw the same images' numbers at two tasks with equally many images.
-        self.unlike = units[0].unlike()
-        drawn = stats.resample_together(units, stats.DECISIVE, zlib.crc32(task.encode()))
-        self.resamples = dict(zip(self.cells, drawn, strict=True))
+        if _whole(line, tasks):
+            other = other if other and _whole(other, tasks) else None
+            cells = [(read, s) for read in tasks.values() for one in (line, other) if one for s in one.cells[read.task]]
+            cells += [(read, read.base) for read in tasks.values() if read.base]
+            shape = [
+                [task, len(line.cells[task]), len(other.cells[task]) if other else 0, read.unlike]
+                for task, read in tasks.items()
+            ]
+            key = kept.key("average", [s for _, s in cells], json.dumps(shape), line.name, other.name if other else "")
+            self.average = _Job(key, lambda: _average(line, other, tasks), cells)
 
-    def drawn(self, name: str, seeds: Sequence[SealedCell]) -> NDArray[np.float64]:
-        """(n,) resamples of a line's mean over seeds; `name` decides its draws of seeds, whatever other lines there
-        are."""
-        return stats.over_seeds(np.stack([self.resamples[id(s)] for s in seeds]), zlib.crc32(name.encode()))
+    @property
+    def jobs(self) -> list[_Job]:
+        return [*(job for job, _ in self.comparisons), *([self.average] if self.average else [])]
 
-    def compare(
-        self, line: Line, seeds: Sequence[SealedCell], others: Sequence[SealedCell], name: str, against: str
-    ) -> Comparison:
-        """The comparison, its Holm-corrected p and verdict still open."""
-        unit = 100.0 if seeds[0].maximum == 1 else 1.0
-        apart = unit * (mean([s.score for s in seeds]) - mean([s.score for s in others]))
-        away = [self.scores[id(s)] - self.scores[id(o)] for s, o in itertools.product(seeds, others)]
+
+def _compute(lines: Sequence[_Asked], tasks: Mapping[str, TaskAnswers], kept: Kept) -> None:
+    """Compute what is not kept, `TOGETHER` lines at a time: one matrix product resamples them, and memory does not grow
+    with the section."""
+    fresh = [(asked, [job for job in asked.jobs if job.key not in kept]) for asked in lines]
+    fresh = [(asked, jobs) for asked, jobs in fresh if jobs]
+    for start in range(0, len(fresh), TOGETHER):
+        batch = [job for _, jobs in fresh[start : start + TOGETHER] for job in jobs]
+        needs: dict[str, list[SealedCell]] = {task: [] for task in tasks}
+        for job in batch:
+            for read, sealed in job.needs:
+                needs[read.task].append(sealed)
+        for task, read in tasks.items():
+            read.draw(needs[task])
+        for job in batch:
+            kept.of(job.key, job.compute)
+        for read in tasks.values():
+            read.forget()
+
+
+def _whole(line: Line, tasks: Mapping[str, TaskAnswers]) -> bool:
+    """Whether every task and its unpruned cell is there, with enough images."""
+    return all(task in line.cells and read.base and read.images >= stats.FEW for task, read in tasks.items())
+
+
+def _comparison(
+    read: TaskAnswers,
+    line: Line,
+    seeds: Sequence[SealedCell],
+    others: Sequence[SealedCell],
+    name: str,
+    against: str,
+    kept: Kept,
+) -> tuple[_Job, Callable[[Any], Comparison]]:
+    """What is to be computed of a line and its reference, and the comparison that comes of it; its Holm-corrected p and
+    verdict are still open."""
+    unit = 100.0 if seeds[0].maximum == 1 else 1.0
+
+    def compute() -> list[float]:
+        away = [read.scores(s) - read.scores(o) for s, o in itertools.product(seeds, others)]
         better, worse = ([int((sign * d > stats.TINY).sum()) for d in away] for sign in (1, -1))
         low, high = NAN, NAN
-        if self.images < stats.FEW:
+        if read.images < stats.FEW:
             pass
         elif not any(better) and not any(worse):  # a bootstrap sees no other kind of image
-            low, high = -unit * self.unlike, unit * self.unlike
+            low, high = -unit * read.unlike, unit * read.unlike
         else:
-            low, high = stats.quantiles(unit * (self.drawn(line.name, seeds) - self.drawn(name, others)))
+            low, high = stats.quantiles(unit * (read.line(line.name, seeds) - read.line(name, others)))
         p = stats.combined_p([stats.mcnemar(b, w) for b, w in zip(better, worse, strict=True)])
-        counts = mean([float(b) for b in better]), mean([float(w) for w in worse])
+        return [low, high, mean([float(b) for b in better]), mean([float(w) for w in worse]), p]
+
+    def shown(numbers: Sequence[float]) -> Comparison:
+        apart = unit * (mean([s.score for s in seeds]) - mean([s.score for s in others]))
+        low, high, better, worse, p = numbers
+        sizes = read.n, read.images
         return Comparison(
-            line.budget, line.name, self.task, against, self.n, self.images, apart, low, high, *counts, p, NAN, SAME
+            line.budget, line.name, read.task, against, *sizes, apart, low, high, better, worse, p, NAN, SAME
         )
 
-    def pairs(self, blocks: Iterable[Block]) -> list[tuple[float, float]]:
-        """(share of discordant questions, design effect or NaN) of the pairs of lines that a one-point claim would be
-        about: at one budget, with scores within `NEAR` of each other and not both below `FLOOR`. Where none are near,
-        of all pairs; with one line at a budget, of it and the unpruned model. The first seed stands for a line."""
-        found: list[tuple[bool, float, float]] = []
-        for block in blocks:
-            one = [
-                self.scores[id(line.cells[self.task][0])]
-                for line in block.lines
-                if line.method != "none" and self.task in line.cells
-            ]
-            one += [self.scores[id(self.base)]] if len(one) == 1 and self.base else []
-            for first, second in itertools.combinations(one, 2):
-                away = first - second
-                discordant = float((np.abs(away) > stats.TINY).mean())
-                high, low = (pick(float(first.mean()), float(second.mean())) for pick in (max, min))
-                found.append((high - low <= NEAR and high > FLOOR, discordant, stats.design_effect(away, self.owner)))
-        near = [(d, effect) for close, d, effect in found if close]
-        return near or [(d, effect) for _, d, effect in found]
-
-    def agreement(self) -> dict[str, float]:
-        if not self.base:
-            return {}
-        whole = self.answers[id(self.base)]
-        return {
-            self.cells[i].identity: 100.0 * sum(map(str.__eq__, answers, whole)) / self.n
-            for i, answers in self.answers.items()
-        }
-
-    def hard(self, block: Block) -> dict[tuple[str, str], Hard]:
-        """For every cell of the block, and the unpruned one. Nothing without `downsample` at the budget, or with
-        several settings of it."""
-        found = [
-            s
-            for line in block.lines
-            if line.method == "downsample" and line.positions == "method"
-            for s in line.cells.get(self.task, ())
-        ]
-        if len(found) != 1 or block.budget == "none":
-            return {}
-        wrong = self.scores[id(found[0])] < RIGHT
-        cells = [s for line in block.lines for s in line.cells.get(self.task, ())] + ([self.base] if self.base else [])
-        n = int(wrong.sum())
-        return {
-            (block.budget, s.identity): Hard(n, 100.0 * float(self.scores[id(s)][wrong].mean()) if n else NAN)
-            for s in cells
-        }
+    words = [read.task, str(len(seeds)), str(read.unlike), line.name, name]
+    key = kept.key("comparison", [*seeds, *others], *words)
+    needs = [(read, s) for s in (*seeds, *others)] if read.images >= stats.FEW else []
+    return _Job(key, compute, needs), shown
 
 
-def _read(sealed: SealedCell) -> dict[str, Any]:
-    """The columns that comparisons need, sorted by key, from the samples that were sealed."""
-    return sealed.columns("key", "image", "question_id", "category", "answer", "score")
+def _average(line: Line, reference: Line | None, tasks: Mapping[str, TaskAnswers]) -> dict[str, Any] | None:
+    """The interval of Avg %, and [low, high, p] of its differences from 100 and from the reference's; None where a draw
+    of an unpruned cell scores 0. At the average there are no questions to count: the p is the bootstrap's own."""
+    mine, other = _percent(line, tasks), _percent(reference, tasks) if reference else None
+    if mine is None:
+        return None
+    apart = {"none": mine - 100.0} | ({"reference": mine - other} if other is not None else {})
+    said = {name: [*_ends(d, tasks), stats.bootstrap_p(d)] for name, d in apart.items()}
+    return {"ends": _ends(mine, tasks), "reference": None} | said
 
 
-def _average_resamples(line: Line, tasks: Mapping[str, _Task]) -> NDArray[np.float64] | None:
-    """(n,) resamples of Avg %; None where a task or its baseline is missing or has too few images, or a draw of the
-    baseline scores 0."""
-    parts = []
-    for task, read in tasks.items():
-        if task not in line.cells or not read.base or read.images < stats.FEW:
-            return None
-        whole = read.resamples[id(read.base)]
-        if not (whole > 0).all():
-            return None
-        parts.append(100.0 * read.drawn(line.name, line.cells[task]) / whole)
+def _percent(line: Line, tasks: Mapping[str, TaskAnswers]) -> NDArray[np.float64] | None:
+    """(n,) resamples of Avg %; None where a draw of an unpruned cell scores 0."""
+    bases = [read.resampled(read.base) for read in tasks.values() if read.base]
+    if not all((whole > 0).all() for whole in bases):
+        return None
+    drawn = [read.line(line.name, line.cells[task]) for task, read in tasks.items()]
+    parts = [100.0 * mine / whole for mine, whole in zip(drawn, bases, strict=True)]
     return np.asarray(np.mean(parts, axis=0), dtype=np.float64)
 
 
-def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, _Task]) -> tuple[float, float]:
+def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, TaskAnswers]) -> tuple[float, float]:
     """The interval of an average, or of a difference of two. Where no resample differs, what the tasks' binomial limits
     come to."""
     if np.ptp(resampled) > stats.TINY:
@@ -345,7 +341,7 @@ def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, _Task]) -> tuple[f
     return float(resampled[0]) - width, float(resampled[0]) + width
 
 
-def _alone(c: Comparison, read: _Task) -> Comparison:
+def _alone(c: Comparison, read: TaskAnswers) -> Comparison:
     """The comparison at the only task, in points of Avg %."""
     assert read.base is not None  # there is no Avg % without
     unit = (100.0 if read.base.maximum == 1 else 1.0) * read.base.score / 100.0
@@ -353,30 +349,34 @@ def _alone(c: Comparison, read: _Task) -> Comparison:
 
 
 def _at_average(
-    line: Line,
-    against: str,
-    apart: float,
-    resampled: NDArray[np.float64],
-    counts: tuple[int, int],
-    tasks: Mapping[str, _Task],
+    at: tuple[str, str, str], against: str, sizes: tuple[int, int], apart: float, numbers: Sequence[float]
 ) -> Comparison:
-    """At the average there are no questions to count: the p is the bootstrap's own."""
-    low, high = _ends(resampled, tasks)
-    return Comparison(
-        line.budget,
-        line.name,
-        AVERAGE,
-        against,
-        *counts,
-        apart,
-        low,
-        high,
-        NAN,
-        NAN,
-        stats.bootstrap_p(resampled),
-        NAN,
-        SAME,
-    )
+    low, high, p = numbers
+    return Comparison(*at, against, *sizes, apart, low, high, NAN, NAN, p, NAN, SAME)
+
+
+def _hard(read: TaskAnswers, block: Block) -> dict[tuple[str, str], Hard]:
+    """For every cell of the block, and the unpruned one. Nothing without `downsample` at the budget, or with several
+    settings of it."""
+    found = [
+        s
+        for line in block.lines
+        if line.method == "downsample" and line.positions == "method"
+        for s in line.cells.get(read.task, ())
+    ]
+    if len(found) != 1 or block.budget == "none":
+        return {}
+
+    def compute(sealed: SealedCell) -> list[float]:
+        wrong = read.scores(found[0]) < RIGHT
+        n = int(wrong.sum())
+        return [n, 100.0 * float(read.scores(sealed)[wrong].mean()) if n else NAN]
+
+    hard = {}
+    for s in [*(s for line in block.lines for s in line.cells.get(read.task, ())), *([read.base] if read.base else [])]:
+        n, percent = read.kept.of(read.kept.key("hard", [s, found[0]]), lambda s=s: compute(s))  # type: ignore[misc]
+        hard[block.budget, s.identity] = Hard(n, percent)
+    return hard
 
 
 def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -406,13 +406,59 @@ def _verdict(c: Comparison) -> str:
     return OPEN if apart or tested else SAME
 
 
-def _powers(tasks: Mapping[str, _Task], blocks: Sequence[Block], comparisons: Sequence[Comparison]) -> list[Power]:
+def _pairs(read: TaskAnswers, blocks: Sequence[Block]) -> list[tuple[float, float]]:
+    """(share of discordant questions, design effect or NaN) of the pairs of lines that a one-point claim would be
+    about: at one budget, with scores within `NEAR` of each other and not both below `FLOOR`. Where none are near, of
+    all pairs; with one line at a budget, of it and the unpruned model. The first seed stands for a line."""
+    found: list[tuple[bool, float, float]] = []
+    for block in blocks:
+        one = [line.cells[read.task][0] for line in block.lines if line.method != "none" and read.task in line.cells]
+        one += [read.base] if len(one) == 1 and read.base else []
+        if len(one) > 1:
+            kept = read.kept.of(read.kept.key("pairs", one), lambda one=one: _apart(read, one))  # type: ignore[misc]
+            found += [(near, discordant, effect) for near, discordant, effect in kept]
+    near = [(d, effect) for close, d, effect in found if close]
+    return near or [(d, effect) for _, d, effect in found]
+
+
+def _apart(read: TaskAnswers, cells: Sequence[SealedCell]) -> list[tuple[bool, float, float]]:
+    """(near and off the floor, share of discordant questions, design effect) of pairs of cells."""
+    scores = np.stack([read.scores(s) for s in cells])
+    counts = np.bincount(read.owner)
+    sums = np.stack([np.bincount(read.owner, weights=row) for row in scores])
+    means = np.array([float(row.mean()) for row in scores])
+    found = []
+    for first, others in partners(len(cells)):
+        away = scores[first] - scores[others]
+        high, low = np.maximum(means[first], means[others]), np.minimum(means[first], means[others])
+        near = (high - low <= NEAR) & (high > FLOOR)
+        discordant = (np.abs(away) > stats.TINY).mean(axis=1)
+        middle = away.mean(axis=1, keepdims=True)
+        effects = stats.design_effects(away - middle, sums[first] - sums[others] - middle * counts)
+        found += list(zip(near.tolist(), discordant.tolist(), effects.tolist(), strict=True))
+    return found
+
+
+def partners(lines: int) -> Iterator[tuple[int, list[int]]]:
+    """Each line with the lines that it is paired with, every pair once: all of them, or of more than `OTHERS` lines as
+    many steps ahead as spread evenly over the block."""
+    if lines <= OTHERS + 1:
+        yield from ((i, list(range(i + 1, lines))) for i in range(lines - 1))
+        return
+    half, most = OTHERS // 2, (lines - 1) // 2
+    steps = [1 + step * (most - 1) // (half - 1) for step in range(half)]
+    yield from ((i, [(i + step) % lines for step in steps]) for i in range(lines))
+
+
+def _powers(
+    tasks: Mapping[str, TaskAnswers], blocks: Sequence[Block], comparisons: Sequence[Comparison]
+) -> list[Power]:
     """For the tasks where two pruned lines differ at all."""
     sizes = Counter(_family(c) for c in comparisons if c.task != AVERAGE)
     tests = max(sizes.values(), default=1)
     found = []
     for task, read in tasks.items():
-        pairs = read.pairs(blocks)
+        pairs = _pairs(read, blocks)
         if not pairs:
             continue
         discordant = statistics.median(d for d, _ in pairs)

@@ -13,6 +13,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,8 +22,9 @@ import numpy as np
 from harness.core import stats
 from harness.core.paths import make_folder
 from harness.core.shown import printable
-from harness.store.files import write_atomic
+from harness.store.files import write_changed
 from harness.store.sealed import SealedCell
+from harness.tables.kept import Kept
 from harness.tables.labels import label
 from harness.tables.sections import NAN, Line, Section, average, mean, percent_of_unpruned
 from harness.tables.style import DPI, HALVES, KINDS, STROKES, Curve, Point, kind_of, look, palette, shape, style
@@ -42,9 +44,12 @@ class Axis(NamedTuple):
     value: Callable[[SealedCell], float]
 
 
-def draw(studied: Sequence[tuple[Section, Findings | None]], folder: Path) -> list[list[str]]:
-    """Draw the figures of every section that has pruned cells; returns their paths relative to `folder`, per
-    section."""
+def draw(studied: Sequence[tuple[Section, Findings | None]], folder: Path, kept: Kept | None = None) -> list[list[str]]:
+    """Draw the figures of every section that has pruned cells; returns their paths relative to `folder`, per section.
+
+    With `kept`, a section whose figures are in the folder, drawn from the same cells by the same code, is not drawn
+    again.
+    """
     names: dict[str, int] = {}
     drawn: list[list[str]] = []
     for section, found in studied:
@@ -54,7 +59,8 @@ def draw(studied: Sequence[tuple[Section, Findings | None]], folder: Path) -> li
         stem = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(section.short)).strip("-").lower()
         names[stem] = names.get(stem, 0) + 1  # sections that differ in their weights or prompt only
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
-        drawn.append(list(_section(section, found, folder, stem)))
+        again = kept or Kept()
+        drawn.append(again.figures(section, found is not None, folder, stem, partial(_section, section, found)))
     return drawn
 
 
@@ -418,8 +424,8 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
         svg.getvalue().decode(),
     )
     text = re.sub(r"\n\s+", "\n", text)
-    write_atomic(place / f"{name}.svg", text.encode())
-    write_atomic(place / f"{name}.png", png.getvalue())
+    write_changed(place / f"{name}.svg", text.encode())
+    write_changed(place / f"{name}.png", png.getvalue())
     return [f"{FOLDER}/{name}.svg", f"{FOLDER}/{name}.png"]
 
 

@@ -16,11 +16,12 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are 
 
 from harness.core.paths import make_folder
 from harness.core.shown import in_csv
-from harness.store.files import write_atomic
+from harness.store.files import write_changed
 from harness.store.sealed import SealedCell
 from harness.tables import equal
 from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
+from harness.tables.kept import Kept
 from harness.tables.markdown import footer, section_text
 from harness.tables.sections import NAN, Section, distinct, sections
 
@@ -33,41 +34,51 @@ CSV, MARKDOWN, EQUAL_FLOPS, SIGNIFICANCE = FILES = (
 
 
 def write(
-    cells: Iterable[SealedCell], folder: Path, *, samples: bool = True, figures: bool = False
+    cells: Iterable[SealedCell],
+    folder: Path,
+    *,
+    samples: bool = True,
+    figures: bool = False,
+    kept: Kept | None = None,
 ) -> tuple[Path, Path]:
     """Write leaderboard.csv (one row per cell), LEADERBOARD.md, equal_flops.csv and significance.csv into the folder;
     returns the first two.
 
-    Each file is replaced whole or not at all, and equal cells give equal bytes. `figures` draws into the folder's
-    figures/ too and shows them in the Markdown. `samples=False` reads cell.json only: no comparisons, agreement or hard
-    subset. Raises PrunebenchError if the folder cannot be written or samples are not those that were sealed.
+    Each file is replaced whole or not at all, one that would not change stays untouched, and equal cells give equal
+    bytes. `figures` draws into the folder's figures/ too and shows them in the Markdown. `samples=False` reads
+    cell.json only: no comparisons, agreement or hard subset. Statistics come from `kept`, by default the folder's own
+    (harness/tables/kept.py), which is written back. Raises PrunebenchError if the folder cannot be written or samples
+    are not those that were sealed.
     """
     known = distinct(cells)
-    studied = [(section, study(section) if samples else None) for section in sections(known)]
+    kept = kept or Kept(folder)
+    studied = [(section, study(section, kept) if samples else None) for section in sections(known)]
     csv, markdown = folder / CSV, folder / MARKDOWN
     make_folder(folder, "results")
     drawn: list[list[str]] = [[] for _ in studied]
     if figures:
         from harness.tables.figures import draw  # matplotlib
 
-        drawn = draw(studied, folder)
+        drawn = draw(studied, folder, kept)
     frame = rows(known.values())
     if samples:
         _with_answers(frame, studied)
-        write_atomic(folder / SIGNIFICANCE, _csv(_significance(studied)))
-    write_atomic(folder / EQUAL_FLOPS, _csv(equal.frame(section for section, _ in studied)))
-    write_atomic(csv, _csv(frame))
+        write_changed(folder / SIGNIFICANCE, _csv(_significance(studied)))
+    write_changed(folder / EQUAL_FLOPS, _csv(equal.frame(section for section, _ in studied)))
+    write_changed(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
     parts += [section_text(section, found, shown) for (section, found), shown in zip(studied, drawn, strict=True)]
-    write_atomic(markdown, "\n".join([*parts, footer(folder)]).encode(errors="backslashreplace"))
+    write_changed(markdown, "\n".join([*parts, footer(folder)]).encode(errors="backslashreplace"))
+    if samples or figures:
+        kept.save()
     return csv, markdown
 
 
-def whole_rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
-    """The frame that `write` writes as leaderboard.csv."""
+def whole_rows(cells: Iterable[SealedCell], kept: Kept | None = None) -> pd.DataFrame:
+    """The frame that `write` writes as leaderboard.csv; statistics that `kept` knows are not computed again."""
     known = distinct(cells)
     frame = rows(known.values())
-    _with_answers(frame, [(section, study(section)) for section in sections(known)])
+    _with_answers(frame, [(section, study(section, kept)) for section in sections(known)])
     return frame
 
 

@@ -18,7 +18,7 @@ from harness.core.paths import TOP
 from harness.core.shown import fenced, in_markdown
 from harness.store.sealed import SealedCell
 from harness.tables import equal
-from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, TOO_FEW, Findings, Hard, Power
+from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, TOO_FEW, Comparison, Findings, Hard, Power
 from harness.tables.sections import (
     NAN,
     QUESTIONS,
@@ -110,17 +110,14 @@ def _front_table(front: Sequence[_Point]) -> str:
 def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, front: Sequence[_Point]) -> str:
     """Avg % of every method at every budget; best and second of a column marked, and what is on the front."""
     budgets = [block.budget for block in blocks if any(line.method != "none" for line in block.lines)]
+    first = {id(p.line) for p in front}
     series = [s for s in section.series() if s.method != "none"]
     columns = [[in_markdown(s.label) for s in series]]
     for budget in budgets:
         at = [next((line for line in s.lines if line.budget == budget), None) for s in series]
         points = mark_best([decimal(average(line, section)) if line else DASH for line in at], [True] * len(at))
         signs = [
-            (
-                _signs(found, budget, line.name, AVERAGE) + (" †" if any(p.line is line for p in front) else "")
-                if line
-                else ""
-            )
+            (_signs(found, budget, line.name, AVERAGE) + (" †" if id(line) in first else "") if line else "")
             for line in at
         ]
         columns.append([point + sign for point, sign in zip(points, signs, strict=True)])
@@ -208,7 +205,10 @@ def _said(section: Section, block: Block, found: Findings) -> list[str]:
 
 
 def _verdicts(section: Section, block: Block, found: Findings, against: str, name: str, title: str) -> str:
-    here = [c for c in found.comparisons if c.budget == block.budget and c.against == against]
+    here: dict[str, list[Comparison]] = {line.name: [] for line in block.lines}
+    for c in found.comparisons:
+        if c.budget == block.budget and c.against == against:
+            here[c.line].append(c)
     words = {
         SAME: f"indistinguishable from {name}",
         OPEN: f"undecided against {name}",
@@ -220,13 +220,13 @@ def _verdicts(section: Section, block: Block, found: Findings, against: str, nam
     for verdict, phrase in words.items():
         named = []
         for line in block.lines:
-            tasks = [c.task for c in here if c.line == line.name and c.verdict == verdict]
+            tasks = [c.task for c in here[line.name] if c.verdict == verdict]
             single = [task for task in tasks if task != AVERAGE]
             shown = [f"all {len(single)} tasks"] if len(single) == len(section.tasks) > 1 else single
             shown = [*shown, *(["Avg %"] if AVERAGE in tasks else [])]
             named += [f"{in_markdown(line.name)} ({', '.join(shown)})"] if shown else []
         items += [f"* **{phrase}**: {'; '.join(named)}"] if named else []
-    compared = {c.line for c in here if c.task == AVERAGE}
+    compared = {name for name, mine in here.items() if any(c.task == AVERAGE for c in mine)}
     absent = [
         in_markdown(line.name)
         for line in block.lines

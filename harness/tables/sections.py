@@ -111,13 +111,17 @@ class Section:
         name = f"{self.model} {self.weights}".strip()
         return [name, cell.dtype, cell.device_type, *questions]
 
-    @property
+    @cached_property
     def tasks(self) -> list[str]:
-        return sorted({sealed.cell.task for sealed in self.cells})
+        return sorted(self._of_task)
 
     def of_task(self, task: str) -> SealedCell:
         """Any cell of the task: headline, maximum and number of questions are the same in all."""
-        return next(sealed for sealed in self.cells if sealed.cell.task == task)
+        return self._of_task[task]
+
+    @cached_property
+    def _of_task(self) -> dict[str, SealedCell]:
+        return {sealed.cell.task: sealed for sealed in reversed(self.cells)}
 
     def blocks(self) -> Sequence[Block]:
         """One per budget, in the order people read them."""
@@ -127,13 +131,12 @@ class Section:
     def _blocks(self) -> list[Block]:
         budgets = sorted({sealed.cell.budget for sealed in self.cells}, key=budget_order)
         codes: defaultdict[str, set[str]] = defaultdict(set)
+        at: defaultdict[str, list[SealedCell]] = defaultdict(list)
         for sealed in self.cells:
             codes[sealed.cell.method].add(sealed.cell.method_source)
+            at[sealed.cell.budget].append(sealed)
         several = {method for method, found in codes.items() if len(found) > 1}
-        return [
-            Block(budget, lines([s for s in self.cells if s.cell.budget == budget], budget, several))
-            for budget in budgets
-        ]
+        return [Block(budget, lines(at[budget], budget, several)) for budget in budgets]
 
     def series(self) -> list[Series]:
         """The lines strung together over budgets: same method, positions and knobs wherever a block had to name them.
@@ -207,7 +210,7 @@ def budget_order(budget: str) -> tuple[int, float, str]:
 
 def baseline(sealed: SealedCell, known: Mapping[str, SealedCell]) -> SealedCell | None:
     """The unpruned cell to compare with: the one with the identity `cell.baseline().identity()`, or none at all."""
-    return known.get(sealed.cell.baseline().identity())
+    return known.get(sealed.baseline_identity)
 
 
 def sections(known: Mapping[str, SealedCell]) -> list[Section]:

@@ -197,12 +197,17 @@ def test_resampling_together_pairs_the_draws_and_equals_resampling_alone():
     first, second = (stats.cluster("mme_total_score", **mme_rows(seed=s)) for s in (0, 0))
     other = stats.cluster("m", **(mme_rows() | {"score": [1.0] * 96}))
     mean = stats.cluster("m", **mme_rows())
-    drawn = stats.resample_together([first, second, mean, other], n=300, seed=5)
+    soft = stats.cluster("m", **(mme_rows() | {"score": [0.1 * (i % 8) for i in range(96)]}))
+    draws = stats.draws(first.n_clusters, 300, 5)
+    assert (draws.sum(axis=1) == first.n_clusters).all()
+    cells = [first, second, mean, other, soft]
+    drawn = stats.resample_together(cells, draws)
     assert (drawn[0] == drawn[1]).all(), "equal cells on equal draws differ by nothing"
-    for row, units in zip(drawn, (first, second, mean, other), strict=True):
-        assert row == pytest.approx(units.resamples(300, seed=5), abs=1e-12)
+    for row, units in zip(drawn, cells, strict=True):
+        assert (row == units.resamples(300, seed=5)).all(), "to the last bit, whatever cells are beside it"
+    assert (stats.resample_together([soft, mean, soft, other], draws)[[0, 2, 1]] == drawn[[4, 4, 2]]).all()
     with pytest.raises(PrunebenchError, match="same images"):
-        stats.resample_together([mean, stats.cluster("m", [1.0], ["a"], [None], ["1"])])
+        stats.resample_together([mean, stats.cluster("m", [1.0], ["a"], [None], ["1"])], draws)
 
 
 def test_several_seeds_widen_an_interval_by_what_the_seeds_do():
