@@ -214,6 +214,34 @@ def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, l
     )
 
 
+def nearest(
+    budget: Budget, at: Callable[[int], Scheduled], values: Sequence[int], prompt: PromptShape, label: str, knob: str
+) -> int:
+    """The one of `values` of a knob with which `at(value)` comes nearest to an `avg` or `flops` budget; the smaller one
+    of two as near.
+
+    For methods in which no number of tokens decides (`Method.solves_budgets`). `values` ascend, and so do their costs.
+    Raises PrunebenchError where the budget is out of reach, with what is in reach.
+    """
+    average = budget.unit == "avg"
+    reached = {}
+    for value in values:
+        found = cost_of(at(value), prompt)
+        assert found is not None
+        reached[value] = found.mean_visual if average else found.ratio
+    target = budget.asked(prompt.n_visual) if average else float(budget.ratio or 0)
+    low, high = reached[values[0]], reached[values[-1]]
+    if low <= target <= high:
+        return min(values, key=lambda value: (abs(reached[value] - target), value))
+    digits, step = (1, 1) if average else (3, 1000)
+    asked = f"average {target:g} of {prompt.n_visual} tokens" if average else f"cost {target:g} of the unpruned FLOPs"
+    spelt = [f"{number / step:g}{budget.unit}" for number in (math.ceil(low * step), math.floor(high * step))]
+    raise PrunebenchError(
+        f"{label} cannot {asked}: with {knob}={values[0]} to {values[-1]} it reaches {low:.{digits}f} to"
+        f" {high:.{digits}f}: give {given('budget', spelt[0])} to {spelt[1]}"
+    )
+
+
 def lowest(at: Callable[[int], Scheduled], prompt: PromptShape) -> int:
     """The fewest tokens that a method can keep: the smallest `keep` whose schedule does not raise PrunebenchError."""
 

@@ -142,6 +142,13 @@ def _holov(case: Case) -> AsTyped:
     return AsTyped("holov", _count("new_image_token_num", case), knobs)
 
 
+def _vtw(case: Case) -> AsTyped:
+    # a K beyond the last layer is the official name of the unpruned model
+    if case["k"] >= case["n_layers"]:
+        return _none(case)
+    return AsTyped("vtw", _NO_BUDGET, {"layer": case["k"], "renumber": case["pe_type"] != "keep"})
+
+
 #: by the method that a case names
 RULES: dict[str, Callable[[Case], AsTyped]] = {
     "fastv": _fastv,
@@ -155,6 +162,7 @@ RULES: dict[str, Callable[[Case], AsTyped]] = {
     "prumerge": _prumerge,
     "hiprune": _hiprune,
     "holov": _holov,
+    "vtw": _vtw,
 }
 
 

@@ -55,6 +55,8 @@ METHODS = {
     "PruMerge+": "prumerge plus=true",
     "HiPrune": "hiprune",
     "HoloV": "holov",
+    "VTW": "vtw",
+    "FitPrune": "fitprune",
 }
 """Names in tables, and ours. Finetuned checkpoints and combinations of methods have none of ours."""
 VARIANTS = {

@@ -26,12 +26,14 @@ LOOKS = {
     "prumerge": ("#4D4D00", "s|"),
     "hiprune": ("#F4742B", ">"),
     "holov": ("#2C5AA0", "p"),
+    "vtw": ("#8C564B", "v-"),
+    "fitprune": ("#17A398", "^|"),
 }
 """Colour and marker of the shipped methods; others take spare ones, by name. A dash behind a marker of matplotlib makes
 it wide, a bar makes it tall."""
 STRETCHED = {"-": (1.3, 0.6), "|": (0.6, 1.3)}
 SPARE_COLOURS = ("#332288", "#882255", "#2E8B8B", "#8A8A1F", "#AA4499", "#117733")
-SPARE_MARKERS = ("h", "d", "8", "^|", "v-")
+SPARE_MARKERS = ("h", "d", "8")
 HALVES = {"native": "top", "calibrated": "bottom"}
 """Which half of a marker is filled at a budget without a number; others fill the left one."""
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # first, second and any further setting of a method

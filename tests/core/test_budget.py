@@ -225,7 +225,7 @@ def test_the_fewest_tokens_that_a_refusal_names_can_be_kept() -> None:
 def test_a_knob_may_stand_for_the_budget_and_every_method_takes_one_or_none() -> None:
     assert build("fastv", NONE, {"keep": "5"}, S7).knobs() == {"keep": 5, "boundary": 2}
     for name, cls in registered().items():
-        built = build(name, Budget("kept", 64) if cls.budget_knobs else NONE, {}, S7)
+        built = build(name, parse(cls.usual_budget) if cls.budget_knobs else NONE, {}, S7)
         plan = built.plan(S7.with_text(74))
         assert plan is None or len(plan) == S7.depth, name
 

@@ -20,8 +20,10 @@ from harness.proof.goldens import method_of, replay, run_folder
 
 FOLDER = Path(__file__).parents[1] / "goldens"
 CASES = [entry["file"] for entry in load_index(FOLDER)]
-#: cases of methods that act before the decoder
-BEFORE = [f for f in CASES if f.split("/")[1] in {*RULES} - {"fastv", "sparsevlm", "visipruner"}]
+#: methods that act inside the decoder
+INSIDE = {"fastv", "sparsevlm", "visipruner", "vtw"}
+#: cases of methods that act before it
+BEFORE = [f for f in CASES if f.split("/")[1] in {*RULES} - INSIDE]
 
 
 #: whose kept tokens a method's must not be; several methods are near FasterVLM
@@ -95,6 +97,7 @@ def test_all_methods_of_the_index_are_covered() -> None:
         "prumerge": 5,
         "hiprune": 7,
         "holov": 4,
+        "vtw": 3,
     }
     assert set(RULES) == {*counts} - {"vanilla"}, "a rule without a case"
 
@@ -103,6 +106,8 @@ def test_all_methods_of_the_index_are_covered() -> None:
     ("file", "knobs", "says"),
     [
         ("cases/fastv/fv_kvcache_k2_r144_mha8_p24.json", {"boundary": 3}, "layer 2 holds 635 tokens"),
+        ("cases/vtw/vt_k3_gqa_p24b.json", {"layer": 4}, "layer 3 holds 635 tokens, recorded 59"),
+        ("cases/vtw/vt_k3_gqa_p24b.json", {"renumber": True}, "norm of layer"),
         ("cases/visipruner/vp_SMD_7b_t1_mha8_p24.json", {"exit_votes": 3}, "tokens, recorded"),
         ("cases/visipruner/vp_S_7b_t1_mha8_p24.json", {"layer0": "half", "sink": None}, "norm of layer 0"),
     ],
