@@ -133,6 +133,9 @@ def amount(text: str) -> int | Share:
 class Scheduled(Protocol):
     """A method that can say what it will do, see `harness.method.Method`."""
 
+    @property
+    def drops_inside(self) -> bool: ...
+
     def plan(self, prompt: PromptShape) -> Sequence[int] | None: ...
 
     def known_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int: ...
@@ -148,9 +151,14 @@ class Cost(NamedTuple):
     ratio: float
 
 
-def cost(plan: Sequence[int], prompt: PromptShape, scoring: int = 0) -> Cost:
-    """The cost of a schedule (visual tokens entering each layer) for one prompt; `scoring` in FLOPs."""
-    spent = sum(flops.layer(prompt.decoder, visual + prompt.n_text) for visual in plan) + scoring
+def cost(plan: Sequence[int], prompt: PromptShape, scoring: int = 0, inside: bool = False) -> Cost:
+    """The cost of a schedule (visual tokens entering each layer) for one prompt; `scoring` in FLOPs; `inside`: tokens
+    leave inside the layer before (`Method.drops_inside`)."""
+    behind = [*plan[1:], plan[-1]] if inside else plan
+    spent = scoring + sum(
+        flops.layer_dropping(prompt.decoder, now + prompt.n_text, later + prompt.n_text)
+        for now, later in zip(plan, behind, strict=True)
+    )
     unpruned = flops.prefill_unpruned(prompt.decoder, prompt.n_visual + prompt.n_text)
     return Cost(plan[-1], sum(plan) / len(plan), spent, spent / unpruned)
 
@@ -158,7 +166,7 @@ def cost(plan: Sequence[int], prompt: PromptShape, scoring: int = 0) -> Cost:
 def cost_of(method: Scheduled, prompt: PromptShape) -> Cost | None:
     """The cost of a method's own schedule, with its scoring as far as it is known; None where the prompt decides."""
     plan = method.plan(prompt)
-    return None if plan is None else cost(plan, prompt, method.known_scoring(prompt, plan))
+    return None if plan is None else cost(plan, prompt, method.known_scoring(prompt, plan), method.drops_inside)
 
 
 def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, label: str) -> int:

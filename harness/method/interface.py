@@ -327,6 +327,9 @@ class Method:
     usual_budget: ClassVar[int | str] = 64
     #: `at_budget` gets `avg` and `flops` budgets as they are: no number of tokens decides the schedule
     solves_budgets: ClassVar[bool] = False
+    #: in the official code, tokens that leave at a boundary leave inside the layer before, ahead of its output
+    #: projection: `dense` FLOPs count that layer so
+    drops_inside: ClassVar[bool] = False
 
     # ------------------------------------------------------------------------------------------------ budget and checks
 

@@ -16,6 +16,7 @@ from harness.core.budget import Budget
 from harness.core.shape import PromptShape
 from harness.method import Method, Run, build
 from harness.proof.golden_models import NotReplayableError
+from methods.fitprune import DEPTH, SCHEMES
 
 Case = Mapping[str, Any]
 _NO_BUDGET, _NATIVE = Budget("none"), Budget("native")
@@ -149,6 +150,15 @@ def _vtw(case: Case) -> AsTyped:
     return AsTyped("vtw", _NO_BUDGET, {"layer": case["k"], "renumber": case["pe_type"] != "keep"})
 
 
+def _fitprune(case: Case) -> AsTyped:
+    ratio = case["reduction_ratio"]
+    # the official code takes the first layers of a schedule that was made for 32
+    scheme = case["scheme"] if ratio is None else ((0,) * DEPTH if ratio == 0 else SCHEMES[ratio])[: case["n_layers"]]
+    if not any(scheme[:-1]):
+        return _none(case)
+    return AsTyped("fitprune", _NO_BUDGET, {"scheme": tuple(scheme)})
+
+
 #: by the method that a case names
 RULES: dict[str, Callable[[Case], AsTyped]] = {
     "fastv": _fastv,
@@ -163,6 +173,7 @@ RULES: dict[str, Callable[[Case], AsTyped]] = {
     "hiprune": _hiprune,
     "holov": _holov,
     "vtw": _vtw,
+    "fitprune": _fitprune,
 }
 
 

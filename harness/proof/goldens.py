@@ -108,6 +108,7 @@ def replay(folder: Path, case: Mapping[str, Any], method: Method, device: torch.
         kept=origins[-1],
         lengths=lengths,
         hidden_norms=[whole for whole, _ in prefill_norms],
+        entered_norms=[float(stream.norm()) for stream in entered[: len(layouts)]],
         last_norms=[last for _, last in prefill_norms],
         positions=positions[0],
         decode_positions=[[layer[-1] for layer in step] for step in positions[1:]],

@@ -277,6 +277,8 @@ WAITS = {
     "hiprune native": (16, 0),
     "holov": (16, 0),
     "holov native": (19, 0),
+    "fitprune": (60, 5),
+    "fitprune scheme": (60, 5),
     "vtw": (9, 4),
     "vtw renumbered": (9, 4),
 }
