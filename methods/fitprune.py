@@ -138,9 +138,7 @@ class FitPrune(Method):
     def known_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
         """The visual rows."""
         row = 2 * prompt.decoder.heads * prompt.decoder.head_dim
-        return sum(
-            row * now * (now + prompt.n_text) for now, coming in pairwise(visual) if coming < now
-        )
+        return sum(row * now * (now + prompt.n_text) for now, coming in pairwise(visual) if coming < now)
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
         plans = run.memo.get("plans")

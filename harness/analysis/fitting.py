@@ -1,9 +1,10 @@
 """FitPrune's schedule for a model: the statistics of its unpruned attention, and the bisection of one share of them.
 
 Source: llava/eval/statistical_analysis.py of ywh187/FitPrune @ d28e418. In each layer a visual token is given two
-means of attention at its maximum over heads: over the text rows behind the image, and over the visual rows. Under a share alpha, every layer drops the tokens that are among the least by both means, where
-what stays holds 1 - alpha of the unpruned layer's mass. Where the forecast of the FLOPs meets the budget, later layers
-drop nothing. The schedule is the mean over samples, rounded down. Alpha is halved in until its interval is small.
+means of attention at its maximum over heads: over the text rows behind the image, and over the visual rows. Under a
+share alpha, every layer drops the tokens that are among the least by both means. What stays holds 1 - alpha of the
+unpruned layer's mass, by either mean. Where the forecast of the FLOPs meets the budget, later layers drop nothing. The
+schedule is the mean over samples, rounded down. The interval of alpha is halved until it is small.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from harness.engine.run import EngineRun
 from harness.method import Attention, Method, Reduction, Run, Stream
 from methods.fitprune import sums
 
+Say = Callable[[str], None]
 #: where the bisection ends
 INTERVAL = 0.01
 
@@ -37,15 +39,8 @@ class Masses(NamedTuple):
     own: list[float]
 
 
-class Deleted(NamedTuple):
-    """Tokens that one sample lost in each layer, and whether the forecast met the budget."""
-
-    by_layer: list[int]
-    reached: bool
-
-
 class Step(NamedTuple):
-    """One alpha of the bisection; `reached`: the budget, in every sample."""
+    """One alpha of the bisection; `reached`: the forecast met the budget."""
 
     alpha: float
     reached: bool
@@ -96,51 +91,42 @@ class Statistics(Method):
 
 @dataclass(frozen=True)
 class Fitting(Method):
-    """Prunes by one `alpha` until the forecast of `sizes` meets `ratio` of the FLOPs saved. Not registered."""
+    """Prunes every layer by one `alpha` of the `masses`, and records how many tokens of each sample leave in each
+    layer. Not registered."""
 
     name = "fitting"
     budget_knobs = ()
 
     alpha: float = 0.0
-    ratio: float = 0.0
-    sizes: Sizes = Sizes(0, 0)
     masses: Mapping[str, Masses] = field(default_factory=dict)
-    into: dict[str, Deleted] = field(default_factory=dict)
+    into: dict[str, list[int]] = field(default_factory=dict)
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
         assert isinstance(run, EngineRun)
         layout = run.layout
         if not any(layout.after_counts):
             return
-        memo, depth = run.memo, run.shape.depth
-        if layer == 0:
-            n = len(layout.after_counts)
-            memo.update(deleted=[[] for _ in range(n)], spent=[0.0] * n, reached=[False] * n)
         cross, own = (part.cpu() for part in sums(attn))
         gone = torch.zeros(cross.shape, dtype=torch.bool)
-        prompt_counts = run.n_prompt_visual.tolist()
-        for row, now in enumerate(layout.visual_counts):
-            budget = (1 - self.ratio) * depth * cost(self.sizes, prompt_counts[row])
-            forecast = memo["spent"][row] + (depth - layer) * cost(self.sizes, now)
-            memo["reached"][row] = memo["reached"][row] or forecast <= budget
-            known = self.masses[_of_row(run, row)]
-            if not memo["reached"][row]:
-                text = least(cross[row, :now] / layout.after_counts[row], (1 - self.alpha) * known.cross[layer])
+        for row, (now, n_text) in enumerate(zip(layout.visual_counts, layout.after_counts, strict=True)):
+            key = _of_row(run, row)
+            known = self.masses[key]
+            if now:
+                text = least(cross[row, :now] / n_text, (1 - self.alpha) * known.cross[layer])
                 image = least(own[row, :now] / now, (1 - self.alpha) * known.own[layer])
                 gone[row, :now] = text & image
-            left = int(gone[row].sum())
-            memo["deleted"][row].append(left)
-            memo["spent"][row] += cost(self.sizes, now, now - left)
-            if layer == depth - 1:
-                self.into[_of_row(run, row)] = Deleted(memo["deleted"][row], memo["reached"][row])
-        memo["gone"] = gone.to(layout.valid.device) if bool(gone.any()) else None
+            if layer == 0:
+                self.into[key] = []
+            self.into[key].append(int(gone[row].sum()))
+        if bool(gone.any()):
+            run.memo["gone"] = gone.to(layout.valid.device)
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         gone = run.memo.pop("gone", None)
         return None if gone is None else Reduction(run.visual_valid & ~gone)
 
 
-def cost(sizes: Sizes, tokens: int, behind: int | None = None) -> float:
+def cost(sizes: Sizes, tokens: float, behind: float | None = None) -> float:
     """Multiply-adds of a decoder layer over its visual tokens; `behind`: how many its output projection and
     feed-forward see."""
     later = tokens if behind is None else behind
@@ -157,17 +143,34 @@ def least(scores: Tensor, stays: float) -> Tensor:
     return chosen
 
 
-def scheme_of(samples: Sequence[Deleted]) -> tuple[int, ...]:
-    """The mean over samples, rounded down."""
-    return tuple(sum(of_layer) // len(samples) for of_layer in zip(*(s.by_layer for s in samples), strict=True))
+def schedule(
+    deleted: Sequence[Sequence[int]], ratio: float, sizes: Sizes, n_visual: int
+) -> tuple[bool, tuple[int, ...]]:
+    """Whether a forecast saves `ratio` of the FLOPs, and the mean of what samples lost in each layer, rounded down.
+
+    The forecast stands before each layer: what the layers before cost, and the others at the tokens that are left, both
+    by means that are not rounded. Where it meets the budget, that layer and later ones delete nothing.
+    """
+    means = [sum(of_layer) / len(deleted) for of_layer in zip(*deleted, strict=True)]
+    depth, spent, now = len(means), 0.0, float(n_visual)
+    budget = (1 - ratio) * depth * cost(sizes, n_visual)
+    for layer, leaving in enumerate(means):
+        if spent + (depth - layer) * cost(sizes, now) <= budget:
+            return True, (*map(int, means[:layer]), *[0] * (depth - layer))
+        spent += cost(sizes, now, now - leaving)
+        now -= leaving
+    return False, tuple(map(int, means))
 
 
-def bisect(at: Callable[[float], Sequence[Deleted]]) -> Fit:
-    """The official search for alpha in [0, 1]; `at(alpha)` says what each sample lost."""
+def bisect(
+    at: Callable[[float], Sequence[Sequence[int]]], ratio: float, sizes: Sizes, n_visual: int, say: Say = lambda _: None
+) -> Fit:
+    """The official search for alpha in [0, 1]; `at(alpha)` says what each sample lost in each layer."""
     low, high, steps = 0.0, 1.0, list[Step]()
     while high - low > INTERVAL:
         alpha = (low + high) / 2
-        lost = at(alpha)
-        steps.append(Step(alpha, all(sample.reached for sample in lost), scheme_of(lost)))
-        low, high = (low, alpha) if steps[-1].reached else (alpha, high)
+        reached, scheme = schedule(at(alpha), ratio, sizes, n_visual)
+        steps.append(Step(alpha, reached, scheme))
+        say(f"alpha {alpha:g}: {sum(scheme)} tokens leave, the budget is {'met' if reached else 'missed'}")
+        low, high = (low, alpha) if reached else (alpha, high)
     return Fit(steps)

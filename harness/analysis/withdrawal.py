@@ -1,7 +1,8 @@
 """VTW's rule for its layer K: what the next token loses where all visual tokens leave at a layer.
 
-Source: lmms_eval/__main__.py of lzhxmu/VTW @ a3d8cfc. For every K from 5 on, the divergence KL(withdrawn || full) of the
-distributions behind the last prompt token, in nats. The first K whose mean over the prompts is within a bound is taken.
+Source: lmms_eval/__main__.py of lzhxmu/VTW @ a3d8cfc. For every K from 5 on, the divergence KL(withdrawn || full) of
+the distributions behind the last prompt token is taken, in nats. The first K whose mean over the prompts is within a
+bound is chosen.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.core.shape import ModelShape
 from harness.engine.run import EngineRun
 from harness.method import Attention, Run
 from harness.models.adapters import Adapter
@@ -35,6 +37,9 @@ class Withdrawal(VTW):
     registered."""
 
     into: Distributions = field(default_factory=Distributions)
+
+    def for_model(self, shape: ModelShape) -> Withdrawal:
+        return self
 
     def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
         if layer == run.shape.depth - 1:

@@ -34,8 +34,9 @@ class Replayed:
     """What one run of a case did: logits of prefill and decode steps, and what the engine recorded.
 
     By decoder layer: `lengths`, `hidden_norms` and `last_norms` (of its output, all rows and the last),
-    `entered_norms` (of its input, all rows), `positions`, and `origins`: the number of each visual token in the prompt, -2 for an added one. `visual (v, d)` float64: the
-    visual tokens as the first layer receives them. `probe (d,)`: recorded with a tower, None without.
+    `entered_norms` (of its input, all rows), `positions`, and `origins`: the number of each visual token in the prompt,
+    -2 for an added one. `visual (v, d)` float64: the visual tokens as the first layer receives them. `probe (d,)`:
+    recorded with a tower, None without.
     """
 
     logits: list[Tensor]
