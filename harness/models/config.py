@@ -86,7 +86,7 @@ def calibrated_knobs(method: str, key: str) -> dict[str, Any]:
     if not file.is_file():
         raise PrunebenchError(
             f"{given('budget', 'calibrated')}: expected knobs of {method} for {key} in {where}; there is no such"
-            f" file: `prunebench analyze MODEL --write-config` derives one, or use {given('budget', 'native')} (the"
+            f" file: `prunebench analyze MODEL --method {method} --write-config` derives one, or use {given('budget', 'native')} (the"
             f" published defaults) or {given('budget', 64)}"
         )
     try:

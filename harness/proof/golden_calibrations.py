@@ -53,13 +53,12 @@ class Inputs:
 
     def ask(self, method: Method) -> None:
         """One prefill of every prompt, whose sample key is its name."""
-        recording = (
-            withdrawal.recording(self.adapter, method) if isinstance(method, withdrawal.Withdrawal) else nullcontext()
-        )
         for name, setup in self._setups.items():
             pre, post = setup.inputs["pre_ids"].long(), setup.inputs["post_ids"].long()
             rows = setup.inputs["inputs_embeds"][0, pre.numel() : -post.numel()].to(self._device, setup.dtype)
             ids = torch.cat([pre, torch.full((len(rows),), image_token(self.adapter.usual)), post])[None]
+            shown = isinstance(method, withdrawal.Withdrawal)
+            recording = withdrawal.recording(self.adapter, method) if shown else nullcontext()
             with recording, attach(self.adapter.model, method) as run, torch.inference_mode():
                 run.samples = [name]
                 self.adapter.model(

@@ -235,7 +235,9 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
     located.__dict__["usual"] = MINI  # a cached property: no weights here
     monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     calibrated = parse("calibrated")
-    with pytest.raises(PrunebenchError, match=r"no such file: `prunebench analyze MODEL --write-config`") as error:
+    with pytest.raises(
+        PrunebenchError, match=r"no such file: `prunebench analyze MODEL --method visipruner --write-config`"
+    ) as error:
         located.method("visipruner", calibrated)
     assert "configs/visipruner/mini.yaml" in str(error.value)
     folder = tmp_path / "configs" / "visipruner"
