@@ -20,7 +20,7 @@ from harness.analysis.observe import rounded
 from harness.core.errors import PrunebenchError
 from harness.models.load import Located
 from methods.fitprune import NATIVE
-from methods.vtw import ETA, ETA_13B, first_within
+from methods.vtw import ETA, ETA_13B, FIRST_TRIED, first_within
 
 Say = Callable[[str], None]
 #: decoder layers of LLaVA-1.5-13B, which has a bound of its own
@@ -52,8 +52,7 @@ def vtw(located: Located, asker: Asker, eta: float | None, say: Say) -> Derived:
     eta = bound(eta, depth)
     if not withdrawal.tried_layers(depth):
         raise PrunebenchError(
-            f"vtw's rule tries layers from {withdrawal.FIRST_TRIED} on: expected more than that, found {depth} decoder"
-            " layers"
+            f"vtw's rule tries layers from {FIRST_TRIED} on: expected more than that, found {depth} decoder layers"
         )
 
     def distributions(layer: int) -> Mapping[str, Tensor]:
@@ -67,16 +66,16 @@ def vtw(located: Located, asker: Asker, eta: float | None, say: Say) -> Derived:
         (mean,) = withdrawal.means(withdrawal.divergences(of_layers[-1:], full))
         say(f"vtw: layer={layer}: mean divergence {mean:.6g}")
     means = withdrawal.means(withdrawal.divergences(of_layers, full))
-    layer, by_layer = first_within(means, eta), dict(zip(withdrawal.tried_layers(depth), means, strict=True))
+    first, by_layer = first_within(means, eta), dict(zip(withdrawal.tried_layers(depth), means, strict=True))
     notes = ["mean divergence by layer: " + ", ".join(f"{k} {mean:.4g}" for k, mean in by_layer.items())]
-    if layer is None:
+    if first is None:
         notes.append(
             f"no layer has a mean divergence of at most {eta:g}; the smallest is {min(means):.6g}: give a larger --eta"
         )
     return Derived(
-        None if layer is None else {"layer": layer},
-        f"layer: the first from {withdrawal.FIRST_TRIED} on at which all visual tokens may leave with a divergence of at"
-        f" most {eta:g} nats in the next token, as the mean of KL(withdrawn || full) over the questions",
+        None if first is None else {"layer": first},
+        f"layer: the first from {FIRST_TRIED} on at which all visual tokens may leave with a divergence of"
+        f" at most {eta:g} nats in the next token, as the mean of KL(withdrawn || full) over the questions",
         {"eta": eta, "divergence": {str(k): mean for k, mean in by_layer.items()}},
         notes,
     )

@@ -16,12 +16,16 @@ from harness.proof.golden_compare import Replayed, compare
 from harness.proof.golden_files import load_index, read_bytes, read_case
 from harness.proof.golden_methods import RULES
 from harness.proof.golden_models import prompt_of, setup_of
-from harness.proof.goldens import method_of, replay, run_folder
+from harness.proof.golden_calibrations import outcome
+from harness.proof.goldens import CALIBRATIONS, CPU, method_of, replay, run_folder
 
 FOLDER = Path(__file__).parents[1] / "goldens"
-CASES = [entry["file"] for entry in load_index(FOLDER)]
+#: of runs of a method, and of how its knobs are derived
+RECORDED = load_index(FOLDER)
+CASES = [entry["file"] for entry in RECORDED if entry.get("variant") not in CALIBRATIONS]
+DERIVED = [entry["file"] for entry in RECORDED if entry.get("variant") in CALIBRATIONS]
 #: methods that act inside the decoder
-INSIDE = {"fastv", "sparsevlm", "visipruner", "vtw"}
+INSIDE = {"fastv", "sparsevlm", "visipruner", "vtw", "fitprune"}
 #: cases of methods that act before it
 BEFORE = [f for f in CASES if f.split("/")[1] in {*RULES} - INSIDE]
 
@@ -82,6 +86,24 @@ def test_a_neighbour_keeps_other_tokens(file: str) -> None:
     assert "kept" in (compare(case, got).mismatch or "")
 
 
+@pytest.mark.parametrize("file", DERIVED, ids=[Path(f).stem for f in DERIVED])
+def test_a_calibration_reproduces(file: str) -> None:
+    assert outcome(FOLDER, read(file), CPU).mismatch is None
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "says"),
+    [
+        ("cases/vtw/vt_findk_gqa_2.json", {"choices": [{"eta": 1.0, "k": 5}]}, "eta 1 chooses K = 7, recorded 5"),
+        ("cases/fitprune/fp_calib50_gqa_2.json", {"flops_dims": {"hidden": 64, "intermediate": 4}}, "found Step"),
+        ("cases/fitprune/fp_calib50_gqa_2.json", {"reduction_ratio": 0.6}, "found Step"),
+        ("cases/fitprune/fp_calib50_gqa_2.json", {"inputs": ["p24"]}, "found Step"),
+    ],
+)
+def test_another_calibration_is_told(file: str, changed: dict, says: str) -> None:
+    assert says in (outcome(FOLDER, {**read(file), **changed}, CPU).mismatch or "")
+
+
 def test_all_methods_of_the_index_are_covered() -> None:
     counts = Counter(read(f)["method"] for f in CASES)
     assert counts == {
@@ -98,6 +120,7 @@ def test_all_methods_of_the_index_are_covered() -> None:
         "hiprune": 7,
         "holov": 4,
         "vtw": 3,
+        "fitprune": 3,
     }
     assert set(RULES) == {*counts} - {"vanilla"}, "a rule without a case"
 
@@ -106,6 +129,7 @@ def test_all_methods_of_the_index_are_covered() -> None:
     ("file", "knobs", "says"),
     [
         ("cases/fastv/fv_kvcache_k2_r144_mha8_p24.json", {"boundary": 3}, "layer 2 holds 635 tokens"),
+        ("cases/fitprune/fp_c50_gqa_p24b.json", {"scheme": (85, 65, 62, 28, 48, 10, 49, 28, 1, 6, 0, 0)}, "layer 8"),
         ("cases/vtw/vt_k3_gqa_p24b.json", {"layer": 4}, "layer 3 holds 635 tokens, recorded 59"),
         ("cases/vtw/vt_k3_gqa_p24b.json", {"renumber": True}, "norm of layer"),
         ("cases/visipruner/vp_SMD_7b_t1_mha8_p24.json", {"exit_votes": 3}, "tokens, recorded"),
