@@ -63,8 +63,8 @@ DEPTH, NATIVE = 32, 60
 @register
 @dataclass(frozen=True)
 class FitPrune(Method):
-    """Exactly one of `reduction_ratio`, an official schedule of 32 layers; `scheme`, the tokens that leave in each
-    layer; and `keep`, how many enter the last layer.
+    """Exactly one of `reduction_ratio`, an official schedule of 32 layers; `scheme`, the tokens that leave in layer
+    0, 1, ..., none behind its end; and `keep`, how many enter the last layer.
     """
 
     name = "fitprune"
@@ -106,12 +106,12 @@ class FitPrune(Method):
                 f" expected one of {', '.join(map(str, SCHEMES))} and {DEPTH} layers; give"
                 f" {given('budget', 'calibrated')} or keep"
             )
-        if self.scheme is not None and (len(self.scheme) != shape.depth or min(self.scheme) < 0):
+        if self.scheme is not None and (len(self.scheme) > shape.depth or min(self.scheme, default=0) < 0):
             raise PrunebenchError(
-                f"fitprune: expected scheme as {shape.depth} numbers from 0, one a decoder layer, found"
+                f"fitprune: expected scheme as at most {shape.depth} numbers from 0, one a decoder layer, found"
                 f" {len(self.scheme)} from {min(self.scheme, default=0)}: {self.scheme}"
             )
-        if self.scheme is not None and not any(self.scheme[:-1]):
+        if self.scheme is not None and not any(self.scheme[: shape.depth - 1]):
             raise PrunebenchError(
                 f"fitprune: scheme={self.scheme} deletes nothing before the last layer: expected a number above 0"
             )
@@ -127,7 +127,7 @@ class FitPrune(Method):
         scheme = SCHEMES[self.reduction_ratio] if self.reduction_ratio is not None else self.scheme
         assert scheme is not None
         counts = [n]
-        for leaving in scheme[:-1]:
+        for leaving in (*scheme, *[0] * (depth - len(scheme)))[:-1]:
             counts.append(max(counts[-1] - leaving, 0))
         return counts
 

@@ -57,8 +57,11 @@ class Inputs:
             pre, post = setup.inputs["pre_ids"].long(), setup.inputs["post_ids"].long()
             rows = setup.inputs["inputs_embeds"][0, pre.numel() : -post.numel()].to(self._device, setup.dtype)
             ids = torch.cat([pre, torch.full((len(rows),), image_token(self.adapter.usual)), post])[None]
-            shown = isinstance(method, withdrawal.Withdrawal)
-            recording = withdrawal.recording(self.adapter, method) if shown else nullcontext()
+            recording = (
+                withdrawal.recording(self.adapter, method)
+                if isinstance(method, withdrawal.Withdrawal)
+                else nullcontext()
+            )
             with recording, attach(self.adapter.model, method) as run, torch.inference_mode():
                 run.samples = [name]
                 self.adapter.model(

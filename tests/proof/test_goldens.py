@@ -12,11 +12,11 @@ from harness.cli import app
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.method import build, method_class
+from harness.proof.golden_calibrations import outcome
 from harness.proof.golden_compare import Replayed, compare
 from harness.proof.golden_files import load_index, read_bytes, read_case
 from harness.proof.golden_methods import RULES
 from harness.proof.golden_models import prompt_of, setup_of
-from harness.proof.golden_calibrations import outcome
 from harness.proof.goldens import CALIBRATIONS, CPU, method_of, replay, run_folder
 
 FOLDER = Path(__file__).parents[1] / "goldens"
