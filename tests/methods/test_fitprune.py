@@ -69,7 +69,7 @@ def test_native_is_the_official_ratio_of_60() -> None:
 def test_official_schedules(ratio: int, mean: int) -> None:
     plan = build("fitprune", parse(None), {"reduction_ratio": ratio}, S7).plan(S7)
     assert plan is not None
-    assert sum(plan) // 32 == mean
+    assert abs(sum(plan) / 32 - mean) < 1
     assert len(SCHEMES[ratio]) == 32
 
 
