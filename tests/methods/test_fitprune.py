@@ -61,7 +61,7 @@ def test_native_is_the_official_ratio_of_60() -> None:
     plan = method.plan(S7)
     assert plan is not None
     # the averages of layers' inputs that the official schedules have
-    assert sum(plan) // 32 == 245
+    assert abs(sum(plan) / 32 - 245) < 1
     assert plan[-1] == 127
 
 
