@@ -50,8 +50,9 @@ def test_what_a_seeded_fault_is_looked_for_in_is_in_the_list() -> None:
 @pytest.mark.parametrize("label", WITH_KNOBS)
 def test_a_setting_differs_from_the_methods_defaults(label: str) -> None:
     setting, prompt = WITH_KNOBS[label], SHAPES["llava-1.5-7b"].with_text(40)
-    takes_one = shipped()[setting.method].budget_knobs
-    plain = setting._replace(knobs={}, budget=setting.budget or ("count" if takes_one else ""))
+    cls = shipped()[setting.method]
+    usual = "count" if isinstance(cls.usual_budget, int) else cls.usual_budget
+    plain = setting._replace(knobs={}, budget=setting.budget or (usual if cls.budget_knobs else ""))
     assert setting.build(64, prompt) != plain.build(64, prompt)
 
 
