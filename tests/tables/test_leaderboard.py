@@ -24,6 +24,7 @@ from harness.tables import markdown as words_of
 from harness.tables import sections as blocks
 from harness.tables.compare import Comparison
 from harness.tables.frame import rows
+from harness.tables.kept import Kept
 from harness.tables.relevant import Relevant
 
 N = {"pope": 100, "gqa": 100, "mme": 100}
@@ -130,7 +131,7 @@ def test_relevant_patches_are_columns_where_a_cell_has_them(tmp_path: Path, monk
     assert df[["relevant_n", "relevant_kept_pct", "relevant_layers_pct"]].isna().all().all()
     known = Relevant(9, 25.0, 50.0)
     monkeypatch.setattr(compare, "relevant", lambda sealed: known if sealed.cell.method == "fastv" else None)
-    leaderboard.write(cells, tmp_path)
+    leaderboard.write(cells, tmp_path, kept=Kept())  # the folder's own keeps what was found above
     df = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method")
     names = ["relevant_n", "relevant_kept_pct", "relevant_layers_pct"]
     assert df.loc["fastv", names].tolist() == [9, 25, 50]
