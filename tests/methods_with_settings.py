@@ -133,6 +133,11 @@ SETTINGS: dict[str, MethodSetting] = {
     "holov": MethodSetting("holov"),
     "holov native": MethodSetting("holov", "native"),
     "holov uneven strips": MethodSetting("holov", knobs={"strips": 5, "alpha": 1.0}, everywhere=False),
+    "fitprune": MethodSetting("fitprune"),
+    "fitprune scheme": MethodSetting("fitprune", "", {"scheme": (5, 0, 9, 1, 0, 12, 3)}),
+    "vtw": MethodSetting("vtw", "native"),
+    "vtw renumbered": MethodSetting("vtw", "", {"layer": 3, "renumber": True}),
+    "vtw at once": MethodSetting("vtw", "", {"layer": 1}, everywhere=False),
 }
 #: settings that every suite runs
 EVERYWHERE = {label: setting for label, setting in SETTINGS.items() if setting.everywhere}

@@ -17,17 +17,11 @@ from harness.analysis.eye import ShallowProbe
 from harness.analysis.stages import Calibrated, Probe, Stages, Trial, Tried
 from harness.core import budget as budgets
 from harness.method import Method
-from harness.models.config import calibration_file
 from harness.models.load import Located
 
 
 def file_name(model: str) -> str:
     return model.replace("/", "--")
-
-
-def config_file(model: str) -> Path:
-    """Where BUDGET=calibrated looks for this model's VisiPruner knobs."""
-    return calibration_file("visipruner", model)
 
 
 # ----------------------------------------------------------------------------------------------------------- the config

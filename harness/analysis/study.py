@@ -41,14 +41,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from harness.analysis import stages
+from harness.analysis import calibrate, stages
 from harness.analysis.asker import MAX_NEW_TOKENS, Asker, knockout
 from harness.analysis.derive import derive, file_name, summary, write_config
 from harness.analysis.eye import COSINE, KNOBS, NORM, SINK_DRAW, SINK_NORM
 from harness.analysis.observe import by_layer, knockout_row, knockout_table, observe, rounded, sample_table, with_bounds
 from harness.analysis.stages import TEXT, Cut, Outcome
 from harness.core.command import rendered, whole_number
-from harness.core.errors import PrunebenchError
+from harness.core.errors import PrunebenchError, unknown
 from harness.core.paths import make_folder
 from harness.core.spelling import given
 from harness.models.load import LoadedModel, locate_model
@@ -88,6 +88,14 @@ class AnalysisRequest:
     config: Path | None = None
     samples: bool = True
     fresh: bool = False
+    #: whose knobs are derived: VisiPruner's from the whole analysis; those of others from a short one of their own
+    method: str = "visipruner"
+    #: VTW's bound and FitPrune's share of FLOPs to save; None: as in their official code
+    eta: float | None = None
+    ratio: float | None = None
+
+
+METHODS = ("visipruner", "vtw", "fitprune")
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -114,6 +122,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
 
     began = time.perf_counter()
     check_alone()
+    _check_method(request)
     for name in request.tasks:
         task_spec(name)
     if not request.tasks:
@@ -136,6 +145,8 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         )
     # beside a whole analysis, not in place of it
     part = "" if layers is None else f"-layers-{layers[0]}-{layers[1]}"
+    if request.method != "visipruner":
+        part = f"-{request.method}"
     out = request.out or Path("results/local/analysis") / (file_name(located.config.name) + part)
     make_folder(out)
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +169,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         names = list(dict.fromkeys(request.tasks))
         tasks = [lmms.load_task(name, source, limit, SUBSET_SEED) for name in names]
         more: list[lmms.LoadedTask] = []
-        if limit and chosen is not None and layers is None:
+        if limit and chosen is not None and layers is None and request.method == "visipruner":
             more = [lmms.load_task(name, larger, KNOBS * limit, SUBSET_SEED) for name in names]
             more = [] if [t.fingerprint for t in more] == [t.fingerprint for t in tasks] else more
         n_images = len({s.image_key for t in tasks for s in t.samples})
@@ -190,6 +201,19 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
             f"analysis of {loaded.config.name} ({depth} layers, {located.spoken}) on {len(asker.keys)}"
             f" questions about {n_images} images: {', '.join(request.tasks)}; {split['data']}"
         )
+        if request.method != "visipruner":
+            head = {
+                "model": loaded.config.name,
+                "fingerprint": loaded.fingerprint,
+                "command": _command(request),
+                "split": split,
+            }
+            found = (
+                calibrate.vtw(located, asker, request.eta, say)
+                if request.method == "vtw"
+                else calibrate.fitprune(located, asker, request.ratio, say)
+            )
+            return calibrate.write(request.method, found, head, out, request.config, say)[0]
         rule = stages.Rule(window=min(stages.Rule().window, depth))
         deriving = chosen is not None and layers is None
         document, frames = _measured(request, loaded, asker, rule, layers, say, deriving)
@@ -226,6 +250,19 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     return file
 
 
+def _check_method(request: AnalysisRequest) -> None:
+    """Raise PrunebenchError for a method that has nothing to calibrate, and for options that say nothing to one."""
+    if request.method not in METHODS:
+        raise unknown("method with calibrated knobs", request.method, METHODS)
+    for option, value, of in (("eta", request.eta, "vtw"), ("ratio", request.ratio, "fitprune")):
+        if value is not None and request.method != of:
+            raise PrunebenchError(
+                f"--{option} {value} is {of}'s, and knobs of {request.method} are derived: leave it out"
+            )
+    if request.layers and request.method != "visipruner":
+        raise PrunebenchError(f"--layers is about knock-outs, and {request.method} needs none: leave it out")
+
+
 def _identity(loaded: LoadedModel, split: Mapping[str, Any]) -> str:
     """Of everything that may change an answer."""
     model = [
@@ -255,7 +292,9 @@ def _command(request: AnalysisRequest) -> str:
     words = ["prunebench", "analyze", request.model]
     if tuple(request.tasks) != TASKS:
         words += ["--tasks", ",".join(request.tasks)]
-    for name in ("limit", "data", "calibration_data", "layers"):
+    if request.method != "visipruner":
+        words += ["--method", request.method]
+    for name in ("limit", "data", "calibration_data", "layers", "eta", "ratio"):
         value = getattr(request, name)
         if value not in (None, ""):
             words += [f"--{name.replace('_', '-')}", str(value)]

@@ -155,21 +155,30 @@ def analyze(
     ] = "",
     out: Annotated[str, typer.Option(metavar="FOLDER", help="default: results/local/analysis/MODEL")] = "",
     write_config: Annotated[
-        bool, typer.Option("--write-config", help="write configs/visipruner/MODEL.yaml too, beside the output")
+        bool, typer.Option("--write-config", help="write configs/METHOD/MODEL.yaml, not a copy beside the output")
     ] = False,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="whose knobs are derived: visipruner, vtw or fitprune")
+    ] = "visipruner",
+    eta: Annotated[
+        float | None, typer.Option(metavar="NATS", help="of vtw: the mean divergence that a layer may cause")
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="of fitprune: the share of FLOPs to save; default 0.6")
+    ] = None,
     samples: Annotated[bool, typer.Option(help="also write numbers per sample, as parquet")] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="do not continue from the journal of an earlier run")] = False,
 ) -> None:
-    """Find the layers of a model that use vision, and derive a VisiPruner config.
+    """Find the layers of a model that use vision, and derive a config of VisiPruner, VTW or FitPrune.
 
     Attention, lenses, knock-outs and contributions per layer give the stages; the stages give the config.
     """
     loading()
     import json
 
-    from harness.analysis.derive import config_file
     from harness.analysis.study import AnalysisRequest, analyse
     from harness.analysis.text import report
+    from harness.models.config import calibration_file
     from harness.models.load import locate_model
 
     file = analyse(
@@ -184,12 +193,18 @@ def analyze(
             calibration_data or None,
             layers or None,
             Path(out) if out else None,
-            config_file(locate_model(model, "cpu").calibration) if write_config else None,
+            calibration_file(method, locate_model(model, "cpu").calibration) if write_config else None,
             samples,
             fresh,
+            method,
+            eta,
+            ratio,
         ),
         put,
     )
+    if method != "visipruner":
+        put(f"\ncalibration  {file}")
+        return
     put()
     put(report(json.loads(file.read_text())))
     put(f"\nanalysis  {file}")

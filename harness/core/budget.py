@@ -133,6 +133,9 @@ def amount(text: str) -> int | Share:
 class Scheduled(Protocol):
     """A method that can say what it will do, see `harness.method.Method`."""
 
+    @property
+    def drops_inside(self) -> bool: ...
+
     def plan(self, prompt: PromptShape) -> Sequence[int] | None: ...
 
     def known_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int: ...
@@ -148,9 +151,14 @@ class Cost(NamedTuple):
     ratio: float
 
 
-def cost(plan: Sequence[int], prompt: PromptShape, scoring: int = 0) -> Cost:
-    """The cost of a schedule (visual tokens entering each layer) for one prompt; `scoring` in FLOPs."""
-    spent = sum(flops.layer(prompt.decoder, visual + prompt.n_text) for visual in plan) + scoring
+def cost(plan: Sequence[int], prompt: PromptShape, scoring: int = 0, inside: bool = False) -> Cost:
+    """The cost of a schedule (visual tokens entering each layer) for one prompt; `scoring` in FLOPs; `inside`: tokens
+    leave inside the layer before (`Method.drops_inside`)."""
+    behind = [*plan[1:], plan[-1]] if inside else plan
+    spent = scoring + sum(
+        flops.layer_dropping(prompt.decoder, now + prompt.n_text, later + prompt.n_text)
+        for now, later in zip(plan, behind, strict=True)
+    )
     unpruned = flops.prefill_unpruned(prompt.decoder, prompt.n_visual + prompt.n_text)
     return Cost(plan[-1], sum(plan) / len(plan), spent, spent / unpruned)
 
@@ -158,7 +166,7 @@ def cost(plan: Sequence[int], prompt: PromptShape, scoring: int = 0) -> Cost:
 def cost_of(method: Scheduled, prompt: PromptShape) -> Cost | None:
     """The cost of a method's own schedule, with its scoring as far as it is known; None where the prompt decides."""
     plan = method.plan(prompt)
-    return None if plan is None else cost(plan, prompt, method.known_scoring(prompt, plan))
+    return None if plan is None else cost(plan, prompt, method.known_scoring(prompt, plan), method.drops_inside)
 
 
 def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, label: str) -> int:
@@ -211,6 +219,34 @@ def solve(budget: Budget, at: Callable[[int], Scheduled], prompt: PromptShape, l
     raise PrunebenchError(
         f"{label} cannot {asked}: {why}; keeping {least} to {n} tokens it reaches {low:.{digits}f} to"
         f" {high:.{digits}f}: {either} ({given('budget', least)} to {n})"
+    )
+
+
+def nearest(
+    budget: Budget, at: Callable[[int], Scheduled], values: Sequence[int], prompt: PromptShape, label: str, knob: str
+) -> int:
+    """The one of `values` of a knob with which `at(value)` comes nearest to an `avg` or `flops` budget; the smaller one
+    of two as near.
+
+    For methods in which no number of tokens decides (`Method.solves_budgets`). `values` ascend, and so do their costs.
+    Raises PrunebenchError where the budget is out of reach, with what is in reach.
+    """
+    average = budget.unit == "avg"
+    reached = {}
+    for value in values:
+        found = cost_of(at(value), prompt)
+        assert found is not None
+        reached[value] = found.mean_visual if average else found.ratio
+    target = budget.asked(prompt.n_visual) if average else float(budget.ratio or 0)
+    low, high = reached[values[0]], reached[values[-1]]
+    if low <= target <= high:
+        return min(values, key=lambda value: (abs(reached[value] - target), value))
+    digits, step = (1, 1) if average else (3, 1000)
+    asked = f"average {target:g} of {prompt.n_visual} tokens" if average else f"cost {target:g} of the unpruned FLOPs"
+    spelt = [f"{number / step:g}{budget.unit}" for number in (math.ceil(low * step), math.floor(high * step))]
+    raise PrunebenchError(
+        f"{label} cannot {asked}: with {knob}={values[0]} to {values[-1]} it reaches {low:.{digits}f} to"
+        f" {high:.{digits}f}: give {given('budget', spelt[0])} to {spelt[1]}"
     )
 
 

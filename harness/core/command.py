@@ -81,12 +81,16 @@ def word(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _is_file_with_comma(path: str) -> bool:
+    return "," in path and Path(path).is_file()
+
+
 def check_no_comma(methods: Sequence[str]) -> None:
     """Raise PrunebenchError for a method whose path holds a comma, in one piece or in those that a list of methods made
     of it."""
     for end, name in enumerate(methods, 1):
         whole = [",".join(methods[start:end]) for start in reversed(range(end))]
-        found = [one for one in whole if "," in one and ("," in name or Path(one.rpartition(":")[0]).is_file())]
+        found = [one for one in whole if "," in one and ("," in name or _is_file_with_comma(one.rpartition(":")[0]))]
         if end < len(methods) and "/" in name and ":" not in name and not name.endswith(".py"):
             found.append(f"{name},{methods[end]}")
         if found:

@@ -8,7 +8,9 @@ The language model's prefill, in four columns:
   Silenced and hidden pairs are in it, because they are computed and thrown away. Looks at the vision tower and encoded
   questions are charged to every prompt, though an accuracy run keeps them and computes each once.
 * `dense`: one sample without padding: ordinary attention kernels (n x n, the causal half that a fused kernel may skip
-  is not taken off) over the tokens present, plus the method's scoring. Equals `executed` at batch 1 without edits.
+  is not taken off) over the tokens present, plus the method's scoring. Equals `executed` at batch 1 without edits,
+  but for methods whose official code drops tokens inside a layer (`Method.drops_inside`): there the layer's output
+  projection and feed-forward are counted for the tokens that the official code gives them.
   Leaves out the attention calls of edits, which a kernel made for the method would not need.
 * `ideal`: `dense` less QK^T and AV of every causal pair that an edit silenced: what a paper argues, were those pairs
   never computed. No kernel of ours does that, and zeroing after softmax still needs QK^T for the denominator; read it
@@ -47,9 +49,23 @@ def layer(shape: ModelShape, tokens: int) -> int:
     return linear_per_token(shape) * tokens + attention_pairs(shape, tokens, tokens)
 
 
+def behind_per_token(shape: ModelShape) -> int:
+    """FLOPs of one decoder layer behind its attention for one token: output projection and feed-forward."""
+    return 2 * (shape.hidden * shape.heads * shape.head_dim + 3 * shape.hidden * shape.mlp)
+
+
+def layer_dropping(shape: ModelShape, tokens: int, behind: int) -> int:
+    """FLOPs of one decoder layer that only `behind` of its `tokens` leave, the others go ahead of its output
+    projection."""
+    return layer(shape, tokens) - behind_per_token(shape) * (tokens - behind)
+
+
 def prefill_dense(shape: ModelShape, trace: Trace, row: int) -> int:
     """Prefill FLOPs of one sample over the tokens present, plus scoring."""
-    return sum(layer(shape, t.tokens[row]) for t in trace.layers) + trace.scoring[row]
+    return trace.scoring[row] + sum(
+        layer_dropping(shape, t.tokens[row], t.behind[row]) if t.behind else layer(shape, t.tokens[row])
+        for t in trace.layers
+    )
 
 
 def prefill_ideal(shape: ModelShape, trace: Trace, row: int) -> int:

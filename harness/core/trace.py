@@ -12,7 +12,8 @@ class LayerTrace:
     `columns`: padded length every row was run at; `rows`: query rows run, None for all columns (fewer where a prefix is
     shared). `tokens`, `visual`: per row, tokens and visual tokens without padding. `edit_rows`: query rows (padded) of
     each extra attention call that an edit made. `silenced`: per row, causal (query, key) pairs whose probability an
-    edit removed.
+    edit removed. `behind`: per row, tokens for which the official code runs the output projection and the feed-forward;
+    empty where it runs them for all `tokens`.
     """
 
     columns: int
@@ -21,6 +22,7 @@ class LayerTrace:
     rows: int | None = None
     edit_rows: list[int] = field(default_factory=list)
     silenced: list[int] = field(default_factory=list)
+    behind: list[int] = field(default_factory=list)
 
 
 @dataclass

@@ -125,7 +125,9 @@ def planned_trace(method: Method, prompt: PromptShape, visual: Sequence[int], n_
         pairs = [edited_pairs(edit, layout) for edit in edits]
         rows = [p.rows.columns.shape[1] for p in pairs]
         silenced = sum(int(p.silenced[0]) for p in pairs)
-        layers.append(LayerTrace(layout.n, [layout.n], [v], edit_rows=[r for r in rows if r], silenced=[silenced]))
+        behind = [prompt.n_text + visual[layer + 1]] if method.drops_inside and layer + 1 < len(visual) else []
+        edited = [r for r in rows if r]
+        layers.append(LayerTrace(layout.n, [layout.n], [v], None, edited, [silenced], behind))
     scoring = method.plan_scoring(prompt, visual) or 0
     return Trace(1, layers, [prompt.n_visual], scoring, [scoring])
 

@@ -395,6 +395,8 @@ class EngineRun(RunView):
             hidden, self._shared = everything(), None
         assert self._trace is not None
         layout = self.layout
+        if self._method.drops_inside and layer > 0:
+            self._trace.layers[-1].behind = layout.counts
         self._trace.layers.append(LayerTrace(layout.n, layout.counts, layout.visual_counts))
         return hidden
 

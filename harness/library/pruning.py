@@ -15,7 +15,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
 from harness.engine.run import EngineRun
-from harness.method import Method, build, method_class
+from harness.method import Method, build, check_budget, method_class
 from harness.method.build import own_knobs
 from harness.models.adapters import Adapter, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
@@ -95,6 +95,7 @@ def _built(
             f" {budget!r} ({type(budget).__name__})"
         )
     cls, asked = method_class(method), budget if isinstance(budget, Budget) else budgets.parse(budget)
+    check_budget(cls, asked, knobs)
     checkpoint = str(getattr(adapter.model, "name_or_path", "") or "")
     config = config_of_checkpoint(checkpoint)
     own = {} if config is None else own_knobs(cls, config.knobs.get(cls.name, {}), config.text_tower)

@@ -125,7 +125,7 @@ def _example(cls: type[Method], prompt: PromptShape) -> Method | None:
 
 
 def _kind(cls: type[Method], method: Method | None, looks: tuple[TowerLook, ...], prompt: PromptShape) -> str:
-    if cls.published is None:
+    if cls.published is None and cls.__module__.startswith("methods."):  # a stranger's method is of its own kind
         return "study" if cls.paper and not cls.budget_knobs else "control"
     if looks:
         return "tower"

@@ -25,7 +25,10 @@ def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> Non
     given = [k for k in cls.budget_knobs if k in knobs]
     if budget.unit == "none":
         if cls.budget_knobs and not given:
-            raise PrunebenchError(f"{cls.name} needs a budget, as in {spelling.given('budget', 64)} (visual tokens)")
+            unit = " (visual tokens)" if isinstance(cls.usual_budget, int) else ""
+            raise PrunebenchError(
+                f"{cls.name} needs a budget, as in {spelling.given('budget', cls.usual_budget)}{unit}"
+            )
     elif not cls.budget_knobs:
         raise PrunebenchError(
             f"{cls.name} prunes nothing to a count, so it takes no budget; found"
@@ -45,7 +48,8 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
     """
     cls = method_class(name)
     typed = dict(typed_knobs(cls, knobs))
-    check_budget(cls, budget, typed)
+    # calibrated knobs come with the budget; who asks has checked those of the user
+    check_budget(cls, budget, () if budget.unit == "calibrated" else typed)
     if budget.asked(prompt.n_visual) > prompt.n_visual:
         raise PrunebenchError(
             f"budget {budget}: expected 1 to {prompt.n_visual}, an image of this model has {prompt.n_visual} visual"
@@ -57,7 +61,7 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
     def at(keep: int | Share) -> Method:
         return _made(cls, Budget("kept", keep), typed, prompt)
 
-    if budget.unit in ("avg", "flops"):
+    if budget.unit in ("avg", "flops") and not cls.solves_budgets:
         # for errors: the knobs that say where the method prunes, which are layers and sizes, not what is derived from
         # the count
         with blaming(cls.name):
@@ -102,6 +106,8 @@ def _made(cls: type[Method], budget: Budget, typed: Mapping[str, Any], prompt: P
 
 def _check_shares(cls: type[Method], budget: Budget) -> None:
     """Raise PrunebenchError where a share is asked of a method whose knobs hold counts only."""
+    if cls.solves_budgets:
+        return
     hints = get_type_hints(cls)
     if isinstance(budget.tokens, Share) and not any(Share in get_args(hints[knob]) for knob in cls.budget_knobs):
         knobs = " and ".join(cls.budget_knobs)

@@ -324,6 +324,13 @@ class Method:
     budget_knobs: ClassVar[tuple[str, ...]] = ("keep",)
     #: knobs that make another method when they are not at their default: tables always name them then
     variant_knobs: ClassVar[tuple[str, ...]] = ()
+    #: a budget that the method takes, for messages: a number of visual tokens, or "native" where none stays by number
+    usual_budget: ClassVar[int | str] = 64
+    #: `at_budget` gets `avg` and `flops` budgets as they are: no number of tokens decides the schedule
+    solves_budgets: ClassVar[bool] = False
+    #: in the official code, tokens that leave at a boundary leave inside the layer before, ahead of its output
+    #: projection: `dense` FLOPs count that layer so
+    drops_inside: ClassVar[bool] = False
 
     # ------------------------------------------------------------------------------------------------ budget and checks
 

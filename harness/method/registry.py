@@ -183,9 +183,10 @@ def _load(spec: str) -> type[Method]:
         raise PrunebenchError(f"{spec!r} does not load: {raised(error)}{hint}") from error
     cls = getattr(module, attribute, None)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise PrunebenchError(
-            f"{spec!r}: expected a subclass of prunebench.Method called {attribute!r} there, found {cls!r}"
-        )
+        there = [n for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == module.__name__]
+        own = [n for n in there if issubclass(vars(module)[n], Method)]
+        found = f"{cls!r}" if hasattr(module, attribute) else f"{', '.join(own) or 'no method'} in it"
+        raise PrunebenchError(f"{spec!r}: expected a subclass of prunebench.Method called {attribute!r}, found {found}")
     registered()
     _check_class(cls)
     return cls

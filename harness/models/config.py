@@ -86,8 +86,8 @@ def calibrated_knobs(method: str, key: str) -> dict[str, Any]:
     if not file.is_file():
         raise PrunebenchError(
             f"{given('budget', 'calibrated')}: expected knobs of {method} for {key} in {where}; there is no such"
-            f" file: `prunebench analyze MODEL --write-config` derives one, or use {given('budget', 'native')} (the"
-            f" published defaults) or {given('budget', 64)}"
+            f" file: `prunebench analyze MODEL --method {method} --write-config` derives one, or use"
+            f" {given('budget', 'native')} (the published defaults) or {given('budget', 64)}"
         )
     try:
         return dict(Calibration(**yamlfile.read(file, "a calibration file")).knobs)

@@ -33,15 +33,17 @@ class CaseOutcome:
 class Replayed:
     """What one run of a case did: logits of prefill and decode steps, and what the engine recorded.
 
-    By decoder layer: `lengths`, `hidden_norms` and `last_norms` (of its output, all rows and the last), `positions`,
-    and `origins`: the number of each visual token in the prompt, -2 for an added one. `visual (v, d)` float64: the
-    visual tokens as the first layer receives them. `probe (d,)`: recorded with a tower, None without.
+    By decoder layer: `lengths`, `hidden_norms` and `last_norms` (of its output, all rows and the last),
+    `entered_norms` (of its input, all rows), `positions`, and `origins`: the number of each visual token in the prompt,
+    -2 for an added one. `visual (v, d)` float64: the visual tokens as the first layer receives them. `probe (d,)`:
+    recorded with a tower, None without.
     """
 
     logits: list[Tensor]
     kept: list[int]
     lengths: list[int]
     hidden_norms: list[float]
+    entered_norms: list[float]
     last_norms: list[float]
     positions: list[list[int]]
     decode_positions: list[list[int]]
@@ -86,6 +88,9 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
             recorded = [o for o in stage["vis_ids_after"] if o < 1000]
             if kept != recorded:
                 return f"stage after layer {stage['layer']}: {_sets(kept, recorded)}"
+    elif case["method"] == "fitprune":
+        if unlike := _unlike_deletions(case, got):
+            return unlike
     elif "stages" in case:
         for stage in case["stages"]:
             if unlike := _unlike_stage(stage, got):
@@ -103,7 +108,12 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
             return f"exit vote at layer {vote['layer']}: {logged.get(vote['layer'])}, recorded {vote['vote']}"
     if not masked:
         norms = case["hidden_norm"] if "hidden_norm" in case else case["steps"][0]["hidden_norm"]
-        return _unlike_norms("norm of layer {}'s output", got.hidden_norms, norms)
+        found = got.hidden_norms
+        if case["method"] == "fitprune":
+            # recorded over the rows that survive a layer, which are those that enter the next one
+            end = [] if case["scheme"][-1] else found[-1:]
+            found, norms = [*got.entered_norms[1:], *end], norms[: len(found) - 1 + len(end)]
+        return _unlike_norms("norm of layer {}'s output", found, norms)
     return None
 
 
@@ -134,6 +144,17 @@ def _unlike_stage(stage: Mapping[str, Any], got: Replayed) -> str | None:
         if got.positions[layer] != list(range(first, last + 1)):
             return f"layer {layer} does not stand at positions {first} to {last}, as recorded"
     return None
+
+
+def _unlike_deletions(case: Case, got: Replayed) -> str | None:
+    """FitPrune's deletions by layer; those of the last layer change nothing and are not made."""
+    for stage in case["stages"]:
+        first = stage["first_pruned_layer"]
+        if first < len(got.origins):
+            gone = sorted(set(got.origins[first - 1]) - set(got.origins[first]))
+            if gone != sorted(stage["deleted"]):
+                return f"deleted in layer {stage['layer']}: {_sets(gone, stage['deleted'])}"
+    return _unlike_norms("norm of the last row of layer {}'s output", got.last_norms, case["hidden_last_norm"])
 
 
 # ------------------------------------------------------------------------------------------ methods before the decoder

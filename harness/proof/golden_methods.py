@@ -16,6 +16,7 @@ from harness.core.budget import Budget
 from harness.core.shape import PromptShape
 from harness.method import Method, Run, build
 from harness.proof.golden_models import NotReplayableError
+from methods.fitprune import DEPTH, SCHEMES
 
 Case = Mapping[str, Any]
 _NO_BUDGET, _NATIVE = Budget("none"), Budget("native")
@@ -162,6 +163,22 @@ def _pyramiddrop(case: Case) -> AsTyped:
     return AsTyped("pyramiddrop", _NO_BUDGET, knobs)
 
 
+def _vtw(case: Case) -> AsTyped:
+    # a K beyond the last layer is the official name of the unpruned model
+    if case["k"] >= case["n_layers"]:
+        return _none(case)
+    return AsTyped("vtw", _NO_BUDGET, {"layer": case["k"], "renumber": case["pe_type"] != "keep"})
+
+
+def _fitprune(case: Case) -> AsTyped:
+    ratio = case["reduction_ratio"]
+    # the official code takes the first layers of a schedule that was made for 32
+    scheme = case["scheme"] if ratio is None else ((0,) * DEPTH if ratio == 0 else SCHEMES[ratio])[: case["n_layers"]]
+    if not any(scheme[:-1]):
+        return _none(case)
+    return AsTyped("fitprune", _NO_BUDGET, {"scheme": tuple(scheme)})
+
+
 #: by the method that a case names
 RULES: dict[str, Callable[[Case], AsTyped]] = {
     "fastv": _fastv,
@@ -178,6 +195,8 @@ RULES: dict[str, Callable[[Case], AsTyped]] = {
     "v2drop": _v2drop,
     "dart": _dart,
     "pyramiddrop": _pyramiddrop,
+    "vtw": _vtw,
+    "fitprune": _fitprune,
 }
 
 

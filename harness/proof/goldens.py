@@ -24,12 +24,14 @@ from harness.engine.attach import attach
 from harness.method import Method
 from harness.models.adapters import Features
 from harness.models.adapters.text_encoder import TextEncoder
-from harness.proof import golden_methods, golden_models
+from harness.proof import golden_calibrations, golden_methods, golden_models
 from harness.proof.golden_compare import LOGIT_TOLERANCE, CaseOutcome, Replayed, check_fields, compare
 from harness.proof.golden_files import MEND, load_index, main, read_case
 from harness.proof.golden_models import NotReplayableError, image_token, pixels_of, setup_of
 
 CPU = torch.device("cpu")
+#: variants that record how knobs were derived, and no run of a method
+CALIBRATIONS = ("findk", "calibrate")
 #: what a field raises that is there and holds something else
 DAMAGED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
 
@@ -108,6 +110,7 @@ def replay(folder: Path, case: Mapping[str, Any], method: Method, device: torch.
         kept=origins[-1],
         lengths=lengths,
         hidden_norms=[whole for whole, _ in prefill_norms],
+        entered_norms=[float(stream.norm()) for stream in entered[: len(layouts)]],
         last_norms=[last for _, last in prefill_norms],
         positions=positions[0],
         decode_positions=[[layer[-1] for layer in step] for step in positions[1:]],
@@ -141,6 +144,9 @@ def run_folder(
     for entry in (cases[i * len(cases) // n] for i in range(n)):
         case = read_case(folder, entry["file"])
         try:
+            if case.get("variant") in CALIBRATIONS:
+                yield golden_calibrations.outcome(folder, case, device)
+                continue
             yield compare(case, replay(folder, case, method_of(folder, case), device), tolerance)
             continue
         except NotReplayableError as error:

@@ -58,6 +58,8 @@ METHODS = {
     "PyramidDrop": "pyramiddrop",
     "DART": "dart",
     "V2Drop": "v2drop",
+    "VTW": "vtw",
+    "FitPrune": "fitprune",
 }
 """Names in tables, and ours. Finetuned checkpoints and combinations of methods have none of ours."""
 VARIANTS = {

@@ -524,7 +524,7 @@ def test_the_config_is_what_a_calibrated_budget_reads(
         knobs, Tried(0.9, {"mme": 0.91}, 12.0, 0.4), {"mme": 0.915}, (), "stated: a criterion", ("a note: one",)
     )
     monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
-    file = derive.config_file("owner/little")
+    file = model_config.calibration_file("visipruner", "owner/little")
     derive.write_config(file, derived, document)
     assert model_config.calibrated_knobs("visipruner", "owner/little") == knobs
     first = file.read_bytes()

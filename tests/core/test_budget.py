@@ -225,7 +225,7 @@ def test_the_fewest_tokens_that_a_refusal_names_can_be_kept() -> None:
 def test_a_knob_may_stand_for_the_budget_and_every_method_takes_one_or_none() -> None:
     assert build("fastv", NONE, {"keep": "5"}, S7).knobs() == {"keep": 5, "boundary": 2}
     for name, cls in registered().items():
-        built = build(name, Budget("kept", 64) if cls.budget_knobs else NONE, {}, S7)
+        built = build(name, parse(cls.usual_budget) if cls.budget_knobs else NONE, {}, S7)
         plan = built.plan(S7.with_text(74))
         assert plan is None or len(plan) == S7.depth, name
 
@@ -235,7 +235,9 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
     located.__dict__["usual"] = MINI  # a cached property: no weights here
     monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     calibrated = parse("calibrated")
-    with pytest.raises(PrunebenchError, match=r"no such file: `prunebench analyze MODEL --write-config`") as error:
+    with pytest.raises(
+        PrunebenchError, match=r"no such file: `prunebench analyze MODEL --method visipruner --write-config`"
+    ) as error:
         located.method("visipruner", calibrated)
     assert "configs/visipruner/mini.yaml" in str(error.value)
     folder = tmp_path / "configs" / "visipruner"

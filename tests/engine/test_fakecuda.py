@@ -283,6 +283,10 @@ WAITS = {
     "hiprune native": (16, 0),
     "holov": (16, 0),
     "holov native": (19, 0),
+    "fitprune": (68, 7),
+    "fitprune scheme": (40, 7),
+    "vtw": (9, 4),
+    "vtw renumbered": (9, 4),
 }
 
 

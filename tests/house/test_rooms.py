@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "report": {"core", "method", "store", "tables", "tasks"},
     "analysis": {"core", "method", "models", "engine", "runner", "tasks", "methods"},
     "bench": {"core", "method", "models", "engine", "cost", "runner"},
-    "proof": {"core", "method", "models", "engine", "store", "runner", "tasks", "methods"},
+    "proof": {"core", "method", "models", "engine", "store", "runner", "analysis", "tasks", "methods"},
     "gpu_check": {"core", "method", "models", "engine", "store", "runner", "bench", "proof", "tasks"},
     "library": {"core", "method", "models", "engine", "store", "tables"},
     "upkeep": {"core", "method", "models", "store", "cost", "tables", "runner", "tasks"},

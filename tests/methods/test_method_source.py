@@ -323,6 +323,7 @@ def test_a_file_that_holds_no_method_is_refused_in_words(tmp_path: Path, change:
         ("tests/examples/centre.py", "is a file: name the class in it as well, as in tests/examples/centre.py:Class"),
         (":Centre", "expected path/to/file.py:Class or package.module:Class"),
         ("nowhere/mine.py:Centre", r"/nowhere/mine.py does not exist"),
+        ("tests/examples/centre.py:Center", "called 'Center', found Centre in it"),
         ("no_such_module:Centre", "does not load: ModuleNotFoundError: No module named 'no_such_module'"),
     ],
 )

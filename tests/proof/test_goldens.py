@@ -13,19 +13,24 @@ from harness.cli import app
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.method import Method, build, method_class
+from harness.proof.golden_calibrations import outcome
 from harness.proof.golden_compare import Replayed, compare
 from harness.proof.golden_files import load_index, read_bytes, read_case
 from harness.proof.golden_methods import RULES
 from harness.proof.golden_models import prompt_of, setup_of
-from harness.proof.goldens import method_of, replay, run_folder
+from harness.proof.goldens import CALIBRATIONS, CPU, method_of, replay, run_folder
 
 FOLDER = Path(__file__).parents[1] / "goldens"
-CASES = [entry["file"] for entry in load_index(FOLDER)]
-#: cases of methods that act before the decoder
-INSIDE = ("fastv", "sparsevlm", "visipruner", "pyramiddrop", "dart", "v2drop")
-BEFORE = [f for f in CASES if f.split("/")[1] in {*RULES} - {*INSIDE}]
+#: of runs of a method, and of how its knobs are derived
+RECORDED = load_index(FOLDER)
+CASES = [entry["file"] for entry in RECORDED if entry.get("variant") not in CALIBRATIONS]
+DERIVED = [entry["file"] for entry in RECORDED if entry.get("variant") in CALIBRATIONS]
+#: methods that act inside the decoder
+INSIDE = {"fastv", "sparsevlm", "visipruner", "pyramiddrop", "dart", "v2drop", "vtw", "fitprune"}
+#: cases of methods that act before it
+BEFORE = [f for f in CASES if f.split("/")[1] in {*RULES} - INSIDE]
 #: cases of methods that rank inside the decoder, at layers that a neighbour can be given
-RANKING = [f for f in CASES if f.split("/")[1] in ("pyramiddrop", "dart", "v2drop")]
+RANKING = [f for f in CASES if f.split("/")[1] in ("pyramiddrop", "dart", "v2drop", "fitprune")]
 
 
 #: whose kept tokens a method's must not be; several methods are near FasterVLM
@@ -90,9 +95,11 @@ def neighbour_of(case: dict) -> Method:
         prompt = prompt_of(FOLDER, setup_of(FOLDER, case))
         return build("fastv", Budget("kept", case["n_kept"]), {"boundary": case["first_pruned_layer"]}, prompt)
     name = "pyramiddrop" if case["method"] == "v2drop" else "v2drop"
-    layers = [stage["first_pruned_layer"] for stage in case["stages"]]
-    counts = [stage["n_kept"] for stage in case["stages"]]
-    present = [stage["v_token_num_before"] if name == "v2drop" else 576 for stage in case["stages"]]
+    # behind the last layer nothing is left to rank for
+    stages = [stage for stage in case["stages"] if stage["first_pruned_layer"] < len(case["q_len"])]
+    layers = [stage["first_pruned_layer"] for stage in stages]
+    counts = [stage["n_kept"] if "n_kept" in stage else stage["v_token_num_after"] for stage in stages]
+    present = [stage["v_token_num_before"] if name == "v2drop" else 576 for stage in stages]
     # a hair more than the count, which int() cuts off
     ratios = [min(1.0, (count + 1e-6) / before) for count, before in zip(counts, present, strict=True)]
     return build(name, Budget("none"), {"layers": layers, "ratios": ratios}, prompt_of(FOLDER, setup_of(FOLDER, case)))
@@ -105,7 +112,8 @@ def test_a_neighbour_inside_the_decoder_keeps_other_tokens(file: str) -> None:
     got = replay(FOLDER, case, neighbour_of(case))
     assert got.lengths == case["q_len"]
     first = case["stages"][0]["first_pruned_layer"] if "stages" in case else case["first_pruned_layer"]
-    assert (compare(case, got).mismatch or "").startswith(f"layer {first}: kept ")
+    where = f"deleted in layer {first - 1}" if case["method"] == "fitprune" else f"layer {first}"
+    assert (compare(case, got).mismatch or "").startswith(f"{where}: kept ")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +131,24 @@ def test_stages_pivots_and_picks_are_compared(file: str, change: Callable[[dict]
     method = method_of(FOLDER, case)
     change(case)
     assert says in (compare(case, replay(FOLDER, case, method)).mismatch or "")
+
+
+@pytest.mark.parametrize("file", DERIVED, ids=[Path(f).stem for f in DERIVED])
+def test_a_calibration_reproduces(file: str) -> None:
+    assert outcome(FOLDER, read(file), CPU).mismatch is None
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "says"),
+    [
+        ("cases/vtw/vt_findk_gqa_2.json", {"choices": [{"eta": 1.0, "k": 5}]}, "eta 1 chooses K = 7, recorded 5"),
+        ("cases/fitprune/fp_calib50_gqa_2.json", {"flops_dims": {"hidden": 64, "intermediate": 4}}, "found Step"),
+        ("cases/fitprune/fp_calib50_gqa_2.json", {"reduction_ratio": 0.6}, "found Step"),
+        ("cases/fitprune/fp_calib50_gqa_2.json", {"inputs": ["p24"]}, "found Step"),
+    ],
+)
+def test_another_calibration_is_told(file: str, changed: dict, says: str) -> None:
+    assert says in (outcome(FOLDER, {**read(file), **changed}, CPU).mismatch or "")
 
 
 def test_all_methods_of_the_index_are_covered() -> None:
@@ -143,6 +169,8 @@ def test_all_methods_of_the_index_are_covered() -> None:
         "pyramiddrop": 3,
         "dart": 5,
         "v2drop": 4,
+        "vtw": 3,
+        "fitprune": 3,
     }
     assert set(RULES) == {*counts} - {"vanilla"}, "a rule without a case"
 
@@ -151,6 +179,9 @@ def test_all_methods_of_the_index_are_covered() -> None:
     ("file", "knobs", "says"),
     [
         ("cases/fastv/fv_kvcache_k2_r144_mha8_p24.json", {"boundary": 3}, "layer 2 holds 635 tokens"),
+        ("cases/fitprune/fp_c50_gqa_p24b.json", {"scheme": (85, 65, 62, 28, 48, 10, 49, 28, 1, 6, 0, 0)}, "layer 8"),
+        ("cases/vtw/vt_k3_gqa_p24b.json", {"layer": 4}, "layer 3 holds 635 tokens, recorded 59"),
+        ("cases/vtw/vt_k3_gqa_p24b.json", {"renumber": True}, "norm of layer"),
         ("cases/visipruner/vp_SMD_7b_t1_mha8_p24.json", {"exit_votes": 3}, "tokens, recorded"),
         ("cases/visipruner/vp_S_7b_t1_mha8_p24.json", {"layer0": "half", "sink": None}, "norm of layer 0"),
     ],

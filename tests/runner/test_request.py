@@ -95,6 +95,13 @@ def test_a_comma_in_a_path_is_said(tmp_path: Path) -> None:
         Request("methods/fastv.py,random", budgets="64").each()
 
 
+def test_a_method_of_a_file_stands_anywhere_in_a_list(tmp_path: Path) -> None:
+    (tmp_path / "centre.py").write_text(CENTRE)
+    mine = f"{tmp_path}/centre.py:Centre"
+    asked = Request(f"random,{mine},first,fastv", budgets="64").each()
+    assert [one.methods for one in asked] == [("random",), (mine,), ("first",), ("fastv",)]
+
+
 def test_every_budget_is_read(session: Session) -> None:
     for budget, message in (
         ("foo", "budget 'foo'"),

@@ -90,7 +90,9 @@ def unfit_knobs(subject: Subject) -> str:
         for layer in (-1, 1000):
             given = {**subject.knobs, name: (layer,) if many else layer}
             try:
-                method = dataclasses.replace(subject, knobs=given).at(asked)
+                # a layer that is itself what a budget sets comes without one
+                own = budgets.NONE if name in subject.cls.budget_knobs else asked
+                method = dataclasses.replace(subject, knobs=given).at(own)
             except NotApplicableError as error:
                 require(
                     name in str(error) and str(layer) in str(error),
