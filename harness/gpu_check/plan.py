@@ -33,8 +33,9 @@ SHIPPED = tuple(
     for module in json.loads((TOP / "methods" / "shipped.json").read_text())
     if not module.startswith("methods._")
 )
-#: what keeps no number of tokens, and knobs that reach other code of a method
+#: what takes no budget, what takes no number of tokens, and knobs that reach other code of a method
 WITHOUT_BUDGET = ("none", "knockout")
+OTHER_BUDGETS = {"vtw": ("native", "calibrated")}
 OTHER_CODE = (
     MethodAtBudget("cdpruner", "64", {"relevance": "none"}),
     MethodAtBudget("prumerge", "64", {"plus": True}),
@@ -42,7 +43,12 @@ OTHER_CODE = (
 #: every shipped method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that do
 ARMS = (
     NONE,
-    *(MethodAtBudget(method, budget) for method in SHIPPED if method not in WITHOUT_BUDGET for budget in ("64", "16")),
+    *(
+        MethodAtBudget(method, budget)
+        for method in SHIPPED
+        if method not in WITHOUT_BUDGET
+        for budget in OTHER_BUDGETS.get(method, ("64", "16"))
+    ),
     *OTHER_CODE,
     MethodAtBudget("knockout", answers="none"),
     MethodAtBudget("knockout", knobs={"start": 1, "stop": 4, "vision_to_vision": True}, answers=""),
