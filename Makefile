@@ -13,7 +13,7 @@ sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=
   --wide=WIDE \
   --=CONFIG=configs/mini.yaml
 ablate.takes := --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --results=RESULTS --=CONFIG
-analyze.takes := --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --data=DATA --calibration-data=CALIBRATION_DATA --out=OUT --=MODEL=mini
+analyze.takes := --method=METHOD --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --data=DATA --calibration-data=CALIBRATION_DATA --out=OUT --=MODEL=mini
 methods.takes := --=METHOD
 goldens.takes := --=DIR
 bench.takes := --model=MODEL --device=DEVICE --dtype=DTYPE --=BENCH
@@ -87,7 +87,7 @@ venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt; LOCKED=
 eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' FRESH=1 WIDE=1]
 sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1 WIDE=1]
 ablate:  ## CONFIG=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
-analyze:  ## where MODEL uses vision, and a VisiPruner config for it [TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
+analyze:  ## where MODEL uses vision, and a config for VisiPruner, or for METHOD [METHOD= TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
 methods:  ## the registered methods; METHOD=fastv says all of one (prunebench models and prunebench tasks list the others)
 doctor:  ## versions, device, and what mends a broken installation
 goldens:  ## replay recorded official outputs; DIR=folder (default tests/goldens)

@@ -54,6 +54,7 @@ TAKES = {
         "CONFIG": "--",
     },
     "analyze": {
+        "METHOD": "--method",
         "TASKS": "--tasks",
         "LIMIT": "--limit",
         "BATCH": "--batch",
