@@ -120,12 +120,19 @@ def test_what_is_no_share_is_refused_in_words(text: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, cls in registered().items() if cls.budget_knobs and not cls.traits.adaptive]
+    "name",
+    [
+        name
+        for name, cls in registered().items()
+        if cls.budget_knobs and not cls.traits.adaptive and isinstance(cls.usual_budget, int)
+    ],
 )
 def test_a_share_is_a_share_of_each_prompt(name: str) -> None:
     method = build(name, parse("25%"), {}, ONE)
     plans = [method.plan(prompt.with_text(74)) for prompt in (ONE, TWO)] if name != "downsample" else []
-    assert [plan[-1] for plan in plans if plan] == ([] if name == "downsample" else [144, 288])
+    # a withdrawal that leaves one token comes behind the selection
+    kept = [min(count for count in plan if count > 1) for plan in plans if plan]
+    assert kept == ([] if name == "downsample" else [144, 288])
     counted = build(name, parse("144"), {}, ONE)
     assert counted.plan(ONE) == method.plan(ONE)
 

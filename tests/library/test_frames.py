@@ -12,7 +12,7 @@ from harness.core import keeps
 from harness.store.store import Store
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
-LATER = ["agreement_pct", "hard_n", "hard_pct"]
+LATER = ["agreement_pct", "hard_n", "hard_pct", "relevant_n", "relevant_kept_pct", "relevant_layers_pct"]
 
 
 def test_results_are_the_rows_of_the_leaderboard(tmp_path: Path) -> None:
