@@ -27,7 +27,8 @@ def results(folder: str | Path = "results/local", *, answers: bool = False) -> p
 
     `answers` adds those that come from the answers (`agreement_pct`, `hard_n`, `hard_pct`, `relevant_...`). It takes
     seconds where hundreds of cells are in no table yet: statistics that the tables kept are not computed again. The
-    frame is made from the cells as they are now. Raises PrunebenchError where the folder holds no sealed cell, or a damaged one.
+    frame is made from the cells as they are now. Raises PrunebenchError where the folder holds no sealed cell, or a
+    damaged one.
     """
     cells = _cells(folder)
     return whole_rows(cells, Kept(Path(folder), write=False)) if answers else rows(cells)
