@@ -10,9 +10,9 @@ Differs: relevance is stretched over each image; the official code does so over 
 token, for all are alike. Beyond the rank of the tokens the official code repeats picks and keeps fewer tokens than
 asked. Here the remaining places go to the tokens of the highest r that are left, the lowest index first. The sample's
 note `filled` says how many. A greedy step counts as beyond the rank when the largest variance left is below 64 units of
-precision of the first. Cosines are float32 at least; the official ones are normalised in the model's precision. Greedy
-inference is float64, the official one float32: variances fall to 1e-4 of the first within 64 picks, where float32
-rounding would leave the next token to the processor.
+the kernel's precision of the first. Cosines are float32 at least; the official ones are normalised in the model's
+precision. Greedy inference is float64, the official one float32: variances fall to 1e-4 of the first within 64 picks,
+where float32 rounding would leave the next token to the processor.
 """
 
 from __future__ import annotations
@@ -121,17 +121,15 @@ class CDPruner(Method):
         images = ByImage(run)
         valid = images.valid
         quotas = images.quotas(self.keep)
-        tokens = exact(images.split(stream.visual))
-        units = normalize(tokens, dim=-1)
+        units = normalize(exact(images.split(stream.visual)), dim=-1)
         weight = torch.ones_like(units[:, :, 0])
         if self.relevance == "clip":
             weight = stretched(images.split(run.memo["unlike"]), valid).to(units.dtype)
         pairs = [n * n for n in images.counts]
         cosines = run.matmul(units, units.transpose(1, 2), row=images.row, entries=pairs)
         cosines.diagonal(dim1=1, dim2=2).fill_(1)  # so that rounding decides no first pick
-        kernel = (weight[:, :, None] * cosines * weight[:, None]).double()
-        rounding = ROUNDING * torch.finfo(tokens.dtype).eps
-        picks, real = greedy_map(run, kernel, images, quotas, rounding)
+        kernel = weight[:, :, None] * cosines * weight[:, None]
+        picks, real = greedy_map(run, kernel, images, quotas)
         kept = marked(picks, real, valid)
         missing = torch.tensor(quotas, device=valid.device) - real.sum(1)
         rows = torch.tensor(images.row, device=valid.device)
@@ -155,12 +153,13 @@ class Picks(NamedTuple):
     real: Tensor
 
 
-def greedy_map(run: Run, kernel: Tensor, images: ByImage, quotas: Sequence[int], rounding: float) -> Picks:
+def greedy_map(run: Run, kernel: Tensor, images: ByImage, quotas: Sequence[int]) -> Picks:
     """Greedy MAP inference on each image's `kernel (u, p, p)`: the largest variance given the picks before comes next.
 
-    The lowest index wins a tie. Picks whose variance is below `rounding` times the first one's are not real. Nothing is
-    read from the device.
+    The lowest index wins a tie. Inference is float64 whatever the kernel is. Nothing is read from the device.
     """
+    rounding = ROUNDING * torch.finfo(kernel.dtype).eps
+    kernel = kernel.double()
     n, (u, p) = max(quotas), images.valid.shape
     variance = kernel.diagonal(dim1=1, dim2=2).masked_fill(~images.valid, float("-inf"))
     # rows of the Cholesky factor of the picked part, over all tokens

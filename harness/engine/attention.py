@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, get_args
 
 import torch
@@ -217,16 +218,24 @@ class LayerAttention:
         scaling: float,
         count: CountScoring,
         rotate: Rotate,
+        queries: Callable[[], Tensor] | None = None,
     ) -> None:
+        """`queries` makes the `(b, heads, n, d)` of all columns where `q` and `out` hold only those of the text behind
+        the image."""
         self._layout, self._q, self._k, self._v, self._out = layout, q, k, v, out
-        self._scaling, self._count, self._rotate = scaling, count, rotate
+        self._scaling, self._count, self._rotate, self._queries = scaling, count, rotate, queries
+
+    @cached_property
+    def _all_q(self) -> Tensor:
+        return self._q if self._queries is None else self._queries()
 
     def visual_probs(self, rows: Rows, of: Tensor | None = None, heads: Heads = "each") -> Probabilities:
         asked = asked_rows(self._layout, rows, of)
         n_rows = n_asked(self._layout, rows, of, asked)
         self._count(*product_flops(self._layout, n_rows, asked.columns.shape[1], self._q.shape[1], self._q.shape[3]))
+        q = self._all_q if isinstance(rows, str) and rows == "visual" else self._q
         return visual_probs(
-            lambda columns: _gather_rows(self._q, columns), self._k, self._layout, asked, self._scaling, heads
+            lambda columns: _gather_rows(q, columns), self._k, self._layout, asked, self._scaling, heads
         )
 
     @property
@@ -237,7 +246,7 @@ class LayerAttention:
     def row_probs(self, asked: Gathered) -> Tensor:
         """(b, heads, r, n) float32: softmax of the asked rows over all columns; rows that are none hold column 0. Not
         charged to the trace."""
-        return softmax_rows(_gather_rows(self._q, asked.columns), self._k, self._layout, asked, self._scaling)
+        return softmax_rows(_gather_rows(self._all_q, asked.columns), self._k, self._layout, asked, self._scaling)
 
     def _of_tokens(self, x: Tensor, tokens: Gathered) -> Tensor:
         return repeat_heads(_gather_rows(x, tokens.columns), self._q.shape[1]) * tokens.valid[:, None, :, None]

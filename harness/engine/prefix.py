@@ -322,6 +322,17 @@ class Shared:
             out[start:end, pad : pad + under] = self._entering(self.prefixes[start], layer)[:under]
         return out
 
+    def queries(self, layer: int, q: Tensor, positions: Tensor, project: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """(b, heads, n, d): queries of all columns in `layer`, those of the window being `q (b, heads, w, d)` and
+        padding zero. `project(stream (1, u, d), positions (1, u, axes))` makes those of a prefix, once for neighbours
+        that share it."""
+        out = self.widened(q)
+        for start, end in self.groups:
+            pad, under = self.pads[start], self.under[start]
+            stream = self._entering(self.prefixes[start], layer)[None, :under]
+            out[start:end, :, pad : pad + under] = project(stream, positions[start : start + 1, pad : pad + under])
+        return out
+
     def widened(self, x: Tensor) -> Tensor:
         """(b, heads, w, d) of the window's rows -> (b, heads, n, d), zero elsewhere."""
         out = x.new_zeros(x.shape[0], x.shape[1], self.n, x.shape[3])

@@ -243,6 +243,18 @@ class RunView:
         cos, sin = self._adapter.rotary(vectors, positions)
         return self._adapter.rotate(vectors, cos[:, None], sin[:, None])
 
+    def _prefix_queries(self, layer: int, q: Tensor, shared: Shared) -> Tensor:
+        """`Shared.queries` of a layer whose window has `q`, charged to what ran and to no prompt: alone, a prompt's own
+        prefill has them."""
+        a_query = 2 * self._shape.hidden * self._shape.heads * self._shape.head_dim
+        self._count_scoring(a_query * sum(shared.under[start] for start, _ in shared.groups), [0] * q.shape[0])
+        return shared.queries(
+            layer,
+            q,
+            self.layout.positions,
+            lambda stream, positions: self._rotate(self._adapter.queries(layer, stream), positions),
+        )
+
     def _rotated(self, vector: Tensor, positions: Tensor) -> Tensor:
         """(b, n, head_dim) float32: `vector (head_dim,)` under RoPE at `positions (b, n, axes)`."""
         cos, sin = self._adapter.rotary(vector.float()[None, None], positions)

@@ -16,7 +16,7 @@ from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
 from harness.core.shape import PromptShape
 from harness.core.trace import LayerTrace, Trace
-from harness.method import method_class, source_of
+from harness.method import Method, method_class, source_of
 from harness.runner.running import info_of, scored
 from harness.store.sealed import SealedCell, finite
 from harness.store.verify import same
@@ -49,16 +49,18 @@ def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     except PrunebenchError as error:
         left.append(f"scores not recomputed, data not at hand: {cell.cell.task}: {error}")
     try:
+        method = method_class(cell.asked.method)
+    except PrunebenchError:
+        method = None  # from elsewhere, and gone: its code is in the identity
+    if method is not None and source_of(method) == cell.cell.method_source:
+        wrong += _unlike("method_info", cell.method_info, info_of(method))
+    try:
         usual = _prompt(cell.asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
-        wrong += _costs(cell, frame, usual)
+        if method is None:
+            left.append(f"prefill_dense_flops not recomputed, method not at hand: {cell.asked.method}")
+        wrong += _costs(cell, frame, usual, method)
     except PrunebenchError as error:
         left.append(f"costs not recomputed, model not at hand: {error}")
-    try:
-        method = method_class(cell.asked.method)
-        if source_of(method) == cell.cell.method_source:
-            wrong += _unlike("method_info", cell.method_info, info_of(method))
-    except PrunebenchError:
-        pass  # a method from elsewhere, which may be gone: its code is in the identity
     return wrong, left
 
 
@@ -114,10 +116,15 @@ def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str
     return wrong
 
 
-def _costs(cell: SealedCell, frame: pd.DataFrame, usual: PromptShape) -> list[str]:
-    """The costs of each sample, from a trace with the layers that its record of kept tokens tells."""
+def _costs(cell: SealedCell, frame: pd.DataFrame, usual: PromptShape, method: type[Method] | None) -> list[str]:
+    """The costs of each sample, from a trace with the layers that its record of kept tokens tells.
+
+    `method` says whether tokens leave inside a layer. Where it is None, the dense FLOPs, which depend on that, are taken
+    as stated.
+    """
     if cell.provenance["decoder_layers"] != usual.depth:
         return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
+    inside = method is not None and method.drops_inside
     for row in frame.to_dict("records"):
         stages = keeps.decode(row["keeps"], int(row["n_visual"]))
         if not stages:
@@ -126,12 +133,15 @@ def _costs(cell: SealedCell, frame: pd.DataFrame, usual: PromptShape) -> list[st
         visual = keeps.per_layer(stages, usual.depth)
         trace = Trace(
             1,
-            [LayerTrace(text + n, [text + n], [n]) for n in visual],
+            [
+                LayerTrace(text + n, [text + n], [n], behind=[text + after] if inside else [])
+                for n, after in zip(visual, [*visual[1:], visual[-1]], strict=True)
+            ],
             [int(row["n_visual"])],
             scoring=[int(row["scoring_flops"])],
         )
         found = sample_cost(usual, trace, 0, int(row["n_new_tokens"]))
-        names = [*_FROM_LENGTHS, "prefill_dense_flops"]
+        names = [*_FROM_LENGTHS, *(["prefill_dense_flops"] if method else [])]
         wrong = _unlike(f"{row['key']}: cost", {n: row[n] for n in names}, {n: found[n] for n in names})
         if row["prefill_ideal_flops"] > row["prefill_dense_flops"]:
             wrong.append(f"{row['key']}: cost prefill_ideal_flops is above prefill_dense_flops")

@@ -11,8 +11,8 @@ from methods_with_settings import EVERYWHERE
 from harness.core import budget as budgets
 from harness.core import flops
 from harness.core.errors import PrunebenchError
-from harness.engine.prefix import PrefixCache, RoomyLayer
-from harness.method import Method, Reduction, Traits, register, registered
+from harness.engine.prefix import PrefixCache, RoomyLayer, Shared
+from harness.method import Method, Reduction, Traits, method_class, register, registered
 from harness.models.load import locate_model
 from harness.runner.answering import Answerer, FeatureCache, Prompt
 
@@ -207,6 +207,8 @@ class ByImage(Method):
     def on_attention(self, run, layer, attn):
         if layer == 0:
             run.memo["norms"] = attn.visual_values().float().norm(dim=-1).mean(1)
+        if layer == 3 and self.case == "seen":
+            run.memo["seen"] = attn.visual_probs("visual", heads="mean").values[:, 0].sum(1)
 
     def at_boundary(self, run, layer, stream):
         asked, keep = stream.after.shape[1] > 0, run.visual_valid
@@ -218,6 +220,10 @@ class ByImage(Method):
         if layer not in (0, 2, 5):
             return None
         order = torch.arange(keep.shape[1])[None]
+        if self.case == "seen":  # by what its visual rows attend to, behind a first reduction
+            if layer == 5:
+                return Reduction(keep & (run.memo["seen"] > run.memo["seen"].mean(1, keepdim=True)))
+            return Reduction(keep & (order % 3 > 0)) if layer == 0 else None
         if self.case == "more":  # a question keeps more than its prefix
             return Reduction(keep & (order < 100 - 10 * layer + 4 * asked))
         if self.case == "counts":  # as many as the image says, another number for each
@@ -254,6 +260,38 @@ def test_where_a_question_reduces_otherwise_than_its_image_sharing_ends(mini, pr
 def test_reductions_in_several_layers_by_the_image_alone_are_shared(mini, prompts, case, batch):
     rows = alike(mini, prompts, ByImage(case), batch)
     assert 0 < rows[-1] < 48
+
+
+#: of the toys for each question: those that ask about the decoder, whose early layers come from the prefix
+ASK_THE_DECODER = (
+    ("Coming", {"boundary": 3}),
+    ("Pivots", {"boundary": 2}),
+    ("Masses", {"boundary": 1}),
+    ("Masses", {"boundary": 4}),
+    ("Ordered", {}),
+)
+
+
+@pytest.mark.parametrize(("name", "knobs"), ASK_THE_DECODER)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_question_to_the_decoder_is_answered_alike(mini, prompts, name, knobs, batch):
+    method = method_class(f"tests/examples/asking.py:{name}")(keep=48, **knobs)
+    rows = alike(mini, prompts, method, batch)
+    assert rows[0] is not None, "layer 0 ran the questions' own tokens only"
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_rows_of_visual_tokens_are_those_of_the_whole_prompt_behind_a_shared_reduction(mini, prompts, batch):
+    rows = alike(mini, prompts, ByImage("seen"), batch)
+    assert 0 < rows[-1] < 48
+
+
+def test_zero_queries_of_a_prefix_would_be_noticed(mini, prompts, monkeypatch):
+    """Both tests above can fail: the tokens that stay do depend on what visual rows ask."""
+    monkeypatch.setattr(Shared, "queries", lambda self, layer, q, *_: self.widened(q))
+    for method in (method_class("tests/examples/asking.py:Masses")(keep=48, boundary=4), ByImage("seen")):
+        with pytest.raises(AssertionError):
+            alike(mini, prompts, method)
 
 
 def test_contradictory_traits_are_refused():

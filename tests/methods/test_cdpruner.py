@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from harness.method import TextTower, build
 from harness.models.config import model_config
 from harness.models.files import weight_hash
 from harness.proof.conformance.tiny import N_VISUAL, PROMPTS, ask, tiny_model
-from methods.cdpruner import CDPruner, stretched
+from methods.cdpruner import CDPruner, greedy_map, stretched
 
 S7 = SHAPES["llava-1.5-7b"]
 CLIP = Path(model_config("mini").text_tower or "")
@@ -50,12 +51,15 @@ def relevance(number: int = 0) -> NDArray[np.float64]:
 
 
 def by_hand(weight: NDArray[np.float64], n: int) -> list[int]:
-    """Greedy MAP inference by the determinant's own definition: the variance of each token given the picks."""
     tokens = projected(list(tower().hidden[-2][1:])).double().numpy()
     tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
     cosines = tokens @ tokens.T
     np.fill_diagonal(cosines, 1)
-    kernel = weight[:, None] * cosines * weight[None]
+    return sorted(picked(weight[:, None] * cosines * weight[None], n))
+
+
+def picked(kernel: NDArray[np.float64], n: int) -> list[int]:
+    """Greedy MAP inference by the determinant's own definition: the variance of each token given the picks."""
     chosen: list[int] = []
     while len(chosen) < n:
         variance = kernel.diagonal().copy()
@@ -64,7 +68,7 @@ def by_hand(weight: NDArray[np.float64], n: int) -> list[int]:
             variance -= (cross * np.linalg.solve(kernel[np.ix_(chosen, chosen)], cross)).sum(0)
             variance[chosen] = -np.inf
         chosen.append(int(variance.argmax()))
-    return sorted(chosen)
+    return chosen
 
 
 def test_a_mini_sample_by_hand() -> None:
@@ -130,6 +134,20 @@ def test_beyond_the_rank_places_go_to_the_highest_weight(method: CDPruner, monke
 
 def test_within_the_rank_nothing_is_filled() -> None:
     assert ask(tiny_model(), METHODS[1], PROMPTS[:1], steps=0).run.trace.notes["filled"] == [0.0]
+
+
+def test_inference_is_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a float32 kernel whose variances shrink below its rounding, as those of real images do."""
+    tokens = torch.randn(1, 200, 96, generator=torch.Generator().manual_seed(0))
+    tokens *= 0.8 ** torch.arange(96)
+    units = torch.nn.functional.normalize(tokens, dim=-1)
+    kernel = units @ units.transpose(1, 2)
+    run = SimpleNamespace(matmul=lambda a, b, **_: a @ b)
+    images = SimpleNamespace(valid=torch.ones(1, 200, dtype=torch.bool), counts=[200], row=[0])
+    wanted = picked(kernel[0].double().numpy(), 40)
+    assert greedy_map(run, kernel, images, [40]).picks[0].tolist() == wanted  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.Tensor, "double", lambda x: x)
+    assert greedy_map(run, kernel, images, [40]).picks[0].tolist() != wanted  # type: ignore[arg-type]
 
 
 def test_stretching_where_all_patches_are_alike() -> None:
