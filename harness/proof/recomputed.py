@@ -119,8 +119,8 @@ def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str
 def _costs(cell: SealedCell, frame: pd.DataFrame, usual: PromptShape, method: type[Method] | None) -> list[str]:
     """The costs of each sample, from a trace with the layers that its record of kept tokens tells.
 
-    `method` says whether tokens leave inside a layer. Where it is None, the dense FLOPs, which depend on that, are taken
-    as stated.
+    `method` says whether tokens leave inside a layer. Where it is None, the dense FLOPs, which depend on that, are
+    taken as stated.
     """
     if cell.provenance["decoder_layers"] != usual.depth:
         return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
