@@ -75,7 +75,9 @@ def found(root: Path) -> bool:
     return not fine
 
 
-@pytest.mark.parametrize(("task", "method"), [("pope", "fastv-64"), ("mme", "visipruner-64"), ("gqa", "random-32")])
+@pytest.mark.parametrize(
+    ("task", "method"), [("pope", "fastv-64"), ("mme", "visipruner-64"), ("gqa", "random-32"), ("pope", "fitprune-64")]
+)
 def test_every_number_of_a_cell_file_is_computed_again(tmp_path: Path, task: str, method: str) -> None:
     folder = place(task, method, tmp_path)
     whole = (folder / "cell.json").read_text()
@@ -139,6 +141,17 @@ def test_where_data_or_model_are_not_at_hand_it_is_said(tmp_path: Path) -> None:
     body["interval"]["low"] -= 0.01
     resign(folder, body)
     assert not verify(tmp_path, again)[1], "the interval needs no data"
+
+
+def test_a_method_that_is_gone_leaves_the_dense_flops_as_stated(tmp_path: Path) -> None:
+    """Only the method knows whether tokens leave inside a layer."""
+    folder = place("pope", "fitprune-64", tmp_path)
+    body = json.loads((folder / "cell.json").read_text())
+    body["provenance"]["request"].update(method="/no/such/method.py:Gone")
+    resign(folder, body)
+    lines, fine = verify(tmp_path, again)
+    assert fine, lines
+    assert any("prefill_dense_flops not recomputed, method not at hand" in line for line in lines), lines
 
 
 @pytest.mark.parametrize("grids", [None, 5, [[1]], [["a", 2, 3]], [[24, 24]], {}, [[1e300, 1e300, 1]]])
