@@ -8,8 +8,9 @@ once. Both sides get the same threads, one after the other on an otherwise idle 
 third cell is measured one by one and the sum is scaled by the number of cells (`--every 1` measures all). The last line
 reads `ratio N.Nx`: seconds one by one over seconds in one sweep, process start-up included.
 
-`--wide`: 20 arms x 5 budgets in place of those, as a leaderboard has. How the ratio grows is measured with `--methods`,
-`--budgets` and `--limit`: a mini data set has about 36 images, so a larger limit means more questions an image.
+`--wide`: 20 arms x 5 budgets in place of those, as a leaderboard has; `--every 21` then measures 10 cells, two of each
+budget. How the ratio grows is measured with `--methods`, `--budgets` and `--limit`: a mini data set has about 36
+images, so a larger limit means more questions an image.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +57,17 @@ def main() -> None:
     parser.add_argument("--wide", action="store_true", help="20 arms x 5 budgets")
     parser.add_argument("--methods", type=int, help="only so many of the arms")
     parser.add_argument("--budgets", type=int, help="only so many of the budgets")
+    parser.add_argument(
+        "--swept", type=float, nargs=2, metavar=("SECONDS", "SEALED"), help="those of a sweep that was timed before"
+    )
     args = parser.parse_args()
     arms = (WIDE if args.wide else tuple((name, {}) for name in METHODS))[: args.methods]
     budgets = (WIDE_BUDGETS if args.wide else BUDGETS)[: args.budgets]
+    if args.every > 1 and gcd(args.every, len(budgets) * len(TASKS)) > 1:
+        raise SystemExit(
+            f"--every {args.every}: expected a number without a common factor with {len(budgets)} budgets x"
+            f" {len(TASKS)} tasks, or some budgets and tasks are never measured; try {args.every + 1}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         config = root / "sweep.yaml"
@@ -72,10 +82,13 @@ def main() -> None:
             )
         )
         sweep = ["sweep", str(config), "--results", str(root / "sweep")]
-        swept, said = timed(sweep)
-        idle, _ = timed(sweep)  # everything is sealed: what starting, loading and the tables cost
-        print(f"one sweep: {swept:.1f} s, of which {idle:.1f} s is a run that finds everything sealed")
-        print("  " + next(line for line in said.splitlines() if "in this process:" in line), flush=True)
+        if args.swept:
+            swept, idle = args.swept
+        else:
+            swept, said = timed(sweep)
+            idle, _ = timed(sweep)  # everything is sealed: what starting, loading and the tables cost
+            print("  " + next(line for line in said.splitlines() if "in this process:" in line))
+        print(f"one sweep: {swept:.1f} s, of which {idle:.1f} s is a run that finds everything sealed", flush=True)
 
         single = ["eval", "--limit", str(args.limit), "--batch", "1", "--no-share", "--results", str(root / "single")]
 

@@ -219,11 +219,13 @@ class LayerAttention:
         count: CountScoring,
         rotate: Rotate,
         queries: Callable[[], Tensor] | None = None,
+        since: int = 0,
     ) -> None:
-        """`queries` makes the `(b, heads, n, d)` of all columns where `q` and `out` hold only those of the text behind
-        the image."""
+        """`q` and `out` hold the columns from `since` on, the text behind the image among them; `queries` makes the
+        `(b, heads, n, d)` of all."""
         self._layout, self._q, self._k, self._v, self._out = layout, q, k, v, out
-        self._scaling, self._count, self._rotate, self._queries = scaling, count, rotate, queries
+        self._scaling, self._count, self._rotate = scaling, count, rotate
+        self._queries, self._since = queries, since
 
     @cached_property
     def _all_q(self) -> Tensor:
@@ -246,7 +248,9 @@ class LayerAttention:
     def row_probs(self, asked: Gathered) -> Tensor:
         """(b, heads, r, n) float32: softmax of the asked rows over all columns; rows that are none hold column 0. Not
         charged to the trace."""
-        return softmax_rows(_gather_rows(self._all_q, asked.columns), self._k, self._layout, asked, self._scaling)
+        early = bool((asked.valid & (asked.columns < self._since)).any())
+        q = self._all_q if early else self._q
+        return softmax_rows(_gather_rows(q, asked.columns), self._k, self._layout, asked, self._scaling)
 
     def _of_tokens(self, x: Tensor, tokens: Gathered) -> Tensor:
         return repeat_heads(_gather_rows(x, tokens.columns), self._q.shape[1]) * tokens.valid[:, None, :, None]

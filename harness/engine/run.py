@@ -454,9 +454,9 @@ class EngineRun(RunView):
             layout, shared = self.layout, self._shared
             edits = self._edits
             looks = type(self._method).on_attention is not Method.on_attention
-            queries = None
+            queries, since = None, 0
             if shared is not None and (edits or looks):
-                queries = partial(self._prefix_queries, layer, q, shared)
+                queries, since = partial(self._prefix_queries, layer, q, shared), shared.n - shared.window
                 q, out = shared.widened(q), shared.widened(out)
             if edits:
                 mine = edits if shared is None else [e for e in edits if e.rows != "visual"]
@@ -474,7 +474,7 @@ class EngineRun(RunView):
                 seen.silenced = (
                     torch.stack(self._silenced[layer]).sum(0).tolist() if self._silenced[layer] else [0] * k.shape[0]
                 )
-            view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotated, queries)
+            view = LayerAttention(layout, q, k, v, out, scaling, self._count_scoring, self._rotated, queries, since)
             with self._naming(f"layer {layer}"):
                 self._method.on_attention(self, layer, view)
                 hide = self._method.hide_in_decode(self, layer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -284,6 +284,31 @@ def test_a_question_to_the_decoder_is_answered_alike(mini, prompts, name, knobs,
 def test_rows_of_visual_tokens_are_those_of_the_whole_prompt_behind_a_shared_reduction(mini, prompts, batch):
     rows = alike(mini, prompts, ByImage("seen"), batch)
     assert 0 < rows[-1] < 48
+
+
+@dataclass(frozen=True)
+class Watching(Method):
+    """An observer of whole softmax rows: by prompt and layer, a checksum of those of visual tokens and of text."""
+
+    name = "watching"
+    seen: dict[tuple[str, int], list[float]] = field(default_factory=dict, compare=False)
+
+    def on_attention(self, run, layer, attn):
+        found = []
+        for rows in (attn.layout.visual_tokens, attn.layout.after_tokens):
+            probs = attn.row_probs(rows).mean(1) * rows.valid[:, :, None]
+            found.append((probs * torch.arange(probs.shape[2]).flip(0)).sum((1, 2)))
+        for key, values in zip(run.samples, torch.stack(found, 1).tolist(), strict=True):
+            self.seen[key, layer] = values
+
+
+def test_an_observer_sees_the_rows_of_a_shared_prefix(mini, prompts):
+    alone, shared = Watching(), Watching()
+    answers(mini, alone, prompts[:4], False)
+    answers(mini, shared, prompts[:4], True)
+    assert shared.seen.keys() >= alone.seen.keys()
+    for key, values in alone.seen.items():
+        assert shared.seen[key] == pytest.approx(values, rel=1e-4), key
 
 
 def test_zero_queries_of_a_prefix_would_be_noticed(mini, prompts, monkeypatch):
