@@ -52,6 +52,12 @@ def test_knobs_conform_too(label: str) -> None:
     assert failures(registered()[setting.method], **setting.knobs) == {}
 
 
+def test_knobs_that_do_not_fit_a_depth_are_said_and_not_blamed_on_defaults() -> None:
+    of = {v.name: v for v in kit.check(registered()["fitprune"], knobs={"scheme": (5, 0, 9, 1, 0, 12)})}
+    assert of["depth 4 to 40"].status == "ok"
+    assert of["depth 4 to 40"].detail == "defaults fit each; ran at 12, 40; the knobs given do not fit 4, 5"
+
+
 def test_fastv_is_granted_no_exception() -> None:
     assert {v.name for v in kit.check(FastV) if v.status == "n/a"} == {
         "images of a prompt decided one by one",

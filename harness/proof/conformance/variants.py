@@ -9,6 +9,7 @@ import torch
 from harness.core import budget as budgets
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
+from harness.core.shape import ModelShape
 from harness.method import Method
 from harness.models.adapters import adapter_for
 from harness.proof.conformance.counts import batch_equals_singles
@@ -51,19 +52,34 @@ def depths(subject: Subject) -> str:
     shape = adapter_for(tiny_model()).shape
     by_hand = {name for name, _ in _layer_knobs(subject.cls)}
     subject = dataclasses.replace(subject, knobs={k: v for k, v in subject.knobs.items() if k not in by_hand})
+    unfit = []
     for depth in range(min(DEPTHS), max(DEPTHS) + 1):
         deep = dataclasses.replace(shape, depth=depth)
         try:
             method = subject.any(deep)
             again = method.for_model(deep)
         except PrunebenchError as error:
-            raise ViolatedError(f"{depth} layers: refuses its own defaults: {error}") from None
+            if depth == DEPTH or not _fits(dataclasses.replace(subject, knobs={}), deep):
+                raise ViolatedError(f"{depth} layers: refuses its own defaults: {error}") from None
+            unfit.append(depth)  # by the knobs that were given: a value for each layer, say
+            continue
         require(again == method, f"{depth} layers: for_model() twice gives {again} after {method}")
-    for depth in DEPTHS:
+    ran = [depth for depth in DEPTHS if depth not in unfit]
+    for depth in ran:
         model = tiny_model(depth=depth)
         for label, method in subject.variants(adapter_for(model).shape).items():
             equals_reference(model, f"{depth} layers, {label}", method, PROMPTS[2], "method")
-    return f"defaults fit each; ran at {', '.join(map(str, DEPTHS))}"
+    said = f"; the knobs given do not fit {', '.join(map(str, unfit))}" if unfit else ""
+    return f"defaults fit each; ran at {', '.join(map(str, ran))}{said}"
+
+
+def _fits(subject: Subject, shape: ModelShape) -> bool:
+    """Can the method be built for a decoder of these sizes?"""
+    try:
+        subject.any(shape)
+    except PrunebenchError:
+        return False
+    return True
 
 
 def _layer_knobs(cls: type[Method]) -> list[tuple[str, bool]]:
