@@ -41,6 +41,12 @@ def sample_cost(prompt: PromptShape, trace: Trace, row: int, n_new_tokens: int) 
     return cost
 
 
+def with_tower(costs: Mapping[str, float]) -> float:
+    """FLOPs of vision tower, projector and dense prefill of one prompt; NaN where a column is missing."""
+    names = ("vision_flops", "projector_flops", "prefill_dense_flops")
+    return math.nan if any(name not in costs for name in names) else sum(costs[name] for name in names)
+
+
 def request_flops(costs: Mapping[str, float], questions: int = 1) -> float:
     """FLOPs of one question of `questions` about an image, for a method that does not read the question.
 

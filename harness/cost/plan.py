@@ -156,6 +156,11 @@ def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = publi
     lines = [f"{prompt.depth} layers, {prompt.n_visual} visual and {n_text} text tokens ({n_before} before the image)"]
     lines += [f"visual tokens per layer: {_runs(visual)}" for visual in schedules]
 
+    vision = sum(flops.vision_tower(i.vision) + flops.projector(shape, i.vision) for i in prompt.images)
+
+    def with_tower(trace: Trace) -> float:
+        return vision + flops.prefill_dense(shape, trace, 0)
+
     def mean(value: Callable[[Trace], float], of: Sequence[Trace]) -> float:
         return sum(map(value, of)) / len(of)
 
@@ -170,6 +175,7 @@ def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = publi
         ("LM head, per position", lambda t: flops.lm_head(shape, 1), 1e9, "GFLOPs"),
         ("vision tower", lambda t: sum(flops.vision_tower(i.vision) for i in prompt.images), 1e12, "TFLOPs"),
         ("projector", lambda t: sum(flops.projector(shape, i.vision) for i in prompt.images), 1e12, "TFLOPs"),
+        ("vision tower + projector + prefill dense", with_tower, 1e12, "TFLOPs"),
         ("KV cache after the prefill", lambda t: flops.kv_bytes(shape, t, 0), 2**20, "MiB"),
     ]
     unknown_scoring = any(

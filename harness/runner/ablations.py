@@ -141,10 +141,13 @@ def table(ablation: Ablation, measured: list[MeasuredVariant]) -> str:
                     "score": row["score"] * (100 if row["max"] == 1 else 1),
                     "% of unpruned": row["pct_of_unpruned"],
                     "mean visual\n(tokens/layer)": row["mean_visual"],
-                    "% of unpruned\nFLOPs": row["pct_of_unpruned_flops"],
+                    "% of unpruned\nLLM FLOPs": row["pct_of_unpruned_flops"],
+                    "% of unpruned\ntower + LLM": row["pct_of_unpruned_tower_and_prefill"],
                     "n": row["answered"],
                     "published": item.variant.published,
                 }
             )
-    shown = tabulate(lines, headers="keys", floatfmt=("", "", ".4g", ".1f", ".1f", ".1f", "", "g"), missingval="-")
+    shown = tabulate(
+        lines, headers="keys", floatfmt=("", "", ".4g", ".1f", ".1f", ".1f", ".1f", "", "g"), missingval="-"
+    )
     return f"{ablation.title}\npublished: {ablation.source}\n\n{shown}"

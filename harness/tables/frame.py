@@ -9,10 +9,18 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are 
 
 from harness.core.cell import canonical_json
 from harness.core.command import evaluation
-from harness.core.costs import request_flops
+from harness.core.costs import request_flops, with_tower
 from harness.core.errors import PrunebenchError
 from harness.store.sealed import SealedCell
-from harness.tables.sections import NAN, amortised_flops, baseline, distinct, percent_of_flops, percent_of_unpruned
+from harness.tables.sections import (
+    NAN,
+    amortised_flops,
+    baseline,
+    distinct,
+    percent_of_flops,
+    percent_of_unpruned,
+    percent_with_tower,
+)
 
 COLUMNS = (
     "model",
@@ -29,7 +37,9 @@ COLUMNS = (
     "kept",  # tokens
     "mean_visual",  # tokens per layer
     "prefill_dense_gflops",  # 1e9 FLOPs, 1 multiply-add = 2
-    "pct_of_unpruned_flops",  # percent
+    "pct_of_unpruned_flops",  # percent, of the language model's prefill
+    "tower_and_prefill_gflops",  # 1e9 FLOPs of vision tower, projector and prefill
+    "pct_of_unpruned_tower_and_prefill",  # percent
     "request_gflops",  # 1e9 FLOPs of a whole request
     "request_gflops_6",  # of one of six questions about an image, for methods that do not read the question
     "kv_mib",
@@ -84,6 +94,8 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
         "mean_visual": costs.get("mean_visual", NAN),
         "prefill_dense_gflops": costs.get("prefill_dense_flops", NAN) / 1e9,
         "pct_of_unpruned_flops": percent_of_flops(sealed, baseline(sealed, known)),
+        "tower_and_prefill_gflops": with_tower(costs) / 1e9,
+        "pct_of_unpruned_tower_and_prefill": percent_with_tower(sealed, baseline(sealed, known)),
         "request_gflops": request_flops(costs) / 1e9,
         "request_gflops_6": amortised_flops(sealed) / 1e9,
         "kv_mib": costs.get("kv_bytes", NAN) / 2**20,

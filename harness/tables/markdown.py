@@ -13,7 +13,7 @@ from harness.core import stats
 from harness.core.asked import Asked
 from harness.core.cell import canonical_json
 from harness.core.command import evaluation
-from harness.core.costs import request_flops
+from harness.core.costs import request_flops, with_tower
 from harness.core.paths import TOP
 from harness.core.shown import fenced, in_markdown
 from harness.store.sealed import SealedCell
@@ -29,6 +29,7 @@ from harness.tables.sections import (
     average,
     mean,
     percent_of_flops,
+    percent_with_tower,
 )
 from harness.tables.text import DASH, decimal, grid, interval_text, mark_best, seeds_score, seeds_spread, significant
 
@@ -267,6 +268,8 @@ def _costs(section: Section, block: Block, found: Findings | None) -> str:
         "mean visual (tokens/layer)",
         "prefill dense (GFLOPs)",
         "of unpruned FLOPs (%)",
+        "tower + prefill (GFLOPs)",
+        "of unpruned tower + prefill (%)",
         "request (GFLOPs)",
         f"request at {QUESTIONS} questions an image (GFLOPs)",
         "KV (MiB)",
@@ -277,6 +280,8 @@ def _costs(section: Section, block: Block, found: Findings | None) -> str:
         (decimal, lambda s: s.costs.get("mean_visual", NAN)),
         (significant, lambda s: s.costs.get("prefill_dense_flops", NAN) / 1e9),
         (decimal, lambda s: percent_of_flops(s, section.baseline(s.cell.task))),
+        (significant, lambda s: with_tower(s.costs) / 1e9),
+        (decimal, lambda s: percent_with_tower(s, section.baseline(s.cell.task))),
         (significant, lambda s: request_flops(s.costs) / 1e9),
         (significant, lambda s: amortised_flops(s) / 1e9),
         (significant, lambda s: s.costs.get("kv_bytes", NAN) / 2**20),

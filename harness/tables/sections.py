@@ -17,7 +17,7 @@ from itertools import combinations
 from typing import Any
 
 from harness.core.cell import Cell, canonical_json
-from harness.core.costs import request_flops
+from harness.core.costs import request_flops, with_tower
 from harness.store.sealed import SealedCell
 
 NAN = float("nan")
@@ -201,11 +201,12 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 
 def budget_order(budget: str) -> tuple[int, float, str]:
-    """Sort key: none, then counts from large to small, then averages, FLOPs shares, and named budgets."""
-    found = re.fullmatch(r"([0-9.]+)(|avg|flops)", budget)
+    """Sort key: none, then counts from large to small, shares of the tokens, averages, FLOPs shares, named budgets."""
+    found = re.fullmatch(r"([0-9.]+)(|%|kept|avg|flops)", budget)
     if budget == "none" or not found:
-        return (0 if budget == "none" else 4, 0.0, budget)
-    return (1 + ("", "avg", "flops").index(found[2]), -float(found[1]), budget)
+        return (0 if budget == "none" else 5, 0.0, budget)
+    number = float(found[1]) / (100 if found[2] == "%" else 1)
+    return (1 + ("", "kept", "avg", "flops").index(found[2].replace("%", "kept")), -number, budget)
 
 
 def baseline(sealed: SealedCell, known: Mapping[str, SealedCell]) -> SealedCell | None:
@@ -354,6 +355,12 @@ def percent_of_flops(sealed: SealedCell, base: SealedCell | None) -> float:
     """Dense prefill FLOPs over the unpruned ones, in percent; NaN without a baseline."""
     whole = base.costs.get("prefill_dense_flops", 0.0) if base else 0.0
     return 100.0 * sealed.costs.get("prefill_dense_flops", NAN) / whole if whole > 0 else NAN
+
+
+def percent_with_tower(sealed: SealedCell, base: SealedCell | None) -> float:
+    """FLOPs of tower, projector and dense prefill over the unpruned ones, in percent; NaN without a baseline."""
+    whole = with_tower(base.costs) if base else 0.0
+    return 100.0 * with_tower(sealed.costs) / whole if whole > 0 else NAN
 
 
 def amortised_flops(sealed: SealedCell) -> float:

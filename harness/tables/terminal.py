@@ -90,10 +90,11 @@ def _narrow(records: Sequence[Row], varying: Sequence[str]) -> str:
         "task",
         "score\n[95 % interval]",
         "% of\nunpruned\nscore",
-        "kept\n(tokens)",
-        "mean\nvisual\n(tokens/\nlayer)",
-        "% of\nunpruned\nFLOPs",
-        "questions",
+        "kept\ntokens",
+        "mean\nvisual\ntokens/\nlayer",
+        "% of\nunpruned\nLLM\nFLOPs",
+        "% of\nunpruned\ntower +\nLLM\nFLOPs",
+        "answers",
     ]
     values = [
         [
@@ -103,6 +104,7 @@ def _narrow(records: Sequence[Row], varying: Sequence[str]) -> str:
             decimal(row["kept"]),
             decimal(row["mean_visual"]),
             decimal(row["pct_of_unpruned_flops"]),
+            decimal(row["pct_of_unpruned_tower_and_prefill"]),
             _answered(row),
         ]
         for row in records
@@ -165,7 +167,9 @@ def _wide(records: Sequence[Row], varying: Sequence[str]) -> str:
         "kept\n(tokens)",
         "mean visual\n(tokens/layer)",
         "prefill dense\n(GFLOPs)",
-        "% of unpruned\nFLOPs",
+        "% of unpruned\nLLM FLOPs",
+        "tower + prefill\n(GFLOPs)",
+        "% of unpruned\ntower + LLM FLOPs",
         "KV\n(MiB)",
         "answered/\nexpected",
     ]
@@ -180,6 +184,8 @@ def _wide(records: Sequence[Row], varying: Sequence[str]) -> str:
             decimal(row["mean_visual"]),
             significant(row["prefill_dense_gflops"]),
             decimal(row["pct_of_unpruned_flops"]),
+            significant(row["tower_and_prefill_gflops"]),
+            decimal(row["pct_of_unpruned_tower_and_prefill"]),
             significant(row["kv_mib"]),
             f"{row['answered']}/{row['expected']}",
         ]

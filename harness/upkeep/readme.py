@@ -106,7 +106,7 @@ def stages(results: Path) -> str:
     )
     frame = rows(c for c in _at_defaults(results) if c.cell.method in (METHOD, "none"))
     plain = frame[frame["method"] == "none"].set_index("task").loc[TASKS]
-    effect = [["unpruned", *_scores(plain), f"{plain['kept'].mean():.1f}", "100.0"]]
+    effect = [["unpruned", *_scores(plain), f"{plain['kept'].mean():.1f}", "100.0", "100.0"]]
     for budget, name in (
         ("native", "scaled defaults (`native`)"),
         ("calibrated", "derived from this analysis (`calibrated`)"),
@@ -118,9 +118,8 @@ def stages(results: Path) -> str:
                 f" RESULTS={results}`"
             )
         mine = mine.loc[TASKS]
-        effect.append(
-            [name, *_scores(mine), f"{mine['kept'].mean():.1f}", f"{mine['pct_of_unpruned_flops'].mean():.1f}"]
-        )
+        means = [mine[of].mean() for of in ("kept", "pct_of_unpruned_flops", "pct_of_unpruned_tower_and_prefill")]
+        effect.append([name, *_scores(mine), *(f"{value:.1f}" for value in means)])
     head = [
         "VisiPruner's knobs",
         "gqa (%)",
@@ -129,6 +128,7 @@ def stages(results: Path) -> str:
         "textvqa (%)",
         "kept (tokens)",
         "of unpruned FLOPs (%)",
+        "of unpruned tower + LLM FLOPs (%)",
     ]
     return f"{table}\n\n{tabulate(effect, headers=head, tablefmt='github', disable_numparse=True)}"
 

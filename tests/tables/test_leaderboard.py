@@ -119,8 +119,32 @@ def test_a_request_is_amortised_where_the_question_is_not_read(tmp_path: Path) -
     assert math.isnan(df.request_gflops_6["fastv"]), "its tokens are other ones for each question"
     assert math.isnan(frame.rows([sealed_cell("none", "none")]).request_gflops[0]), "no sum of what is not there"
     _, markdown = written(cells, tmp_path)
-    assert costs(markdown, "none")[0][5:7] == ["7.00", "2.00"]
-    assert costs(markdown, "fastv")[0][5:7] == ["7.00", "-"]
+    assert costs(markdown, "none")[0][7:9] == ["7.00", "2.00"]
+    assert costs(markdown, "fastv")[0][7:9] == ["7.00", "-"]
+
+
+def test_the_tower_is_a_column_beside_the_language_model(tmp_path: Path) -> None:
+    """A method that halves the prefill saves less of both together: the tower stays."""
+    vision = {"vision_flops": 2e9, "projector_flops": 1e9}
+    whole, half = ({**vision, "prefill_dense_flops": prefill} for prefill in (6e9, 3e9))
+    cells = [sealed_cell("none", "none", costs=whole), sealed_cell("fastv", "64", costs=half)]
+    df = frame.rows(cells).set_index("method")
+    assert df.tower_and_prefill_gflops.tolist() == [9, 6]
+    assert df.pct_of_unpruned_flops["fastv"] == pytest.approx(50)
+    assert df.pct_of_unpruned_tower_and_prefill["fastv"] == pytest.approx(100 * 6 / 9)
+    _, markdown = written(cells, tmp_path)
+    assert costs(markdown, "fastv")[0][3:7] == ["3.00", "50.0", "6.00", "66.7"]
+    for wide in (False, True):
+        row = terminal.table(frame.rows(cells), wide=wide).splitlines()[-1].split()
+        assert {"50.0", "66.7"} <= set(row)
+    without = frame.rows([sealed_cell("none", "none", costs={"prefill_dense_flops": 6e9})])
+    assert math.isnan(without.tower_and_prefill_gflops[0]), "no sum of what is not there"
+
+
+def test_budgets_stand_in_the_order_people_read_them() -> None:
+    asked = ["native", "0.35flops", "25%", "64avg", "0.5kept", "64", "100%", "192", "none", "0.1kept"]
+    read = ["none", "192", "64", "100%", "0.5kept", "25%", "0.1kept", "64avg", "0.35flops", "native"]
+    assert sorted(asked, key=blocks.budget_order) == read
 
 
 def test_relevant_patches_are_columns_where_a_cell_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,19 +212,20 @@ def test_terminal_table():
     for words in (
         "[95 % interval]",
         "unpruned",
-        "(tokens)",
-        "(tokens/",
-        "layer)",
+        "tokens",
+        "tokens/",
+        "layer",
         "FLOPs",
+        "tower +",
         "% of",
-        "questions",
+        "answers",
         "method",
     ):
         assert words in head
     assert "seed" not in head, "only what varies is a column"
     row = next(line for line in body.splitlines() if "visipruner" in line and "pope" in line)
     assert re.split(r"\s{2,}", row.strip()) == [
-        *("visipruner", "64", "pope", "85.5 [80.5, 90.5] %", "95.0", "64.0", "80.5", "25.0", "100")
+        *("visipruner", "64", "pope", "85.5 [80.5, 90.5] %", "95.0", "64.0", "80.5", "25.0", "-", "100")
     ]
     row = next(line for line in body.splitlines() if "visipruner" in line and "mme" in line)
     assert "1200.0 [1100.0, 1300.0]/2000" in row
@@ -215,7 +240,7 @@ def test_the_wide_terminal_table_has_every_column():
     row = next(line for line in body.splitlines() if "visipruner" in line and "pope" in line)
     assert re.split(r"\s{2,}", row.strip()) == [
         *("visipruner", "64", "pope", "pope_accuracy", "85.5 [80.5, 90.5] %", "95.0"),
-        *("64.0", "80.5", "1.25", "25.0", "3.00", "100/100"),
+        *("64.0", "80.5", "1.25", "25.0", "-", "-", "3.00", "100/100"),
     ]
     assert max(map(len, text.splitlines())) > terminal.WIDTH
 
@@ -223,7 +248,7 @@ def test_the_wide_terminal_table_has_every_column():
 def test_terminal_table_without_baseline_or_interval():
     text = terminal.table(frame.rows([sealed_cell("fastv", "64", interval=None, costs={"kept": 64})]))
     cells = re.split(r"\s{2,}", text.splitlines()[-1].strip())
-    assert cells == ["pope", "80.0 %", "-", "64.0", "-", "-", "100"]
+    assert cells == ["pope", "80.0 %", "-", "64.0", "-", "-", "-", "100"]
 
 
 def test_rows_that_differ_in_settings_or_seed_alone_are_told_apart():
@@ -262,12 +287,12 @@ def test_markdown_has_a_block_per_budget_and_an_average(tmp_path):
     assert "prefill dense (GFLOPs)" in markdown
     scores = ["<u>60.0</u> [55.0, 65.0]", "**1200.0** [1100.0, 1300.0]", "<u>81.0</u> [76.0, 86.0]"]
     assert ["fastv", *scores, "<u>80.0</u>"] in lines(markdown, "fastv")
-    spent = ["64.0", "80.5", "1.25", "25.0", "-", "-", "3.00"]
+    spent = ["64.0", "80.5", "1.25", "25.0", "-", "-", "-", "-", "3.00"]
     assert costs(markdown, "fastv")[0] == ["fastv", *spent, "method", "yes", "no", "1"]
     scores = ["80.0 [75.0, 85.0]", "1600.0 [1500.0, 1700.0]", "90.0 [85.0, 95.0]"]
     assert lines(markdown, "none") == [["none", *scores, "100.0"]]
     assert costs(markdown, "none") == [
-        ["none", "576.0", "576.0", "5.00", "100.0", "-", "-", "3.00", "method", "no", "no", "1"]
+        ["none", "576.0", "576.0", "5.00", "100.0", "-", "-", "-", "-", "3.00", "method", "no", "no", "1"]
     ]
     # 0.855/0.9, 0.7/0.8, 1200/1600
     assert lines(markdown, "visipruner")[0][-1] == f"**{(95 + 87.5 + 75) / 3:.1f}**"
@@ -367,7 +392,7 @@ def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
     row = ["random (3 seeds)", "800.0 ±40.0 sd", "**60.0** ±10.0 sd", "55.0"]
     assert lines(markdown, "random (3 seeds)") == [row], "Avg %: (60 / 100 + 800 / 1600) / 2"
     assert costs(markdown, "random (3 seeds)") == [
-        ["random (3 seeds)", "65.0", "80.0", "2.00", "40.0", "-", "-", "2.00", "method", "yes", "no", "3"]
+        ["random (3 seeds)", "65.0", "80.0", "2.00", "40.0", "-", "-", "-", "-", "2.00", "method", "yes", "no", "3"]
     ]
     frame = pd.read_csv(StringIO(csv))
     assert len(frame) == len(cells), "the CSV keeps one row per cell"
