@@ -16,6 +16,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.core.budget import parse
 from harness.core.errors import PrunebenchError
 from harness.core.paths import DATA
 from harness.store.sealed import SealedCell
@@ -36,7 +37,7 @@ RAW = (
     "note",
 )
 """Columns of the collected table that is cleaned."""
-MODELS = {"LLaVA-1.5-7B": "llava-1.5-7b", "LLaVA-1.5-13B": "llava-1.5-13b"}
+MODELS = {"LLaVA-1.5-7B": "llava-1.5-7b", "LLaVA-1.5-13B": "llava-1.5-13b", "Qwen2.5-VL-7B": "qwen2.5-vl-7b"}
 METHODS = {
     "vanilla": "none",
     "Random": "random",
@@ -103,6 +104,7 @@ SHORT = {
     "layer-averaged visual tokens": "average per layer",
 }
 """Budget semantics that most rows have, in fewer words."""
+LLAVA = tuple(name for name in MODELS if name.startswith("LLaVA-1.5"))
 WITH_OCR = 50.0  # LLaVA-1.5 reaches about 46 % of TextVQA without OCR tokens in the prompt, 58 % with them
 
 
@@ -111,12 +113,12 @@ class Printed:
     """One printed number; an empty field is one that the source does not settle, or that we have no name for."""
 
     model: str
-    """Ours for LLaVA-1.5, else as published."""
+    """Ours where there is one in `MODELS`, else as published."""
     method: str
     """The registry's name, with the knob of `VARIANTS` that makes it another method."""
     method_as_published: str
     budget: str
-    """In our units: "64", "64avg", "native", "none"."""
+    """In our units: "64", "0.25kept", "64avg", "native", "none"."""
     budget_as_published: str
     task: str
     task_as_published: str
@@ -165,7 +167,7 @@ def clean(source: Path) -> tuple[str, int]:
     with_ocr = {
         r["source"]
         for r in rows
-        if r["task"] == "TextVQA" and r["model"] in MODELS and _number(source, r["value"]) > WITH_OCR
+        if r["task"] == "TextVQA" and r["model"] in LLAVA and _number(source, r["value"]) > WITH_OCR
     }
     kept: dict[Printed, None] = {}
     dropped = 0
@@ -178,7 +180,7 @@ def clean(source: Path) -> tuple[str, int]:
             dropped += 1
             continue
         task, metric = METRICS.get((row["task"], row["metric"]), ("", ""))
-        if row["task"] == "TextVQA" and row["model"] in MODELS and row["metric"] == "acc":
+        if row["task"] == "TextVQA" and row["model"] in LLAVA and row["metric"] == "acc":
             task, metric = ("textvqa_ocr" if row["source"] in with_ocr else "textvqa"), "exact_match"
         if metric == "pope_f1_score_mean":
             metric = _pope_f1(row["source"], row["note"])
@@ -223,6 +225,9 @@ def budget(method: str, label: str, semantics: str) -> str:
         return "none"
     if semantics.startswith("dynamic") and method == "VisiPruner":
         return "native"
+    share = re.fullmatch(r"([0-9.]+)%", label)
+    if share and semantics == "share of the prompt's visual tokens, before the language model":
+        return str(parse(label))
     if semantics.startswith("layer-averaged"):
         plain = re.fullmatch(r"(\d+)( avg)?", label)
         return f"{plain[1]}avg" if plain else ""

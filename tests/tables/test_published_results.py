@@ -67,6 +67,10 @@ def cleaned(tmp_path: Path, *rows: dict[str, str]) -> list[published_results.Pri
         ("FastV", "~15% FLOPs", "FLOPs-matched", ""),
         ("VisiPruner", "dynamic", "dynamic: ~10.3 visual tokens after the filter layer", "native"),
         ("VisiPruner middle+deep", "dynamic", "dynamic: ~10.3 visual tokens after the filter layer", ""),
+        ("HiPrune", "25%", "share of the prompt's visual tokens, before the language model", "0.25kept"),
+        ("VisionZip", "33.3%", "share of the prompt's visual tokens, before the language model", "0.333kept"),
+        ("FastV", "25%", "share of the prompt's visual tokens, behind layer 0 of the language model", ""),
+        ("HiPrune", "25%", "tokens dropped", ""),
     ],
 )
 def test_a_budget_gets_our_unit_only_where_the_source_says_which(
@@ -101,6 +105,8 @@ def test_names_and_metrics_are_ours_where_they_are_the_same(tmp_path: Path) -> N
     ]
     assert {p.model for p in found} == {"llava-1.5-7b"}
     assert [p.task_as_published for p in found][-1] == "MMStar"
+    qwen = cleaned(tmp_path, {"task": "TextVQA", "value": "82.7", "model": "Qwen2.5-VL-7B"})
+    assert [(p.model, p.task) for p in qwen] == [("qwen2.5-vl-7b", "")], "whether OCR tokens were in the prompt is open"
 
 
 def test_sources_can_be_looked_up_and_repeats_go(tmp_path: Path) -> None:
@@ -153,7 +159,7 @@ def test_the_command_writes_the_file(
 def test_the_committed_file_is_whole() -> None:
     found = published_results.load()
     assert len(found) > 2000
-    assert published_results.PATH.stat().st_size < 350_000
+    assert published_results.PATH.stat().st_size < 400_000
     assert all(p.source and "index id" not in p.source for p in found)
     frame = pd.DataFrame(found)
     assert pd.to_numeric(frame["value"]).between(0, 2800).all()
@@ -165,6 +171,9 @@ def test_the_committed_file_is_whole() -> None:
     ]
     assert pd.to_numeric(unpruned.value).between(61.5, 62.5).all()
     assert set(frame[frame.method == "none"].budget) <= {"none", ""}
+    qwen = frame[frame.model == "qwen2.5-vl-7b"]
+    assert set(qwen.budget) == {"none", "0.25kept", "0.1kept", ""}, "the unit is a share of each prompt's tokens"
+    assert set(qwen[qwen.budget == ""].method) == {"fastv"}, "it pruned behind another layer than FastV's paper"
 
 
 def llava(root: Path, method: str, budget: str, score: float, task: str = "gqa", **changes) -> SealedCell:
