@@ -37,19 +37,19 @@ class Derived:
     notes: list[str] = field(default_factory=list)
 
 
-def bound(eta: float | None, depth: int) -> float:
-    """The official bound for a model of this depth, where none is given."""
-    if eta is None:
-        return ETA_13B if depth >= LAYERS_OF_13B else ETA
-    if not eta > 0:
+def check(eta: float | None, ratio: float | None) -> None:
+    """Raise PrunebenchError for a bound or a share of FLOPs that no rule can take; None is the official one."""
+    if eta is not None and not eta > 0:
         raise PrunebenchError(f"--eta {eta}: expected a divergence above 0, in nats")
-    return eta
+    if ratio is not None and not 0 < ratio < 1:
+        raise PrunebenchError(f"--ratio {ratio}: expected the share of FLOPs to save, between 0 and 1")
 
 
 def vtw(located: Located, asker: Asker, eta: float | None, say: Say) -> Derived:
     """The first layer K whose mean divergence is within `eta`."""
     depth = located.shape.depth
-    eta = bound(eta, depth)
+    if eta is None:
+        eta = ETA_13B if depth >= LAYERS_OF_13B else ETA
     if not withdrawal.tried_layers(depth):
         raise PrunebenchError(
             f"vtw's rule tries layers from {FIRST_TRIED} on: expected more than that, found {depth} decoder layers"
@@ -84,8 +84,6 @@ def vtw(located: Located, asker: Asker, eta: float | None, say: Say) -> Derived:
 def fitprune(located: Located, asker: Asker, ratio: float | None, say: Say) -> Derived:
     """The last schedule of the bisection that saves `ratio` of the FLOPs of visual tokens."""
     ratio = NATIVE / 100 if ratio is None else ratio
-    if not 0 < ratio < 1:
-        raise PrunebenchError(f"--ratio {ratio}: expected the share of FLOPs to save, between 0 and 1")
     shape = located.shape
     statistics = fitting.Statistics()
     asker.ask(statistics)

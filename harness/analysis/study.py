@@ -261,6 +261,7 @@ def _check_method(request: AnalysisRequest) -> None:
             )
     if request.layers and request.method != "visipruner":
         raise PrunebenchError(f"--layers is about knock-outs, and {request.method} needs none: leave it out")
+    calibrate.check(request.eta, request.ratio)
 
 
 def _identity(loaded: LoadedModel, split: Mapping[str, Any]) -> str:
