@@ -99,5 +99,6 @@ def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]
         "processing": dict(prompter.processing),
         "task_settings": task_settings(task),
         "decoder_layers": setting.located.shape.depth,
+        **({"unproven": family} if (family := setting.located.unproven(setting.method)) else {}),
         "grids": [list(view) for view in setting.located.usual.images[0].views],
     }

@@ -86,6 +86,11 @@ class SealedCell:
         return Asked.from_dict(self.provenance.get("request"))
 
     @property
+    def unproven(self) -> str:
+        """The model's family, where no recorded official run of the method on it is replayed; else ""."""
+        return str(self.provenance.get("unproven", ""))
+
+    @property
     def images_by(self) -> str:
         """The image processor, and the padding before it."""
         image = self.provenance["processing"].get("image", {})

@@ -49,6 +49,7 @@ COLUMNS = (
     "positions",
     "query_aware",
     "needs_vision_attention",
+    "unproven",  # "none", or the model's family, where no recorded official run of the method on it is replayed
     "dtype",
     "device",
     "seed",
@@ -105,6 +106,7 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
         "positions": cell.positions,
         "query_aware": sealed.method_info.get("query_aware"),
         "needs_vision_attention": sealed.method_info.get("needs_vision_attention"),
+        "unproven": sealed.unproven or "none",
         "dtype": cell.dtype,
         "device": sealed.provenance.get("device", cell.device_type),
         "seed": cell.seed,

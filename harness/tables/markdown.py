@@ -31,7 +31,17 @@ from harness.tables.sections import (
     percent_of_flops,
     percent_with_tower,
 )
-from harness.tables.text import DASH, decimal, grid, interval_text, mark_best, seeds_score, seeds_spread, significant
+from harness.tables.text import (
+    DASH,
+    decimal,
+    grid,
+    interval_text,
+    mark_best,
+    seeds_score,
+    seeds_spread,
+    significant,
+    unproven,
+)
 
 FRONT = "† on the Pareto front: no other line here has as few dense prefill FLOPs and as high an Avg %."
 UNTRAINED = (
@@ -128,7 +138,9 @@ def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, f
 def _caveats(section: Section) -> list[str]:
     """A sentence for each method that the model is no fair ground for."""
     on_mini = any("mini" in (s.cell.model, s.cell.stands_for) for s in section.cells)
-    return [UNTRAINED] if on_mini and any(s.cell.method == "prumerge" for s in section.cells) else []
+    said = [UNTRAINED] if on_mini and any(s.cell.method == "prumerge" for s in section.cells) else []
+    families = sorted({s.unproven for s in section.cells if s.unproven})
+    return said + [unproven(one, [s.cell.method for s in section.cells if s.unproven == one]) for one in families]
 
 
 def _equal_flops(section: Section) -> list[str]:

@@ -12,7 +12,7 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
 from harness.core.shown import printable
 from harness.tables.sections import SHORT
-from harness.tables.text import decimal, score_with_interval, significant
+from harness.tables.text import decimal, score_with_interval, significant, unproven
 
 #: columns of characters that a table keeps to, unless its names are longer
 WIDTH = 110
@@ -42,14 +42,23 @@ def table(df: pd.DataFrame, wide: bool = False) -> str:
         ]
     varying = [name for name in ("model", "method", "budget", "positions", "seed") if _differs(records, name)]
     if wide:
-        return _wide(records, varying)
+        return "\n\n".join([_wide(records, varying), *_unproven(records)])
     if "seed" in varying:  # in the method's column
         varying.remove("seed")
         drawn = {row["method"] for row in records if row["seed"]}
         named = [f"{row['method']} seed={row['seed']}" if row["method"] in drawn else row["method"] for row in records]
         records = [row | {"method": name} for row, name in zip(records, named, strict=True)]
         varying = [name for name in ("model", "method", "budget", "positions") if _differs(records, name)]
-    return _narrow(records, varying)
+    return "\n\n".join([_narrow(records, varying), *_unproven(records)])
+
+
+def _unproven(records: Sequence[Row]) -> list[str]:
+    """A line for each family on which methods are not proven."""
+    families: dict[str, list[str]] = {}
+    for row in records:
+        if row["unproven"] != "none":
+            families.setdefault(row["unproven"], []).append(row["method"].split()[0])
+    return [unproven(family, names) for family, names in families.items()]
 
 
 def _models(records: Sequence[Row]) -> list[str]:

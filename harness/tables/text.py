@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.store.sealed import SealedCell
 from harness.tables.sections import mean
 
 DASH = "-"
+
+
+def unproven(family: str, methods: Iterable[str]) -> str:
+    """What is said of methods whose official code was not recorded on a family."""
+    return f"Not proven against official code on {family}: {', '.join(sorted(set(methods)))}."
 
 
 def grid(head: Sequence[str], columns: Sequence[Sequence[str]], left: int = 1) -> str:

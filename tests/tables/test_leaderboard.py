@@ -141,6 +141,19 @@ def test_the_tower_is_a_column_beside_the_language_model(tmp_path: Path) -> None
     assert math.isnan(without.tower_and_prefill_gflops[0]), "no sum of what is not there"
 
 
+def test_a_method_that_is_not_proven_on_a_family_is_named(tmp_path: Path) -> None:
+    where = sealed_cell("fastv", "64").provenance
+    there = {**where, "unproven": "SomeFamily"}
+    cells = [sealed_cell("none", "none"), sealed_cell("fastv", "64", provenance=there), sealed_cell("random", "64")]
+    csv, markdown = written(cells, tmp_path)
+    said = "Not proven against official code on SomeFamily: fastv."
+    assert said in markdown
+    for wide in (False, True):
+        assert terminal.table(frame.rows(cells), wide=wide).endswith(f"\n\n{said}")
+        assert "Not proven" not in terminal.table(frame.rows([cells[0], cells[2]]), wide=wide)
+    assert set(pd.read_csv(StringIO(csv)).unproven) == {"SomeFamily", "none"}
+
+
 def test_budgets_stand_in_the_order_people_read_them() -> None:
     asked = ["native", "0.35flops", "25%", "64avg", "0.5kept", "64", "100%", "192", "none", "0.1kept"]
     read = ["none", "192", "64", "100%", "0.5kept", "25%", "0.1kept", "64avg", "0.35flops", "native"]

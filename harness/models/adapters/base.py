@@ -67,6 +67,8 @@ class Adapter(ABC):
     axes: ClassVar[int] = 1
     #: names of processor outputs, one row an image, that say how it was cut; they go to the model with its features
     image_facts: ClassVar[tuple[str, ...]] = ()
+    #: names of methods whose recorded official runs on this family are replayed; None: nothing is said of any
+    proven: ClassVar[tuple[str, ...] | None] = ()
     #: whether every image has the same tokens, whatever its size
     one_size: ClassVar[bool] = True
 

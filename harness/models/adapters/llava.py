@@ -98,6 +98,7 @@ class LlavaAdapter(Adapter):
     architectures = ("LlavaForConditionalGeneration",)
     types = _TYPES
     requirements = (*DECODER, *_TOWER, *_LLAVA)
+    proven = None
 
     @property
     def core(self) -> nn.Module:
