@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from harness.models.config import ModelConfig
 from tasks.sources import DataSource
 from tests.checkpoints import change, copy
 from tests.tasks import tables

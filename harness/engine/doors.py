@@ -24,6 +24,7 @@ from harness.engine.prefix import roomy_cache
 from harness.engine.tower import Seen, TowerEye
 from harness.method import TowerLook, What
 from harness.models.adapters import Adapter, Features, adapter_for
+from harness.models.adapters.base import PER_IMAGE
 from harness.models.adapters.twin import IMAGE_TOKEN, TEXT_TOKEN, twin
 
 KERNEL = "prunebench-doors"
