@@ -122,18 +122,19 @@ def vision_tower(vision: VisionShape) -> int:
     n, d = vision.tokens, vision.hidden
     patches = 2 * vision.patch_inputs * d * (n - 1)
     per_layer = 2 * n * (4 * d * d + 2 * d * vision.mlp) + 4 * n * n * d
-    return patches + vision.layers_used * per_layer
+    return vision.tiles * (patches + vision.layers_used * per_layer)
 
 
 def cls_row(vision: VisionShape) -> int:
-    """FLOPs of one tower layer's [CLS] softmax row for one image: one query's product with the keys of all tokens, all
-    heads."""
-    return 2 * vision.hidden * vision.tokens
+    """FLOPs of one tower layer's [CLS] softmax rows for one image, one a tile: one query's product with the keys of
+    all tokens, all heads."""
+    return 2 * vision.hidden * vision.tokens * vision.tiles
 
 
 def projector(shape: ModelShape, vision: VisionShape, tokens: int | None = None) -> int:
-    """FLOPs of LLaVA-1.5's two-layer projector for one image, or for `tokens` features of its tower."""
-    n = vision.tokens - 1 if tokens is None else tokens
+    """FLOPs of LLaVA's two-layer projector for the patches of all tiles of one image, or for `tokens` features of its
+    tower."""
+    n = vision.tiles * (vision.tokens - 1) if tokens is None else tokens
     return 2 * n * (vision.hidden * vision.projector_hidden + vision.projector_hidden * shape.hidden)
 
 

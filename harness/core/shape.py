@@ -71,8 +71,8 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class VisionShape:
-    """What a ViT tower and its projector run for one image: `layers_used` are the layers that run, `tokens` includes
-    [CLS]."""
+    """What a ViT tower and its projector run for one image: `layers_used` are the layers that run, `tokens` those of a
+    tile, [CLS] included, `tiles` how often it runs on one."""
 
     layers_used: int
     hidden: int
@@ -81,6 +81,7 @@ class VisionShape:
     patch_inputs: int  # channels x patch x patch: the patch embedding's fan-in
     projector_hidden: int
     heads: int  # of attention; they share `hidden` evenly
+    tiles: int = 1
 
 
 @dataclass(frozen=True)

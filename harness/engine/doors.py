@@ -21,9 +21,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
 from harness.core.errors import PrunebenchError
 from harness.core.tested import tested
 from harness.engine.prefix import roomy_cache
-from harness.engine.tower import PER_IMAGE, Seen, TowerEye
+from harness.engine.tower import Seen, TowerEye
 from harness.method import TowerLook, What
 from harness.models.adapters import Adapter, Features, adapter_for
+from harness.models.adapters.base import PER_IMAGE
 from harness.models.adapters.twin import IMAGE_TOKEN, TEXT_TOKEN, twin
 
 KERNEL = "prunebench-doors"
@@ -227,7 +228,8 @@ def _tower(adapter: Adapter) -> None:
     pixels = torch.linspace(-1, 1, 2 * int(torch.tensor(adapter.pixels_of(config)).prod())).view(
         2, *adapter.pixels_of(config)
     )
-    plain = adapter.encode(pixel_values=pixels)
+    facts = {name: torch.cat([fact, fact]) for name, fact in adapter.facts_of(config).items()}
+    plain = adapter.encode(pixel_values=pixels, **facts)
     n_visual = adapter.image_of(config).tokens
     _expect(
         [tuple(one.pooled.shape) for one in plain] == 2 * [(n_visual, adapter.shape.hidden)],
@@ -238,14 +240,14 @@ def _tower(adapter: Adapter) -> None:
         TowerLook(what, 0) for what in get_args(What) if adapter.tower_prefix or what not in ("cls_row", *PER_IMAGE)
     ]
     seen: list[Seen] = []
-    eye = TowerEye(adapter, looks, seen.extend)
+    eye = TowerEye(adapter, looks, seen.extend, lambda: facts)
 
     def changed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (-(args[0] if args else kwargs.pop("pixel_values")), *args[1:]), kwargs
 
     handle = adapter.tower.register_forward_pre_hook(changed, with_kwargs=True)
     try:
-        other = adapter.encode(pixel_values=pixels)
+        other = adapter.encode(pixel_values=pixels, **facts)
     finally:
         handle.remove()
         eye.remove()

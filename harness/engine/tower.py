@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from harness.core.errors import PrunebenchError
 from harness.method import TowerLook, What
 from harness.models.adapters import Adapter
+from harness.models.adapters.base import PER_IMAGE, ROWS
 
 #: what the tower showed of one image
 Seen = Mapping[TowerLook, Tensor]
-#: looks with one row an image, and those that hold one number a patch and head
-PER_IMAGE: tuple[What, ...] = ("cls_hidden", "cls_query", "cls_key")
-ROWS: tuple[What, ...] = ("cls_row", "column_sums")
 #: queries whose softmax rows are held at once
 QUERIES_AT_ONCE = 64
 

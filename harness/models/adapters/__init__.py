@@ -10,9 +10,12 @@ from torch import nn
 from harness.core.errors import PrunebenchError
 from harness.models.adapters.base import Adapter, Features, TowerAttention
 from harness.models.adapters.llava import ORIGINAL_CLASSES, LlavaAdapter
+from harness.models.adapters.llava_next import LlavaNextAdapter
 
 #: adapters by class name of transformers, as config.json names it under "architectures"
-ADAPTERS: dict[str, type[Adapter]] = {name: cls for cls in (LlavaAdapter,) for name in cls.architectures}
+ADAPTERS: dict[str, type[Adapter]] = {
+    name: cls for cls in (LlavaAdapter, LlavaNextAdapter) for name in cls.architectures
+}
 
 
 def adapter_class(config: Any) -> type[Adapter]:
@@ -41,6 +44,7 @@ __all__ = [
     "Adapter",
     "Features",
     "LlavaAdapter",
+    "LlavaNextAdapter",
     "TowerAttention",
     "adapter_class",
     "adapter_for",

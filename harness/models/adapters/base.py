@@ -24,6 +24,10 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, ModelShape, PromptShape, Size
 from harness.models.requirements import DECODER, Requirement
 
+#: kinds of looks at the tower with one row an image, and those that hold one number a patch and head
+PER_IMAGE = ("cls_hidden", "cls_query", "cls_key")
+ROWS = ("cls_row", "column_sums")
+
 
 class TowerAttention(NamedTuple):
     """The parts of a tower layer's attention from which a softmax row follows."""
@@ -316,6 +320,11 @@ class Adapter(ABC):
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
         """The shape of the pixels of an image of usual size, as the processor makes them, without the axis of
         images."""
+
+    @classmethod
+    def facts_of(cls, config: Any) -> Mapping[str, Tensor]:
+        """The facts of an image of usual size, one row each."""
+        return {}
 
     @classmethod
     def pixels_at(cls, config: Any, processor: Any, size: Size) -> tuple[int, ...]:

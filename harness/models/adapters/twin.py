@@ -21,6 +21,9 @@ def twin(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     _thin(config.text_config, vocab_size=VOCABULARY, head_dim=WIDTH // HEADS, num_key_value_heads=1)
     _thin(config.vision_config, image_size=2 * config.vision_config.patch_size)
+    side = config.vision_config.image_size
+    if hasattr(config, "image_grid_pinpoints"):
+        config.image_grid_pinpoints = [[side, 2 * side], [2 * side, side]]
     config.image_token_id, config.vision_feature_layer = IMAGE_TOKEN, -1
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
