@@ -28,8 +28,8 @@ from harness.proof.conformance.reference import (
     causal_probs,
     projected,
     reference,
-    rotated,
     spied,
+    turned,
 )
 from harness.proof.conformance.subject import SAME, NotApplicableError, Subject, property_, require
 from harness.proof.conformance.tiny import PROMPTS, KitPrompt, ask, difference, tiny_model
@@ -140,9 +140,8 @@ def _in_attention(asked: Answered, name: str, inside: Inside) -> Tensor:
         return _on_visual(inside.probs, tokens, *asked.args, **asked.kwargs)
     if name == "rotated":
         vector, at = asked.args
-        return rotated(
-            vector.expand(1, len(_rows(tokens, at)), -1), [tokens[i].position for i in _rows(tokens, at)], tiny_model()
-        )[0]
+        places = torch.tensor([tokens[i].position for i in _rows(tokens, at)])
+        return turned(tiny_model(), places)(vector.expand(1, len(places), -1))[0]
     known = {"visual_values": inside.v[:, visual], "visual_keys": inside.k[:, visual], "after_keys": inside.k[:, after]}
     return known[name] if name in known else inside.out[-1].view(inside.v.shape[0], -1)  # last_output
 
@@ -153,7 +152,8 @@ def _in_stream(adapter: Adapter, layer: int, asked: Answered, name: str, tokens:
     if kind == "after_valid":
         return torch.ones(len(_rows(tokens, "after")), dtype=torch.bool)
     if kind == "coming_probs":
-        q, k, _ = projected(adapter, layer, x, torch.tensor([t.position for t in tokens]))
+        places = torch.tensor([t.position for t in tokens])
+        q, k, _ = projected(adapter, layer, x, turned(tiny_model(), places))
         return _on_visual(causal_probs(q, k), tokens, *asked.args, **asked.kwargs)
     return (adapter.text.norm(x) if name.startswith("normed.") else x)[_rows(tokens, kind)]
 

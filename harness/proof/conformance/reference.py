@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -95,8 +96,27 @@ class Token:
     """A token of a pass from scratch."""
 
     origin: int  # a visual token's number in the prompt, -2 if added by the method, -1 for text
-    position: int
+    position: tuple[int, ...]  # one number an axis of the decoder's rotary positions
     behind: bool  # text behind the image
+    image: int = -1  # of a visual token of the prompt
+
+
+class Start(NamedTuple):
+    """What enters a decoder: the stream `x (n + next, d)` of a prompt and of the tokens fed behind it, and the prompt's
+    tokens.
+
+    `deepstack`: per early layer (v, d), what is added behind it to the visual tokens of the prompt.
+    """
+
+    x: Tensor
+    tokens: list[Token]
+    deepstack: Sequence[Tensor] = ()
+
+
+#: `x (..., n, head_dim)` under the decoder's RoPE
+Turned = Callable[[Tensor], Tensor]
+#: the same at positions (n, axes)
+Turn = Callable[[Tensor], Turned]
 
 
 @dataclass(frozen=True)
@@ -137,8 +157,19 @@ def reference(
     x = model.get_input_embeddings()(torch.tensor(asked.ids + asked.next_ids))
     x[image] = torch.cat(features).to(x.dtype)
     number = {column: i for i, column in enumerate(image)}
-    tokens = [Token(number.get(i, -1), i, i > image[-1]) for i in range(len(asked.ids))]
-    n_prompt, steps = len(tokens), len(asked.next_ids)
+    tokens = []
+    for i in range(len(asked.ids)):
+        origin = number.get(i, -1)
+        tokens.append(Token(origin, (i,), i > image[-1], origin // N_VISUAL))
+    return walked(adapter, Start(x, tokens), decided, policy, partial(turned, model), visit)
+
+
+def walked(
+    adapter: Adapter, start: Start, decided: Decisions, policy: str, turn: Turn, visit: Visit | None = None
+) -> Referred:
+    """`reference` from what enters the decoder; `turn` is the model's RoPE."""
+    x, tokens = start.x, start.tokens
+    n_prompt, steps = len(tokens), x.shape[0] - len(tokens)
     last = max(decided.reductions, default=None)
     decode = "original" if last is None else decided.reductions[last].decode_positions
     if policy != "method":
@@ -146,17 +177,25 @@ def reference(
     final = n_prompt
     for reduction in decided.reductions.values():
         final += _n_added(reduction) - int((~reduction.keep[0]).sum())
+    ends = {
+        "original": tuple(p + 1 for p in tokens[-1].position),
+        "compact": (final,),
+    }
     lengths, origins = [], []
     for index in range(len(adapter.layers)):
+        if 0 < index <= len(start.deepstack):
+            here = [i for i, t in enumerate(tokens) if t.origin >= 0]
+            more_of = start.deepstack[index - 1][[tokens[i].origin for i in here]]
+            x = x.index_add(0, torch.tensor(here, dtype=torch.long), more_of.to(x.dtype))
         before = tokens, x[: len(tokens)]
         if index in decided.reductions:
             x, tokens = _reduced(x, tokens, decided.reductions[index], policy)
         n = len(tokens)
-        base = {"original": n_prompt, "compact": final, "per_layer": n}[decode]
-        positions = torch.tensor([t.position for t in tokens] + [base + s for s in range(steps)])
-        x, inside = _layer(
-            adapter, index, x, positions, tokens, decided.edits.get(index, ()), decided.hidden.get(index)
-        )
+        base = ends.get(decode, (n,))
+        later = [tuple(p + step for p in base) for step in range(steps)]
+        positions = torch.tensor([t.position for t in tokens] + later)
+        edits, hidden = decided.edits.get(index, ()), decided.hidden.get(index)
+        x, inside = _layer(adapter, index, x, turn(positions), tokens, edits, hidden)
         if visit is not None:
             visit(index, *before, inside)
         lengths.append(n)
@@ -203,12 +242,12 @@ def _reduced(x: Tensor, tokens: list[Token], reduction: Reduction, policy: str) 
         for slot, token in enumerate(new[0].to(x.dtype)):
             if valid is not None and not valid[0, slot]:
                 continue
-            mine = [i for i in visual if image is None or tokens[i].origin // N_VISUAL == int(image[0, slot])]
+            mine = [i for i in visual if image is None or tokens[i].image == int(image[0, slot])]
             stay = [i for i in mine if i in moved]
             # behind the last kept one at the position after it, before the first one where the first visual token
             # stood, or there if none is kept
             if behind and stay:
-                place, position = stay[-1] + 0.5, tokens[stay[-1]].position + 1
+                place, position = stay[-1] + 0.5, tuple(p + 1 for p in tokens[stay[-1]].position)
             else:
                 at = stay[0] if stay else mine[0]
                 place, position = at - (0.25 if behind else 0.5), tokens[mine[0]].position
@@ -216,19 +255,16 @@ def _reduced(x: Tensor, tokens: list[Token], reduction: Reduction, policy: str) 
     out.sort(key=lambda item: item[0])  # stable
     after = [token for _, _, token in out]
     if policy == "compact" or (policy == "method" and reduction.positions == "compact"):
-        after = [dataclasses.replace(t, position=i) for i, t in enumerate(after)]
+        after = [dataclasses.replace(t, position=(i,)) for i, t in enumerate(after)]
     return torch.cat([torch.stack([row for _, row, _ in out]), x[len(tokens) :]]), after
 
 
-def projected(adapter: Adapter, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries and keys, and values, of `x (n, d)` in a decoder layer, each (heads, n, head_dim) float32,
+def projected(adapter: Adapter, layer: int, x: Tensor, turn: Turned) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys under `turn`, and values, of `x (n, d)` in a decoder layer, each (heads, n, head_dim) float32,
     grouped heads repeated."""
-    theta = adapter.text.config.rope_parameters["rope_theta"]
     q, k, v = (part(layer, x[None])[0].float() for part in (adapter.queries, adapter.keys, adapter.values))
-    d = q.shape[-1]
-    angles = positions[:, None] * theta ** -(torch.arange(0, d, 2) / d)
     groups = q.shape[0] // k.shape[0]
-    return rotated_by(q, angles), rotated_by(k, angles).repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+    return turn(q), turn(k).repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
 
 
 def causal_probs(q: Tensor, k: Tensor) -> Tensor:
@@ -241,13 +277,13 @@ def _layer(
     adapter: Adapter,
     index: int,
     x: Tensor,
-    positions: Tensor,
+    turn: Turned,
     tokens: list[Token],
     edits: Sequence[AttentionEdit],
     hidden: Tensor | None,
 ) -> tuple[Tensor, Inside]:
     total, n = x.shape[0], len(tokens)
-    q, k, v = projected(adapter, index, x, positions)
+    q, k, v = projected(adapter, index, x, turn)
     scores = (q @ k.transpose(1, 2)) / q.shape[-1] ** 0.5
     scores = scores.masked_fill(torch.ones(total, total, dtype=torch.bool).triu(1), float("-inf"))
     untouched = scores[:, :n, :n].softmax(-1)
@@ -273,14 +309,14 @@ def _layer(
     return x + adapter.feed_forward(index, x), inside
 
 
-def rotated_by(x: Tensor, angles: Tensor) -> Tensor:
-    """`x (..., n, head_dim)` by angles (n, head_dim / 2)."""
-    first, second = x.chunk(2, -1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+def turned(model: Any, positions: Tensor) -> Turned:
+    """RoPE on one axis, of float32, at `positions (n, 1)`."""
+    theta = adapter_for(model).text.config.rope_parameters["rope_theta"]
 
+    def turn(x: Tensor) -> Tensor:
+        angles = positions * theta ** -(torch.arange(0, x.shape[-1], 2) / x.shape[-1])
+        first, second = x.float().chunk(2, -1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
-def rotated(x: Tensor, positions: Sequence[int], model: Any) -> Tensor:
-    """`x (..., n, head_dim)` float32 under the decoder's RoPE."""
-    theta, d = adapter_for(model).text.config.rope_parameters["rope_theta"], x.shape[-1]
-    return rotated_by(x.float(), torch.tensor(positions)[:, None] * theta ** -(torch.arange(0, d, 2) / d))
+    return turn
