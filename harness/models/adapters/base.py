@@ -9,8 +9,9 @@ that are hooked, `positions` and `rotary` speak of places of tokens, `encode` an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -62,6 +63,10 @@ class Adapter(ABC):
     axes: ClassVar[int] = 1
     #: names of processor outputs that say how an image was cut; they go to the model with its features as well
     image_facts: ClassVar[tuple[str, ...]] = ()
+    #: the tower runs the patches of all images in one row, in an order of its own, and its projector joins neighbours
+    joined: ClassVar[bool] = False
+    #: `prunebench eval` asks models of this family; False: only `prune(model, ...)` takes them
+    evaluated: ClassVar[bool] = True
 
     # ---------------------------------------------------------------------------------------------------------- modules
 
@@ -95,6 +100,23 @@ class Adapter(ABC):
     def tower_attention(self, layer: Any) -> TowerAttention:
         """The attention of one of `tower_layers`. Raises PrunebenchError where no softmax row follows from it."""
 
+    def watch_attention(self, layer: Any, give: Callable[[Tensor, Tensor, list[int]], None]) -> list[Any]:
+        """Of a tower that is `joined`: hooks on one of `tower_layers` that call `give(q, k, parts)` in each pass.
+
+        `q`, `k (heads, patches, d)` under the tower's RoPE, in its own order; `parts`: the patches, one part after the
+        other, within which the layer attends.
+        """
+        raise NotImplementedError
+
+    def tower_scaling(self, layer: Any) -> float:
+        """What a layer of a tower that is `joined` multiplies QK^T with."""
+        raise NotImplementedError
+
+    def tower_order(self, tower_kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """Of a tower that is `joined`: per image the places (v, patches joined) of the patches that visual token 0, 1,
+        ... is made of; `tower_kwargs` are what the tower was called with."""
+        raise NotImplementedError
+
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers; each has `self_attn` with `layer_idx`."""
@@ -118,6 +140,14 @@ class Adapter(ABC):
         None: counted."""
         given = text_kwargs.get("position_ids")
         return None if given is None else given[:, :, None]
+
+    def checked(self, facts: Mapping[str, Any], ids: Tensor, positions: Tensor, visual: Tensor) -> Mapping[str, Any]:
+        """The `facts` of a prefill, with what the places of its image tokens say: `ids`, `visual (b, n)`, `positions
+        (b, n, axes)`.
+
+        Raises PrunebenchError where the model was called without what it needs to place them.
+        """
+        return facts
 
     def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         """(cos, sin), each (b, n, head_dim), in the dtype of `like`, at `positions (b, n, axes)`; `layer` for families
@@ -259,6 +289,11 @@ class Adapter(ABC):
     @abstractmethod
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
         """The shape of the pixels of an image of usual size, as the processor makes them."""
+
+    @classmethod
+    def sample(cls, config: Any, n: int) -> dict[str, Tensor]:
+        """What a processor would make of `n` images of usual size: unlike pixels of plain numbers, and facts."""
+        return {"pixel_values": torch.linspace(-1, 1, n * prod(cls.pixels_of(config))).view(n, *cls.pixels_of(config))}
 
     @classmethod
     @abstractmethod
