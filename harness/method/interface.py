@@ -327,6 +327,9 @@ class Method:
     budget_knobs: ClassVar[tuple[str, ...]] = ("keep",)
     #: knobs that make another method when they are not at their default: tables always name them then
     variant_knobs: ClassVar[tuple[str, ...]] = ()
+    #: knobs that came after results were kept, with the value that those results had: at that value they are no part of
+    #: `knobs()`, so that the cells keep their identity
+    later_knobs: ClassVar[Mapping[str, Any]] = {}
     #: a budget that the method takes, for messages: a number of visual tokens, or "native" where none stays by number
     usual_budget: ClassVar[int | str] = 64
     #: `at_budget` gets `avg` and `flops` budgets as they are: no number of tokens decides the schedule
@@ -369,10 +372,11 @@ class Method:
         return self
 
     def knobs(self) -> dict[str, Any]:
-        """All knobs with their values, defaults included; a share as it is spelt ("0.25kept"), a file (a knob of type
-        `Path`) as its name and what is in it, a text tower as its fingerprint."""
+        """All knobs with their values, defaults included but for `later_knobs`; a share as it is spelt ("0.25kept"), a
+        file (a knob of type `Path`) as its name and what is in it, a text tower as its fingerprint."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: _plain(name, value) for name, value in values.items()}
+        later = self.later_knobs.items()
+        return {name: _plain(name, value) for name, value in values.items() if (name, value) not in later}
 
     @property
     def uses_seed(self) -> bool:
