@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import DEPTH, FAMILIES, ROWS, Asked, batch, make
+from qwens import DEPTH, FAMILIES, ROWS, Asked, batch, make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, SiglipVisionConfig, SiglipVisionModel

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import DEPTH, FAMILIES, GRIDS, IMAGE, ROWS, VIDEO, Asked, batch, image, make
+from qwens import DEPTH, FAMILIES, GRIDS, IMAGE, ROWS, VIDEO, Asked, batch, image, make
 from torch import Tensor
 from transformers import DynamicCache
 

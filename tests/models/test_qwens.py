@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, make
+from qwens import FAMILIES, make
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from harness.core import flops
