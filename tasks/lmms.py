@@ -17,20 +17,21 @@ import random
 import string
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from harness.core.errors import PrunebenchError, naming
 from harness.core.picture import check_size
+from harness.core.shape import Size
 from tasks import pope
 from tasks import sources as src
+from tasks.pictures import check_image, image_size, undecodable
 
 _FIRST_IMPORT = "lmms_eval.models" not in sys.modules
 import lmms_eval  # noqa: E402
@@ -72,6 +73,12 @@ class Sample:
     prompt: str
     targets: tuple[str, ...]
     _load: Callable[[], Image.Image] = field(repr=False, compare=False)
+    _size: Callable[[], Size] = field(repr=False, compare=False)
+
+    def image_size(self) -> Size:
+        """(height, width) in pixels of what `load_image` gives, from the head of the file: no pixel is decoded where
+        the format lets its head say which way up it is."""
+        return self._size()
 
     def load_image(self) -> Image.Image:
         """The image as lmms-eval would hand it to a model (RGB); raises PrunebenchError where it does not decode."""
@@ -90,6 +97,11 @@ class LoadedTask:
     max_new_tokens: int
     until: tuple[str, ...]
     _task: _RowsTask = field(repr=False, compare=False)
+
+    @cached_property
+    def sizes(self) -> Mapping[str, Size]:
+        """(height, width) of each image, by `image_key`; each is read once."""
+        return {key: sample.image_size() for key, sample in {s.image_key: s for s in self.samples}.items()}
 
 
 @dataclass(frozen=True)
@@ -240,29 +252,6 @@ def _load_image(task: _RowsTask, rows: src.Rows, row: int, index: int, key: str)
     return one_image(visuals, key)[1]
 
 
-def _check_image(encoded: bytes, key: str) -> None:
-    """Raise PrunebenchError unless the bytes begin as an image of a bearable size; no pixel is decoded."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow warns of is refused right here
-            with Image.open(io.BytesIO(encoded)) as opened:
-                size = opened.size
-    except Image.DecompressionBombError as error:
-        raise PrunebenchError(f"{key}: the image is too large: {error}; make it smaller or crop it") from None
-    except Exception as error:
-        raise undecodable(key, encoded, error) from None
-    with naming(key):
-        check_size(*size)
-
-
-def undecodable(key: str, encoded: bytes, error: Exception) -> PrunebenchError:
-    reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else str(error)
-    return PrunebenchError(
-        f"{key}: the image does not decode ({len(encoded)} bytes): {reason}; expected a whole JPEG or PNG; replace the"
-        " data file (`make mini` rebuilds the mini data)"
-    )
-
-
 def _image_digests(name: str, rows: src.Rows, chosen: Sequence[int], mend: str) -> dict[int, str]:
     """Image of `rows.images` -> its sha256, for those that the chosen rows show; each is checked once."""
     digests: dict[int, str] = {}
@@ -278,7 +267,7 @@ def _image_digests(name: str, rows: src.Rows, chosen: Sequence[int], mend: str) 
             )
         digests[where] = hashlib.sha256(encoded).hexdigest()
         if digests[where] not in checked:
-            _check_image(encoded, key)
+            check_image(encoded, key)
         checked.add(digests[where])
     return digests
 
@@ -317,6 +306,7 @@ def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -
             prompt=task.doc_to_text(doc),
             targets=tuple(str(t) for t in targets),
             _load=partial(_load_image, task, rows, row, index, key),
+            _size=partial(image_size, partial(rows.encoded, row), key),
         )
         samples.append(sample)
         identified = [sample.key, sample.prompt, sample.question_id, sample.category, digests[where], *sample.targets]

@@ -171,7 +171,7 @@ def run_once(model: Any, contender: Contender, given: Input, device: Device, new
             logits = model(
                 input_ids=given.ids,
                 attention_mask=mask,
-                mm_encoder_outputs=adapter.outputs(features),
+                **adapter.inputs(features, given.ids),
                 past_key_values=cache,
                 logits_to_keep=1,
             ).logits[:, -1]

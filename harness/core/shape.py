@@ -53,6 +53,10 @@ def quota(keep: int | Share, n_visual: int) -> int:
     return tokens
 
 
+#: of an image, (height, width) in pixels
+Size = tuple[int, int]
+
+
 class Grid(NamedTuple):
     """A grid of an image's tokens in raster order; `newline`: every row ends with one more token, which is no patch."""
 

@@ -106,8 +106,9 @@ def attach(
     run = EngineRun(adapter, method, seed, positions, text_encoder)
     text_config = adapter.text.config
     before = text_config._attn_implementation
-    eye = TowerEye(adapter, {*method.looks(adapter.shape), *looks}, run.see)
+    eye = TowerEye(adapter, {*method.looks(adapter.shape), *looks}, run.see, lambda: run._said)
     handles: list[Any] = []
+    deaf = adapter.on_images(run._hears)
 
     def pre_hook(layer: int) -> Callable[..., HookInputs]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
@@ -130,6 +131,7 @@ def attach(
         yield run
     finally:
         eye.remove()
+        deaf()
         for handle in handles:
             handle.remove()
         text_config._attn_implementation = before

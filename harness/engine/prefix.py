@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicLayer
 
-from harness.core.shape import ModelShape, PromptShape
+from harness.core.shape import ImageShape, ModelShape, PromptShape
 from harness.engine.layout import Reduced, take
 from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, TowerLook, source_of
 
@@ -46,13 +46,14 @@ class Prefix:
     """The first `p` tokens of a prompt, its image's last token included, at each decoder layer; fewer from a reduction
     on.
 
-    `ids (p,)` and their RoPE `positions (p, axes)`. `deepstack`: per early layer the `(v, d)` that the model adds
-    behind it to the visual tokens. Per layer: `hidden (p, d)` that it runs on, and `keys` and `values (kv_heads, p,
-    head_dim)` after RoPE. `edits` are those of its visual rows, `silenced` counts the causal pairs that they take. Of
-    layers with a reduction, `reduced` says what it did.
+    `ids (p,)`, the `images` whose tokens are among them, and the tokens' RoPE `positions (p, axes)`. `deepstack`: per
+    early layer the `(v, d)` that the model adds behind it to the visual tokens. Per layer: `hidden (p, d)` that it runs
+    on, and `keys` and `values (kv_heads, p, head_dim)` after RoPE. `edits` are those of its visual rows, `silenced`
+    counts the causal pairs that they take. Of layers with a reduction, `reduced` says what it did.
     """
 
     ids: Tensor
+    images: tuple[ImageShape, ...]
     positions: Tensor
     deepstack: Sequence[Tensor]
     hidden: Sequence[Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,12 +17,13 @@ from harness.core.errors import PrunebenchError
 from harness.core.keeps import Stage
 from harness.core.trace import LayerTrace, Trace
 from harness.engine.attention import EditTrace, LayerAttention, apply_edits, attend
+from harness.engine.capture import CapturedLayer, captured_prefixes
 from harness.engine.contract import changed_pixels, check_edits, check_mask, check_reduction
 from harness.engine.layout import Placed, TokenLayout, take
-from harness.engine.prefix import Prefix, ReducedPrefix, RoomyLayer, Shared, on_prefix, one_row, visual_edit
+from harness.engine.prefix import Prefix, RoomyLayer, Shared, on_prefix, visual_edit
 from harness.engine.stream import BoundaryStream
 from harness.engine.tower import Seen, batched
-from harness.engine.view import CapturedLayer, RunView
+from harness.engine.view import RunView
 from harness.method import Method
 from harness.models.adapters import Features
 
@@ -92,11 +93,10 @@ class EngineRun(RunView):
     def encode(self, **inputs: Any) -> tuple[list[Features], Sequence[Seen]]:
         """Features of what the processor made of images, and what was seen of the tower, per image.
 
-        For features that are used again: give the model `adapter.outputs(features)` as `mm_encoder_outputs`, and `see`
-        the rest.
+        For features that are used again: give the model `adapter.inputs(features, ids)`, and `see` the rest.
         """
         features = self._adapter.encode(**inputs)
-        seen, self._seen = self._seen, None
+        seen, self._seen, self._said = self._seen, None, {}
         return features, seen if seen is not None else [{} for _ in features]
 
     def see(self, images: Sequence[Seen]) -> None:
@@ -162,29 +162,9 @@ class EngineRun(RunView):
             raise PrunebenchError(
                 "expected prefixes of one length in a batch, found padding: capture images of one size together"
             )
-        found, counts = [], self._per_layer_prompt.visual_counts
-        for row in range(self._input_ids.shape[0]):
-            layers, reduced = [], {}
-            for layer, c in enumerate(self._captured):
-                # images of one size may be reduced to unlike lengths
-                pad = c.layout.n - c.layout.counts[row]
-                edit = one_row(c.edit, row, c.layout.visual_counts[row])
-                layers.append(
-                    (c.hidden[row, pad:], c.keys[row, :, pad:], c.values[row, :, pad:], edit, c.silenced[row])
-                )
-                if c.unreduced is not None:
-                    stream, before, source = c.unreduced
-                    was, source = before.n - before.counts[row], source[row, pad:]
-                    places = torch.where(source < before.n, source - was, -1)
-                    reduced[layer] = ReducedPrefix(stream[row, was:], places, c.layout.positions[row, pad:])
-            hidden, keys, values, edits, silenced = zip(*layers, strict=True)
-            mine = slice(sum(counts[:row]), sum(counts[: row + 1]))
-            deepstack = [features[mine] for features in self._deepstack]
-            positions = self._per_layer_prompt.positions[row]
-            found.append(
-                Prefix(self._input_ids[row], positions, deepstack, hidden, keys, values, edits, silenced, reduced)
-            )
-        return found
+        return captured_prefixes(
+            self._captured, self._input_ids, self._per_layer_prompt, self._deepstack, [p.images for p in self.prompts]
+        )
 
     @contextmanager
     def capturing(self, samples: Sequence[str]) -> Iterator[None]:
@@ -204,11 +184,16 @@ class EngineRun(RunView):
         self._input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._attention_mask = kwargs.get("attention_mask")
         if _empty(kwargs.get("past_key_values")):  # a decode step comes without them
-            self._facts = {name: kwargs.get(name) for name in self._adapter.image_facts}
+            given = {name: kwargs.get(name) for name in self._adapter.image_facts}
+            self._facts = {name: self._said.get(name) if fact is None else fact for name, fact in given.items()}
         return args, kwargs
+
+    def _hears(self, given: Mapping[str, Any]) -> None:
+        self._said = {name: given.get(name) for name in self._adapter.image_facts}
 
     def _on_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
         if _empty(kwargs.get("past_key_values")):
+            self._said = {}  # of these images only
             self._given_positions = self._adapter.positions(kwargs)
             self._deepstack = self._adapter.take_deepstack(kwargs)
             if len(self._deepstack) >= self._depth:
@@ -324,6 +309,7 @@ class EngineRun(RunView):
             given = given.expand(ids.shape[0], -1, -1)
         layout = self._layout = TokenLayout.of_prompt(ids, mask, self._adapter.image_token_ids, given)
         self._facts = dict(self._adapter.checked(self._facts, ids, layout.positions, layout.visual))
+        self._images = None if self._shared is None else [prefix.images for prefix in self._shared.prefixes]
         self._prompts, self._prompt_places = None, None
         if self.samples is not None and len(self.samples) != ids.shape[0]:
             raise PrunebenchError(

@@ -57,11 +57,18 @@ def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
 class TowerEye:
     """Hooks on a vision tower that keep `looks` of every forward pass and hand them to `give`, one mapping an image.
 
-    Raises PrunebenchError as `check_looks`.
+    `facts` says how the images of a pass were cut, as `Adapter.images` takes it. Raises PrunebenchError as
+    `check_looks`.
     """
 
-    def __init__(self, adapter: Adapter, looks: Iterable[TowerLook], give: Callable[[list[Seen]], None]) -> None:
-        self._give, self._kept = give, dict[TowerLook, Tensor]()
+    def __init__(
+        self,
+        adapter: Adapter,
+        looks: Iterable[TowerLook],
+        give: Callable[[list[Seen]], None],
+        facts: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self._adapter, self._give, self._facts, self._kept = adapter, give, facts, dict[TowerLook, Tensor]()
         self._handles: list[Any] = []
         #: of a tower that is joined, the patches of each visual token, image by image
         self._order: list[Tensor] = []
@@ -145,8 +152,9 @@ class TowerEye:
             order, self._order = self._order, []
             self._give([{look: sums[:, at].mean(2) for look, sums in kept.items()} for at in order])
             return
-        images = len(next(iter(kept.values())))
-        self._give([{look: values[image] for look, values in kept.items()} for image in range(images)])
+        facts = self._facts()
+        images = [self._adapter.per_image(look.what, values, facts) for look, values in kept.items()]
+        self._give([dict(zip(kept, values, strict=True)) for values in zip(*images, strict=True)])
 
 
 def _summed_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from harness.core import flops
 from harness.core.errors import PrunebenchError
-from harness.core.shape import ModelShape, PromptShape, Share, quota
+from harness.core.shape import ImageShape, ModelShape, PromptShape, Share, quota
 from harness.core.trace import Trace
+from harness.engine.capture import CapturedLayer
 from harness.engine.layout import TokenLayout, take
 from harness.engine.prefix import Shared
 from harness.engine.tower import Seen
@@ -23,20 +23,6 @@ from harness.method import AttentionEdit, DecodePositions, Method, Places, Quest
 from harness.method.registry import NOBODYS
 from harness.models.adapters import Adapter
 from harness.models.adapters.text_encoder import TextEncoder
-
-
-@dataclass
-class CapturedLayer:
-    """What one layer of a prefill leaves for others to start from; keys and values come with its attention."""
-
-    hidden: Tensor
-    edit: AttentionEdit | None
-    layout: TokenLayout
-    #: before a reduction here, with its layout, and where its columns went
-    unreduced: tuple[Tensor, TokenLayout, Tensor] | None
-    keys: Tensor = field(init=False)
-    values: Tensor = field(init=False)
-    silenced: list[int] = field(init=False)
 
 
 class RunView:
@@ -61,6 +47,10 @@ class RunView:
         self._input_ids: Tensor | None = None
         self._attention_mask: Tensor | None = None
         self._facts: dict[str, Any] = {}
+        #: facts of the images whose features were made last, until a prefill takes them
+        self._said: dict[str, Any] = {}
+        #: of each prompt of the prefill, where they are known beforehand
+        self._images: Sequence[tuple[ImageShape, ...]] | None = None
         #: (b or 1, n, axes), where the model put the tokens of the prefill that is coming; None: counted
         self._given_positions: Tensor | None = None
         #: per early layer, what the model adds behind it to each visual token of the batch
@@ -110,7 +100,7 @@ class RunView:
     def prompts(self) -> Sequence[PromptShape]:
         if self._prompts is None:
             layout = self._per_layer_prompt
-            images = self._adapter.images(layout.visual_counts, self._facts)
+            images = self._images or self._adapter.images(layout.visual_counts, self._facts)
             texts = [n - v for n, v in zip(layout.counts, layout.visual_counts, strict=True)]
             self._prompts = [PromptShape(self._shape, of, n_text) for of, n_text in zip(images, texts, strict=True)]
         return self._prompts

@@ -168,7 +168,7 @@ def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
                     model(
                         input_ids=given.ids,
                         attention_mask=torch.ones_like(given.ids),
-                        mm_encoder_outputs=adapter.outputs(features),
+                        **adapter.inputs(features, given.ids),
                         past_key_values=DynamicCache(config=model.config.text_config),
                         logits_to_keep=1,
                     )

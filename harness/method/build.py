@@ -40,11 +40,14 @@ def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> Non
         raise PrunebenchError(f"{cls.name}: knob {given[0]!r} is what the budget sets; {either}")
 
 
-def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Method:
+def build(
+    name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape, *, shares: bool = False
+) -> Method:
     """The method `name`, or the class given in its place, at `budget` with `knobs` (values or strings), checked against
     prompts like this one.
 
-    `avg` and `flops` budgets are solved on `prompt`. Raises PrunebenchError for unknown methods and
+    `avg` and `flops` budgets are solved on `prompt`; `shares`: prompts have unlike numbers of visual tokens, so that a
+    share of the FLOPs becomes a share of each prompt's own tokens. Raises PrunebenchError for unknown methods and
     knobs, values of the wrong type, and budgets out of reach.
     """
     cls = method_class(name)
@@ -76,7 +79,8 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
                 # a floor comes from the layers before the first selection
                 raise PrunebenchError(f"{error}, or earlier layers" if "layers" in placed else str(error)) from None
         # asked as a share of any prompt, it is a share of any prompt
-        return at(Share(solved / prompt.n_visual) if isinstance(budget.tokens, Share) else solved)
+        share = isinstance(budget.tokens, Share) or (shares and budget.unit == "flops")
+        return at(Share(solved / prompt.n_visual) if share else solved)
     built = _made(cls, budget, typed, prompt)
     try:
         with blaming(cls.name):

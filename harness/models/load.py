@@ -89,6 +89,11 @@ class Located:
         """The decoder's sizes."""
         return self.usual.decoder
 
+    @cached_property
+    def one_size(self) -> bool:
+        """Whether every image has the same tokens, whatever its size."""
+        return adapter_class(self._stated).one_size
+
     @property
     def context(self) -> int | None:
         """Tokens that a prompt with its answer may have; None where the config does not say."""
@@ -119,12 +124,18 @@ class Located:
         return read_config(self.folder, f"model {self.config.name}")
 
     def method(
-        self, name: str, budget: Budget, knobs: Mapping[str, Any] | None = None, n_text: int | None = None
+        self,
+        name: str,
+        budget: Budget,
+        knobs: Mapping[str, Any] | None = None,
+        n_text: int | None = None,
+        usual: PromptShape | None = None,
     ) -> Method:
         """The method at a budget, with this model's own knob defaults below the given ones; checked against its sizes.
 
         `n_text`: the text length, in tokens, at which a FLOPs budget is solved; such a budget without one raises
-        PrunebenchError. `calibrated` takes the knobs of configs/<method>/<calibration>.yaml below the given ones.
+        PrunebenchError. `usual`: the prompt that it is solved on, where that is another than the model's own.
+        `calibrated` takes the knobs of configs/<method>/<calibration>.yaml below the given ones.
         """
         own = own_knobs(name, self.config.knobs.get(name, {}), self.config.text_tower)
         if budget.unit == "calibrated" and method_class(name).traits.calibrated:
@@ -134,7 +145,8 @@ class Located:
                 f"{given('budget', budget)} is solved at a task's mean text length, and no task is known here: use"
                 f" `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
             )
-        built = build(name, budget, {**own, **(knobs or {})}, self.usual.with_text(n_text or 0))
+        prompt = (usual or self.usual).with_text(n_text or 0)
+        built = build(name, budget, {**own, **(knobs or {})}, prompt, shares=not self.one_size)
         return with_text_tower(built, self.usual.images[0].vision.hidden)
 
     @cached_property
@@ -143,6 +155,7 @@ class Located:
         processor, label = _processor(self.folder, f"model {self.config.name}"), f"model {self.config.name}"
         return Prompter(
             config=self.config,
+            stated=self._stated,
             processor=processor,
             device=self.device,
             dtype=self.dtype,

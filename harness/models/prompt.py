@@ -16,8 +16,9 @@ from PIL import Image
 
 from harness.core.errors import PrunebenchError, naming
 from harness.core.picture import check_size
-from harness.core.shape import PromptShape
+from harness.core.shape import ImageShape, PromptShape, Size
 from harness.core.spelling import given
+from harness.models.adapters import Adapter, adapter_class
 from harness.models.config import ModelConfig, Padding, Template
 from harness.models.device import DTYPES
 
@@ -28,6 +29,10 @@ VICUNA_V1 = (
 )
 #: a question whose token ids say how a tokenizer cuts words, numbers, signs and another script
 PROBE = "What is written on sign no. 1234,  \u00e9t\u00e9 \u4e2d?\nAnswer the question using a single word or phrase."
+#: (height, width) of the image of a prompt that stands for all
+PROBED: Size = (480, 640)
+#: of the images of a prompt, in order
+Sizes = tuple[Size, ...]
 #: settings of an image processor that decide pixels, beside its switches (do_...)
 PIXEL_SETTINGS = (
     "size",
@@ -46,12 +51,13 @@ PIXEL_SETTINGS = (
 class Prompter:
     """What of a model needs no weights: its processor, prompts, and the names under which results are kept.
 
-    `fingerprint` names the weights: the hub commit, or a hash of the local weight files. `usual`: a prompt of one image
-    as the model is asked them. `end_tokens`: ids at which an answer ends. `context`: tokens that a prompt with its
-    answer may have; None where the checkpoint does not say.
+    `stated`: the checkpoint's configuration. `fingerprint` names the weights: the hub commit, or a hash of the local
+    weight files. `usual`: a prompt of one image as the model is asked them. `end_tokens`: ids at which an answer ends.
+    `context`: tokens that a prompt with its answer may have; None where the checkpoint does not say.
     """
 
     config: ModelConfig
+    stated: Any
     processor: Any
     device: torch.device
     dtype: str
@@ -61,7 +67,24 @@ class Prompter:
     image_token_id: int
     end_tokens: tuple[int, ...]
     context: int | None
-    _prompts: dict[str, array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _prompts: dict[tuple[str, Sizes], array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _images: dict[Size, ImageShape] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    @property
+    def family(self) -> type[Adapter]:
+        return adapter_class(self.stated)
+
+    @property
+    def one_size(self) -> bool:
+        """Whether every image has the same tokens, whatever its size."""
+        return self.family.one_size
+
+    def image_at(self, size: Size) -> ImageShape:
+        """An image of this size as the model gets it, padding of ours included, without its pixels."""
+        if size not in self._images:
+            shown = (max(size), max(size)) if self.config.image == "pad" else size
+            self._images[size] = self.family.image_at(self.stated, self.processor, shown)
+        return self._images[size]
 
     @cached_property
     def template(self) -> str:
@@ -84,7 +107,7 @@ class Prompter:
         An open description: a new step adds a key. Equal in every process, and free of paths and names of folders.
         """
         with naming(f"model {self.config.name}"):
-            ids = self.prompt_ids(PROBE)
+            ids = self.prompt_ids(PROBE, (PROBED,))
         runs = [(token, len(list(same))) for token, same in groupby(ids)]
         image = self.processor.image_processor
         settings = {name: _plain(value) for name, value in image.to_dict().items() if _decides_pixels(name)}
@@ -98,24 +121,30 @@ class Prompter:
                 **({"pad_colour": list(pad_colour(image.image_mean))} if self.config.image == "pad" else {}),
                 "processor": type(image).__name__,
                 "settings": {name: value for name, value in sorted(settings.items()) if value is not None},
-                "n_tokens": self.usual.n_visual,
+                "n_tokens": self.image_at(PROBED).tokens,
             },
         }
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """(1, 3, h, w) on the device, through the model's own image processor. Raises PrunebenchError for a size that
-        would take too much memory."""
+        """`pixel_values` of `made`: (1, 3, h, w) where all images have one size."""
+        pixels: torch.Tensor = self.made(image)["pixel_values"]
+        return pixels
+
+    def made(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """What the model's own image processor makes of an image, on the device: its pixels, and the family's facts of
+        how it was cut. Raises PrunebenchError for a size that would take too much memory."""
         check_size(image.width, image.height)
         if self.config.image == "pad":
             image = pad_to_square(image, self.processor.image_processor.image_mean)
-        out: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        return out.to(self.device, DTYPES[self.dtype])
+        out = self.processor.image_processor(images=image, return_tensors="pt")
+        pixels = out["pixel_values"].to(self.device, DTYPES[self.dtype])
+        return {"pixel_values": pixels, **{name: out[name].to(self.device) for name in self.family.image_facts}}
 
-    def asked(self, key: str, text: str, max_new_tokens: int) -> list[int]:
+    def asked(self, key: str, text: str, max_new_tokens: int, sizes: Sizes | None = None) -> list[int]:
         """`prompt_ids` of a sample. Raises PrunebenchError naming the sample where its text holds the image token, or
         where prompt and answer are longer than the context."""
         with naming(f"sample {key}"):
-            ids = self.prompt_ids(text)
+            ids = self.prompt_ids(text, sizes)
         if self.context is not None and len(ids) + max_new_tokens > self.context:
             raise PrunebenchError(
                 f"sample {key}: expected at most {self.context - max_new_tokens:,} tokens (a context of"
@@ -124,11 +153,20 @@ class Prompter:
             )
         return ids
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of the whole prompt with one image's placeholders expanded; each text is tokenised once."""
-        known = self._prompts.get(text)
+    def prompt_ids(self, text: str, sizes: Sizes | None = None) -> list[int]:
+        """Token ids of the whole prompt with the placeholder of each image expanded to its own tokens; tokenised once.
+
+        `sizes`: (height, width) of each image as its file has it; None: one image, of a model whose images all have the
+        same tokens.
+        """
+        if sizes is None and not self.one_size:
+            raise PrunebenchError(
+                f"{self.config.name}: expected the size of each image, on which its tokens depend; found none"
+            )
+        key = (text, (PROBED,) if self.one_size and (sizes is None or len(sizes) == 1) else sizes or ())
+        known = self._prompts.get(key)
         if known is None:
-            known = self._prompts[text] = array("i", self._tokenised(text))
+            known = self._prompts[key] = array("i", self._tokenised(*key))
         return known.tolist()
 
     def _prompt(self, text: str) -> str:
@@ -137,7 +175,7 @@ class Prompter:
             return VICUNA_V1.replace("{text}", text)
         return rendered(self.processor, text, self.config.name)
 
-    def _tokenised(self, text: str) -> list[int]:
+    def _tokenised(self, text: str, sizes: Sizes) -> list[int]:
         full = self._prompt(text)
         tokenizer = self.processor.tokenizer
         # as transformers does it: a template that spells the start token gets no second one
@@ -151,14 +189,14 @@ class Prompter:
             )
         # behind the tokenizer: hundreds of image tokens take it 20 times as long, and `check_processor` compares both
         place = ids.index(self.image_token_id)
-        return ids[:place] + [self.image_token_id] * self.usual.n_visual + ids[place + 1 :]
+        return ids[:place] + [self.image_token_id] * self.image_at(sizes[0]).tokens + ids[place + 1 :]
 
 
-def check_prompts(prompter: Prompter, questions: Iterable[tuple[str, str]], max_new_tokens: int) -> None:
-    """Tokenise the (key, text) of every question, before weights are loaded. Raises PrunebenchError as
+def check_prompts(prompter: Prompter, questions: Iterable[tuple[str, str, Sizes | None]], max_new_tokens: int) -> None:
+    """Tokenise the (key, text, sizes of images) of every question, before weights are loaded. Raises PrunebenchError as
     `Prompter.asked`."""
-    for key, text in questions:
-        prompter.asked(key, text, max_new_tokens)
+    for key, text, sizes in questions:
+        prompter.asked(key, text, max_new_tokens, sizes)
 
 
 def decided(config: ModelConfig, processor: Any) -> ModelConfig:

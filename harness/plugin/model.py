@@ -156,6 +156,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             image_key=sha256(image.mode.encode(), str(image.size).encode(), image.tobytes())[:16],
             max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens", self._max_new_tokens)),
             until=(until,) if isinstance(until, str) else tuple(until),
+            size=(image.height, image.width),
         )
 
     def _answer(self, prompts: Sequence[Prompt]) -> dict[str, Answer]:

@@ -23,6 +23,7 @@ from harness.core import keeps
 from harness.core.budget import NONE, Budget
 from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError, naming
+from harness.core.shape import Size
 from harness.core.spelling import given
 from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
@@ -38,7 +39,8 @@ from harness.runner.pace import check_batch, out_of_memory
 @dataclass(frozen=True)
 class Prompt:
     """One question on one image. `image` loads it (called once per `image_key`); `until` are strings at which an answer
-    ends."""
+    ends. `size`: its (height, width), which models whose images differ in tokens need beforehand; None: read off the
+    image itself."""
 
     key: str
     text: str
@@ -46,6 +48,7 @@ class Prompt:
     image_key: str
     max_new_tokens: int
     until: tuple[str, ...] = ()
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,10 @@ class Answerer:
         if not prompts:
             return
         with self.clock("tokenise"):
-            encoded = [(self.loaded.asked(p.key, p.text, p.max_new_tokens), p) for p in prompts]
+            encoded = [
+                (self.loaded.asked(p.key, p.text, p.max_new_tokens, size and (size,)), p)
+                for p, size in zip(prompts, self._sizes(prompts), strict=True)
+            ]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
         loaded, start, alone, encoder = self.loaded, 0, -1, self.loaded.text_encoder(self.method)
@@ -224,6 +230,17 @@ class Answerer:
                 alone = start if size == 1 else alone
                 self._shrink(size, why)
 
+    def _sizes(self, prompts: Sequence[Prompt]) -> list[Size | None]:
+        """(height, width) of each prompt's image; None where it decides nothing."""
+        if self.loaded.one_size:
+            return [None] * len(prompts)
+        found = {p.image_key: p.size for p in prompts}
+        for p in prompts:
+            if found[p.image_key] is None:
+                width, height = self._image(p).size
+                found[p.image_key] = height, width
+        return [found[p.image_key] for p in prompts]
+
     def _like(self, encoded: Sequence[tuple[list[int], Prompt]], start: int) -> Sequence[tuple[list[int], Prompt]]:
         """The next batch: prompts that end alike, and whose prefixes fit under one window."""
         batch = encoded[start : start + self.batch_size]
@@ -231,9 +248,14 @@ class Answerer:
         same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (first.max_new_tokens, first.until)]
         if self.prefixes is None:
             return same
-        # the window of the longest may not reach in front of the shortest prompt's image
-        shortest = same[0][0]
-        return [b for b in same if len(b[0]) - len(shortest) < shortest.count(self.loaded.image_token_id)]
+        # the window of the longest question may not reach in front of any prompt's image
+        token = self.loaded.image_token_id
+        behind = [len(ids) - prefix_length(ids, token) for ids, _ in same]
+        room = [n + ids.count(token) for n, (ids, _) in zip(behind, same, strict=True)]
+        taken = 1
+        while taken < len(same) and max(behind[: taken + 1]) < min(room[: taken + 1]):
+            taken += 1
+        return same[:taken]
 
     def _shrink(self, size: int, why: str) -> None:
         """Go on with half as many prompts a batch, and with nothing kept from those before."""
@@ -267,7 +289,7 @@ class Answerer:
             images = self._encoded(run, prompts)
             run.see([image.seen for image in images])
             if self.prefixes is None:
-                inputs["mm_encoder_outputs"] = loaded.adapter.outputs([image.features for image in images])
+                inputs |= loaded.adapter.inputs([image.features for image in images], ids)
         with self.clock("prefill"):
             logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
         with self.clock("decode"):
@@ -311,24 +333,24 @@ class Answerer:
         adapter, image_token = self.loaded.adapter, self.loaded.image_token_id
 
         def capture(images: list[str]) -> list[Prefix]:
-            found: list[Prefix] = []
-            for start in range(0, len(images), self.batch_size):
-                asked = [first[image] for image in images[start : start + self.batch_size]]
+            found: dict[str, Prefix] = {}
+            lengths = {image: prefix_length(first[image][0], image_token) for image in images}
+            for names in alike(images, lengths, self.batch_size):
+                asked = [first[image] for image in names]
                 encoded = self._encoded(run, [p for _, p in asked])
                 if self._looks:
                     run.see([image.seen for image in encoded])
-                # up to the last image token
-                ids, mask = self._padded([ids[: len(ids) - ids[::-1].index(image_token)] for ids, _ in asked])
+                ids, mask = self._padded([ids[: lengths[names[0]]] for ids, _ in asked])
                 with self.clock("prefix"), run.capturing([p.key for _, p in asked]):
                     cache = roomy_cache(run.shape.depth)
                     adapter.core(
                         input_ids=ids,
                         attention_mask=mask,
-                        mm_encoder_outputs=adapter.outputs([image.features for image in encoded]),
+                        **adapter.inputs([image.features for image in encoded], ids),
                         past_key_values=cache,
                     )
-                    found += run.prefixes()
-            return found
+                    found |= zip(names, run.prefixes(), strict=True)
+            return [found[image] for image in images]
 
         # after for_model, so that defaults are filled in
         kind = prefix_kind(self.method.for_model(adapter.shape), adapter.usual, self.positions)
@@ -359,21 +381,43 @@ class Answerer:
             logits = model(input_ids=chosen[:, None], past_key_values=cache).logits[:, -1]
         return generated
 
-    @torch.inference_mode()
-    def _encode(self, run: EngineRun, prompt: Prompt) -> EncodedImage:
+    def _image(self, prompt: Prompt) -> Image.Image:
         try:
             with self.clock("load images"):
-                image = prompt.image()
+                return prompt.image()
         except PrunebenchError:
             raise
         except Exception as error:
             raise PrunebenchError(
                 f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})"
             ) from error
+
+    @torch.inference_mode()
+    def _encode(self, run: EngineRun, prompt: Prompt) -> EncodedImage:
+        image = self._image(prompt)
+        size = (image.height, image.width)
+        if not self.loaded.one_size and prompt.size not in (None, size):
+            raise PrunebenchError(
+                f"sample {prompt.key}: expected an image of {prompt.size} pixels (height, width), as its file's head"
+                f" says, found {size}: replace the file"
+            )
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"), naming(f"sample {prompt.key}"):
-            features, seen = run.encode(pixel_values=self.loaded.pixels(image))
+            features, seen = run.encode(**self.loaded.made(image))
             return EncodedImage(features[0], seen[0])
+
+
+def prefix_length(ids: Sequence[int], image_token: int) -> int:
+    """Tokens of a prompt up to its last image token."""
+    return len(ids) - list(reversed(ids)).index(image_token)
+
+
+def alike(images: Sequence[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    """Parts of at most `most` images whose prefixes have one length."""
+    for length in dict.fromkeys(lengths[image] for image in images):
+        same = [image for image in images if lengths[image] == length]
+        for start in range(0, len(same), most):
+            yield same[start : start + most]
 
 
 def batch_for(method: Method, batch: int, device: torch.device) -> int:

@@ -12,11 +12,12 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from harness.core.cell import canonical_json
 from harness.core.errors import PrunebenchError
-from harness.core.shape import PromptShape
+from harness.core.shape import PromptShape, Size
 from harness.engine.prefix import PrefixCache, prefix_kind
 from harness.method import Method, source_of
 from harness.models.load import LoadedModel
@@ -183,18 +184,23 @@ def _wanted(group: Sequence[Work], session: Session) -> tuple[dict[str, Prompt],
     takers: dict[str, list[str]] = {}
     for one in group:
         task = session.task(one.setting.task, one.setting.source, one.setting.limit)
-        for prompt in prompts_of(task):
+        for prompt in prompts_of(task, sizes={} if one.setting.located.one_size else task.sizes):
             if prompt.key in one.left:
                 takers.setdefault(prompt.key, []).append(one.identity)
                 prompts.setdefault(prompt.key, prompt)
     return prompts, takers
 
 
-def prompts_of(task: LoadedTask, max_new_tokens: int | None = None) -> list[Prompt]:
+def prompts_of(
+    task: LoadedTask, max_new_tokens: int | None = None, sizes: Mapping[str, Size] = MappingProxyType({})
+) -> list[Prompt]:
     """A task's questions as they are asked; answers end after `max_new_tokens` where that is less than the task's
-    own."""
+    own. `sizes` of images by their key, as far as they are known."""
     most = task.max_new_tokens if max_new_tokens is None else min(task.max_new_tokens, max_new_tokens)
-    return [Prompt(s.key, s.prompt, s.load_image, s.image_key, most, tuple(task.until)) for s in task.samples]
+    until = tuple(task.until)
+    return [
+        Prompt(s.key, s.prompt, s.load_image, s.image_key, most, until, sizes.get(s.image_key)) for s in task.samples
+    ]
 
 
 def chunks(images: set[str], usual: PromptShape, pace: Pace, prefix_bytes: int | None) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from harness.core.cell import Cell, processing_digest
 from harness.core.provenance import git_now, versions_now
 from harness.method import source_of
 from harness.models.device import device_name
-from harness.models.prompt import check_prompts
+from harness.models.load import Located
+from harness.models.prompt import Sizes, check_prompts
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting
@@ -36,8 +37,7 @@ def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
     where data are broken, or a question does not fit the model."""
     jobs = [_job(setting, session) for setting in settings]
     for job in {(id(one.setting.located), one.task.name, one.task.fingerprint): one for one in jobs}.values():
-        questions = ((sample.key, sample.prompt) for sample in job.task.samples)
-        check_prompts(job.setting.located.prompter, questions, job.task.max_new_tokens)
+        check_prompts(job.setting.located.prompter, asked_of(job.setting.located, job.task), job.task.max_new_tokens)
     return jobs
 
 
@@ -45,6 +45,12 @@ def _job(setting: Setting, session: Session) -> Job:
     task = session.task(setting.task, setting.source, setting.limit)
     cell = cell_of(setting, task)
     return Job(setting, task, cell, cell.identity())
+
+
+def asked_of(located: Located, task: LoadedTask) -> Iterator[tuple[str, str, Sizes | None]]:
+    """(key, text, sizes of images) of a task's questions; no sizes for a model to which they say nothing."""
+    for sample in task.samples:
+        yield sample.key, sample.prompt, None if located.one_size else (task.sizes[sample.image_key],)
 
 
 def task_settings(task: LoadedTask) -> dict[str, Any]:

@@ -8,7 +8,7 @@ their images are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from harness.core.asked import Asked
 from harness.core.budget import Budget
 from harness.core.command import check_no_comma, natural, whole_number, word
 from harness.core.errors import PrunebenchError, naming, unknown
+from harness.core.shape import Share
 from harness.core.spelling import given
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from harness.models.load import Located
     from harness.runner.session import Session
     from harness.runner.setting import Setting
+    from tasks.lmms import LoadedTask
     from tasks.sources import DataSource
 
 TASKS = ("gqa", "mme", "pope", "textvqa")
@@ -192,7 +194,10 @@ def check(request: Request) -> Checked:
         method.check_text_tower()
     else:
         located = locate_model(request.model, "cpu", request.dtype, **words)
-        usual, method = located.usual, located.method(spec, budget, request.knobs, n_text=0)
+        usual = located.usual
+        # a mean is solved on a task's prompts, which have other numbers of tokens than any one prompt: at most all stay
+        mean = budget.unit == "avg" and not located.one_size and not isinstance(budget.tokens, Share)
+        method = located.method(spec, Budget("kept", usual.n_visual) if mean else budget, request.knobs, n_text=0)
     from tasks.sources import source_of_data
 
     return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.stands_for), method, usual)
@@ -209,9 +214,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
     unpruned = method_class("none")()
     settings = []
     for task in dict.fromkeys(request.tasks):
-        # a share of the FLOPs is solved per task; what is out of reach without any text is out of reach with it
-        n_text = mean_text(located, session.task(task, source, limit)) if budget.unit == "flops" else 0
-        method = located.method(checked.spec, budget, request.knobs, n_text=n_text)
+        method = _method_of(checked, located, lambda: session.task(task, source, limit))  # noqa: B023  called at once
         seed, positions = (
             checked.seed if method.uses_seed else 0,
             ("method" if method.name == "none" else request.positions),
@@ -240,6 +243,22 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
     return settings
 
 
+def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask]) -> Method:
+    """The method of a task, whose data are read where its prompts decide anything: a share of the FLOPs is solved per
+    task, and so is every mean where images differ. What is out of reach without any text is out of reach with it."""
+    from harness.runner import sizes
+
+    spec, budget, knobs = checked.spec, checked.budget, checked.request.knobs
+    if located.one_size:
+        return located.method(
+            spec, budget, knobs, n_text=sizes.mean_text(located, task()) if budget.unit == "flops" else 0
+        )
+    usual = sizes.mean_prompt(located, task()) if budget.unit in ("avg", "flops") else None
+    method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
+    sizes.check_counts(method, located, task())
+    return method
+
+
 def _check_spelt(cls: type[Method], knobs: Mapping[str, Any]) -> None:
     """Raise PrunebenchError for a knob that no command can say: every cell is sealed with the command that measures it
     again."""
@@ -262,13 +281,6 @@ def _seed(text: str) -> int:
     if seed is None:
         raise PrunebenchError(f"{given('seed', text)}: expected a whole number of at least 0, or several, as in 0,1,2")
     return seed
-
-
-def mean_text(located: Located, task: Any) -> int:
-    """Mean text length of a task's prompts in tokens, to the nearest whole one."""
-    prompter = located.prompter
-    lengths = [len(prompter.prompt_ids(s.prompt)) - prompter.usual.n_visual for s in task.samples]
-    return round(sum(lengths) / len(lengths))
 
 
 def parse_limit(limit: str | int | None, default: int | None) -> int | None:

@@ -32,10 +32,11 @@ from harness.runner import run as runner
 from harness.runner.answering import Clock
 from harness.runner.jobs import Job, prepare
 from harness.runner.launch.processes import executor
-from harness.runner.request import TASKS, Checked, Request, mean_text, resolve_each, settings_of
+from harness.runner.request import TASKS, Checked, Request, resolve_each, settings_of
 from harness.runner.request import check as check_request
 from harness.runner.run import Finished, Options, Say
 from harness.runner.session import Session
+from harness.runner.sizes import mean_prompt
 from harness.store.store import Store
 
 #: text tokens of a prompt where data are not at hand
@@ -255,8 +256,7 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
         seen |= set(jobs)
         left = [job for job in jobs.values() if options.fresh or store.sealed(job.cell) is None]
         total = sum(
-            j.cell.n_samples * _flops(j.setting.method, usual.with_text(mean_text(j.setting.located, j.task)))[0]
-            for j in left
+            j.cell.n_samples * _flops(j.setting.method, mean_prompt(j.setting.located, j.task))[0] for j in left
         )
         lines.append(
             PlannedCell(label, len(jobs), sum(j.cell.n_samples for j in left), len(jobs) - len(left), total, upper)

@@ -16,7 +16,7 @@ from harness.cost.units import units_table
 from harness.method import Method, build, registered
 from harness.models import config as model_config
 from harness.models import load
-from harness.runner.request import mean_text
+from harness.runner.sizes import mean_text
 
 S7, S13 = SHAPES["llava-1.5-7b"], SHAPES["llava-1.5-13b"]
 MINI = replace(S7, decoder=replace(S7.decoder, depth=12, hidden=256, heads=8, kv_heads=8, head_dim=32, mlp=688))
@@ -232,7 +232,7 @@ def test_a_knob_may_stand_for_the_budget_and_every_method_takes_one_or_none() ->
 
 def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkeypatch) -> None:
     located = load.Located(model_config.ModelConfig(name="mini", stands_for="mini"), tmp_path, None, None, "float32")
-    located.__dict__["usual"] = MINI  # a cached property: no weights here
+    located.__dict__.update({"usual": MINI, "one_size": True})  # cached properties: no weights here
     monkeypatch.setattr(model_config, "MODEL_CONFIGS", tmp_path / "configs" / "models")
     calibrated = parse("calibrated")
     with pytest.raises(
@@ -259,9 +259,9 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
 
 
 def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:
-    prompter = SimpleNamespace(prompt_ids=lambda text: [0] * (576 + len(text)), usual=S7)
+    prompter = SimpleNamespace(prompt_ids=lambda text, sizes: [1] * 576 + [0] * len(text), image_token_id=1)
     task = SimpleNamespace(samples=[SimpleNamespace(prompt="x" * n) for n in (10, 20, 33)])
-    assert mean_text(SimpleNamespace(prompter=prompter), task) == 21  # type: ignore[arg-type]
+    assert mean_text(SimpleNamespace(prompter=prompter, one_size=True), task) == 21  # type: ignore[arg-type]
 
 
 def test_the_readmes_table_says_what_64_costs_under_each_unit() -> None:

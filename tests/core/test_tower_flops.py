@@ -48,7 +48,7 @@ def tower(name: str, grids: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     n = sum(rows * columns for rows, columns in grids)
     pixels = torch.randn(n, 3 * 2 * FAMILIES[name].patch ** 2)
     facts = {"image_grid_thw": torch.tensor([(1, rows, columns) for rows, columns in grids])}
-    shapes = [adapter.image_at(model.config, rows, columns) for rows, columns in grids]  # type: ignore[attr-defined]
+    shapes = [adapter.shape_at(model.config, rows, columns) for rows, columns in grids]  # type: ignore[attr-defined]
     closed = sum(flops.vision_tower(i.vision) + flops.projector(adapter.shape, i.vision) for i in shapes)
     return counted(lambda: adapter.encode(pixel_values=pixels, **facts)), closed
 
@@ -77,7 +77,7 @@ def test_a_wrong_shape_is_caught(wrong: str) -> None:
     name, change = WRONG[wrong]
     model = make(name)
     adapter = adapter_for(model)
-    shape = adapter.image_at(model.config, 10, 14).vision  # type: ignore[attr-defined]
+    shape = adapter.shape_at(model.config, 10, 14).vision  # type: ignore[attr-defined]
 
     def total(vision: VisionShape) -> int:
         return flops.vision_tower(vision) + flops.projector(adapter.shape, vision)
@@ -156,7 +156,7 @@ def test_a_request_costs_what_the_counter_says(name: str, asked: tuple[Asked, ..
 
 def test_a_look_within_windows_costs_less() -> None:
     model = make("qwen2_5_vl")
-    vision = adapter_for(model).image_at(model.config, 8, 8).vision  # type: ignore[attr-defined]
+    vision = adapter_for(model).shape_at(model.config, 8, 8).vision  # type: ignore[attr-defined]
     assert vision.windows == (36, 12, 12, 4)
     whole, windows = (flops.look(vision, what, 0) for what in ("whole_column_sums", "column_sums"))
     assert whole == 2 * 16 * 64**2

@@ -248,12 +248,11 @@ WRONG: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("text", "named", "_"), WRONG, ids=[w[2] for w in WRONG])
 def test_a_prompt_that_cannot_be_asked_names_its_sample(text: str, named: str, _: str, mini: LoadedModel) -> None:
-    several = [("pope/000022", "Is it?"), ("pope/000023", text)]
+    several = [("pope/000022", "Is it?", None), ("pope/000023", text, None)]
+    prompts = [asking(*asked[:2]) for asked in several]
     for call in (
         lambda: check_prompts(mini, several, 24),
-        lambda: list(
-            Answerer(mini, locate_model("mini", "cpu").method("none", _none())).answer([asking(*s) for s in several])
-        ),
+        lambda: list(Answerer(mini, locate_model("mini", "cpu").method("none", _none())).answer(prompts)),
     ):
         said = refused(call)
         assert said.startswith("sample pope/000023: ")
@@ -269,9 +268,9 @@ def test_a_prompt_is_tokenised_as_the_processor_does_it(mini: LoadedModel) -> No
 
 def test_a_prompt_may_fill_the_context_and_no_more(mini: LoadedModel) -> None:
     n = len(mini.prompt_ids("Is it?"))
-    check_prompts(_with(mini, context=n + 8), [("a", "Is it?")], 8)
-    assert "sample a" in refused(lambda: check_prompts(_with(mini, context=n + 8), [("a", "Is it?")], 9))
-    check_prompts(_with(mini, context=None), [("a", LONG)], 8)
+    check_prompts(_with(mini, context=n + 8), [("a", "Is it?", None)], 8)
+    assert "sample a" in refused(lambda: check_prompts(_with(mini, context=n + 8), [("a", "Is it?", None)], 9))
+    check_prompts(_with(mini, context=None), [("a", LONG, None)], 8)
 
 
 # ----------------------------------------------------------------------------------------------------------- processing

@@ -56,11 +56,11 @@ PARTS = {"decoder": "model.language_model.layers.", "vision": "model.visual.bloc
 
 def test_the_towers_share_of_a_request_is_that_of_the_literature(tmp_path: Path) -> None:
     """640 x 480 and 40 text tokens: 5.7 T and 2.07 T FLOPs on Qwen2.5-VL-7B, 4.8 T and 1.27 T on Qwen3-VL-8B."""
-    expected = {"qwen2.5-vl-7b": (391, 5.7, 2.07), "qwen3-vl-8b": (300, 4.8, 1.27)}
-    for name, (tokens, prefill, tower) in expected.items():
+    expected = {"qwen2.5-vl-7b": (391, 34, 46, 5.7, 2.07), "qwen3-vl-8b": (300, 30, 40, 4.8, 1.27)}
+    for name, (tokens, rows, columns, prefill, tower) in expected.items():
         config = config_of(PUBLISHED[name]["config"], tmp_path)
         adapter = adapter_class(config)
-        decoder, image = adapter.shape_of(config, 2), adapter.image_of(config)
+        decoder, image = adapter.shape_of(config, 2), adapter.shape_at(config, rows, columns)  # type: ignore[attr-defined]
         assert image.tokens == tokens
         assert flops.prefill_unpruned(decoder, tokens + 40) / 1e12 == pytest.approx(prefill, abs=0.05)
         seen = flops.vision_tower(image.vision) + flops.projector(decoder, image.vision)

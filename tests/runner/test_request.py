@@ -21,10 +21,11 @@ from harness.method import method_class, typed_knobs
 from harness.runner.evaluate import evaluate
 from harness.runner.jobs import prepare
 from harness.runner.pace import Pace
-from harness.runner.request import TASKS, Request, check, mean_text, resolve
+from harness.runner.request import TASKS, Request, check, resolve
 from harness.runner.run import Options
 from harness.runner.session import Session
 from harness.runner.setting import Setting
+from harness.runner.sizes import mean_text
 from harness.store.store import Store
 
 CENTRE = (Path(__file__).parents[1] / "examples" / "centre.py").read_text()

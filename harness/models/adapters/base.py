@@ -3,7 +3,7 @@ attribute paths.
 
 A family that lays its modules out as LLaVA does overrides little: `core`, `text`, `tower` and `layers` name modules
 that are hooked, `positions` and `rotary` speak of places of tokens, `encode` and `outputs` carry an image's features,
-`images` says which grids they form.
+`images` says which grids they form, `image_at` the same of an image that is known by its size alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
 from math import prod
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness.core.errors import PrunebenchError
-from harness.core.shape import ImageShape, ModelShape, PromptShape
+from harness.core.shape import ImageShape, ModelShape, PromptShape, Size
 from harness.models.requirements import DECODER, Requirement
 
 
@@ -36,14 +39,16 @@ class Features(NamedTuple):
     """One image as the language model gets it: `pooled (v, hidden)`, and DeepStack's features.
 
     `deepstack`: (v, hidden) for each early decoder layer behind which the model adds features to the image's tokens.
+    `facts`: this image's row, (1, ...), of each of the family's `image_facts`.
     """
 
     pooled: Tensor
     deepstack: tuple[Tensor, ...] = ()
+    facts: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.pooled, *self.deepstack))
+        return sum(t.nbytes for t in (self.pooled, *self.deepstack, *self.facts.values()))
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,14 @@ class Adapter(ABC):
     requirements: ClassVar[tuple[Requirement, ...]] = DECODER
     #: axes of the decoder's rotary positions: 1, or 3 for M-RoPE
     axes: ClassVar[int] = 1
-    #: names of processor outputs that say how an image was cut; they go to the model with its features as well
+    #: names of processor outputs, one row an image, that say how it was cut; they go to the model with its features
     image_facts: ClassVar[tuple[str, ...]] = ()
     #: the tower runs the patches of all images in one row, in an order of its own, and its projector joins neighbours
     joined: ClassVar[bool] = False
     #: `prunebench eval` asks models of this family; False: only `prune(model, ...)` takes them
     evaluated: ClassVar[bool] = True
+    #: whether every image has the same tokens, whatever its size
+    one_size: ClassVar[bool] = True
 
     # ---------------------------------------------------------------------------------------------------------- modules
 
@@ -210,14 +217,49 @@ class Adapter(ABC):
 
     # ----------------------------------------------------------------------------------------------------------- images
 
-    @abstractmethod
     def encode(self, **inputs: Any) -> list[Features]:
-        """One entry an image, from what the processor made of the images."""
+        """One entry an image, from what the processor made of the images: their pixels and facts."""
+        core: Any = self.core
+        out = core.get_image_features(**inputs, return_dict=True)
+        return [self.featured(pooled, image, inputs) for image, pooled in enumerate(out.pooler_output)]
+
+    def featured(
+        self, pooled: Tensor, image: int, inputs: Mapping[str, Any], deepstack: tuple[Tensor, ...] = ()
+    ) -> Features:
+        """The features of one image of several, with its rows of what the processor said of them in `inputs`."""
+        facts = {name: inputs[name][image : image + 1] for name in self.image_facts}
+        return Features(pooled, deepstack, facts)
+
+    def on_images(self, told: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+        """Let `told` hear what every call that makes features of pixels is given; returns what ends it.
+
+        `generate` makes features before the model's forward and keeps their facts from it, so no module's hook sees
+        them. A family without `image_facts` has nothing to tell.
+        """
+        core: Any = self.core
+        if not self.image_facts:
+            return lambda: None
+        make = core.get_image_features
+        names = signature(make)
+
+        @wraps(make)
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            told(names.bind(*args, **kwargs).arguments)
+            return make(*args, **kwargs)
+
+        core.get_image_features = heard  # on this object alone
+        return lambda: core.__dict__.pop("get_image_features", None)
 
     @staticmethod
     def outputs(images: Sequence[Features]) -> dict[str, Any]:
         """Features as the model takes them: its `mm_encoder_outputs`."""
         return {"image": BaseModelOutputWithPooling(pooler_output=[image.pooled for image in images])}
+
+    def inputs(self, images: Sequence[Features], ids: Tensor) -> dict[str, Any]:
+        """Everything that the model's forward needs beside `ids (b, n)` and their mask, for the images of a batch in
+        order: features and facts."""
+        facts = {name: torch.cat([image.facts[name] for image in images]) for name in self.image_facts}
+        return {"mm_encoder_outputs": self.outputs(images), **facts}
 
     def project(self, features: Tensor) -> Tensor:
         """(..., hidden): `features (..., width)` of the tower through the projector. Raises PrunebenchError where it
@@ -229,10 +271,17 @@ class Adapter(ABC):
     @abstractmethod
     def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
         """The images of each prompt of a batch with `counts` visual tokens, in order; `facts` as `image_facts` names
-        them.
+        them, one row an image, None where the prefill came without.
 
         Raises PrunebenchError where the tokens are no whole images.
         """
+
+    def per_image(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
+        """What the tower showed to a look of kind `what`, one entry an image, in the order of its visual tokens.
+
+        `values` has a row for each entry of the tower's batch, [CLS] parted from the patches; `facts` as for `images`.
+        """
+        return list(values)
 
     # ------------------------------------------------------------------------------------------------------------ sizes
 
@@ -283,12 +332,23 @@ class Adapter(ABC):
     @classmethod
     @abstractmethod
     def image_of(cls, config: Any) -> ImageShape:
-        """An image of usual size from a model config alone."""
+        """An image of usual size from a model config alone; where sizes differ, one of the most tokens."""
+
+    @classmethod
+    def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
+        """An image of this size, from the model config and what the processor does, without its pixels."""
+        return cls.image_of(config)
 
     @classmethod
     @abstractmethod
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
-        """The shape of the pixels of an image of usual size, as the processor makes them."""
+        """The shape of the pixels of an image of usual size, as the processor makes them, without the axis of
+        images."""
+
+    @classmethod
+    def pixels_at(cls, config: Any, processor: Any, size: Size) -> tuple[int, ...]:
+        """The shape of `pixel_values` of one image of this size, as the processor makes them."""
+        return 1, *cls.pixels_of(config)
 
     @classmethod
     def sample(cls, config: Any, n: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, PromptShape, VisionShape
-from harness.models.adapters.base import Adapter, Features, TowerAttention
+from harness.models.adapters.base import Adapter, TowerAttention
 from harness.models.requirements import DECODER, Requirement, activation, at, one_of, size
 
 #: class names in the config.json of checkpoints in LLaVA's own format, which transformers does not load
@@ -130,12 +130,6 @@ class LlavaAdapter(Adapter):
     def tower_attention(self, layer: Any) -> TowerAttention:
         attention = layer.self_attn
         return TowerAttention(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
-
-    def encode(self, **inputs: Any) -> list[Features]:
-        features = self.model.model.get_image_features(
-            pixel_values=inputs["pixel_values"], return_dict=True
-        ).pooler_output
-        return [Features(pooled) for pooled in features]
 
     def project(self, features: Tensor) -> Tensor:
         projected: Tensor = self.projector(features)

@@ -32,11 +32,6 @@ class Qwen3VLAdapter(QwenVLAdapter):
         text_kwargs["visual_pos_masks"] = text_kwargs["deepstack_visual_embeds"] = None
         return list(taken or ())
 
-    def encode(self, **inputs: Any) -> list[Features]:
-        made = self.features(inputs)
-        deep = zip(*made.deepstack_features, strict=True) if made.deepstack_features else [()] * len(made.pooler_output)
-        return [Features(pooled, tuple(layers)) for pooled, layers in zip(made.pooler_output, deep, strict=True)]
-
     @staticmethod
     def outputs(images: Sequence[Features]) -> dict[str, Any]:
         deep = [list(layer) for layer in zip(*(image.deepstack for image in images), strict=True)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any, NamedTuple
 
-from harness.core.errors import PrunebenchError
-from harness.core.shape import Grid, ImageShape, ModelShape, VisionShape
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-#: pixels (width, height) of an image of usual size
-USUAL = (640, 480)
+from harness.core.errors import PrunebenchError
+from harness.core.shape import Grid, ImageShape, ModelShape, Size, VisionShape
+
+#: pixels of the largest image that lmms-eval gives these models
+MOST_PIXELS = 1_605_632
 
 
 class TowerSizes(NamedTuple):
@@ -23,11 +26,25 @@ class TowerSizes(NamedTuple):
     whole_layers: tuple[int, ...] | None
 
 
-def usual_grid(vision: Any) -> tuple[int, int]:
-    """Patches (rows, columns) of an image of usual size, as smart resizing rounds it within usual limits."""
-    side = vision.patch_size * vision.spatial_merge_size
-    width, height = (max(1, round(pixels / side)) * vision.spatial_merge_size for pixels in USUAL)
-    return height, width
+def largest_grid(vision: Any) -> tuple[int, int]:
+    """Patches (rows, columns) of an image of the most tokens within `MOST_PIXELS`, as near to a square as they
+    allow."""
+    merge = vision.spatial_merge_size
+    tokens = max(1, MOST_PIXELS // (vision.patch_size * merge) ** 2)
+    rows = next(n for n in range(isqrt(tokens), 0, -1) if tokens % n == 0)
+    return rows * merge, tokens // rows * merge
+
+
+def grid_at(image_processor: Any, size: Size) -> tuple[int, int]:
+    """Patches (rows, columns) of an image of this size, as a processor resizes it within its own limits. Raises
+    PrunebenchError for a strip, which it refuses."""
+    if max(size) > 200 * min(size):
+        raise PrunebenchError(
+            f"expected an image at most 200 times as long as wide, which the processor takes, found {size[1]} x {size[0]}"
+        )
+    patch, merge, limits = image_processor.patch_size, image_processor.merge_size, image_processor.size
+    height, width = smart_resize(*size, patch * merge, limits["shortest_edge"], limits["longest_edge"])
+    return height // patch, width // patch
 
 
 def patch_inputs(vision: Any) -> int:

@@ -3,7 +3,7 @@ end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,14 +69,17 @@ class QwenTower(Adapter):
         return slice(None)
 
     def encode(self, **inputs: Any) -> list[Features]:
-        return [Features(pooled) for pooled in self.features(inputs).pooler_output]
-
-    def features(self, inputs: Mapping[str, Any]) -> Any:
-        """What the model's tower and projectors make of a processor's output. Raises PrunebenchError without grids."""
         if inputs.get(GRIDS) is None:
             raise PrunebenchError(
                 f"{type(self.model).__name__}: expected {GRIDS} of the processor beside pixel_values, found none"
             )
-        return self.model.model.get_image_features(
-            pixel_values=inputs["pixel_values"], image_grid_thw=inputs[GRIDS], return_dict=True
-        )
+        made = self.model.model.get_image_features(**inputs, return_dict=True)
+        deep = list(zip(*(getattr(made, "deepstack_features", None) or ()), strict=True))
+        return [
+            self.featured(pooled, image, inputs, tuple(deep[image]) if deep else ())
+            for image, pooled in enumerate(made.pooler_output)
+        ]
+
+    def inputs(self, images: Sequence[Features], ids: Tensor) -> dict[str, Any]:
+        types = (ids == self.image_token_ids[0]).int()
+        return {**super().inputs(images, ids), "mm_token_type_ids": types}

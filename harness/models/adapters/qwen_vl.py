@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.core.errors import PrunebenchError
-from harness.core.shape import ImageShape
-from harness.models.adapters.qwen_sizes import TowerSizes, image_shape, patch_inputs, usual_grid
+from harness.core.shape import ImageShape, Size
+from harness.models.adapters.qwen_places import grids_of
+from harness.models.adapters.qwen_sizes import TowerSizes, grid_at, image_shape, largest_grid, patch_inputs
 from harness.models.adapters.qwen_tower import GRIDS, QwenTower
 
 
@@ -25,7 +25,8 @@ class QwenVLAdapter(QwenTower):
     """The modules and the arithmetic that the three families share."""
 
     axes = 3
-    image_facts = (GRIDS, "mm_token_type_ids")
+    image_facts = (GRIDS,)
+    one_size = False
     evaluated = False
 
     @property
@@ -55,15 +56,11 @@ class QwenVLAdapter(QwenTower):
             raise PrunebenchError(
                 f"{name}: expected images, found a video token in the prompt: videos are not supported"
             )
-        grids = []
-        for places, marks in zip(positions.tolist(), visual.tolist(), strict=True):
-            for is_image, run in groupby(zip(places, marks, strict=True), key=lambda token: token[1]):
-                if is_image:
-                    grids.append(_grid([place for place, _ in run], name))
+        grids = grids_of(positions, visual, name)
         return {**facts, GRIDS: [(1, merge * rows, merge * columns) for rows, columns in grids]}
 
     def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
-        left = [self.image_at(self.model.config, h, w) for _, h, w in torch.as_tensor(facts[GRIDS]).tolist()]
+        left = [self.shape_at(self.model.config, h, w) for _, h, w in torch.as_tensor(facts[GRIDS]).tolist()]
         found = []
         for count in counts:
             images: list[ImageShape] = []
@@ -78,24 +75,36 @@ class QwenVLAdapter(QwenTower):
         """The tower's sizes from its config."""
 
     @classmethod
-    def image_at(cls, config: Any, rows: int, columns: int) -> ImageShape:
+    def shape_at(cls, config: Any, rows: int, columns: int) -> ImageShape:
         """An image of `rows` x `columns` patches."""
         return image_shape(config.vision_config, cls.tower_sizes(config.vision_config), rows, columns)
 
     @classmethod
     def image_of(cls, config: Any) -> ImageShape:
-        return cls.image_at(config, *usual_grid(config.vision_config))
+        return cls.shape_at(config, *largest_grid(config.vision_config))
+
+    @classmethod
+    def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
+        return cls.shape_at(config, *grid_at(processor.image_processor, size))
 
     @classmethod
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
-        rows, columns = usual_grid(config.vision_config)
+        rows, columns = largest_grid(config.vision_config)
+        return rows * columns, patch_inputs(config.vision_config)
+
+    @classmethod
+    def pixels_at(cls, config: Any, processor: Any, size: Size) -> tuple[int, ...]:
+        rows, columns = grid_at(processor.image_processor, size)
         return rows * columns, patch_inputs(config.vision_config)
 
     @classmethod
     def sample(cls, config: Any, n: int) -> dict[str, Tensor]:
-        patches, inputs = cls.pixels_of(config)
-        pixels = torch.linspace(-1, 1, n * patches * inputs).view(n * patches, inputs)
-        return {"pixel_values": pixels, GRIDS: torch.tensor([[1, *usual_grid(config.vision_config)]] * n)}
+        """Small images, for a tower is quadratic in their patches."""
+        vision = config.vision_config
+        rows, columns = 2 * vision.spatial_merge_size, 3 * vision.spatial_merge_size
+        inputs = patch_inputs(vision)
+        pixels = torch.linspace(-1, 1, n * rows * columns * inputs).view(-1, inputs)
+        return {"pixel_values": pixels, GRIDS: torch.tensor([[1, rows, columns]] * n)}
 
     @classmethod
     def depths_of(cls, config: Any) -> dict[str, int]:
@@ -105,17 +114,3 @@ class QwenVLAdapter(QwenTower):
     def shapes_of(cls, config: Any) -> dict[str, tuple[int, ...]]:
         hidden = cls.tower_sizes(config.vision_config).hidden
         return {**super().shapes_of(config), "visual.blocks.0.attn.qkv.weight": (3 * hidden, hidden)}
-
-
-def _grid(places: list[list[int]], name: str) -> tuple[int, int]:
-    """Rows and columns of an image whose tokens stand at `places`. Raises PrunebenchError where they are no grid."""
-    start = places[0][0]
-    rows, columns = (max(place[axis % len(place)] for place in places) - start + 1 for axis in (1, 2))
-    grid = ([start, start + i // columns, start + i % columns] for i in range(len(places)))
-    if rows * columns != len(places) or any(a != b for a, b in zip(places, grid, strict=True)):
-        raise PrunebenchError(
-            f"{name}: expected {len(places)} image tokens at the positions of a grid (time, row, column), found tokens"
-            f" from {places[0]} to {places[-1]}: give the model mm_token_type_ids and {GRIDS} of the processor, also"
-            " beside features"
-        )
-    return rows, columns

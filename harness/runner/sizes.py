@@ -1,0 +1,68 @@
+"""What a task's own images and questions are to a model, before anything runs: its mean prompt, and whether a number of
+tokens is there to be kept in every prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.core.errors import PrunebenchError
+from harness.core.shape import Grid, ImageShape, PromptShape
+from harness.core.spelling import given
+from harness.method import Method
+from harness.models.load import Located
+
+if TYPE_CHECKING:
+    from tasks.lmms import LoadedTask
+
+
+def visual_tokens(located: Located, task: LoadedTask) -> list[int]:
+    """Visual tokens of each of a task's prompts, of images whose sizes are read and whose pixels are not."""
+    if located.one_size:
+        return [located.usual.n_visual] * len(task.samples)
+    image_at, sizes = located.prompter.image_at, task.sizes
+    return [image_at(sizes[sample.image_key]).tokens for sample in task.samples]
+
+
+def mean_text(located: Located, task: LoadedTask) -> int:
+    """Mean text length of a task's prompts in tokens, to the nearest whole one."""
+    prompter = located.prompter
+    texts = []
+    for sample in task.samples:
+        sizes = None if located.one_size else (task.sizes[sample.image_key],)
+        ids = prompter.prompt_ids(sample.prompt, sizes)
+        texts.append(len(ids) - ids.count(prompter.image_token_id))
+    return round(sum(texts) / len(texts))
+
+
+def mean_prompt(located: Located, task: LoadedTask) -> PromptShape:
+    """A prompt of the task's mean visual tokens and mean text tokens, to the nearest whole ones: budgets in `avg` and
+    `flops` are solved on it. Where images differ, its visual tokens are one row, for no one image has them."""
+    usual = located.usual.with_text(mean_text(located, task))
+    if located.one_size:
+        return usual
+    counts = visual_tokens(located, task)
+    row = Grid(1, round(sum(counts) / len(counts)))
+    return PromptShape(usual.decoder, (ImageShape((row,), usual.images[0].vision),), usual.n_text)
+
+
+def check_counts(method: Method, located: Located, task: LoadedTask) -> None:
+    """Raise PrunebenchError where a method is to keep a number of visual tokens that a prompt of the task does not
+    have."""
+    if located.one_size:
+        return
+    knobs = method.knobs()
+    asked = [(name, knobs[name]) for name in method.budget_knobs if type(knobs.get(name)) is int and name != "layer"]
+    counts = visual_tokens(located, task)
+    for name, number in asked:
+        if number > min(counts):
+            raise PrunebenchError(_too_many(method.name, name, number, task.name, counts, located.config.name))
+
+
+def _too_many(method: str, knob: str, number: int, task: str, counts: Sequence[int], model: str) -> str:
+    fewest, most = min(counts), max(counts)
+    return (
+        f"{method}: {knob}={number} visual tokens: expected at most {fewest}, the fewest of a prompt of {task} on"
+        f" {model}, whose prompts have {fewest} to {most} (mean {sum(counts) / len(counts):.1f}): give a share of each"
+        f" prompt's own ({given('budget', '0.25kept')}), or a number up to {fewest}"
+    )
