@@ -9,6 +9,12 @@ is clamped to the image and does not stop at the end of a row: a neighbour may l
 Registers fill up to N: the best of the second-last layer. Kept patches stay in the order of the image.
 Differs: scores are sums over queries instead of means, which ranks alike. Where anchors and buffers are more than N,
 the official code fails; here the anchors stay, and of the buffers those of the best second-last layer's score.
+
+Qwen2.5-VL (Qwen2_5_VL/qwen2_5_vl_HiPrune.py) is a variant, and the default where the tower has no [CLS]: `official` is
+"qwen". Scores are means over heads and the patches of a visual token, the object layer is 16 of 32, and registers are
+the best of the last layer. Chosen anchors and buffers lose 1 of their score there, and column sums are 1 on average: a
+strong one is chosen twice, so that fewer than N tokens stay. Windows are ignored, as in the official flash class;
+"qwen-eager" scores within them, as its eager class. Official counts are round(n * ratio), halves to even.
 BUDGET=native is N = 192, the first of the three published defaults (192, 128, 64) and that of the official script.
 Equal scores go to the lower patch. A prompt of several images shares its budget among them.
 """
@@ -17,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -36,13 +42,14 @@ from harness.method import (
     Stream,
     TowerLook,
     Traits,
+    What,
     check_keep,
     register,
 )
 from methods._select import ByImage
 
-#: the official object layer, counted from 1, and the layers of the tower that it is one of
-OBJECT_LAYER, OF_LAYERS = 9, 24
+#: by variant, the official object layer, counted from 1, and the layers of the tower that it is one of
+OBJECT_LAYERS = {"llava": (9, 24), "qwen": (16, 32), "qwen-eager": (16, 32)}
 #: an anchor and its four neighbours
 GROUP = 5
 
@@ -53,7 +60,8 @@ class HiPrune(Method):
     """Keeps `keep` patches (the paper's N'), of them about the share `alpha` as anchors and buffers.
 
     `object_layer` chooses the anchors; it is counted from 1, as the official environment variable is. None moves the
-    official 9 of 24 to the same relative depth of this tower.
+    official 9 of 24 (16 of 32) to the same relative depth of this tower. `official`: the code whose ways it goes; a
+    budget chooses it by the tower.
     """
 
     name = "hiprune"
@@ -61,15 +69,21 @@ class HiPrune(Method):
     published = Published("AAAI 2026", "Danielement321/HiPrune", "6e83a124", "MIT")
     traits = Traits(query_aware=False, needs_vision_attention=True, image_only=True, per_image=True)
 
+    variant_knobs = ("official",)
+    later_knobs: ClassVar[Mapping[str, Any]] = {"official": "llava"}
+
     keep: int | Share
     alpha: float = 0.1
     object_layer: int | None = None
+    official: Literal["llava", "qwen", "qwen-eager"] = "llava"
 
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
-        built = cls(**{"keep": 192, **knobs}) if budget.unit == "native" else super().at_budget(budget, knobs, prompt)
-        depth = prompt.images[0].vision.layers_used
-        layer = max(1, round(OBJECT_LAYER * depth / OF_LAYERS)) if built.object_layer is None else built.object_layer
+        vision = prompt.images[0].vision
+        given = {"official": "llava" if vision.prefix else "qwen", **knobs}
+        built = cls(**{"keep": 192, **given}) if budget.unit == "native" else super().at_budget(budget, given, prompt)
+        depth, (official, of) = vision.layers_used, OBJECT_LAYERS[built.official]
+        layer = max(1, round(official * depth / of)) if built.object_layer is None else built.object_layer
         if not 1 <= layer <= depth:
             raise PrunebenchError(
                 f"hiprune: object_layer={layer} does not fit this model: expected 1 to {depth}, a layer of the vision"
@@ -90,11 +104,17 @@ class HiPrune(Method):
         """How many of an image's `quota` tokens are anchors; halves to even."""
         return round(quota * self.alpha / GROUP)
 
-    def plan(self, prompt: PromptShape) -> list[int]:
+    def plan(self, prompt: PromptShape) -> list[int] | None:
+        if self.official != "llava":
+            return None  # how many are chosen twice, the image decides
         return [prompt.quota(self.keep)] * prompt.depth
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
-        return sum(2 * flops.column_sums(image.vision) for image in prompt.images)
+        return sum(
+            flops.look(image.vision, look.what, look.layer % image.vision.layers_used)
+            for look in self.looks(prompt.decoder)
+            for image in prompt.images
+        )
 
     def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
         if self.object_layer is None:
@@ -102,7 +122,8 @@ class HiPrune(Method):
                 "hiprune: object_layer=None is a relative depth of the vision tower, which is known where a budget is"
                 " set: use build(), or give the layer (9 of 24)"
             )
-        return (TowerLook("column_sums", self.object_layer - 1), TowerLook("column_sums", -2))
+        what: What = "whole_column_sums" if self.official == "qwen" else "column_sums"
+        return (TowerLook(what, self.object_layer - 1), TowerLook(what, -2 if self.official == "llava" else -1))
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
         objects, everywhere = self.looks(run.shape)
@@ -121,7 +142,11 @@ class HiPrune(Method):
         ranked = scores.masked_fill(anchors, float("inf"))
         first = images.top(ranked, quotas, anchors | buffers)
         left = torch.tensor(quotas, device=first.device) - first.sum(1)
-        registers = images.top(scores, left, images.valid & ~first)
+        if self.official == "llava":
+            registers = images.top(scores, left, images.valid & ~first)
+        else:  # not excluded: a score above 1 may be chosen again
+            scores = run.memo["registers"] = scores - first.to(scores)
+            registers = images.top(scores, left, images.valid)
         kept = first | registers
         return Reduction(images.join(kept), positions="compact", decode_positions="compact")
 

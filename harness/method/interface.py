@@ -31,7 +31,7 @@ DecodePositions = Literal["original", "compact", "per_layer"]
 #: text behind the image
 Rows = Literal["last", "after", "visual"] | Tensor
 Heads = Literal["each", "mean", "max"]
-What = Literal["cls_row", "cls_hidden", "cls_query", "cls_key", "keys", "hidden", "column_sums"]
+What = Literal["cls_row", "cls_hidden", "cls_query", "cls_key", "keys", "hidden", "column_sums", "whole_column_sums"]
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,11 @@ class TowerLook(NamedTuple):
 
     Per patch: "keys": the layer's key projection, heads side by side; "hidden": the stream leaving the layer; that of
     layer -2 is what LLaVA-1.5 projects; "cls_row": the softmax row of [CLS] over all tokens, without [CLS] itself, one
-    row a head, float32; "column_sums": the same summed over the rows of all tokens, [CLS] included. Per image:
+    row a head, float32; "column_sums": the same summed over the rows of all tokens, [CLS] included, as the layer
+    attends; "whole_column_sums": as if it attended over the whole image where it attends within windows. Per image:
     "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS].
+
+    Where the projector joins patches into one visual token, there are column sums alone: the mean of its patches.
     """
 
     what: What
@@ -324,6 +327,9 @@ class Method:
     budget_knobs: ClassVar[tuple[str, ...]] = ("keep",)
     #: knobs that make another method when they are not at their default: tables always name them then
     variant_knobs: ClassVar[tuple[str, ...]] = ()
+    #: knobs that came after results were kept, with the value that those results had: at that value they are no part of
+    #: `knobs()`, so that the cells keep their identity
+    later_knobs: ClassVar[Mapping[str, Any]] = {}
     #: a budget that the method takes, for messages: a number of visual tokens, or "native" where none stays by number
     usual_budget: ClassVar[int | str] = 64
     #: `at_budget` gets `avg` and `flops` budgets as they are: no number of tokens decides the schedule
@@ -366,10 +372,11 @@ class Method:
         return self
 
     def knobs(self) -> dict[str, Any]:
-        """All knobs with their values, defaults included; a share as it is spelt ("0.25kept"), a file (a knob of type
-        `Path`) as its name and what is in it, a text tower as its fingerprint."""
+        """All knobs with their values, defaults included but for `later_knobs`; a share as it is spelt ("0.25kept"), a
+        file (a knob of type `Path`) as its name and what is in it, a text tower as its fingerprint."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: _plain(name, value) for name, value in values.items()}
+        later = self.later_knobs.items()
+        return {name: _plain(name, value) for name, value in values.items() if (name, value) not in later}
 
     @property
     def uses_seed(self) -> bool:
@@ -445,13 +452,13 @@ class Method:
         """What `on_image` wants to see of the vision tower. It is kept with the image's features, which are computed
         once.
 
-        A "cls_row" costs one query's product with all keys and image (`flops.cls_row`), "column_sums" that of all
-        queries (`flops.column_sums`); both are added to the trace.
+        A "cls_row" costs one query's product with all keys and image, column sums those of all queries; `flops.look`
+        says how much, and all are added to the trace.
         """
         return ()
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
-        """Eye, before boundary 0, for methods with `looks`: "cls_row" and "column_sums" as (b, heads, v) float32,
+        """Eye, before boundary 0, for methods with `looks`: "cls_row" and column sums as (b, heads, v) float32,
         "keys" and "hidden" as (b, v, width), what is per image as (b, images, width).
 
         `v` as in `run.visual_valid`: the patches of a prompt's images in order, 0 beyond a row's count.

@@ -297,6 +297,11 @@ def _check_config(config: ModelConfig, folder: Path) -> None:
         raise PrunebenchError(
             f"model {config.name} is a {architectures[0][:SHOWN]}; prunebench supports {', '.join(ADAPTERS)}"
         )
+    if not ADAPTERS[architectures[0]].evaluated:
+        raise PrunebenchError(
+            f"{label} is a {architectures[0]}, whose prompts and images `prunebench eval` does not make yet; load it"
+            " with transformers and use prunebench.prune(model, ...)"
+        )
     check(stated, ADAPTERS[architectures[0]].types, label)
 
 
