@@ -27,7 +27,7 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
         why = unseen(look.what, vision)
         if why is not None:
             raise PrunebenchError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model")
-    if vision.merge > 1 and type(method).on_pixels is not Method.on_pixels:
+    if vision.merge > 1 and getattr(method.on_pixels, "__func__", None) is not Method.on_pixels:
         raise PrunebenchError(
             f"{method.name} changes pixels (images, 3, h, w), found a model whose images come cut into patches"
         )

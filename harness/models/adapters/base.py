@@ -346,6 +346,11 @@ class Adapter(ABC):
         return cls.image_of(config)
 
     @classmethod
+    def facts_at(cls, config: Any, processor: Any, size: Size) -> dict[str, Tensor]:
+        """One row, (1, ...), of each of `image_facts` for an image of this size, as the processor makes them."""
+        return {}
+
+    @classmethod
     @abstractmethod
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
         """The shape of the pixels of an image of usual size, as the processor makes them, without the axis of
@@ -369,5 +374,5 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def config_of(cls, usual: PromptShape) -> Any:
-        """A transformers config of these sizes, for models with random weights."""
+    def config_of(cls, usual: PromptShape, **text: Any) -> Any:
+        """A transformers config of these sizes, for models with random weights; `text` goes to the decoder's part."""

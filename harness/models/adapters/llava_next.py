@@ -75,6 +75,10 @@ class LlavaNextAdapter(LlavaAdapter):
         return {"image_sizes": torch.tensor([best])}
 
     @classmethod
+    def facts_at(cls, config: Any, processor: Any, size: Size) -> dict[str, Tensor]:
+        return {"image_sizes": torch.tensor([size])}
+
+    @classmethod
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
         return cls.image_of(config).vision.tiles, *super().pixels_of(config)
 

@@ -88,6 +88,10 @@ class QwenVLAdapter(QwenTower):
         return cls.shape_at(config, *grid_at(processor.image_processor, size))
 
     @classmethod
+    def facts_at(cls, config: Any, processor: Any, size: Size) -> dict[str, Tensor]:
+        return {GRIDS: torch.tensor([[1, *grid_at(processor.image_processor, size)]])}
+
+    @classmethod
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
         rows, columns = largest_grid(config.vision_config)
         return rows * columns, patch_inputs(config.vision_config)
