@@ -189,15 +189,15 @@ def check(request: Request) -> Checked:
             calibrated_knobs(spec, key)
     if request.model in SHAPES and budget.unit != "calibrated":  # sizes that are known without its files
         usual = SHAPES[request.model]
-        own = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower)
-        method = build(spec, budget, {**own, **request.knobs}, usual)
+        own, shares = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower), not usual.images[0].whole
+        asked = _asked_before(budget, usual) if shares else budget
+        method = build(spec, asked, {**own, **request.knobs}, usual, shares=shares)
         method.check_text_tower()
     else:
         located = locate_model(request.model, "cpu", request.dtype, **words)
         usual = located.usual
-        # a mean is solved on a task's prompts, which have other numbers of tokens than any one prompt: at most all stay
-        mean = budget.unit == "avg" and not located.one_size and not isinstance(budget.tokens, Share)
-        method = located.method(spec, Budget("kept", usual.n_visual) if mean else budget, request.knobs, n_text=0)
+        asked = budget if located.one_size else _asked_before(budget, usual)
+        method = located.method(spec, asked, request.knobs, n_text=0)
     from tasks.sources import source_of_data
 
     return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.stands_for), method, usual)
@@ -241,6 +241,13 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
             )
         settings.append(Setting(located, method, budget, task, source, limit, seed, positions, asked))
     return settings
+
+
+def _asked_before(budget: Budget, usual: PromptShape) -> Budget:
+    """What stands for a budget before a task is known, where images differ: a mean in tokens is one of the task's
+    prompts, and keeps at most all tokens."""
+    mean = budget.unit == "avg" and not isinstance(budget.tokens, Share)
+    return Budget("kept", usual.n_visual) if mean else budget
 
 
 def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask]) -> Method:
