@@ -257,12 +257,18 @@ def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask
 
     spec, budget, knobs = checked.spec, checked.budget, checked.request.knobs
     if located.one_size:
+        if budget.clamp:
+            raise PrunebenchError(
+                f"{given('budget', budget)}: every prompt of {located.config.name} has {located.usual.n_visual} visual"
+                f" tokens, so there is nothing to clamp: give {given('budget', budget.tokens)}"
+            )
         return located.method(
             spec, budget, knobs, n_text=sizes.mean_text(located, task()) if budget.unit == "flops" else 0
         )
     usual = sizes.mean_prompt(located, task()) if budget.unit in ("avg", "flops") else None
     method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
-    sizes.check_counts(method, located, task())
+    if not budget.clamp:
+        sizes.check_counts(method, located, task())
     return method
 
 
