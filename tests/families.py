@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import taskdata as tables
 import torch
+from checkpoints import change, copy
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from tasks.sources import DataSource
-from tests.checkpoints import change, copy
-from tests.tasks import tables
 
 #: (width, height) of images: one of each shape, and one as small as a tile
 SIZES = ((100, 60), (60, 100), (130, 130), (40, 40))
@@ -67,7 +68,6 @@ def pope(folder: Path, n: int = 8) -> DataSource:
         "Is it blue?",
         "Is the sky green or grey?",
     ]
-    import pyarrow as pa
 
     table = tables.changed(table, "image", pa.array(held, tables.IMAGE))
     table = tables.changed(table, "question", pa.array([words[i % 4] for i in range(n)]))

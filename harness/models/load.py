@@ -225,7 +225,7 @@ def locate_model(
     check_greedy(folder, label)
     processor = _processor(folder, label)
     check_processor(processor, stated, adapter, label)
-    config = decided(config, processor)
+    config = decided(config, processor, adapter.one_size)
     if config.image == "pad" and not getattr(processor.image_processor, "image_mean", None):
         raise PrunebenchError(
             f"{label}: images are padded with the processor's mean colour; expected image_mean in its"

@@ -202,7 +202,7 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 def budget_order(budget: str) -> tuple[int, float, str]:
     """Sort key: none, then counts from large to small, shares of the tokens, averages, FLOPs shares, named budgets."""
-    found = re.fullmatch(r"([0-9.]+)(|%|kept|avg|flops)", budget)
+    found = re.fullmatch(r"([0-9.]+)(|%|kept|avg|flops)(?:clamped)?", budget)
     if budget == "none" or not found:
         return (0 if budget == "none" else 5, 0.0, budget)
     number = float(found[1]) / (100 if found[2] == "%" else 1)
