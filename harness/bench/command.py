@@ -18,7 +18,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from harness.bench.measure import contenders, device_of, measure, run_once
-from harness.bench.random_model import random_config, random_input, random_model
+from harness.bench.random_model import image_of, random_config, random_input, random_model
 from harness.bench.settings import PACKAGES, Settings
 from harness.bench.tables import markdown, overhead, remarks, schedules, summary, table
 from harness.core.errors import PrunebenchError, unknown
@@ -54,10 +54,11 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
     dtype = located.dtype if located is not None else auto if settings.dtype == "auto" else settings.dtype
     if config is not None:
         adapter = adapter_class(config)
-        usual = PromptShape(adapter.shape_of(config, DTYPES[dtype].itemsize), (adapter.image_of(config),))
+        usual = PromptShape(adapter.shape_of(config, DTYPES[dtype].itemsize), (image_of(adapter, config),))
     else:
         assert located is not None
-        usual = located.usual
+        stated = located.prompter.stated
+        usual = replace(located.usual, images=(image_of(adapter_class(stated), stated),))
     prompt = usual.with_text(settings.text_tokens)
     turns = contenders(settings, prompt, model_config(settings.model).knobs)
     started = datetime.now(UTC).isoformat(timespec="seconds")

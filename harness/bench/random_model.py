@@ -13,23 +13,26 @@ from transformers.initialization import no_init_weights
 
 from harness.bench.settings import Settings
 from harness.core.errors import PrunebenchError
-from harness.core.shape import SHAPES
+from harness.core.shape import SHAPES, ImageShape, Size
 from harness.cost import papers as published
-from harness.models.adapters import LlavaAdapter, adapter_for
+from harness.models.adapters import Adapter, LlavaAdapter, adapter_for
 from harness.models.config import model_config
 from harness.models.load import read_config
+from harness.models.published import published_config, published_models
 
 #: standard deviation of random weights, the initializer range of Llama and LLaVA: activations stay finite at any depth
 WEIGHT_STD = 0.02
+#: (height, width) in pixels of an image that is measured, where images differ in tokens
+SIZE: Size = (480, 640)
 
 
 @dataclass(frozen=True)
 class Input:
-    """A batch of random prompts of one length, without padding: `ids (b, n)` with image tokens, `pixels (b, 3, h,
-    w)`."""
+    """A batch of random prompts of one image and one length, without padding: `ids (b, n)` with image tokens, `images`
+    what a processor makes of the images of all."""
 
     ids: Tensor
-    pixels: Tensor
+    images: dict[str, Tensor]
 
     @property
     def batch(self) -> int:
@@ -45,8 +48,11 @@ def random_config(settings: Settings) -> PreTrainedConfig:
 
     Raises PrunebenchError where there is neither.
     """
-    sized = [name for name, usual in SHAPES.items() if usual.images[0].whole]
-    if settings.model in sized:
+    sized = sorted({*SHAPES, *published_models()})
+    stated = published_config(settings.model)
+    if stated is not None:
+        config = stated
+    elif settings.model in SHAPES:
         config = LlavaAdapter.config_of(SHAPES[settings.model])
     else:
         known = model_config(settings.model)
@@ -108,15 +114,29 @@ def _check_memory(weights: int, device: torch.device, dtype: torch.dtype) -> Non
 
 def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
     """Random pixels and prompts of `text_tokens` text tokens, the image behind as many of them as Vicuna's system
-    prompt has."""
+    prompt has. Where images differ in tokens, all are of `SIZE`."""
     adapter, config = adapter_for(model), model.config
     weight = next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(config.text_config.vocab_size - 1, (batch, text_tokens), generator=generator)
-    token, usual = adapter.image_token_ids[0], adapter.usual
-    ids += ids >= token  # every token but the image's
+    token, processor = adapter.image_token_ids[0], adapter.usual_processor(config)
+    if adapter.one_size:
+        ids = torch.randint(config.text_config.vocab_size - 1, (batch, text_tokens), generator=generator)
+        ids += ids >= token  # every token but the image's
+    else:  # the tokens behind it stand around images, or for videos
+        ids = torch.randint(token - 8, (batch, text_tokens), generator=generator)
     before = min(published.N_SYSTEM, text_tokens // 2)
-    images = torch.full((batch, usual.n_visual), token)
-    pixels = torch.randn(batch, *adapter.pixels_of(config), generator=generator)
-    ids = torch.cat([ids[:, :before], images, ids[:, before:]], 1)
-    return Input(ids.to(weight.device), pixels.to(weight.device, weight.dtype))
+    visual = torch.full((batch, image_of(type(adapter), config).tokens), token)
+    n, *shape = adapter.pixels_at(config, processor, SIZE)
+    pixels = torch.randn(batch * n, *shape, generator=generator)
+    ids = torch.cat([ids[:, :before], visual, ids[:, before:]], 1)
+    facts = adapter.facts_at(config, processor, SIZE)
+    images = {
+        "pixel_values": pixels.to(weight.device, weight.dtype),
+        **{name: torch.cat([fact] * batch).to(weight.device) for name, fact in facts.items()},
+    }
+    return Input(ids.to(weight.device), images)
+
+
+def image_of(adapter: type[Adapter], config: Any) -> ImageShape:
+    """The image that is measured: the family's own, or one of `SIZE` where images differ in tokens."""
+    return adapter.image_at(config, adapter.usual_processor(config), SIZE)

@@ -18,7 +18,7 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # 
 
 from harness.core import flops
 from harness.core.errors import PrunebenchError
-from harness.core.shape import SHAPES, ModelShape, PromptShape, Share
+from harness.core.shape import ModelShape, PromptShape, Share
 from harness.core.trace import LayerTrace, Trace
 from harness.cost import papers as published
 from harness.engine.attention import edited_pairs
@@ -26,6 +26,7 @@ from harness.engine.layout import TokenLayout
 from harness.method import Method, Places
 from harness.models.config import model_config
 from harness.models.load import locate_model
+from harness.models.published import published_prompt
 
 
 class _PlannedRun:
@@ -58,9 +59,9 @@ class _PlannedRun:
 
 
 def usual_prompt(name: str) -> PromptShape:
-    """A prompt of one image for a model by name: from `SHAPES`, otherwise from its config file. Raises as
+    """A prompt of one image for a model by name: of a published checkpoint, otherwise from its config file. Raises as
     `locate_model` does."""
-    return SHAPES[name] if name in SHAPES else locate_model(name, "cpu").usual
+    return published_prompt(name) or locate_model(name, "cpu").usual
 
 
 def model_knobs(name: str, method: str) -> dict[str, object]:

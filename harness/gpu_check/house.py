@@ -155,9 +155,7 @@ def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
             with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine:
                 with torch.inference_mode():
                     features, seen = (
-                        (adapter.encode(pixel_values=given.pixels), None)
-                        if engine is None
-                        else engine.encode(pixel_values=given.pixels)
+                        (adapter.encode(**given.images), None) if engine is None else engine.encode(**given.images)
                     )
 
                 @torch.inference_mode()

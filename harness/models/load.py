@@ -17,7 +17,7 @@ from torch import nn
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError, unknown
-from harness.core.shape import SHAPES, ModelShape, PromptShape
+from harness.core.shape import ModelShape, PromptShape
 from harness.core.spelling import given
 from harness.method import Method, build, method_class
 from harness.method.build import own_knobs
@@ -30,6 +30,7 @@ from harness.models.files import CONFIGS, check_folder, check_weights, weight_fi
 from harness.models.generation import check_greedy, end_tokens
 from harness.models.processor import check_processor
 from harness.models.prompt import Prompter, decided
+from harness.models.published import published_prompt
 from harness.models.requirements import check, context_of
 from harness.models.text_tower import folder_of, with_text_tower
 
@@ -239,7 +240,7 @@ def locate_model(
 
 def _check_standing(located: Located, name: str) -> None:
     """Raise PrunebenchError where a checkpoint has other sizes than the shipped config that it is to stand for."""
-    usual = SHAPES[name] if name in SHAPES else locate_model(name, "cpu").usual
+    usual = published_prompt(name) or locate_model(name, "cpu").usual
     mine, theirs = (replace(p.decoder, bytes_per_value=0) for p in (located.usual, usual))
     if (mine, located.usual.images) != (theirs, usual.images):
         raise PrunebenchError(

@@ -161,12 +161,12 @@ class Checked:
 
 def check(request: Request) -> Checked:
     """Read one of `each`. Raises PrunebenchError for everything that can be refused with neither device nor data."""
-    from harness.core.shape import SHAPES
     from harness.engine.attach import POSITION_POLICIES
     from harness.method import build, check_budget, method_class
     from harness.method.build import from_anywhere, own_knobs
     from harness.models.config import calibrated_knobs, calibration_key, model_config
     from harness.models.load import locate_model
+    from harness.models.published import published_prompt
     from tasks.sources import task_spec
 
     spec, budget = request.methods[0], budgets.parse(request.budgets[0] if request.budgets else None)
@@ -187,8 +187,8 @@ def check(request: Request) -> Checked:
         key = calibration_key(config)
         if key is not None:
             calibrated_knobs(spec, key)
-    if request.model in SHAPES and budget.unit != "calibrated":  # sizes that are known without its files
-        usual = SHAPES[request.model]
+    usual = published_prompt(request.model)
+    if usual is not None and budget.unit != "calibrated":  # sizes that are known without its files
         own, shares = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower), not usual.images[0].whole
         asked = _asked_before(budget, usual) if shares else budget
         method = build(spec, asked, {**own, **request.knobs}, usual, shares=shares)

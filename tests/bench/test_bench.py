@@ -315,7 +315,7 @@ def test_random_weights_are_made_in_their_dtype_and_follow_the_seed(dtype: torch
 
 def _inputs(model: Any) -> dict[str, torch.Tensor]:
     given = random_model.random_input(model, 1, 8, 0)
-    return {"input_ids": given.ids, "pixel_values": given.pixels}
+    return {"input_ids": given.ids, **given.images}
 
 
 def tiny_inv_freq(config: Any) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,15 @@ import pytest
 import torch
 from checkpoints import REMOVED, change, refused
 from families import PINPOINTS, llava_next
-from transformers import AutoConfig, LlavaNextForConditionalGeneration
+from transformers import LlavaNextForConditionalGeneration
 
 from harness.core import budget, flops
 from harness.core.shape import SHAPES, PromptShape
 from harness.models.adapters import LlavaNextAdapter
 from harness.models.config import model_config
 from harness.models.load import locate_model
+from harness.models.published import published_config
 
-PUBLISHED = Path(__file__).parents[1] / "published"
 #: LLaVA-1.5's published counts (tests/bench/test_bench.py) and one newline vector of the decoder's width
 PARAMETERS = {"llava-v1.6-vicuna-7b": 7_063_427_072 + 4096, "llava-v1.6-vicuna-13b": 13_351_494_656 + 5120}
 #: (width, height) -> tokens of LLaVA-NeXT's processor at 336 pixels with five resolutions, as recorded from it
@@ -35,8 +34,7 @@ TOKENS = {
 
 
 def published(name: str) -> Any:
-    body = json.loads((PUBLISHED / f"{name}.json").read_text())
-    return AutoConfig.for_model(**body)
+    return published_config(name)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

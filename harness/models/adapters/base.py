@@ -346,6 +346,11 @@ class Adapter(ABC):
         return cls.image_of(config)
 
     @classmethod
+    def usual_processor(cls, config: Any) -> Any:
+        """What a processor of this family says of sizes in an evaluation, where no processor is at hand."""
+        return None
+
+    @classmethod
     def facts_at(cls, config: Any, processor: Any, size: Size) -> dict[str, Tensor]:
         """One row, (1, ...), of each of `image_facts` for an image of this size, as the processor makes them."""
         return {}

@@ -11,8 +11,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, ModelShape, Size, VisionShape
 
-#: pixels of the largest image that lmms-eval gives these models
-MOST_PIXELS = 1_605_632
+#: pixels of the smallest and of the largest image that lmms-eval gives these models
+LEAST_PIXELS, MOST_PIXELS = 200_704, 1_605_632
 
 
 class TowerSizes(NamedTuple):

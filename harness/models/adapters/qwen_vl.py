@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, Size
 from harness.models.adapters.qwen_places import grids_of
-from harness.models.adapters.qwen_sizes import TowerSizes, grid_at, image_shape, largest_grid, patch_inputs
+from harness.models.adapters.qwen_sizes import (
+    LEAST_PIXELS,
+    MOST_PIXELS,
+    TowerSizes,
+    grid_at,
+    image_shape,
+    largest_grid,
+    patch_inputs,
+)
 from harness.models.adapters.qwen_tower import GRIDS, QwenTower
 
 
@@ -86,6 +95,13 @@ class QwenVLAdapter(QwenTower):
     @classmethod
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
         return cls.shape_at(config, *grid_at(processor.image_processor, size))
+
+    @classmethod
+    def usual_processor(cls, config: Any) -> Any:
+        vision = config.vision_config
+        limits = {"shortest_edge": LEAST_PIXELS, "longest_edge": MOST_PIXELS}
+        sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size, "size": limits}
+        return SimpleNamespace(image_processor=SimpleNamespace(**sizes))
 
     @classmethod
     def facts_at(cls, config: Any, processor: Any, size: Size) -> dict[str, Tensor]:
