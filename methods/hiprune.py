@@ -11,6 +11,9 @@ Differs: scores are sums over queries instead of means, which ranks alike. Where
 the official code fails; here the anchors stay, and of the buffers those of the best second-last layer's score.
 BUDGET=native is N = 192, the first of the three published defaults (192, 128, 64) and that of the official script.
 Equal scores go to the lower patch. A prompt of several images shares its budget among them.
+On tiles (LLaVA-NeXT) it is the official code there, LLaVA/llava/model/llava_arch.py: each tile alone keeps
+int(N / tiles) of its patches, without newlines and un-padding, and the sequence is renumbered (methods/_tiles.py).
+Differs there: kept patches are projected once more, which the costs count.
 """
 
 from __future__ import annotations
@@ -39,10 +42,13 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import ByImage
+from methods._select import ByImage, at
+from methods._tiles import ByTile, picked, plan_of, tile_quotas, tiled
 
 #: the official object layer, counted from 1, and the layers of the tower that it is one of
 OBJECT_LAYER, OF_LAYERS = 9, 24
+#: what the model projects
+FEATURES = TowerLook("hidden", -2, tiles=True)
 #: an anchor and its four neighbours
 GROUP = 5
 
@@ -91,10 +97,15 @@ class HiPrune(Method):
         return round(quota * self.alpha / GROUP)
 
     def plan(self, prompt: PromptShape) -> list[int]:
+        if tiled(prompt):
+            return plan_of(prompt, tile_quotas(prompt, self.keep))
         return [prompt.quota(self.keep)] * prompt.depth
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
-        return sum(2 * flops.column_sums(image.vision) for image in prompt.images)
+        looked = sum(2 * flops.column_sums(image.vision) for image in prompt.images)
+        if not tiled(prompt):
+            return looked
+        return looked + flops.projector(prompt.decoder, prompt.images[0].vision, tokens=visual[0])
 
     def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
         if self.object_layer is None:
@@ -102,28 +113,40 @@ class HiPrune(Method):
                 "hiprune: object_layer=None is a relative depth of the vision tower, which is known where a budget is"
                 " set: use build(), or give the layer (9 of 24)"
             )
-        return (TowerLook("column_sums", self.object_layer - 1), TowerLook("column_sums", -2))
+        sums = (TowerLook("column_sums", layer, tiles=True) for layer in (self.object_layer - 1, -2))
+        return (*sums, FEATURES)
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
-        objects, everywhere = self.looks(run.shape)
-        run.memo.update(objects=tower[objects].mean(1), scores=tower[everywhere].mean(1))
+        objects, everywhere, features = self.looks(run.shape)
+        run.memo.update(objects=tower[objects].mean(1), scores=tower[everywhere].mean(1), features=tower[features])
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != 0:
             return None
+        if tiled(run.prompts[0]):
+            tiles = ByTile(run)
+            kept = self._kept(run, tiles, [q for prompt in run.prompts for q in tile_quotas(prompt, self.keep)])
+            index, real = picked(kept)
+            features = at(tiles.split(run.memo["features"]), index)
+            return tiles.placed(tiles.projected(run, features, real), real, tiles.places().gather(1, index))
         images = ByImage(run)
+        kept = self._kept(run, images, images.quotas(self.keep))
+        return Reduction(images.join(kept), positions="compact", decode_positions="compact")
+
+    def _kept(self, run: Run, images: ByImage, quotas: Sequence[int]) -> Tensor:
+        """(u, p) bool: the patches that each of `images`, or of tiles, keeps."""
         objects, scores = images.split(run.memo["objects"]), images.split(run.memo["scores"])
-        quotas = images.quotas(self.keep)
         anchors = images.top(objects, [self.n_anchors(quota) for quota in quotas])
-        columns = [image.views[0].cols for prompt in run.prompts for image in prompt.images]
+        columns = [run.prompts[row].images[0].views[0].cols for row in images.row]
+        if not isinstance(images, ByTile):
+            columns = [image.views[0].cols for prompt in run.prompts for image in prompt.images]
         buffers = neighbours(anchors, images.counts, columns)
         # anchors are never more than the budget; buffers may be
         ranked = scores.masked_fill(anchors, float("inf"))
         first = images.top(ranked, quotas, anchors | buffers)
         left = torch.tensor(quotas, device=first.device) - first.sum(1)
         registers = images.top(scores, left, images.valid & ~first)
-        kept = first | registers
-        return Reduction(images.join(kept), positions="compact", decode_positions="compact")
+        return first | registers
 
 
 def neighbours(chosen: Tensor, counts: Sequence[int], columns: Sequence[int]) -> Tensor:

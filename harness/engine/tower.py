@@ -124,7 +124,10 @@ class TowerEye:
     def _finish(self, _module: nn.Module, _args: Any, _out: Any) -> None:
         kept, self._kept = self._kept, {}
         facts = self._facts()
-        images = [self._adapter.per_image(look.what, values, facts) for look, values in kept.items()]
+        images = [
+            (self._adapter.per_tile if look.tiles else self._adapter.per_image)(look.what, values, facts)
+            for look, values in kept.items()
+        ]
         self._give([dict(zip(kept, values, strict=True)) for values in zip(*images, strict=True)])
 
 

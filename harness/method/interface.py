@@ -124,11 +124,16 @@ class TowerLook(NamedTuple):
     Per patch: "keys": the layer's key projection, heads side by side; "hidden": the stream leaving the layer; that of
     layer -2 is what LLaVA-1.5 projects; "cls_row": the softmax row of [CLS] over all tokens, without [CLS] itself, one
     row a head, float32; "column_sums": the same summed over the rows of all tokens, [CLS] included. Per image:
-    "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS].
+    "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS]. Of an image in tiles [CLS] is the overview's,
+    "cls_row" of a patch is that of its own tile, and a newline token has 0.
+
+    `tiles`: as the tower ran instead, tile by tile: every patch of each, also where padding is no token, no newline,
+    and [CLS] of each. The same where an image is no tiles.
     """
 
     what: What
     layer: int
+    tiles: bool = False
 
 
 class Attention(Protocol):
