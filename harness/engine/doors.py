@@ -236,7 +236,7 @@ def _tower(adapter: Adapter) -> None:
     config = adapter.model.config
     images, vision = adapter.sample(config, 2), adapter.usual.images[0].vision
     plain = adapter.encode(**images)
-    n_visual = adapter.image_of(config).tokens
+    n_visual = len(images["pixel_values"]) // 2 // vision.merge if adapter.joined else adapter.image_of(config).tokens
     _expect(
         [tuple(one.pooled.shape) for one in plain] == 2 * [(n_visual, adapter.shape.hidden)],
         f"{name}.get_image_features to give pooler_output of each image, of {n_visual} visual tokens",

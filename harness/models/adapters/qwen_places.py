@@ -31,7 +31,7 @@ def _grid(places: list[list[int]], name: str) -> tuple[int, int]:
     if rows * columns != len(places) or any(a != b for a, b in zip(places, grid, strict=True)):
         raise PrunebenchError(
             f"{name}: expected {len(places)} image tokens at the positions of a grid (time, row, column), found tokens"
-            f" from {places[0]} to {places[-1]}: give the model mm_token_type_ids and image_grid_thw of the processor, also"
-            " beside features"
+            f" from {places[0]} to {places[-1]}: give the model mm_token_type_ids and image_grid_thw of the"
+            " processor, also beside features"
         )
     return rows, columns

@@ -40,7 +40,7 @@ def grid_at(image_processor: Any, size: Size) -> tuple[int, int]:
     PrunebenchError for a strip, which it refuses."""
     if max(size) > 200 * min(size):
         raise PrunebenchError(
-            f"expected an image at most 200 times as long as wide, which the processor takes, found {size[1]} x {size[0]}"
+            f"expected an image at most 200 times as long as wide, found {size[1]} x {size[0]}: leave it out"
         )
     patch, merge, limits = image_processor.patch_size, image_processor.merge_size, image_processor.size
     height, width = smart_resize(*size, patch * merge, limits["shortest_edge"], limits["longest_edge"])
