@@ -123,19 +123,19 @@ def vision_tower(vision: VisionShape) -> int:
     patches = 2 * vision.patch_inputs * d * vision.patches
     per_layer = 2 * n * (4 * d * d + vision.mlp_matrices * d * vision.mlp)
     pairs = sum(part * part for layer in range(vision.layers_used) for part in vision.attended(layer))
-    return patches + vision.layers_used * per_layer + 4 * d * pairs
+    return vision.tiles * (patches + vision.layers_used * per_layer + 4 * d * pairs)
 
 
 def cls_row(vision: VisionShape) -> int:
-    """FLOPs of one tower layer's [CLS] softmax row for one image: one query's product with the keys of all tokens, all
-    heads."""
-    return 2 * vision.hidden * vision.tokens
+    """FLOPs of one tower layer's [CLS] softmax rows for one image, one a tile: one query's product with the keys of
+    all tokens, all heads."""
+    return 2 * vision.hidden * vision.tokens * vision.tiles
 
 
 def projector(shape: ModelShape, vision: VisionShape, tokens: int | None = None) -> int:
-    """FLOPs of the two-layer projectors for one image, or for `tokens` visual tokens; each joins `vision.merge`
-    patches."""
-    n = vision.patches // vision.merge if tokens is None else tokens
+    """FLOPs of the two-layer projectors for all tiles of one image, or for `tokens` visual tokens; each joins
+    `vision.merge` patches."""
+    n = vision.tiles * vision.patches // vision.merge if tokens is None else tokens
     width = vision.hidden * vision.merge
     return vision.projectors * 2 * n * (width * vision.projector_hidden + vision.projector_hidden * shape.hidden)
 
@@ -153,7 +153,7 @@ def look(vision: VisionShape, what: str, layer: int) -> int:
     if what == "whole_column_sums":
         return column_sums(vision)
     if what == "column_sums":
-        return 2 * vision.hidden * sum(part * part for part in vision.attended(layer))
+        return 2 * vision.hidden * vision.tiles * sum(part * part for part in vision.attended(layer))
     return 0
 
 

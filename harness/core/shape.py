@@ -71,8 +71,8 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class VisionShape:
-    """What a ViT tower and its projector run for one image: `layers_used` are the layers that run, `tokens` includes
-    [CLS].
+    """What a ViT tower and its projector run for one image: `layers_used` are the layers that run, `tokens` those of a
+    tile, [CLS] included, `tiles` how often it runs on one.
 
     `windows`: patches of each window in which layers attend, other than the `whole_layers`, which attend over the whole
     image; () for a tower without windows.
@@ -85,6 +85,7 @@ class VisionShape:
     patch_inputs: int  # channels x frames x patch x patch: the patch embedding's fan-in
     projector_hidden: int
     heads: int  # of attention; they share `hidden` evenly
+    tiles: int = 1
     prefix: int = 1  # tokens before the patches, the first of them [CLS]; 0: no [CLS]
     mlp_matrices: int = 2  # 3: SwiGLU
     merge: int = 1  # neighbouring patches that the projector joins into one visual token

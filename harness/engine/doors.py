@@ -235,6 +235,7 @@ def _tower(adapter: Adapter) -> None:
     name = type(adapter.model).__name__
     config = adapter.model.config
     images, vision = adapter.sample(config, 2), adapter.usual.images[0].vision
+    facts = {name: images[name] for name in adapter.image_facts}
     plain = adapter.encode(**images)
     n_visual = len(images["pixel_values"]) // 2 // vision.merge if adapter.joined else adapter.image_of(config).tokens
     _expect(
@@ -244,7 +245,7 @@ def _tower(adapter: Adapter) -> None:
     )
     looks = [TowerLook(what, 0) for what in get_args(What) if unseen(what, vision) is None]
     seen: list[Seen] = []
-    eye = TowerEye(adapter, looks, seen.extend)
+    eye = TowerEye(adapter, looks, seen.extend, lambda: facts)
 
     def changed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (-(args[0] if args else kwargs.pop("pixel_values")), *args[1:]), kwargs

@@ -19,11 +19,10 @@ from harness.core.errors import PrunebenchError
 from harness.method import TowerLook, What
 from harness.method.fits import unseen
 from harness.models.adapters import Adapter
+from harness.models.adapters.base import ROWS
 
 #: what the tower showed of one image
 Seen = Mapping[TowerLook, Tensor]
-#: looks that hold one number a patch and head
-ROWS: tuple[What, ...] = ("cls_row", "column_sums", "whole_column_sums")
 #: queries whose softmax rows are held at once
 QUERIES_AT_ONCE = 64
 

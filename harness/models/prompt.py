@@ -44,6 +44,7 @@ PIXEL_SETTINGS = (
     "image_std",
     "default_to_square",
     "size_divisor",
+    "image_grid_pinpoints",
 )
 
 

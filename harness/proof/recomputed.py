@@ -24,6 +24,7 @@ from harness.store.verify import same
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.models.load import Located
     from tasks.lmms import LoadedTask
 
 #: costs of a sample that its kept tokens and lengths decide; its method's scoring and edits decide the others
@@ -41,9 +42,11 @@ _FROM_LENGTHS = (
 def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     """What a cell states that its answers do not bear out, and what could not be computed."""
     wrong, left = [], []
+    task = None
     try:
         task = _task(cell.asked.task, cell.asked.data, cell.asked.model, cell.asked.limit)
         if task.fingerprint != cell.cell.data_fingerprint:
+            task = None
             raise PrunebenchError("they are not those that were asked, or were read by another lmms-eval")
         wrong += _scores(cell, frame, task)
     except PrunebenchError as error:
@@ -55,10 +58,10 @@ def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     if method is not None and source_of(method) == cell.cell.method_source:
         wrong += _unlike("method_info", cell.method_info, info_of(method))
     try:
-        usual = _prompt(cell.asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
+        located = _located(cell.asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
         if method is None:
             left.append(f"prefill_dense_flops not recomputed, method not at hand: {cell.asked.method}")
-        wrong += _costs(cell, frame, usual, method)
+        wrong += _costs(cell, frame, located, task, method)
     except PrunebenchError as error:
         left.append(f"costs not recomputed, model not at hand: {error}")
     return wrong, left
@@ -80,8 +83,8 @@ def _task(name: str, data: str | None, model: str, limit: str | None) -> LoadedT
 
 
 @cache
-def _prompt(model: str, dtype: str, fingerprint: str) -> PromptShape:
-    """The sizes of a model in a folder. Raises PrunebenchError where it is not on this machine."""
+def _located(model: str, dtype: str, fingerprint: str) -> Located:
+    """A model in a folder. Raises PrunebenchError where it is not on this machine."""
     from harness.models.config import model_config
     from harness.models.load import locate_model
 
@@ -90,7 +93,7 @@ def _prompt(model: str, dtype: str, fingerprint: str) -> PromptShape:
     located = locate_model(model, "cpu", dtype)
     if located.prompter.fingerprint != fingerprint:
         raise PrunebenchError(f"{model} is not the model that was asked")
-    return located.usual
+    return located
 
 
 def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str]:
@@ -116,12 +119,17 @@ def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str
     return wrong
 
 
-def _costs(cell: SealedCell, frame: pd.DataFrame, usual: PromptShape, method: type[Method] | None) -> list[str]:
+def _costs(
+    cell: SealedCell, frame: pd.DataFrame, located: Located, task: LoadedTask | None, method: type[Method] | None
+) -> list[str]:
     """The costs of each sample, from a trace with the layers that its record of kept tokens tells.
 
     `method` says whether tokens leave inside a layer. Where it is None, the dense FLOPs, which depend on that, are
-    taken as stated.
+    taken as stated. Raises PrunebenchError where images differ in size and the task's data are not at hand.
     """
+    usual = located.usual
+    if task is None and not located.one_size:
+        raise PrunebenchError("it takes the sizes of the images, whose data are not")
     if cell.provenance["decoder_layers"] != usual.depth:
         return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
     inside = method is not None and method.drops_inside
@@ -140,7 +148,10 @@ def _costs(cell: SealedCell, frame: pd.DataFrame, usual: PromptShape, method: ty
             [int(row["n_visual"])],
             scoring=[int(row["scoring_flops"])],
         )
-        found = sample_cost(usual, trace, 0, int(row["n_new_tokens"]))
+        prompt = usual
+        if task is not None and not located.one_size:
+            prompt = PromptShape(usual.decoder, (located.prompter.image_at(task.sizes[str(row["image"])]),))
+        found = sample_cost(prompt, trace, 0, int(row["n_new_tokens"]))
         names = [*_FROM_LENGTHS, *(["prefill_dense_flops"] if method else [])]
         wrong = _unlike(f"{row['key']}: cost", {n: row[n] for n in names}, {n: found[n] for n in names})
         if row["prefill_ideal_flops"] > row["prefill_dense_flops"]:

@@ -274,7 +274,7 @@ class _Builder:
                     "question": row["question"],
                     "target": row["target"],
                     "n_visual": (n_visual := int(row["n_visual"]) if "n_visual" in row else 0),
-                    "grid": views.grid_of(questions.cells[0], n_visual),
+                    "grid": views.grid_of(questions.cells[0], str(row["image"]), n_visual),
                 }
             )
         base = (

@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw, ImageFont
 from harness.core import keeps
 from harness.core.command import whole_number
 from harness.core.errors import PrunebenchError, unknown
-from harness.core.shape import Grid
 from harness.core.shown import printable
 from harness.core.spelling import command, given
 from harness.report import views
@@ -59,8 +58,8 @@ class ShownSample:
     target: str
     image: Image.Image
     n_visual: int
-    grid: Grid | None
-    """That of the image's tokens; None where they form several, or the prompt has several images."""
+    raster: views.Raster | None
+    """The finest grid of the image's tokens; None where the cell records none, or the prompt has several images."""
     unpruned: Shown | None
     methods: tuple[Shown, ...]
 
@@ -152,7 +151,7 @@ def find(
         str(row["target"]),
         image.resize((SIDE, SIDE)),
         int(row["n_visual"]),
-        views.grid_of(picked[0], int(row["n_visual"])),
+        views.raster_of(picked[0], str(row["image"]), int(row["n_visual"])),
         shown(base) if base else None,
         tuple(shown(sealed) for sealed in picked),
     )
@@ -287,7 +286,7 @@ def picture(sample: ShownSample) -> Image.Image:
             )
         for i, stage in enumerate(shown.stages):
             x, y = _MARGIN + i * (SIDE + _GAP), top + 8 + _LINE + 6
-            sheet.paste(shaded(sample.image, stage, sample.grid), (x, y))
+            sheet.paste(shaded(sample.image, stage, sample.raster), (x, y))
             merged = f" + {stage.added} merged" if stage.added else ""
             draw.text(
                 (x, y + SIDE + 5),
@@ -299,16 +298,18 @@ def picture(sample: ShownSample) -> Image.Image:
     return sheet
 
 
-def shaded(image: Image.Image, stage: keeps.Stage, grid: Grid | None) -> Image.Image:
-    """The image with the patches that were dropped faded. Raises PrunebenchError where the tokens do not form one
-    grid."""
-    if grid is None or grid.tokens != len(stage.keep):
+def shaded(image: Image.Image, stage: keeps.Stage, raster: views.Raster | None) -> Image.Image:
+    """The image with the patches of its finest grid that were dropped faded. Raises PrunebenchError where no grid is
+    known."""
+    if raster is None or raster.start + raster.grid.tokens > len(stage.keep):
         raise PrunebenchError(
-            f"expected one grid of visual tokens, found {len(stage.keep)} tokens on other grids; a picture of them"
+            f"expected the grids of the visual tokens, found {len(stage.keep)} tokens on others; a picture of them"
             " cannot be drawn"
         )
+    grid, own = raster.grid, stage.keep[raster.start : raster.start + raster.grid.tokens]
     mask = Image.new("L", (grid.cols, grid.rows))
-    mask.putdata([0 if kept else 220 for kept in stage.keep])
+    # a newline at the end of a row is no part of the image
+    mask.putdata([0 if kept else 220 for kept in own.reshape(grid.rows, -1)[:, : grid.cols].flatten()])
     return Image.composite(
         Image.new("RGB", image.size, _PAPER), image, mask.resize(image.size, Image.Resampling.NEAREST)
     )

@@ -11,10 +11,11 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageOps
 
+from harness.core import grids
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid
@@ -148,11 +149,28 @@ def command(
     return evaluation(asked, tasks=tasks)
 
 
-def grid_of(sealed: SealedCell, n_visual: int) -> Grid | None:
+def grid_of(sealed: SealedCell, image: str, n_visual: int) -> Grid | None:
     """The grid that the `n_visual` tokens of a sample form; None where they form several, or none that the cell
     names."""
-    grids = [Grid(*view) for view in sealed.provenance.get("grids", ())]
-    return grids[0] if len(grids) == 1 and grids[0].tokens == n_visual and not grids[0].newline else None
+    own = grids.of_image(sealed.provenance.get("grids"), image)
+    return own[0] if len(own) == 1 and own[0].tokens == n_visual and not own[0].newline else None
+
+
+class Raster(NamedTuple):
+    """The finest grid of an image's tokens, and the number of its first token among them."""
+
+    grid: Grid
+    start: int
+
+
+def raster_of(sealed: SealedCell, image: str, n_visual: int) -> Raster | None:
+    """The finest of the grids that the `n_visual` tokens of a sample form, each over the whole image; None where the
+    cell names none that add up to them."""
+    own = grids.of_image(sealed.provenance.get("grids"), image)
+    if sum(grid.tokens for grid in own) != n_visual or not own:
+        return None
+    finest = max(range(len(own)), key=lambda i: own[i].rows * own[i].cols)
+    return Raster(own[finest], sum(grid.tokens for grid in own[:finest]))
 
 
 def depth(protocol: Protocol) -> int | None:
@@ -208,13 +226,15 @@ class Pictures:
 
     def square(self, sealed: SealedCell, key: str, image: str, side: int) -> Image.Image:
         """What the model saw, RGB, at most `side` pixels: padded to a square or cut to one, as its image processor
-        does."""
+        does; stretched to one of `side` where the model saw all of an image of any shape."""
         data = self.encoded(sealed, key, image)
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 picture = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise PrunebenchError(f"{key}: the image does not decode ({error}); replace the data file") from None
+        if isinstance(sealed.provenance.get("grids"), Mapping) and not sealed.images_by.endswith("+pad"):
+            return picture.resize((side, side), Image.Resampling.LANCZOS)  # seen whole, whatever its shape
         if sealed.images_by.endswith("+pad"):
             size = max(picture.size)
             padded = Image.new("RGB", (size, size), _PADDING)

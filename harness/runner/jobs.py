@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from harness.core import grids
 from harness.core.cell import Cell, processing_digest
 from harness.core.provenance import git_now, versions_now
 from harness.method import source_of
@@ -99,5 +100,12 @@ def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]
         "processing": dict(prompter.processing),
         "task_settings": task_settings(task),
         "decoder_layers": setting.located.shape.depth,
-        "grids": [list(view) for view in setting.located.usual.images[0].views],
+        "grids": _grids(setting.located, task),
     }
+
+
+def _grids(located: Located, task: LoadedTask) -> Any:
+    """The grids of the images' tokens, as harness/core/grids.py records them."""
+    if located.one_size:
+        return [list(view) for view in located.usual.images[0].views]
+    return grids.recorded({image: located.prompter.image_at(size).views for image, size in task.sizes.items()})

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.core import keeps
+from harness.core import grids, keeps
 from harness.core.cell import processing_digest
 from harness.core.errors import PrunebenchError
 from harness.store.journal import JOURNAL, read_journal
@@ -241,14 +241,15 @@ def _kept(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
     """What the record of kept tokens says of the columns beside it. Raises PrunebenchError where it is none."""
     wrong = []
     if "n_visual" in frame.columns:
-        grids = cell.provenance.get("grids") or []
-        tokens = sum(rows * (columns + bool(newline)) for rows, columns, newline in grids)
+        record = grids.read(cell.provenance.get("grids"))
         depth = cell.provenance.get("decoder_layers")
-        for key, text, n_visual, kept, mean in zip(
-            *(frame[name].tolist() for name in ("key", "keeps", "n_visual", "kept", "mean_visual")), strict=True
-        ):
+        names = ("key", "image", "keeps", "n_visual", "kept", "mean_visual")
+        for key, image, text, n_visual, kept, mean in zip(*(frame[name].tolist() for name in names), strict=True):
+            own = record if isinstance(record, list) else record.get(image, [])
+            tokens = sum(grid.tokens for grid in own)
             if n_visual != tokens:
-                wrong.append(f"n_visual of {key} is {n_visual}, but the grids {grids} have {tokens} tokens")
+                shown = [list(grid) for grid in own]
+                wrong.append(f"n_visual of {key} is {n_visual}, but the grids {shown} have {tokens} tokens")
                 continue
             stages = keeps.decode(text, int(n_visual))
             if not stages or not isinstance(depth, int):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import changed, rows, write
+from taskdata import changed, rows, write
 
 from harness.core.errors import PrunebenchError
 from tasks import lmms, pope

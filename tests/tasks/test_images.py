@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from tables import GREY, IMAGE, changed, encoded, rows, write
+from taskdata import GREY, IMAGE, changed, encoded, rows, write
 
 from harness.core.errors import PrunebenchError
 from harness.core.picture import LONGEST_SIDE, THINNEST, check_size

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tables import COLUMNS, GREY, IMAGE, Change, changed, not_utf8, path_of, rows, with_value, write
+from taskdata import COLUMNS, GREY, IMAGE, Change, changed, not_utf8, path_of, rows, with_value, write
 
 from harness.core.errors import PrunebenchError
 from tasks import sources

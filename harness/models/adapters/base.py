@@ -25,6 +25,9 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, ModelShape, PromptShape, Size
 from harness.models.requirements import DECODER, Requirement
 
+#: kinds of looks at the tower that hold one number a patch and head
+ROWS = ("cls_row", "column_sums", "whole_column_sums")
+
 
 class TowerAttention(NamedTuple):
     """The parts of a tower layer's attention from which a softmax row follows."""
@@ -346,6 +349,11 @@ class Adapter(ABC):
         images."""
 
     @classmethod
+    def facts_of(cls, config: Any) -> Mapping[str, Tensor]:
+        """The facts of an image of usual size, one row each."""
+        return {}
+
+    @classmethod
     def pixels_at(cls, config: Any, processor: Any, size: Size) -> tuple[int, ...]:
         """The shape of `pixel_values` of one image of this size, as the processor makes them."""
         return 1, *cls.pixels_of(config)
@@ -353,7 +361,8 @@ class Adapter(ABC):
     @classmethod
     def sample(cls, config: Any, n: int) -> dict[str, Tensor]:
         """What a processor would make of `n` images of usual size: unlike pixels of plain numbers, and facts."""
-        return {"pixel_values": torch.linspace(-1, 1, n * prod(cls.pixels_of(config))).view(n, *cls.pixels_of(config))}
+        pixels = torch.linspace(-1, 1, n * prod(cls.pixels_of(config))).view(n, *cls.pixels_of(config))
+        return {"pixel_values": pixels, **{name: torch.cat([fact] * n) for name, fact in cls.facts_of(config).items()}}
 
     @classmethod
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,16 @@ def _patches(config: Any) -> str | None:
     return f"patches of {patch} on images of {image}" if patch > image else None
 
 
-#: SigLIP's towers have no [CLS] and a pooling head, which the engine and the costs do not know
-_TYPES = (
-    one_of("model_type", ("llava",)),
-    _part("text_config", DECODERS, "llama"),
-    _part("vision_config", ("clip_vision_model",), "clip_vision_model"),
-)
+def types_of(model_type: str) -> tuple[Requirement, ...]:
+    """The model types of a family with LLaVA's parts. SigLIP's towers have no [CLS] and a pooling head, which the
+    engine and the costs do not know."""
+    return (
+        one_of("model_type", (model_type,)),
+        _part("text_config", DECODERS, "llama"),
+        _part("vision_config", ("clip_vision_model",), "clip_vision_model"),
+    )
+
+
 _TOWER = (
     *(
         size(f"vision_config.{name}")
@@ -96,7 +100,8 @@ class LlavaAdapter(Adapter):
     """An image is a square grid of patches in raster order; its [CLS] is dropped before the projector."""
 
     architectures = ("LlavaForConditionalGeneration",)
-    types = _TYPES
+    config_class: ClassVar[type[Any]] = LlavaConfig
+    types = types_of("llava")
     requirements = (*DECODER, *_TOWER, *_LLAVA)
 
     @property
@@ -179,8 +184,8 @@ class LlavaAdapter(Adapter):
         return 3, side, side
 
     @classmethod
-    def config_of(cls, usual: PromptShape, *, image_token_id: int | None = None, **text: Any) -> LlavaConfig:
-        """LLaVA-1.5's configuration at these sizes: penultimate tower layer without [CLS]. `text` goes to the decoder's
+    def config_of(cls, usual: PromptShape, *, image_token_id: int | None = None, **text: Any) -> Any:
+        """LLaVA's configuration at these sizes: penultimate tower layer without [CLS]. `text` goes to the decoder's
         configuration.
 
         The last 64 rows of LLaVA-1.5's vocabulary are padding, and the image token is the first of them: the default of
@@ -208,7 +213,7 @@ class LlavaAdapter(Adapter):
             image_size=patch * image.views[0].rows,
             patch_size=patch,
         )
-        return LlavaConfig(
+        return cls.config_class(
             text_config=decoder,
             vision_config=tower,
             image_token_index=shape.vocab - 64 if image_token_id is None else image_token_id,

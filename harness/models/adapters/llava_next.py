@@ -1,0 +1,125 @@
+"""LLaVA-1.6: `LlavaNextForConditionalGeneration`, LLaVA-1.5's parts on an image that is cut into tiles.
+
+The tower runs on the image shrunk to one tile, the overview, and on the tiles of the best of five resolutions. The
+decoder gets the overview's patches, then the patches of all tiles as one raster, without those of the padding, and a
+newline token behind each row of the raster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlavaNextConfig
+
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ImageShape, Size
+from harness.method.fits import PER_IMAGE
+from harness.models.adapters.base import ROWS
+from harness.models.adapters.llava import LlavaAdapter, types_of
+from harness.models.adapters.tiles import Cut, cut_of
+from harness.models.requirements import Requirement, one_of
+
+
+def _pinpoints(config: Any) -> str | None:
+    side, found = config.vision_config.image_size, config.image_grid_pinpoints
+    whole = all(
+        len(one) == 2 and all(type(length) is int and length > 0 and length % side == 0 for length in one)
+        for one in found
+    )
+    return None if found and whole else f"{found}"
+
+
+class LlavaNextAdapter(LlavaAdapter):
+    """An image is the overview, a square of patches, and a raster of patches with a newline behind each row."""
+
+    architectures = ("LlavaNextForConditionalGeneration",)
+    config_class = LlavaNextConfig
+    types = types_of("llava_next")
+    requirements = (
+        *LlavaAdapter.requirements,
+        Requirement("image_grid_pinpoints as (height, width) in whole tiles of vision_config.image_size", _pinpoints),
+        # keys of LLaVA's own code, where a converted file kept them
+        one_of("mm_patch_merge_type", (None, "spatial_unpad"), " (one raster without padding, with newlines)"),
+        one_of("image_aspect_ratio", (None, "anyres"), " (tiles of the best resolution)"),
+        one_of("use_image_newline_parameter", (None, True)),
+    )
+    image_facts = ("image_sizes",)
+    one_size = False
+
+    @classmethod
+    def cut(cls, config: Any, size: Size) -> Cut:
+        """How an image of this size is cut."""
+        vision = config.vision_config
+        return cut_of(size, config.image_grid_pinpoints, vision.image_size, vision.image_size // vision.patch_size)
+
+    @classmethod
+    def shape_at(cls, config: Any, size: Size) -> ImageShape:
+        """An image of this size."""
+        tile, cut = super().image_of(config), cls.cut(config, size)
+        return ImageShape((*tile.views, cut.raster), replace(tile.vision, tiles=cut.tiles))
+
+    @classmethod
+    def image_of(cls, config: Any) -> ImageShape:
+        return cls.shape_at(config, cls._sizes(cls.facts_of(config))[0])
+
+    @classmethod
+    def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
+        return cls.shape_at(config, size)
+
+    @classmethod
+    def facts_of(cls, config: Any) -> Mapping[str, Tensor]:
+        best = max(config.image_grid_pinpoints, key=lambda size: cls.shape_at(config, tuple(size)).tokens)
+        return {"image_sizes": torch.tensor([best])}
+
+    @classmethod
+    def pixels_of(cls, config: Any) -> tuple[int, ...]:
+        return cls.image_of(config).vision.tiles, *super().pixels_of(config)
+
+    @classmethod
+    def pixels_at(cls, config: Any, processor: Any, size: Size) -> tuple[int, ...]:
+        return 1, cls.shape_at(config, size).vision.tiles, *super().pixels_of(config)
+
+    def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
+        left = [self.shape_at(self.model.config, size) for size in self._sizes(facts)]
+        found = []
+        for n in counts:
+            mine: list[ImageShape] = []
+            while left and sum(image.tokens for image in mine) < n:
+                mine.append(left.pop(0))
+            if sum(image.tokens for image in mine) != n:
+                raise PrunebenchError(
+                    f"expected whole images of the sizes in image_sizes in every prompt, found {n} visual tokens for"
+                    f" images of {', '.join(str(image.tokens) for image in mine) or 'none'}"
+                )
+            found.append(tuple(mine))
+        return found
+
+    def per_image(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
+        """[CLS] is that of the overview. A newline is no patch: 0."""
+        cuts = [self.cut(self.model.config, size) for size in self._sizes(facts)]
+        tiles = torch.split(values, [cut.tiles for cut in cuts])
+        if what in PER_IMAGE:
+            return [mine[0] for mine in tiles]
+        axis = -1 if what in ROWS else 0
+        return [
+            _ordered(torch.cat(mine.unbind(), axis), cut.order(), axis) for mine, cut in zip(tiles, cuts, strict=True)
+        ]
+
+    @staticmethod
+    def _sizes(facts: Mapping[str, Any]) -> list[Size]:
+        if facts.get("image_sizes") is None:
+            raise PrunebenchError(
+                "expected image_sizes, (height, width) of each image, found none: give generate() pixel_values, or the"
+                " model's forward both features and image_sizes"
+            )
+        return [(int(height), int(width)) for height, width in torch.as_tensor(facts["image_sizes"]).tolist()]
+
+
+def _ordered(patches: Tensor, order: Tensor, axis: int) -> Tensor:
+    """Values of patches along `axis`, one a visual token; 0 where `order` has -1."""
+    padded = torch.cat([patches, torch.zeros_like(patches.narrow(axis, 0, 1))], axis)
+    return padded.index_select(axis, torch.where(order < 0, patches.shape[axis], order).to(patches.device))
