@@ -71,10 +71,9 @@ class Adapter(ABC):
     axes: ClassVar[int] = 1
     #: names of processor outputs, one row an image, that say how it was cut; they go to the model with its features
     image_facts: ClassVar[tuple[str, ...]] = ()
-    #: the tower runs the patches of all images in one row, in an order of its own, and its projector joins neighbours
+    #: the tower runs the patches of all images in one row, in an order of its own, and its projector joins neighbours;
+    #: images are resized within limits of pixels, and never padded
     joined: ClassVar[bool] = False
-    #: `prunebench eval` asks models of this family; False: only `prune(model, ...)` takes them
-    evaluated: ClassVar[bool] = True
     #: whether every image has the same tokens, whatever its size
     one_size: ClassVar[bool] = True
 
@@ -336,6 +335,11 @@ class Adapter(ABC):
     @abstractmethod
     def image_of(cls, config: Any) -> ImageShape:
         """An image of usual size from a model config alone; where sizes differ, one of the most tokens."""
+
+    @classmethod
+    def largest(cls, config: Any, processor: Any) -> ImageShape:
+        """An image of the most tokens that the processor makes."""
+        return cls.image_of(config)
 
     @classmethod
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
