@@ -9,10 +9,16 @@ is clamped to the image and does not stop at the end of a row: a neighbour may l
 Registers fill up to N: the best of the second-last layer. Kept patches stay in the order of the image.
 Differs: scores are sums over queries instead of means, which ranks alike. Where anchors and buffers are more than N,
 the official code fails; here the anchors stay, and of the buffers those of the best second-last layer's score.
+
+Qwen2.5-VL (Qwen2_5_VL/qwen2_5_vl_HiPrune.py) is a variant, and the default where the tower has no [CLS]: `official` is
+"qwen". Scores are means over heads and the patches of a visual token, the object layer is 16 of 32, and registers are
+the best of the last layer. Chosen anchors and buffers lose 1 of their score there, and column sums are 1 on average: a
+strong one is chosen twice, so that fewer than N tokens stay. Windows are ignored, as in the official flash class;
+"qwen-eager" scores within them, as its eager class. Official counts are round(n * ratio), halves to even.
 BUDGET=native is N = 192, the first of the three published defaults (192, 128, 64) and that of the official script.
 Equal scores go to the lower patch. A prompt of several images shares its budget among them.
-On tiles (LLaVA-NeXT) it is the official code there, LLaVA/llava/model/llava_arch.py: each tile alone keeps
-int(N / tiles) of its patches, without newlines and un-padding, and the sequence is renumbered (methods/_tiles.py).
+On tiles `official` is "next" (LLaVA/llava/model/llava_arch.py on LLaVA-NeXT): each tile alone keeps int(N / tiles) of
+its patches, without newlines and un-padding, and the sequence is renumbered (methods/_tiles.py).
 Differs there: kept patches are projected once more, which the costs count.
 """
 
@@ -20,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -39,14 +45,15 @@ from harness.method import (
     Stream,
     TowerLook,
     Traits,
+    What,
     check_keep,
     register,
 )
 from methods._select import ByImage, at
 from methods._tiles import ByTile, picked, plan_of, tile_quotas, tiled
 
-#: the official object layer, counted from 1, and the layers of the tower that it is one of
-OBJECT_LAYER, OF_LAYERS = 9, 24
+#: by variant, the official object layer, counted from 1, and the layers of the tower that it is one of
+OBJECT_LAYERS = {"llava": (9, 24), "next": (9, 24), "qwen": (16, 32), "qwen-eager": (16, 32)}
 #: what the model projects
 FEATURES = TowerLook("hidden", -2, tiles=True)
 #: an anchor and its four neighbours
@@ -59,7 +66,8 @@ class HiPrune(Method):
     """Keeps `keep` patches (the paper's N'), of them about the share `alpha` as anchors and buffers.
 
     `object_layer` chooses the anchors; it is counted from 1, as the official environment variable is. None moves the
-    official 9 of 24 to the same relative depth of this tower.
+    official 9 of 24 (16 of 32) to the same relative depth of this tower. `official`: the code whose ways it goes; a
+    budget chooses it by the tower.
     """
 
     name = "hiprune"
@@ -67,15 +75,25 @@ class HiPrune(Method):
     published = Published("AAAI 2026", "Danielement321/HiPrune", "6e83a124", "MIT")
     traits = Traits(query_aware=False, needs_vision_attention=True, image_only=True, per_image=True)
 
+    variant_knobs = ("official",)
+    later_knobs: ClassVar[Mapping[str, Any]] = {"official": "llava"}
+
     keep: int | Share
     alpha: float = 0.1
     object_layer: int | None = None
+    official: Literal["llava", "next", "qwen", "qwen-eager"] = "llava"
 
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
-        built = cls(**{"keep": 192, **knobs}) if budget.unit == "native" else super().at_budget(budget, knobs, prompt)
-        depth = prompt.images[0].vision.layers_used
-        layer = max(1, round(OBJECT_LAYER * depth / OF_LAYERS)) if built.object_layer is None else built.object_layer
+        vision = prompt.images[0].vision
+        own = "next" if tiled(prompt) else "llava" if vision.prefix else "qwen"
+        given = {"official": own, **knobs}
+        built = cls(**{"keep": 192, **given}) if budget.unit == "native" else super().at_budget(budget, given, prompt)
+        if (built.official == "next") != tiled(prompt):
+            found = "tiles" if tiled(prompt) else "no tiles"
+            raise PrunebenchError(f"hiprune: official={built.official}: found a model with {found}: leave official out")
+        depth, (official, of) = vision.layers_used, OBJECT_LAYERS[built.official]
+        layer = max(1, round(official * depth / of)) if built.object_layer is None else built.object_layer
         if not 1 <= layer <= depth:
             raise PrunebenchError(
                 f"hiprune: object_layer={layer} does not fit this model: expected 1 to {depth}, a layer of the vision"
@@ -96,14 +114,20 @@ class HiPrune(Method):
         """How many of an image's `quota` tokens are anchors; halves to even."""
         return round(quota * self.alpha / GROUP)
 
-    def plan(self, prompt: PromptShape) -> list[int]:
-        if tiled(prompt):
+    def plan(self, prompt: PromptShape) -> list[int] | None:
+        if self.official == "next":
             return plan_of(prompt, tile_quotas(prompt, self.keep))
+        if self.official != "llava":
+            return None  # how many are chosen twice, the image decides
         return [prompt.quota(self.keep)] * prompt.depth
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
-        looked = sum(2 * flops.column_sums(image.vision) for image in prompt.images)
-        if not tiled(prompt):
+        looked = sum(
+            flops.look(image.vision, look.what, look.layer % image.vision.layers_used)
+            for look in self.looks(prompt.decoder)
+            for image in prompt.images
+        )
+        if self.official != "next":
             return looked
         return looked + flops.projector(prompt.decoder, prompt.images[0].vision, tokens=visual[0])
 
@@ -113,17 +137,21 @@ class HiPrune(Method):
                 "hiprune: object_layer=None is a relative depth of the vision tower, which is known where a budget is"
                 " set: use build(), or give the layer (9 of 24)"
             )
-        sums = (TowerLook("column_sums", layer, tiles=True) for layer in (self.object_layer - 1, -2))
-        return (*sums, FEATURES)
+        if self.official == "next":
+            sums = (TowerLook("column_sums", layer, tiles=True) for layer in (self.object_layer - 1, -2))
+            return (*sums, FEATURES)
+        what: What = "whole_column_sums" if self.official == "qwen" else "column_sums"
+        return (TowerLook(what, self.object_layer - 1), TowerLook(what, -2 if self.official == "llava" else -1))
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
-        objects, everywhere, features = self.looks(run.shape)
-        run.memo.update(objects=tower[objects].mean(1), scores=tower[everywhere].mean(1), features=tower[features])
+        objects, everywhere, *features = self.looks(run.shape)
+        run.memo.update(objects=tower[objects].mean(1), scores=tower[everywhere].mean(1))
+        run.memo["features"] = tower[features[0]] if features else None
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != 0:
             return None
-        if tiled(run.prompts[0]):
+        if self.official == "next":
             tiles = ByTile(run)
             kept = self._kept(run, tiles, [q for prompt in run.prompts for q in tile_quotas(prompt, self.keep)])
             index, real = picked(kept)
@@ -145,7 +173,11 @@ class HiPrune(Method):
         ranked = scores.masked_fill(anchors, float("inf"))
         first = images.top(ranked, quotas, anchors | buffers)
         left = torch.tensor(quotas, device=first.device) - first.sum(1)
-        registers = images.top(scores, left, images.valid & ~first)
+        if not self.official.startswith("qwen"):
+            registers = images.top(scores, left, images.valid & ~first)
+        else:  # not excluded: a score above 1 may be chosen again
+            scores = run.memo["registers"] = scores - first.to(scores)
+            registers = images.top(scores, left, images.valid)
         return first | registers
 
 

@@ -118,11 +118,12 @@ def lm_head(shape: ModelShape, positions: int) -> int:
 
 
 def vision_tower(vision: VisionShape) -> int:
-    """FLOPs of the ViT for one image: patch embedding and every layer that runs."""
+    """FLOPs of the ViT for one image: patch embedding and every layer that runs, each within its own windows."""
     n, d = vision.tokens, vision.hidden
-    patches = 2 * vision.patch_inputs * d * (n - 1)
-    per_layer = 2 * n * (4 * d * d + 2 * d * vision.mlp) + 4 * n * n * d
-    return vision.tiles * (patches + vision.layers_used * per_layer)
+    patches = 2 * vision.patch_inputs * d * vision.patches
+    per_layer = 2 * n * (4 * d * d + vision.mlp_matrices * d * vision.mlp)
+    pairs = sum(part * part for layer in range(vision.layers_used) for part in vision.attended(layer))
+    return vision.tiles * (patches + vision.layers_used * per_layer + 4 * d * pairs)
 
 
 def cls_row(vision: VisionShape) -> int:
@@ -132,15 +133,28 @@ def cls_row(vision: VisionShape) -> int:
 
 
 def projector(shape: ModelShape, vision: VisionShape, tokens: int | None = None) -> int:
-    """FLOPs of LLaVA's two-layer projector for the patches of all tiles of one image, or for `tokens` features of its
-    tower."""
-    n = vision.tiles * (vision.tokens - 1) if tokens is None else tokens
-    return 2 * n * (vision.hidden * vision.projector_hidden + vision.projector_hidden * shape.hidden)
+    """FLOPs of the two-layer projectors for all tiles of one image, or for `tokens` visual tokens; each joins
+    `vision.merge` patches."""
+    n = vision.tiles * vision.patches // vision.merge if tokens is None else tokens
+    width = vision.hidden * vision.merge
+    return vision.projectors * 2 * n * (width * vision.projector_hidden + vision.projector_hidden * shape.hidden)
 
 
 def column_sums(vision: VisionShape) -> int:
-    """FLOPs of the softmax rows of all tokens in one tower layer for one image: QK^T, all heads."""
+    """FLOPs of the softmax rows of all tokens over all tokens in one tower layer for one image: QK^T, all heads."""
     return vision.tokens * cls_row(vision)
+
+
+def look(vision: VisionShape, what: str, layer: int) -> int:
+    """FLOPs of what a method asks to see of a tower layer (`TowerLook`), counted from 0, for one image; 0 for what the
+    layer computes anyway."""
+    if what == "cls_row":
+        return cls_row(vision)
+    if what == "whole_column_sums":
+        return column_sums(vision)
+    if what == "column_sums":
+        return 2 * vision.hidden * vision.tiles * sum(part * part for part in vision.attended(layer))
+    return 0
 
 
 def kv_bytes(shape: ModelShape, trace: Trace, row: int) -> int:

@@ -72,16 +72,35 @@ class Grid(NamedTuple):
 @dataclass(frozen=True)
 class VisionShape:
     """What a ViT tower and its projector run for one image: `layers_used` are the layers that run, `tokens` those of a
-    tile, [CLS] included, `tiles` how often it runs on one."""
+    tile, [CLS] included, `tiles` how often it runs on one.
+
+    `windows`: patches of each window in which layers attend, other than the `whole_layers`, which attend over the whole
+    image; () for a tower without windows.
+    """
 
     layers_used: int
     hidden: int
     mlp: int
     tokens: int
-    patch_inputs: int  # channels x patch x patch: the patch embedding's fan-in
+    patch_inputs: int  # channels x frames x patch x patch: the patch embedding's fan-in
     projector_hidden: int
     heads: int  # of attention; they share `hidden` evenly
     tiles: int = 1
+    prefix: int = 1  # tokens before the patches, the first of them [CLS]; 0: no [CLS]
+    mlp_matrices: int = 2  # 3: SwiGLU
+    merge: int = 1  # neighbouring patches that the projector joins into one visual token
+    projectors: int = 1  # one more for each layer of DeepStack
+    windows: tuple[int, ...] = ()
+    whole_layers: tuple[int, ...] = ()
+
+    @property
+    def patches(self) -> int:
+        """Patches of the image."""
+        return self.tokens - self.prefix
+
+    def attended(self, layer: int) -> tuple[int, ...]:
+        """Tokens of each part of the image within which a layer, counted from 0, attends."""
+        return self.windows if self.windows and layer not in self.whole_layers else (self.tokens,)
 
 
 @dataclass(frozen=True)
@@ -178,7 +197,14 @@ class PromptShape:
         return replace(self, n_text=n_text)
 
 
-_CLIP_L_336 = {"layers_used": 24, "hidden": 1024, "mlp": 4096, "tokens": 577, "heads": 16, "patch_inputs": 3 * 14**2}
+_CLIP_L_336: dict[str, Any] = {
+    "layers_used": 24,
+    "hidden": 1024,
+    "mlp": 4096,
+    "tokens": 577,
+    "heads": 16,
+    "patch_inputs": 3 * 14**2,
+}
 
 
 def _llava15(decoder: ModelShape) -> PromptShape:

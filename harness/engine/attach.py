@@ -20,6 +20,7 @@ from harness.engine import doors
 from harness.engine.run import EngineRun, HookInputs
 from harness.engine.tower import TowerEye
 from harness.method import Method, TowerLook
+from harness.method.fits import check_fits
 from harness.models.adapters import adapter_for
 from harness.models.adapters.text_encoder import TextEncoder
 from harness.models.device import check_whole
@@ -89,8 +90,14 @@ def attach(
         )
     check_whole(model)
     adapter = adapter_for(model)
+    if positions == "compact" and adapter.axes > 1:
+        raise PrunebenchError(
+            "positions=compact: expected positions on one axis, found a model that rotates by three (M-RoPE), where no"
+            " official code renumbers: use positions=original"
+        )
     doors.check(adapter)
     method = method.for_model(adapter.shape)
+    check_fits(method, adapter.usual)
     attentions = [layer.self_attn for layer in adapter.layers]
     if any(id(a) in _ACTIVE for a in attentions):
         raise PrunebenchError(

@@ -23,8 +23,8 @@ from harness.core.tested import tested
 from harness.engine.prefix import roomy_cache
 from harness.engine.tower import Seen, TowerEye
 from harness.method import TowerLook, What
+from harness.method.fits import unseen
 from harness.models.adapters import Adapter, Features, adapter_for
-from harness.models.adapters.base import PER_IMAGE
 from harness.models.adapters.twin import IMAGE_TOKEN, TEXT_TOKEN, twin
 
 KERNEL = "prunebench-doors"
@@ -55,6 +55,7 @@ class _Probe:
         self.adapter = adapter_for(model)
         self.core: dict[str, Any] = {}
         self.text: dict[str, Any] = {}
+        self.deepstack: list[Tensor] = []
         self.streams: list[Tensor] = []
         self.handed: list[tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]] = []
         self.attended: list[dict[str, Any]] = []
@@ -84,8 +85,10 @@ class _Probe:
     def _on_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.core = {**({"input_ids": args[0]} if args else {}), **kwargs}
 
-    def _on_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.text = dict(kwargs)
+        self.deepstack = self.adapter.take_deepstack(kwargs)
+        return args, kwargs
 
     def _on_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Of a prefill, layer 0 loses its first token; each layer gets places and a mask of its own."""
@@ -140,9 +143,15 @@ def _try(model: Any) -> None:
         "past_key_values": roomy_cache(len(adapter.layers)),
     }
     pooled = torch.linspace(-1, 1, 2 * adapter.shape.hidden).sin().view(2, -1)
+    deep = (pooled.cos(),) * (adapter.usual.images[0].vision.projectors - 1)
     with probe.attached():
         with _through(f"{name} to run a prefill from mm_encoder_outputs"):
-            out = adapter.model(**given, mm_encoder_outputs=adapter.outputs([Features(pooled)]), logits_to_keep=1)
+            out = adapter.model(**given, mm_encoder_outputs=adapter.outputs([Features(pooled, deep)]), logits_to_keep=1)
+        _expect(
+            len(probe.deepstack) == len(deep) and all(map(torch.equal, probe.deepstack, deep)),
+            f"{_name(adapter.text)} to be called with the DeepStack features of each image",
+            "others",
+        )
         _prefill(probe, given, pooled, out)
         with _through(f"{name} to run a decode step on a cache of our layers"):
             adapter.model(input_ids=given["input_ids"][:, :1], past_key_values=given["past_key_values"])
@@ -225,20 +234,16 @@ def _tower(adapter: Adapter) -> None:
     """Look for changed pixels in the features, and for every kind of look at the tower."""
     name = type(adapter.model).__name__
     config = adapter.model.config
-    pixels = torch.linspace(-1, 1, 2 * int(torch.tensor(adapter.pixels_of(config)).prod())).view(
-        2, *adapter.pixels_of(config)
-    )
-    facts = {name: torch.cat([fact, fact]) for name, fact in adapter.facts_of(config).items()}
-    plain = adapter.encode(pixel_values=pixels, **facts)
-    n_visual = adapter.image_of(config).tokens
+    images, vision = adapter.sample(config, 2), adapter.usual.images[0].vision
+    facts = {name: images[name] for name in adapter.image_facts}
+    plain = adapter.encode(**images)
+    n_visual = len(images["pixel_values"]) // 2 // vision.merge if adapter.joined else adapter.image_of(config).tokens
     _expect(
         [tuple(one.pooled.shape) for one in plain] == 2 * [(n_visual, adapter.shape.hidden)],
         f"{name}.get_image_features to give pooler_output of each image, of {n_visual} visual tokens",
         f"shapes {[tuple(one.pooled.shape) for one in plain]}",
     )
-    looks = [
-        TowerLook(what, 0) for what in get_args(What) if adapter.tower_prefix or what not in ("cls_row", *PER_IMAGE)
-    ]
+    looks = [TowerLook(what, 0) for what in get_args(What) if unseen(what, vision) is None]
     seen: list[Seen] = []
     eye = TowerEye(adapter, looks, seen.extend, lambda: facts)
 
@@ -247,7 +252,7 @@ def _tower(adapter: Adapter) -> None:
 
     handle = adapter.tower.register_forward_pre_hook(changed, with_kwargs=True)
     try:
-        other = adapter.encode(pixel_values=pixels, **facts)
+        other = adapter.encode(**images)
     finally:
         handle.remove()
         eye.remove()
@@ -258,7 +263,7 @@ def _tower(adapter: Adapter) -> None:
     )
     _expect(
         len(seen) == 2 and all(set(one) == set(looks) for one in seen),
-        f"{_name(adapter.tower_layers[0])} to run q_proj, k_proj and its own forward once an image",
+        f"{_name(adapter.tower_layers[0])} to project queries and keys and to run its own forward on each image",
         f"{len(seen)} images seen",
     )
 

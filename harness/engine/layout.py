@@ -146,6 +146,13 @@ class TokenLayout:
         allowed = causal & self.valid[:, None, :]
         return (allowed | torch.eye(n, dtype=torch.bool, device=self.valid.device))[:, None]
 
+    def with_features(self, hidden: Tensor, features: Tensor, counts: Tensor) -> Tensor:
+        """`hidden (b, n, d)` with `features` added to the visual tokens that are still here: (tokens, d), one for each
+        of the prompts' `counts (b,)` visual tokens in order. Added tokens get nothing."""
+        here = self.visual & (self.origin >= 0)
+        index = (counts.cumsum(0) - counts)[:, None] + self.origin.clamp(min=0)
+        return torch.where(here[:, :, None], hidden + features.to(hidden)[index], hidden)
+
     def visual_to_columns(self, chosen: Tensor) -> Tensor:
         """(b, v) bool over visual tokens -> (b, n) bool over columns."""
         tokens = self.visual_tokens

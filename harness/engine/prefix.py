@@ -71,7 +71,7 @@ class Prefix:
     def nbytes(self) -> int:
         return sum(
             t.nbytes
-            for part in (self.hidden, self.keys, self.values, [r.stream for r in self.reduced.values()])
+            for part in (self.deepstack, self.hidden, self.keys, self.values, [r.stream for r in self.reduced.values()])
             for t in part
         )
 

@@ -122,9 +122,9 @@ class EngineRun(RunView):
                 f"{name}: expected one vision-tower output for each of the prompts' {sum(images)} images, found"
                 f" {len(seen)}"
             )
-        costs = {"cls_row": flops.cls_row, "column_sums": flops.column_sums}
+        depth = len(self._adapter.tower_layers)
         per_row = [
-            sum(costs[look.what](i.vision) for look in looks if look.what in costs for i in prompt.images)
+            sum(flops.look(i.vision, look.what, look.layer % depth) for look in looks for i in prompt.images)
             for prompt in self.prompts
         ]
         self._count_scoring(sum(per_row), per_row)
@@ -307,7 +307,8 @@ class EngineRun(RunView):
             ]
         elif given is not None:
             given = given.expand(ids.shape[0], -1, -1)
-        self._layout = TokenLayout.of_prompt(ids, mask, self._adapter.image_token_ids, given)
+        layout = self._layout = TokenLayout.of_prompt(ids, mask, self._adapter.image_token_ids, given)
+        self._facts = dict(self._adapter.checked(self._facts, ids, layout.positions, layout.visual))
         self._images = None if self._shared is None else [prefix.images for prefix in self._shared.prefixes]
         self._prompts, self._prompt_places = None, None
         if self.samples is not None and len(self.samples) != ids.shape[0]:
@@ -326,7 +327,8 @@ class EngineRun(RunView):
         if shared is not None:
             hidden = shared.corrected(layer, hidden)
         elif 0 < layer <= len(self._deepstack):
-            hidden = self._with_deepstack(hidden, self._deepstack[layer - 1])
+            # behind layers 0, 1, ...; merged tokens get nothing
+            hidden = layout.with_features(hidden, self._deepstack[layer - 1], self.n_prompt_visual)
         self._unreduced = None
         whole: list[Tensor] = [] if shared is not None else [hidden]
 
@@ -353,7 +355,7 @@ class EngineRun(RunView):
             )
             keep = reduction.keep & layout.visual_tokens.valid
             positions, self._decode_positions = reduction.positions, reduction.decode_positions
-            if self._positions == "original":
+            if self._positions == "original" or self._adapter.axes > 1:  # no official code renumbers M-RoPE
                 positions, self._decode_positions = "original", "original"
             elif self._positions == "compact":
                 positions, self._decode_positions = "compact", "per_layer"
@@ -403,14 +405,6 @@ class EngineRun(RunView):
             f" {mean_was:.4g}, now {mean_now:.4g}), which the model would not see: work on a clone and return a"
             " Reduction with `added` tokens"
         )
-
-    def _with_deepstack(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """The stream with `features (visual tokens of the batch's prompts, d)` added to those that are still here;
-        merged tokens get nothing."""
-        layout, counts = self.layout, self._per_layer_prompt.visual.sum(1)
-        here = layout.visual & (layout.origin >= 0)
-        index = (counts.cumsum(0) - counts)[:, None] + layout.origin.clamp(min=0)
-        return torch.where(here[:, :, None], hidden + features.to(hidden)[index], hidden)
 
     def _decode_inputs(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         layout = self._per_layer[layer]

@@ -2,12 +2,14 @@
 it runs.
 
 Softmax rows are computed from the layer's own q and k, a block of queries at a time, so the tower keeps its fused
-kernel and no n x n matrix exists. A look is delivered in the order of the language model's visual tokens.
+kernel and no n x n matrix exists. A look is delivered in the order of the language model's visual tokens. Where a
+projector joins patches into one visual token, its column sum is the mean of theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 
 from harness.core.errors import PrunebenchError
 from harness.method import TowerLook, What
+from harness.method.fits import unseen
 from harness.models.adapters import Adapter
-from harness.models.adapters.base import PER_IMAGE, ROWS
+from harness.models.adapters.base import ROWS
 
 #: what the tower showed of one image
 Seen = Mapping[TowerLook, Tensor]
@@ -35,7 +38,7 @@ class TowerView(dict[TowerLook, Tensor]):
 
 def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
     """Raise PrunebenchError for a look that there is not, or at a layer that the tower does not have."""
-    depth = len(adapter.tower_layers)
+    depth, vision = len(adapter.tower_layers), adapter.usual.images[0].vision
     for look in looks:
         if not isinstance(look, TowerLook) or look.what not in get_args(What) or type(look.layer) is not int:
             raise PrunebenchError(
@@ -45,10 +48,9 @@ def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
             raise PrunebenchError(
                 f"{look}: expected a layer from {-depth} to {depth - 1} (of the vision tower), found {look.layer}"
             )
-        if adapter.tower_prefix is None and look.what in ("cls_row", *PER_IMAGE):
-            raise PrunebenchError(
-                f"{look}: expected a vision tower with a [CLS] token; that of {type(adapter.model).__name__} has none"
-            )
+        why = unseen(look.what, vision)
+        if why is not None:
+            raise PrunebenchError(f"{look}: {why} in {type(adapter.model).__name__}")
 
 
 class TowerEye:
@@ -67,13 +69,24 @@ class TowerEye:
     ) -> None:
         self._adapter, self._give, self._facts, self._kept = adapter, give, facts, dict[TowerLook, Tensor]()
         self._handles: list[Any] = []
+        #: of a tower that is joined, the patches of each visual token, image by image
+        self._order: list[Tensor] = []
         layers = adapter.tower_layers
         looks = list(looks)
         check_looks(adapter, looks)
         wanted = sorted(set(looks))
         try:
+            if wanted and adapter.joined:
+                self._handles.append(
+                    adapter.tower.register_forward_pre_hook(partial(self._start, adapter), with_kwargs=True)
+                )
             for look in wanted:
-                self._watch(adapter, layers[look.layer], look)
+                if adapter.joined:
+                    layer = layers[look.layer]
+                    sums = partial(self._sums, look, adapter.tower_scaling(layer))
+                    self._handles += adapter.watch_attention(layer, sums)
+                else:
+                    self._watch(adapter, layers[look.layer], look)
             if wanted:
                 self._handles.append(adapter.tower.register_forward_hook(self._finish))
         except BaseException:
@@ -121,8 +134,23 @@ class TowerEye:
 
         self._handles.append(module.register_forward_hook(hook))
 
+    def _start(self, adapter: Adapter, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        self._order = adapter.tower_order(kwargs)
+
+    def _sums(self, look: TowerLook, scaling: float, q: Tensor, k: Tensor, parts: list[int]) -> None:
+        """Keep column sums of a layer with `q`, `k (heads, patches, d)`: within the parts in which it attends, or
+        within whole images."""
+        if look.what == "whole_column_sums":
+            parts = [patches.numel() for patches in self._order]
+        pairs = zip(torch.split(q, parts, 1), torch.split(k, parts, 1), strict=True)
+        self._kept[look] = torch.cat([_summed_rows(some[None], keys[None], scaling)[0] for some, keys in pairs], 1)
+
     def _finish(self, _module: nn.Module, _args: Any, _out: Any) -> None:
         kept, self._kept = self._kept, {}
+        if self._order:
+            order, self._order = self._order, []
+            self._give([{look: sums[:, at].mean(2) for look, sums in kept.items()} for at in order])
+            return
         facts = self._facts()
         images = [
             (self._adapter.per_tile if look.tiles else self._adapter.per_image)(look.what, values, facts)

@@ -13,7 +13,9 @@ from harness.core import spelling
 from harness.core.budget import Budget, amount, lowest, solve
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import PromptShape, Share
-from harness.method.interface import Method, TextTower
+from harness.method.fits import check_fits
+from harness.method.interface import Method
+from harness.method.knob_values import TextTower
 from harness.method.registry import blaming, method_class
 
 
@@ -106,7 +108,9 @@ def build(
 def _made(cls: type[Method], budget: Budget, typed: Mapping[str, Any], prompt: PromptShape) -> Method:
     """The method at a budget that is solved, fitted to the model."""
     with blaming(cls.name):
-        return cls.at_budget(budget, typed, prompt).for_model(prompt.decoder)
+        made = cls.at_budget(budget, typed, prompt).for_model(prompt.decoder)
+        check_fits(made, prompt)
+    return made
 
 
 def _check_shares(cls: type[Method], budget: Budget) -> None:

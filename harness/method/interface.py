@@ -11,10 +11,8 @@ Most methods rank tokens at one layer: they derive from `Ranking` (harness/metho
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -24,6 +22,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ModelShape, PromptShape, Share
 from harness.core.spelling import given
+from harness.method.knob_values import TextTower, plain
 
 Positions = Literal["original", "compact"]
 DecodePositions = Literal["original", "compact", "per_layer"]
@@ -31,7 +30,7 @@ DecodePositions = Literal["original", "compact", "per_layer"]
 #: text behind the image
 Rows = Literal["last", "after", "visual"] | Tensor
 Heads = Literal["each", "mean", "max"]
-What = Literal["cls_row", "cls_hidden", "cls_query", "cls_key", "keys", "hidden", "column_sums"]
+What = Literal["cls_row", "cls_hidden", "cls_query", "cls_key", "keys", "hidden", "column_sums", "whole_column_sums"]
 
 
 @dataclass(frozen=True)
@@ -101,31 +100,18 @@ class Places(NamedTuple):
     cols: Tensor
 
 
-@dataclass(frozen=True)
-class TextTower:
-    """A knob's CLIP checkpoint, whose text tower `Run.question` reads with: `source`, a hub id or a folder.
-
-    A knob of type `TextTower | None` that is not given is the model's own `text_encoder`, where its config names one.
-    `fingerprint`: the commit of a hub id, the hash of a folder's files. A cell's identity holds the fingerprint and,
-    for a hub id, its name; a folder's path is in the command alone. The harness looks it up before it loads weights.
-    """
-
-    source: str
-    fingerprint: str | None = None
-
-    def __str__(self) -> str:
-        return self.source
-
-
 class TowerLook(NamedTuple):
     """Something of the vision tower that a method asks to see: `what` of its layer `layer`, counted from 0, or back
     from -1, the last.
 
     Per patch: "keys": the layer's key projection, heads side by side; "hidden": the stream leaving the layer; that of
     layer -2 is what LLaVA-1.5 projects; "cls_row": the softmax row of [CLS] over all tokens, without [CLS] itself, one
-    row a head, float32; "column_sums": the same summed over the rows of all tokens, [CLS] included. Per image:
+    row a head, float32; "column_sums": the same summed over the rows of all tokens, [CLS] included, as the layer
+    attends; "whole_column_sums": as if it attended over the whole image where it attends within windows. Per image:
     "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS]. Of an image in tiles [CLS] is the overview's,
     "cls_row" of a patch is that of its own tile, and a newline token has 0.
+
+    Where the projector joins patches into one visual token, there are column sums alone: the mean of its patches.
 
     `tiles`: as the tower ran instead, tile by tile: every patch of each, also where padding is no token, no newline,
     and [CLS] of each. The same where an image is no tiles.
@@ -329,8 +315,13 @@ class Method:
     budget_knobs: ClassVar[tuple[str, ...]] = ("keep",)
     #: knobs that make another method when they are not at their default: tables always name them then
     variant_knobs: ClassVar[tuple[str, ...]] = ()
+    #: knobs that came after results were kept, with the value that those results had: at that value they are no part of
+    #: `knobs()`, so that the cells keep their identity
+    later_knobs: ClassVar[Mapping[str, Any]] = {}
     #: a budget that the method takes, for messages: a number of visual tokens, or "native" where none stays by number
     usual_budget: ClassVar[int | str] = 64
+    #: every image must be one grid of patches, without newlines: what the method does is laid out on it
+    needs_grid: ClassVar[bool] = False
     #: `at_budget` gets `avg` and `flops` budgets as they are: no number of tokens decides the schedule
     solves_budgets: ClassVar[bool] = False
     #: in the official code, tokens that leave at a boundary leave inside the layer before, ahead of its output
@@ -371,10 +362,11 @@ class Method:
         return self
 
     def knobs(self) -> dict[str, Any]:
-        """All knobs with their values, defaults included; a share as it is spelt ("0.25kept"), a file (a knob of type
-        `Path`) as its name and what is in it, a text tower as its fingerprint."""
+        """All knobs with their values, defaults included but for `later_knobs`; a share as it is spelt ("0.25kept"), a
+        file (a knob of type `Path`) as its name and what is in it, a text tower as its fingerprint."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: _plain(name, value) for name, value in values.items()}
+        later = self.later_knobs.items()
+        return {name: plain(name, value) for name, value in values.items() if (name, value) not in later}
 
     @property
     def uses_seed(self) -> bool:
@@ -450,13 +442,13 @@ class Method:
         """What `on_image` wants to see of the vision tower. It is kept with the image's features, which are computed
         once.
 
-        A "cls_row" costs one query's product with all keys and image (`flops.cls_row`), "column_sums" that of all
-        queries (`flops.column_sums`); both are added to the trace.
+        A "cls_row" costs one query's product with all keys and image, column sums those of all queries; `flops.look`
+        says how much, and all are added to the trace.
         """
         return ()
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
-        """Eye, before boundary 0, for methods with `looks`: "cls_row" and "column_sums" as (b, heads, v) float32,
+        """Eye, before boundary 0, for methods with `looks`: "cls_row" and column sums as (b, heads, v) float32,
         "keys" and "hidden" as (b, v, width), what is per image as (b, images, width).
 
         `v` as in `run.visual_valid`: the patches of a prompt's images in order, 0 beyond a row's count.
@@ -482,17 +474,3 @@ class Method:
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         """Hand, at the stream entering `layer` in the prefill; boundary 0 is the language model's input."""
         return None
-
-
-def _plain(knob: str, value: Any) -> Any:
-    """A knob's value as a cell's identity holds it."""
-    if isinstance(value, Path):
-        try:
-            return {"file": value.name, "sha256": hashlib.sha256(value.read_bytes()).hexdigest()}
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise PrunebenchError(f"knob {knob}={str(value)!r}: expected a file that can be read: {why}") from None
-    if isinstance(value, TextTower):
-        hub = {} if Path(value.source).is_dir() else {"hub": value.source}
-        return {**hub, "fingerprint": value.fingerprint}
-    return str(value) if isinstance(value, Share) else value

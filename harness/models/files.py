@@ -33,7 +33,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LORA = "adapter_config.json"
 #: bytes a read, and of files in all from which on their hash is kept on disk
 CHUNK, WORTH_KEEPING = 1 << 22, 256 << 20
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 
 
 def check_folder(folder: Path, label: str, mend: str) -> None:
@@ -109,7 +109,7 @@ def check_weights(folder: Path, depths: Mapping[str, int], shapes: Mapping[str, 
                 )
             layer = _LAYER.search(name)
             if layer is not None:
-                found["vision" if "vision" in name else "decoder"].add(int(layer[1]))
+                found["vision" if "vision" in name or "visual" in name else "decoder"].add(int(layer[1]))
     for part, layers in found.items():
         if layers != set(range(depths[part])):
             more = sorted(layers - set(range(depths[part])))

@@ -80,14 +80,14 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
     masked = case.get("variant") == "mask"
     first = case.get("first_pruned_layer")
     q_len = case["q_len"] if "q_len" in case else case["steps"][0]["q_len"]
-    if not masked and (unlike := _unlike_lengths(got.lengths, q_len)):
+    if not masked and (unlike := unlike_lengths(got.lengths, q_len)):
         return unlike
     if case["method"] == "sparsevlm":
         for stage in case["stages"]:
             kept = [o for o in got.origins[stage["first_pruned_layer"]] if o >= 0]
             recorded = [o for o in stage["vis_ids_after"] if o < 1000]
             if kept != recorded:
-                return f"stage after layer {stage['layer']}: {_sets(kept, recorded)}"
+                return f"stage after layer {stage['layer']}: {sets_apart(kept, recorded)}"
     elif case["method"] == "fitprune":
         if unlike := _unlike_deletions(case, got):
             return unlike
@@ -97,7 +97,7 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
                 return unlike
     elif first is not None and first < len(got.origins):
         if got.origins[first] != case["kept"]:
-            return f"layer {first}: {_sets(got.origins[first], case['kept'])}"
+            return f"layer {first}: {sets_apart(got.origins[first], case['kept'])}"
         if len(got.origins[first - 1]) != got.run.prompts[0].n_visual:
             return f"layer {first - 1} already lost visual tokens"
         if "pivot_order" in case and (unlike := _unlike_turns(case, got)):
@@ -113,7 +113,7 @@ def _first_difference(case: Case, got: Replayed, steps: int) -> str | None:
             # recorded over the rows that survive a layer, which are those that enter the next one
             end = [] if case["scheme"][-1] else found[-1:]
             found, norms = [*got.entered_norms[1:], *end], norms[: len(found) - 1 + len(end)]
-        return _unlike_norms("norm of layer {}'s output", found, norms)
+        return unlike_norms("norm of layer {}'s output", found, norms)
     return None
 
 
@@ -128,7 +128,7 @@ def _unlike_turns(case: Case, got: Replayed) -> str | None:
     for turn, pick in zip(memo["picks"], case["picks"], strict=True):
         taken = turn[0].nonzero().flatten().tolist()
         if taken != sorted(pick["selected"]):
-            return f"pivot {pick['pivot']}: {_sets(taken, pick['selected'])}"
+            return f"pivot {pick['pivot']}: {sets_apart(taken, pick['selected'])}"
     return None
 
 
@@ -136,7 +136,7 @@ def _unlike_stage(stage: Mapping[str, Any], got: Replayed) -> str | None:
     """The tokens that a stage left, and the positions of its sequence where they are recorded."""
     layer = stage["first_pruned_layer"]
     if got.origins[layer] != stage["kept"]:
-        return f"layer {layer}: {_sets(got.origins[layer], stage['kept'])}"
+        return f"layer {layer}: {sets_apart(got.origins[layer], stage['kept'])}"
     if len(got.origins[layer - 1]) != stage["v_token_num_before"]:
         return f"layer {layer - 1}: {len(got.origins[layer - 1])} visual tokens, recorded {stage['v_token_num_before']}"
     if "positions_after" in stage:
@@ -153,8 +153,8 @@ def _unlike_deletions(case: Case, got: Replayed) -> str | None:
         if first < len(got.origins):
             gone = sorted(set(got.origins[first - 1]) - set(got.origins[first]))
             if gone != sorted(stage["deleted"]):
-                return f"deleted in layer {stage['layer']}: {_sets(gone, stage['deleted'])}"
-    return _unlike_norms("norm of the last row of layer {}'s output", got.last_norms, case["hidden_last_norm"])
+                return f"deleted in layer {stage['layer']}: {sets_apart(gone, stage['deleted'])}"
+    return unlike_norms("norm of the last row of layer {}'s output", got.last_norms, case["hidden_last_norm"])
 
 
 # ------------------------------------------------------------------------------------------ methods before the decoder
@@ -214,11 +214,11 @@ def _tower_difference(case: Case, got: Replayed, tolerance: float) -> str | None
     # HoloV's `kept` is sorted; the `order` of greedy methods is that of their picks
     recorded = case["order"] if case["method"] == "holov" and "order" in case else case["kept"]
     if sorted(received) != sorted(recorded):
-        return _sets(received, recorded)
+        return sets_apart(received, recorded)
     if received != recorded:
         at = next(i for i, (a, b) in enumerate(zip(received, recorded, strict=True)) if a != b)
         return f"kept the recorded tokens in another order: from place {at} on {received[at]}, recorded {recorded[at]}"
-    if unlike := _unlike_lengths(got.lengths, case.get("q_len", [n] * depth)):
+    if unlike := unlike_lengths(got.lengths, case.get("q_len", [n] * depth)):
         return unlike
     if "n_visual" in case and len(got.visual) != case["n_visual"]:
         return f"{len(got.visual)} visual tokens, recorded {case['n_visual']}"
@@ -233,14 +233,14 @@ def _tower_difference(case: Case, got: Replayed, tolerance: float) -> str | None
         rows.append(("product with the probe", got.visual @ got.probe))
     for what, values in rows:
         listed = case["visual_norm" if what == "norm" else "visual_dot"]
-        if unlike := _unlike_rows(what, values.tolist(), listed, share):
+        if unlike := unlike_rows(what, values.tolist(), listed, share):
             return unlike
     wanted = _positions(case)
     for layer, positions in enumerate(got.positions):
         if positions != wanted:
             at = next((i for i, (a, b) in enumerate(zip(positions, wanted, strict=False)) if a != b), 0)
             return f"layer {layer}: its token {at} at position {positions[at]}, recorded {wanted[at]}"
-    return _unlike_norms("norm of layer {}'s output", got.hidden_norms, case["hidden_norm"]) or _unlike_norms(
+    return unlike_norms("norm of layer {}'s output", got.hidden_norms, case["hidden_norm"]) or unlike_norms(
         "norm of the last row of layer {}'s output", got.last_norms, case["hidden_last_norm"]
     )
 
@@ -260,14 +260,14 @@ def _positions(case: Case) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- of any kind
 
 
-def _unlike_lengths(got: Sequence[int], recorded: Sequence[int]) -> str | None:
+def unlike_lengths(got: Sequence[int], recorded: Sequence[int]) -> str | None:
     for layer, (a, b) in enumerate(zip(got, recorded, strict=True)):
         if a != b:
             return f"layer {layer} holds {a} tokens, recorded {b}"
     return None
 
 
-def _unlike_rows(what: str, got: Sequence[float], recorded: Sequence[float], share: float) -> str | None:
+def unlike_rows(what: str, got: Sequence[float], recorded: Sequence[float], share: float) -> str | None:
     if len(got) != len(recorded):
         return f"{len(got)} visual tokens, recorded the {what} of {len(recorded)}"
     most = share * max(map(abs, recorded), default=0.0)
@@ -277,7 +277,7 @@ def _unlike_rows(what: str, got: Sequence[float], recorded: Sequence[float], sha
     return None
 
 
-def _unlike_norms(what: str, got: Sequence[float], recorded: Sequence[float]) -> str | None:
+def unlike_norms(what: str, got: Sequence[float], recorded: Sequence[float]) -> str | None:
     if len(got) != len(recorded):
         return f"{len(got)} decoder layers, recorded the {what.replace('layer {}', 'each layer')} of {len(recorded)}"
     for layer, (a, b) in enumerate(zip(got, recorded, strict=True)):
@@ -307,6 +307,6 @@ def _by_layer(value: Any, depth: int) -> list[int]:
     return value if isinstance(value, list) else [value] * depth
 
 
-def _sets(got: Sequence[int], recorded: Sequence[int]) -> str:
+def sets_apart(got: Sequence[int], recorded: Sequence[int]) -> str:
     extra, missing = sorted(set(got) - set(recorded)), sorted(set(recorded) - set(got))
     return f"kept {len(got)} tokens, recorded {len(recorded)}; not recorded: {extra[:5]}, missing: {missing[:5]}"

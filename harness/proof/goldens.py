@@ -4,7 +4,7 @@ A folder holds index.json, models/ (Llama weights, vision towers), inputs/ (prom
 described in its README), plain or packed (harness/proof/golden_files.py). Every case runs through the same engine and
 hooks as an evaluation, with a method from the same `build`: a `LlavaForConditionalGeneration` holds the recorded
 weights. Where the input holds pixels they go through the recorded tower; recorded visual rows are passed as encoder
-outputs.
+outputs. Cases of other families say so and go to harness/proof/golden_families.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.engine.attach import attach
 from harness.method import Method
 from harness.models.adapters import Features
 from harness.models.adapters.text_encoder import TextEncoder
-from harness.proof import golden_calibrations, golden_methods, golden_models
+from harness.proof import golden_calibrations, golden_families, golden_methods, golden_models
 from harness.proof.golden_compare import LOGIT_TOLERANCE, CaseOutcome, Replayed, check_fields, compare
 from harness.proof.golden_files import MEND, load_index, main, read_case
 from harness.proof.golden_models import NotReplayableError, image_token, pixels_of, setup_of
@@ -146,6 +146,9 @@ def run_folder(
         try:
             if case.get("variant") in CALIBRATIONS:
                 yield golden_calibrations.outcome(folder, case, device)
+                continue
+            if "family" in case:
+                yield golden_families.outcome(folder, case, device, tolerance)
                 continue
             yield compare(case, replay(folder, case, method_of(folder, case), device), tolerance)
             continue

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
+from math import prod
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,9 +25,8 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, ModelShape, PromptShape, Size
 from harness.models.requirements import DECODER, Requirement
 
-#: kinds of looks at the tower with one row an image, and those that hold one number a patch and head
-PER_IMAGE = ("cls_hidden", "cls_query", "cls_key")
-ROWS = ("cls_row", "column_sums")
+#: kinds of looks at the tower that hold one number a patch and head
+ROWS = ("cls_row", "column_sums", "whole_column_sums")
 
 
 class TowerAttention(NamedTuple):
@@ -71,6 +71,9 @@ class Adapter(ABC):
     axes: ClassVar[int] = 1
     #: names of processor outputs, one row an image, that say how it was cut; they go to the model with its features
     image_facts: ClassVar[tuple[str, ...]] = ()
+    #: the tower runs the patches of all images in one row, in an order of its own, and its projector joins neighbours;
+    #: images are resized within limits of pixels, and never padded
+    joined: ClassVar[bool] = False
     #: whether every image has the same tokens, whatever its size
     one_size: ClassVar[bool] = True
 
@@ -106,6 +109,23 @@ class Adapter(ABC):
     def tower_attention(self, layer: Any) -> TowerAttention:
         """The attention of one of `tower_layers`. Raises PrunebenchError where no softmax row follows from it."""
 
+    def watch_attention(self, layer: Any, give: Callable[[Tensor, Tensor, list[int]], None]) -> list[Any]:
+        """Of a tower that is `joined`: hooks on one of `tower_layers` that call `give(q, k, parts)` in each pass.
+
+        `q`, `k (heads, patches, d)` under the tower's RoPE, in its own order; `parts`: the patches, one part after the
+        other, within which the layer attends.
+        """
+        raise NotImplementedError
+
+    def tower_scaling(self, layer: Any) -> float:
+        """What a layer of a tower that is `joined` multiplies QK^T with."""
+        raise NotImplementedError
+
+    def tower_order(self, tower_kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """Of a tower that is `joined`: per image the places (v, patches joined) of the patches that visual token 0, 1,
+        ... is made of; `tower_kwargs` are what the tower was called with."""
+        raise NotImplementedError
+
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers; each has `self_attn` with `layer_idx`."""
@@ -129,6 +149,14 @@ class Adapter(ABC):
         None: counted."""
         given = text_kwargs.get("position_ids")
         return None if given is None else given[:, :, None]
+
+    def checked(self, facts: Mapping[str, Any], ids: Tensor, positions: Tensor, visual: Tensor) -> Mapping[str, Any]:
+        """The `facts` of a prefill, with what the places of its image tokens say: `ids`, `visual (b, n)`, `positions
+        (b, n, axes)`.
+
+        Raises PrunebenchError where the model was called without what it needs to place them.
+        """
+        return facts
 
     def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         """(cos, sin), each (b, n, head_dim), in the dtype of `like`, at `positions (b, n, axes)`; `layer` for families
@@ -313,6 +341,11 @@ class Adapter(ABC):
         """An image of usual size from a model config alone; where sizes differ, one of the most tokens."""
 
     @classmethod
+    def largest(cls, config: Any, processor: Any) -> ImageShape:
+        """An image of the most tokens that the processor makes."""
+        return cls.image_of(config)
+
+    @classmethod
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
         """An image of this size, from the model config and what the processor does, without its pixels."""
         return cls.image_of(config)
@@ -332,6 +365,12 @@ class Adapter(ABC):
     def pixels_at(cls, config: Any, processor: Any, size: Size) -> tuple[int, ...]:
         """The shape of `pixel_values` of one image of this size, as the processor makes them."""
         return 1, *cls.pixels_of(config)
+
+    @classmethod
+    def sample(cls, config: Any, n: int) -> dict[str, Tensor]:
+        """What a processor would make of `n` images of usual size: unlike pixels of plain numbers, and facts."""
+        pixels = torch.linspace(-1, 1, n * prod(cls.pixels_of(config))).view(n, *cls.pixels_of(config))
+        return {"pixel_values": pixels, **{name: torch.cat([fact] * n) for name, fact in cls.facts_of(config).items()}}
 
     @classmethod
     @abstractmethod

@@ -17,7 +17,8 @@ from transformers import LlavaNextConfig
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, Size
-from harness.models.adapters.base import PER_IMAGE, ROWS
+from harness.method.fits import PER_IMAGE
+from harness.models.adapters.base import ROWS
 from harness.models.adapters.llava import LlavaAdapter, types_of
 from harness.models.adapters.tiles import Cut, cut_of, ordered
 from harness.models.requirements import Requirement, one_of

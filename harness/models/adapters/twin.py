@@ -12,7 +12,18 @@ import torch
 LAYERS = 2
 WIDTH, HEADS, VOCABULARY = 16, 2, 8
 #: of the twin's vocabulary: a token of text, and the one in place of visual tokens
-TEXT_TOKEN, IMAGE_TOKEN = 3, VOCABULARY - 1
+TEXT_TOKEN, VIDEO_TOKEN, IMAGE_TOKEN = 3, VOCABULARY - 2, VOCABULARY - 1
+#: channels of half a head that each of three axes rotates
+SECTIONS = [2, 1, 1]
+#: of towers that join patches; `_thin` sets what the family has
+JOINED = {
+    "embed_dim": WIDTH,
+    "mlp_ratio": 1,
+    "out_hidden_size": WIDTH,
+    "fullatt_block_indexes": [1],
+    "deepstack_visual_indexes": [0],
+    "num_position_embeddings": 64,
+}
 
 
 def twin(model: Any) -> Any:
@@ -20,11 +31,17 @@ def twin(model: Any) -> Any:
     stays as it was."""
     config = copy.deepcopy(model.config)
     _thin(config.text_config, vocab_size=VOCABULARY, head_dim=WIDTH // HEADS, num_key_value_heads=1)
-    _thin(config.vision_config, image_size=2 * config.vision_config.patch_size)
-    side = config.vision_config.image_size
+    _thin(config.vision_config, image_size=2 * config.vision_config.patch_size, **JOINED)
+    side = getattr(config.vision_config, "image_size", 0)
     if hasattr(config, "image_grid_pinpoints"):
         config.image_grid_pinpoints = [[side, 2 * side], [2 * side, side]]
-    config.image_token_id, config.vision_feature_layer = IMAGE_TOKEN, -1
+    config.image_token_id = IMAGE_TOKEN
+    if hasattr(config, "vision_feature_layer"):
+        config.vision_feature_layer = -1
+    if hasattr(config, "video_token_id"):
+        config.video_token_id = VIDEO_TOKEN
+    if "mrope_section" in (getattr(config.text_config, "rope_parameters", None) or {}):
+        config.text_config.rope_parameters["mrope_section"] = SECTIONS
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

@@ -1,0 +1,119 @@
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: images of any size, and M-RoPE positions on three axes.
+
+Images are found by the positions of their tokens (time, row, column), which the model makes of `image_grid_thw` and
+`mm_token_type_ids`. Without the types Qwen2.5-VL counts along one axis and says nothing: such a prefill is refused
+here. Videos are refused as well.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.errors import PrunebenchError
+from harness.core.shape import ImageShape, Size
+from harness.models.adapters.qwen_places import grids_of
+from harness.models.adapters.qwen_sizes import TowerSizes, grid_at, image_shape, largest_grid, patch_inputs
+from harness.models.adapters.qwen_tower import GRIDS, QwenTower
+
+
+class QwenVLAdapter(QwenTower):
+    """The modules and the arithmetic that the three families share."""
+
+    axes = 3
+    image_facts = (GRIDS,)
+    one_size = False
+
+    @property
+    def core(self) -> nn.Module:
+        core: nn.Module = self.model.model
+        return core
+
+    @property
+    def text(self) -> Any:
+        return self.model.model.language_model
+
+    def positions(self, text_kwargs: Mapping[str, Any]) -> Tensor | None:
+        given: Tensor | None = text_kwargs.get("position_ids")
+        if given is None:
+            return None
+        if given.ndim == 2:
+            return given[:, :, None].expand(-1, -1, 3)
+        return given[-3:].permute(1, 2, 0)  # a fourth row in front is the text's own count
+
+    def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
+        cos, sin = self.text.rotary_emb(like, position_ids=positions.expand(-1, -1, 3).permute(2, 0, 1))
+        return cos, sin
+
+    def checked(self, facts: Mapping[str, Any], ids: Tensor, positions: Tensor, visual: Tensor) -> Mapping[str, Any]:
+        name, merge = type(self.model).__name__, self.model.config.vision_config.spatial_merge_size
+        if bool((ids == self.model.config.video_token_id).any()):
+            raise PrunebenchError(
+                f"{name}: expected images, found a video token in the prompt: videos are not supported"
+            )
+        grids = grids_of(positions, visual, name)
+        return {**facts, GRIDS: [(1, merge * rows, merge * columns) for rows, columns in grids]}
+
+    def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
+        left = [self.shape_at(self.model.config, h, w) for _, h, w in torch.as_tensor(facts[GRIDS]).tolist()]
+        found = []
+        for count in counts:
+            images: list[ImageShape] = []
+            while sum(image.tokens for image in images) < count:
+                images.append(left.pop(0))
+            found.append(tuple(images))
+        return found
+
+    @classmethod
+    @abstractmethod
+    def tower_sizes(cls, vision: Any) -> TowerSizes:
+        """The tower's sizes from its config."""
+
+    @classmethod
+    def shape_at(cls, config: Any, rows: int, columns: int) -> ImageShape:
+        """An image of `rows` x `columns` patches."""
+        return image_shape(config.vision_config, cls.tower_sizes(config.vision_config), rows, columns)
+
+    @classmethod
+    def image_of(cls, config: Any) -> ImageShape:
+        return cls.shape_at(config, *largest_grid(config.vision_config))
+
+    @classmethod
+    def largest(cls, config: Any, processor: Any) -> ImageShape:
+        return cls.shape_at(config, *largest_grid(config.vision_config, processor.image_processor.size["longest_edge"]))
+
+    @classmethod
+    def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
+        return cls.shape_at(config, *grid_at(processor.image_processor, size))
+
+    @classmethod
+    def pixels_of(cls, config: Any) -> tuple[int, ...]:
+        rows, columns = largest_grid(config.vision_config)
+        return rows * columns, patch_inputs(config.vision_config)
+
+    @classmethod
+    def pixels_at(cls, config: Any, processor: Any, size: Size) -> tuple[int, ...]:
+        rows, columns = grid_at(processor.image_processor, size)
+        return rows * columns, patch_inputs(config.vision_config)
+
+    @classmethod
+    def sample(cls, config: Any, n: int) -> dict[str, Tensor]:
+        """Small images, for a tower is quadratic in their patches."""
+        vision = config.vision_config
+        rows, columns = 2 * vision.spatial_merge_size, 3 * vision.spatial_merge_size
+        inputs = patch_inputs(vision)
+        pixels = torch.linspace(-1, 1, n * rows * columns * inputs).view(-1, inputs)
+        return {"pixel_values": pixels, GRIDS: torch.tensor([[1, rows, columns]] * n)}
+
+    @classmethod
+    def depths_of(cls, config: Any) -> dict[str, int]:
+        return {"decoder": config.text_config.num_hidden_layers, "vision": config.vision_config.depth}
+
+    @classmethod
+    def shapes_of(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        hidden = cls.tower_sizes(config.vision_config).hidden
+        return {**super().shapes_of(config), "visual.blocks.0.attn.qkv.weight": (3 * hidden, hidden)}

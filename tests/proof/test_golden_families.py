@@ -1,0 +1,142 @@
+"""Every recorded case of a family other than LLaVA-1.5 reproduces; the unpruned model, another variant and another
+method fail it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.core.budget import Budget
+from harness.method import build, method_class
+from harness.proof import golden_families
+from harness.proof.golden_families import compare, cut, method_of, prepared, replay
+from harness.proof.golden_files import load_index, read_case
+from harness.proof.goldens import CPU, run_folder
+
+FOLDER = Path(__file__).parents[1] / "goldens-families"
+#: of families that are here
+CASES = [entry["file"] for entry in load_index(FOLDER) if entry["family"] in golden_families.FAMILIES]
+HIPRUNE = [file for file in CASES if file.startswith("cases/hiprune/")]
+
+
+def read(file: str) -> dict[str, Any]:
+    return read_case(FOLDER, file)
+
+
+def prefill_of(case: dict[str, Any]) -> dict[str, Any]:
+    """The same case without its decode steps."""
+    return {**case, "logits": case["logits"][:1], "decode": []}
+
+
+@pytest.mark.parametrize("file", CASES, ids=[Path(file).stem for file in CASES])
+def test_case_reproduces_and_another_method_fails_it(file: str) -> None:
+    case = read(file)
+    given = prepared(FOLDER, case, CPU)
+    outcome = compare(case, replay(case, given, method_of(case, given)))
+    assert outcome.mismatch is None, outcome
+    start = prefill_of(case)
+    other = method_class("fastv")(keep=9) if case["method"] == "vanilla" else method_class("none")()
+    assert compare(start, replay(start, given, other)).mismatch is not None
+
+
+@pytest.mark.parametrize("file", HIPRUNE, ids=[Path(file).stem for file in HIPRUNE])
+def test_the_ways_of_llava_fail_hiprune_on_qwen(file: str) -> None:
+    """Registers of the second-last layer."""
+    case = prefill_of(read(file))
+    given = prepared(FOLDER, case, CPU)
+    other = replace(method_of(case, given), official="llava")
+    assert compare(case, replay(case, given, other)).mismatch is not None
+
+
+@pytest.mark.parametrize("file", [f for f in HIPRUNE if "_w_qa" in f or "_o3_qc" in f])
+def test_windows_are_ignored_or_not(file: str) -> None:
+    """Where the object layer attends within windows, the two official classes keep other tokens."""
+    case = prefill_of(read(file))
+    given = prepared(FOLDER, case, CPU)
+    mine = method_of(case, given)
+    other = {"qwen": "qwen-eager", "qwen-eager": "qwen"}[mine.official]  # type: ignore[attr-defined]
+    assert "layer 0: kept" in (compare(case, replay(case, given, replace(mine, official=other))).mismatch or "")
+
+
+def test_hiprune_keeps_fewer_than_asked() -> None:
+    asked = [(case["budget"], case["n_kept"]) for case in map(read, HIPRUNE)]
+    assert {(27, 26), (50, 49)} <= {*asked}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hidden_norm": [1.0] * 14}, "norm of layer 0's output"),
+        ({"q_len": [7] * 14}, "layer 0 holds 42 tokens, recorded 7"),
+        ({"kept": [1, 2]}, "layer 0: kept 11 tokens, recorded 2"),
+        ({"prefill_positions": [[0], [1], [2]]}, "the first layer's tokens stand at [0, 0, 0] and [41, 41, 41]"),
+        ({"visual_norm": [1.0] * 11}, "visual token 0: norm"),
+        ({"object_scores": [1.0] * 99}, "object_scores differ"),
+        ({"register_scores": [1.0] * 99}, "register_scores differ"),
+        ({"object_scores": [1.0]}, "no object_scores of 1 tokens"),
+        ({"logits": [[0.0] * 600] * 5}, "logits differ by"),
+    ],
+)
+def test_each_recorded_field_is_compared(change: dict[str, Any], says: str) -> None:
+    case = {**read("cases/hiprune/hq_11_qc.json"), **change}
+    given = prepared(FOLDER, case, CPU)
+    assert says in (compare(case, replay(case, given, method_of(case, given))).mismatch or "")
+
+
+def test_decode_places_are_compared_on_three_axes() -> None:
+    case = read("cases/vanilla/va_q25_qb.json")
+    given = prepared(FOLDER, case, CPU)
+    run = replay(case, given, method_of(case, given))
+    for axis in range(3):
+        place = list(case["decode"][1]["position_id"])
+        place[axis] += 1
+        moved = [case["decode"][0], {"position_id": place}, *case["decode"][2:]]
+        assert f"decode step 2 does not stand at {place}" in (compare({**case, "decode": moved}, run).mismatch or "")
+
+
+def test_pivots_are_compared() -> None:
+    case = read("cases/dart_qwen/dq25_778_qa.json")
+    given = prepared(FOLDER, case, CPU)
+    run = replay(case, given, method_of(case, given))
+    assert compare(case, run).mismatch is None
+    assert "pivots" in (compare({**case, "pivots_visual": [0, 1, 2, 3]}, run).mismatch or "")
+    (stage,) = case["stages"]
+    moved = {**stage, "kept_positions": [[0], [0], [0]]}
+    assert "layer 2: kept tokens stand at" in (compare({**case, "stages": [moved]}, run).mismatch or "")
+    other = build("fastv", Budget("kept", 20), {"boundary": 2}, given.adapter.usual)
+    assert "layer 2: kept 20 tokens" in (compare(case, replay(case, given, other)).mismatch or "")
+
+
+def test_patches_are_cut_as_the_processor_cuts_them() -> None:
+    """The processor of transformers, on an image of whole cells, without resizing, rescaling and normalising."""
+    import torch
+    from transformers import Qwen2VLImageProcessor
+
+    case = read("cases/hiprune/hq_11_qc.json")
+    given = prepared(FOLDER, case, CPU)
+    vision = given.adapter.model.config.vision_config
+    coarse = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    image = coarse.repeat_interleave(7, 1).repeat_interleave(7, 2)
+    off = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_convert_rgb": False}
+    made = Qwen2VLImageProcessor()(images=image, return_tensors="pt", **off)
+    assert made["image_grid_thw"].tolist() == [[1, 4, 6]]
+    assert torch.equal(cut(coarse, (4, 6), vision), made["pixel_values"])
+
+
+def test_what_is_not_here_is_named(tmp_path: Path) -> None:
+    case = read("cases/hiprune/hq_11_qc.json")
+    (tmp_path / "cases" / "x").mkdir(parents=True)
+    changes = [
+        ({"method": "vscan"}, "no rule says how a recording of 'vscan' on qwen2_5_vl maps to knobs"),
+        ({"family": "gemma3"}, "expected a family of qwen2_5_vl, qwen2_vl"),
+        ({"vision_attention": "sdpa"}, "a recording of hiprune without the knobs that its rule reads"),
+    ]
+    files = []
+    for number, (change, _) in enumerate(changes):
+        files.append(f"cases/x/{number}.json")
+        (tmp_path / files[-1]).write_text(json.dumps({**case, **change}))
+    (tmp_path / "index.json").write_text(json.dumps([{"file": file} for file in files]))
+    for outcome, (_, says) in zip(run_folder(tmp_path), changes, strict=True):
+        assert f"not replayable: {says}" in (outcome.mismatch or "")
