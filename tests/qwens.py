@@ -1,17 +1,27 @@
 """Tiny random Qwen-VLs with prompts of one or more images of unlike sizes; no two sizes of a model are alike."""
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from checkpoints import WEIGHTS
 from torch import Tensor
 from transformers import (
+    AutoTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 IMAGE, VIDEO, START, END = 4, 5, 6, 7
@@ -120,3 +130,43 @@ def batch(name: str, asked: Sequence[Asked]) -> dict[str, Tensor]:
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     joined = {key: torch.cat([one[key] for one in images]) for key in images[0]}
     return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == IMAGE).int(), **joined}
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+#: of the toy tokenizer, in order; the mini model's vocabulary ends before them
+SPECIAL = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_start|>", "<|im_end|>")
+#: as Qwen's templates are: roles between marks, an image between its own
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: fewest and most pixels of an image: 8 to 40 joined patches of 28 x 28
+LIMITS = (8 * 28**2, 40 * 28**2)
+
+
+def folder(name: str, to: Path, penalty: float | None = None) -> Path:
+    """A random model of a family with its processor, as a checkpoint: the mini model's tokenizer with Qwen's marks."""
+    marks = {"image_token": SPECIAL[2], "video_token": SPECIAL[3]}
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS, extra_special_tokens=marks)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    ids = tokenizer.convert_tokens_to_ids(list(SPECIAL))
+    model = make(name)
+    config = model.config
+    config.text_config.vocab_size = max(ids) + 3
+    config.text_config.max_position_embeddings = 4096
+    config.image_token_id, config.video_token_id = ids[2], ids[3]
+    config.vision_start_token_id, config.vision_end_token_id = ids[0], ids[1]
+    torch.manual_seed(1)
+    model = type(model)(config).eval()
+    model.save_pretrained(to)
+    image = Qwen2VLImageProcessor(
+        patch_size=FAMILIES[name].patch, size={"shortest_edge": LIMITS[0], "longest_edge": LIMITS[1]}
+    )
+    video = (Qwen3VLVideoProcessor if name == "qwen3_vl" else Qwen2VLVideoProcessor)()
+    processor = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}[name]
+    processor(image, tokenizer, video, chat_template=TEMPLATE).save_pretrained(to)
+    said = {"eos_token_id": [ids[5]], **({} if penalty is None else {"repetition_penalty": penalty})}
+    (to / "generation_config.json").write_text(json.dumps(said))
+    return to

@@ -133,8 +133,8 @@ def cls_row(vision: VisionShape) -> int:
 
 
 def projector(shape: ModelShape, vision: VisionShape, tokens: int | None = None) -> int:
-    """FLOPs of the two-layer projectors for the patches of all tiles of one image, or for `tokens` of its tower; each
-    joins `vision.merge` patches."""
+    """FLOPs of the two-layer projectors for all tiles of one image, or for `tokens` visual tokens; each joins
+    `vision.merge` patches."""
     n = vision.tiles * vision.patches // vision.merge if tokens is None else tokens
     width = vision.hidden * vision.merge
     return vision.projectors * 2 * n * (width * vision.projector_hidden + vision.projector_hidden * shape.hidden)
@@ -153,7 +153,7 @@ def look(vision: VisionShape, what: str, layer: int) -> int:
     if what == "whole_column_sums":
         return column_sums(vision)
     if what == "column_sums":
-        return 2 * vision.tiles * vision.hidden * sum(part * part for part in vision.attended(layer))
+        return 2 * vision.hidden * vision.tiles * sum(part * part for part in vision.attended(layer))
     return 0
 
 

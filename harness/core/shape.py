@@ -105,10 +105,14 @@ class VisionShape:
 
 @dataclass(frozen=True)
 class ImageShape:
-    """One image of a prompt: the grids that its tokens form, in order, and the work of the vision tower on it."""
+    """One image of a prompt: the grids that its tokens form, in order, and the work of the vision tower on it.
+
+    `cut`: rows and columns of tiles beside the overview, where the image is cut into tiles.
+    """
 
     views: tuple[Grid, ...]
     vision: VisionShape
+    cut: tuple[int, int] = (0, 0)
 
     @property
     def tokens(self) -> int:
@@ -212,7 +216,7 @@ def _llava15(decoder: ModelShape) -> PromptShape:
 def _llava_next(decoder: ModelShape) -> PromptShape:
     """With an image of the most tokens: 2 x 2 tiles without padding, beside the overview."""
     vision = VisionShape(**_CLIP_L_336, projector_hidden=decoder.hidden, tiles=5)
-    return PromptShape(decoder, (ImageShape((Grid(24, 24), Grid(48, 48, newline=True)), vision),))
+    return PromptShape(decoder, (ImageShape((Grid(24, 24), Grid(48, 48, newline=True)), vision, (2, 2)),))
 
 
 _VICUNA_7B = ModelShape(

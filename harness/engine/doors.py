@@ -235,7 +235,7 @@ def _tower(adapter: Adapter) -> None:
     name = type(adapter.model).__name__
     config = adapter.model.config
     images, vision = adapter.sample(config, 2), adapter.usual.images[0].vision
-    facts = {name: value for name, value in images.items() if name != "pixel_values"}
+    facts = {name: images[name] for name in adapter.image_facts}
     plain = adapter.encode(**images)
     n_visual = len(images["pixel_values"]) // 2 // vision.merge if adapter.joined else adapter.image_of(config).tokens
     _expect(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.core import yamlfile
 from harness.core.errors import PrunebenchError, unknown
@@ -37,8 +37,10 @@ Padding = Literal["plain", "pad"]
 class ModelConfig(BaseModel):
     """One file of configs/models/, or a checkpoint that has none. Unknown keys are refused.
 
-    `prompt` and `image` None: as the checkpoint itself says, which is decided where its files are read. `stands_for`:
-    the file of configs/models/ that it is, or was said to be; "" for none. A name decides nothing.
+    `prompt` and `image` None: as the checkpoint itself says, which is decided where its files are read. `system`: the
+    system prompt that its chat template is given; None: none, which a template may fill. `min_pixels`, `max_pixels`: of
+    an image as the processor resizes it, for families of images of any size; None: as its own settings say.
+    `stands_for`: the file of configs/models/ that it is, or was said to be; "" for none. A name decides nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +51,9 @@ class ModelConfig(BaseModel):
     revision: str | None = None
     prompt: Template | None = None
     image: Padding | None = None
+    system: str | None = None
+    min_pixels: Annotated[yamlfile.Whole, Field(ge=1)] | None = None
+    max_pixels: Annotated[yamlfile.Whole, Field(ge=1)] | None = None
     stands_for: str = ""
     knobs: dict[str, dict[str, Any]] = {}
     default_limit: yamlfile.Whole | None = None
@@ -148,7 +153,8 @@ def model_config(
     changes: dict[str, Any] = {}
     if stands_for:
         shipped = _standing(stands_for)
-        keys = ("prompt", "image", "knobs", "default_limit", "text_encoder", "stands_for")
+        asked = ("prompt", "image", "system", "min_pixels", "max_pixels")
+        keys = (*asked, "knobs", "default_limit", "text_encoder", "stands_for")
         changes = {key: getattr(shipped, key) for key in keys}
     for option, value, kinds in (("prompt", prompt, Template), ("image", image, Padding)):
         if value:

@@ -1,10 +1,16 @@
-"""generation_config.json: the tokens that end an answer, and the settings that would change a greedy answer."""
+"""generation_config.json: the tokens that end an answer, and the settings that would change a greedy answer.
+
+One of these is computed: `repetition_penalty`, which Qwen2.5-VL's checkpoints state.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from harness.core.errors import PrunebenchError
 from harness.models import jsonfile
@@ -31,7 +37,6 @@ CHANGES_GREEDY: dict[str, tuple[Any, ...]] = {
     "num_beam_groups": (1,),
     "num_beams": (1,),
     "penalty_alpha": (0,),
-    "repetition_penalty": (1,),
     "sequence_bias": ([], {}),
     "stop_strings": ([], ""),
     "suppress_tokens": ([],),
@@ -60,6 +65,30 @@ def end_tokens(folder: Path, config: Any, tokenizer_eos: int | None, label: str)
                 f" {str(stated)[:80]!r}: mend the file"
             )
     return tuple(sorted({*several, *([] if tokenizer_eos is None else [tokenizer_eos])}))
+
+
+def repetition_penalty(folder: Path, label: str) -> float:
+    """What logits of tokens that a prompt or its answer holds are divided by (multiplied with, where they are negative)
+    before the next one is chosen; 1 for nothing. Raises PrunebenchError where it is no positive number."""
+    file = folder / FILE
+    value = jsonfile.read(file, label).get("repetition_penalty") if file.exists() else None
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise PrunebenchError(
+            f"{label}: {FILE}: expected repetition_penalty as a number above 0, found {str(value)[:40]!r}: mend"
+        )
+    return float(value)
+
+
+def penalised(logits: Tensor, ids: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """`logits (b, vocabulary)` under a repetition penalty on the tokens `ids` of each row."""
+    if penalty == 1:
+        return logits
+    logits, said = logits.float(), torch.zeros_like(logits, dtype=torch.bool)
+    for row, tokens in enumerate(ids):
+        said[row, torch.tensor(sorted({*tokens}), device=logits.device)] = True
+    return torch.where(said, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def check_greedy(folder: Path, label: str) -> None:

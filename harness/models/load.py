@@ -27,8 +27,8 @@ from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.config import ORIGINALS, SHOWN, ModelConfig, calibrated_knobs, calibration_key, model_config
 from harness.models.device import DTYPES, check_quantised, pick_device, pick_dtype, stated_dtype
 from harness.models.files import CONFIGS, check_folder, check_weights, weight_files, weight_hash
-from harness.models.generation import check_greedy, end_tokens
-from harness.models.processor import check_processor
+from harness.models.generation import check_greedy, end_tokens, repetition_penalty
+from harness.models.processor import check_asked, check_processor, limited
 from harness.models.prompt import Prompter, decided
 from harness.models.published import published_prompt
 from harness.models.requirements import check, context_of
@@ -83,7 +83,13 @@ class Located:
         """A prompt of one image as the model is usually asked, without text, from its config alone."""
         config = self._stated
         adapter = adapter_class(config)
-        return PromptShape(adapter.shape_of(config, DTYPES[self.dtype].itemsize), (adapter.image_of(config),))
+        image = adapter.image_of(config) if adapter.one_size else adapter.largest(config, self._processor)
+        return PromptShape(adapter.shape_of(config, DTYPES[self.dtype].itemsize), (image,))
+
+    @property
+    def _processor(self) -> Any:
+        """With the limits that its config sets."""
+        return limited(_processor(self.folder, f"model {self.config.name}"), self.config)
 
     @property
     def shape(self) -> ModelShape:
@@ -123,6 +129,9 @@ class Located:
         """For the first line of a run: device, number format, prompt and padding."""
         prompt = "Vicuna v1's prompt" if self.config.prompt == "vicuna_v1" else "its own chat template"
         image = "images padded to a square" if self.config.image == "pad" else "images as its processor cuts them"
+        limits = [f"{n:,}" if n else "its own" for n in (self.config.min_pixels, self.config.max_pixels)]
+        if limits != ["its own", "its own"]:
+            image += f" ({limits[0]} to {limits[1]} pixels)"
         like = self.config.stands_for
         return f"{self.device} in {self.dtype}, {prompt}, {image}" + (
             f", as {like}" if like and like != self.config.name else ""
@@ -161,7 +170,7 @@ class Located:
     @cached_property
     def prompter(self) -> Prompter:
         """Processor, prompts and names, without weights; raises PrunebenchError where files are broken."""
-        processor, label = _processor(self.folder, f"model {self.config.name}"), f"model {self.config.name}"
+        processor, label = self._processor, f"model {self.config.name}"
         return Prompter(
             config=self.config,
             stated=self._stated,
@@ -173,6 +182,7 @@ class Located:
             usual=self.usual,
             image_token_id=int(self._stated.image_token_id),
             end_tokens=end_tokens(self.folder, self._stated, processor.tokenizer.eos_token_id, label),
+            repetition_penalty=repetition_penalty(self.folder, label),
             context=self.context,
         )
 
@@ -224,7 +234,9 @@ def locate_model(
         check_weights(folder, adapter.depths_of(stated), adapter.shapes_of(stated), label)
     end_tokens(folder, stated, None, label)
     check_greedy(folder, label)
-    processor = _processor(folder, label)
+    repetition_penalty(folder, label)
+    check_asked(config, adapter, label)
+    processor = limited(_processor(folder, label), config)
     check_processor(processor, stated, adapter, label)
     config = decided(config, processor, adapter.one_size)
     if config.image == "pad" and not getattr(processor.image_processor, "image_mean", None):
@@ -297,11 +309,6 @@ def _check_config(config: ModelConfig, folder: Path) -> None:
     if architectures[0] not in ADAPTERS:
         raise PrunebenchError(
             f"model {config.name} is a {architectures[0][:SHOWN]}; prunebench supports {', '.join(ADAPTERS)}"
-        )
-    if not ADAPTERS[architectures[0]].evaluated:
-        raise PrunebenchError(
-            f"{label} is a {architectures[0]}, whose prompts and images `prunebench eval` does not make yet; load it"
-            " with transformers and use prunebench.prune(model, ...)"
         )
     check(stated, ADAPTERS[architectures[0]].types, label)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from PIL import Image
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 from harness.models.adapters import Adapter
+from harness.models.config import ModelConfig
 
 #: (width, height) of images that every processor has to bring to the tower's size
 PROBES = ((64, 48), (48, 64), (120, 40))
@@ -17,7 +20,12 @@ LARGEST_SIDE = 8192
 
 def check_processor(processor: Any, config: Any, adapter: type[Adapter], label: str) -> None:
     """Raise PrunebenchError for the first thing that the processor does and the model does not expect."""
-    wrong = _parts(processor) or _sides(processor) or _stated(processor, config) or _tokens(processor, config)
+    joined = adapter.joined
+    wrong = (
+        _parts(processor)
+        or (_limits(processor, config) if joined else _sides(processor) or _stated(processor, config))
+        or _tokens(processor, config, any_token=joined)
+    )
     if wrong is not None:
         raise PrunebenchError(f"{label}: {wrong}: use the processor's files that belong to this checkpoint")
     for probe in PROBES:
@@ -36,6 +44,39 @@ def check_processor(processor: Any, config: Any, adapter: type[Adapter], label: 
                 f" {found} from an image of {probe[0]} x {probe[1]}: use the processor's files that belong to this"
                 " checkpoint"
             )
+
+
+def check_asked(config: ModelConfig, adapter: type[Adapter], label: str) -> None:
+    """Raise PrunebenchError where a model is to be asked as its family is not."""
+    if not adapter.joined:
+        if (config.min_pixels, config.max_pixels) != (None, None):
+            raise PrunebenchError(
+                f"{label}: min_pixels and max_pixels are limits of families whose processor resizes within them, as"
+                " Qwen-VL's; take them out of its config"
+            )
+        return
+    for option, value in (("prompt", config.prompt), ("image", config.image)):
+        if value in ("vicuna_v1", "pad"):
+            raise PrunebenchError(
+                f"{label}: {given(option, value)}: expected its own chat template and images as its processor cuts"
+                f" them, for it was never asked otherwise: leave {given(option)} out"
+            )
+    if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
+        raise PrunebenchError(
+            f"{label}: expected min_pixels of at most max_pixels, found {config.min_pixels} and {config.max_pixels}"
+        )
+
+
+def limited(processor: Any, config: ModelConfig) -> Any:
+    """The processor with the limits of pixels of a model's config; what is read from files stays as it is."""
+    limits = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
+    if all(limit is None for limit in limits.values()):
+        return processor
+    made = copy.copy(processor)
+    made.image_processor = copy.deepcopy(processor.image_processor)
+    own = dict(made.image_processor.size)
+    made.image_processor.size = {name: own.get(name) if limit is None else limit for name, limit in limits.items()}
+    return made
 
 
 def _parts(processor: Any) -> str | None:
@@ -78,10 +119,28 @@ def _stated(processor: Any, config: Any) -> str | None:
     return None
 
 
-def _tokens(processor: Any, config: Any) -> str | None:
+def _limits(processor: Any, config: Any) -> str | None:
+    """Of a processor that resizes within limits of pixels: the limits, and how it cuts."""
+    image, vision = processor.image_processor, config.vision_config
+    least, most = (dict(image.size or {}).get(name) for name in ("shortest_edge", "longest_edge"))
+    if type(least) is not int or type(most) is not int or not 0 < least <= most <= LARGEST_SIDE**2:
+        return f"expected size as the fewest and most pixels, up to {LARGEST_SIDE**2:,}, found {image.size}"
+    known = {
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    for name, expected in known.items():
+        if getattr(image, name, None) != expected:
+            return f"expected {name} {expected!r} of its image processor, found {getattr(image, name, None)!r}"
+    return None
+
+
+def _tokens(processor: Any, config: Any, any_token: bool = False) -> str | None:
+    """`any_token`: the image token may be spelt in any way."""
     tokenizer, vocabulary = processor.tokenizer, config.text_config.vocab_size
     token = getattr(processor, "image_token", None)
-    if token != "<image>":
+    if token != "<image>" and not (any_token and isinstance(token, str)):
         return f"expected '<image>' as the image token, found {token!r}"
     ids = tokenizer.get_vocab()
     if ids.get(token) != config.image_token_id:

@@ -45,6 +45,9 @@ PIXEL_SETTINGS = (
     "default_to_square",
     "size_divisor",
     "image_grid_pinpoints",
+    "patch_size",
+    "merge_size",
+    "temporal_patch_size",
 )
 
 
@@ -55,6 +58,7 @@ class Prompter:
     `stated`: the checkpoint's configuration. `fingerprint` names the weights: the hub commit, or a hash of the local
     weight files. `usual`: a prompt of one image as the model is asked them. `end_tokens`: ids at which an answer ends.
     `context`: tokens that a prompt with its answer may have; None where the checkpoint does not say.
+    `repetition_penalty` as in harness/models/generation.py.
     """
 
     config: ModelConfig
@@ -68,6 +72,7 @@ class Prompter:
     image_token_id: int
     end_tokens: tuple[int, ...]
     context: int | None
+    repetition_penalty: float = 1.0
     _prompts: dict[tuple[str, Sizes], array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
     _images: dict[Size, ImageShape] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -90,7 +95,9 @@ class Prompter:
     @cached_property
     def template(self) -> str:
         """The prompt around a question, with `{text}` where it goes."""
-        return VICUNA_V1 if self.config.prompt == "vicuna_v1" else chat_template(self.processor, self.config.name)
+        if self.config.prompt == "vicuna_v1":
+            return VICUNA_V1
+        return chat_template(self.processor, self.config.name, self.config.system)
 
     @property
     def template_hash(self) -> str:
@@ -99,7 +106,8 @@ class Prompter:
     @property
     def image_backend(self) -> str:
         kind = type(self.processor.image_processor).__name__
-        return f"{kind}+{self.config.image}"
+        limits = (self.config.min_pixels, self.config.max_pixels)
+        return f"{kind}+{self.config.image}" + ("" if limits == (None, None) else f" {limits[0]} to {limits[1]} pixels")
 
     @cached_property
     def processing(self) -> Mapping[str, Any]:
@@ -117,6 +125,7 @@ class Prompter:
             # image tokens stand in a row: [id, how many]
             "prompt_ids": [part for t, n in runs for part in ([[t, n]] if t == self.image_token_id else [t] * n)],
             "end_tokens": list(self.end_tokens),
+            **({"repetition_penalty": self.repetition_penalty} if self.repetition_penalty != 1 else {}),
             "image": {
                 "policy": self.config.image,
                 **({"pad_colour": list(pad_colour(image.image_mean))} if self.config.image == "pad" else {}),
@@ -174,7 +183,7 @@ class Prompter:
         """The whole prompt as text. A chat template is a program that may look at the question: it renders each one."""
         if self.config.prompt == "vicuna_v1":
             return VICUNA_V1.replace("{text}", text)
-        return rendered(self.processor, text, self.config.name)
+        return rendered(self.processor, text, self.config.name, self.config.system)
 
     def _tokenised(self, text: str, sizes: Sizes) -> list[int]:
         full = self._prompt(text)
@@ -186,7 +195,7 @@ class Prompter:
         if found != 1:
             raise PrunebenchError(
                 f"{self.config.name}: expected one image token in the prompt, found {found}: does the question itself"
-                " hold '<image>'?"
+                f" hold {self.processor.image_token!r}?"
             )
         # behind the tokenizer: hundreds of image tokens take it 20 times as long, and `check_processor` compares both
         place = ids.index(self.image_token_id)
@@ -208,33 +217,41 @@ def decided(config: ModelConfig, processor: Any, one_size: bool = True) -> Model
     `one_size`. Raises PrunebenchError where there is no chat template.
     """
     prompt: Template = config.prompt or "chat_template"
-    own = VICUNA_V1 if prompt == "vicuna_v1" else chat_template(processor, config.name)
+    own = VICUNA_V1 if prompt == "vicuna_v1" else chat_template(processor, config.name, config.system)
     image: Padding = config.image or ("pad" if own == VICUNA_V1 and one_size else "plain")
     return config.model_copy(update={"prompt": "vicuna_v1" if own == VICUNA_V1 else prompt, "image": image})
 
 
-def chat_template(processor: Any, name: str) -> str:
-    """A checkpoint's own prompt around a question, `{text}`. Raises PrunebenchError where it has none that works."""
+def chat_template(processor: Any, name: str, system: str | None = None) -> str:
+    """A checkpoint's own prompt around a question, `{text}`, under a system prompt. Raises PrunebenchError where it has
+    none that works."""
     mend = f"give {given('prompt', 'vicuna_v1')}, or put a chat template into the folder"
     if not getattr(processor, "chat_template", None):
         raise PrunebenchError(f"model {name}: expected a chat template beside the weights, found none: {mend}")
-    prompt, again, other = (rendered(processor, text, name) for text in ("{text}", "{text}", "Another question?"))
-    if prompt.count("<image>") != 1 or prompt == other:
+    prompt, again, other = (
+        rendered(processor, text, name, system) for text in ("{text}", "{text}", "Another question?")
+    )
+    if prompt.count(processor.image_token) != 1 or prompt == other:
         raise PrunebenchError(
             f"model {name}: its chat template lost the image or the question; it renders {prompt[:200]!r}: {mend}"
+        )
+    if system is not None and system not in prompt:
+        raise PrunebenchError(
+            f"model {name}: its chat template lost the system prompt {system[:80]!r}: leave `system` out of its config"
         )
     if prompt != again:
         raise PrunebenchError(f"model {name}: its chat template renders another prompt each time: {mend}")
     return prompt
 
 
-def rendered(processor: Any, text: str, name: str) -> str:
-    """The prompt that a checkpoint's chat template makes of a question on one image. Raises PrunebenchError if it makes
-    none."""
+def rendered(processor: Any, text: str, name: str, system: str | None = None) -> str:
+    """The prompt that a checkpoint's chat template makes of a question on one image, under a system prompt. Raises
+    PrunebenchError if it makes none."""
     content = [{"type": "image"}, {"type": "text", "text": text}]
+    before = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
     try:
         prompt = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            [*before, {"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
         if not isinstance(prompt, str):
             raise TypeError(f"expected a text, found {str(prompt)[:80]!r}")

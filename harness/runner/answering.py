@@ -32,6 +32,7 @@ from harness.engine.tower import Seen, check_looks
 from harness.method import Method, TowerLook, source_of
 from harness.method.registry import blaming
 from harness.models.adapters import Features
+from harness.models.generation import penalised
 from harness.models.load import LoadedModel, locate_model
 from harness.runner.pace import check_batch, out_of_memory
 
@@ -293,7 +294,7 @@ class Answerer:
         with self.clock("prefill"):
             logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
         with self.clock("decode"):
-            tokens = self._decode(logits, cache, prompts)
+            tokens = self._decode(logits, cache, batch)
         run.check_model()  # before an answer reaches a journal
         trace, shapes = run.trace, run.prompts
         wall = (time.perf_counter() - began) / len(batch)
@@ -356,17 +357,20 @@ class Answerer:
         kind = prefix_kind(self.method.for_model(adapter.shape), adapter.usual, self.positions)
         return self.prefixes.get(kind, [p.image_key + self._variant for _, p in batch], capture)
 
-    def _decode(self, logits: Tensor, cache: Cache, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Greedy decoding; a row ends at any of the model's end tokens, at a stop string or at its limit."""
-        model, tokenizer = self.loaded.model, self.loaded.processor.tokenizer
+    def _decode(self, logits: Tensor, cache: Cache, batch: Sequence[tuple[list[int], Prompt]]) -> list[list[int]]:
+        """Greedy decoding, under the checkpoint's repetition penalty; a row ends at any of the model's end tokens, at a
+        stop string or at its limit."""
+        model, tokenizer, prompts = self.loaded.model, self.loaded.processor.tokenizer, [p for _, p in batch]
+        said = [list(ids) for ids, _ in batch]  # a row that has ended goes on unheard
         generated: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
         for step in range(prompts[0].max_new_tokens):
             if not bool(torch.isfinite(logits).all()):
                 bad = [prompts[i].key for i in (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()]
                 raise PrunebenchError(f"{self.method.name}: nan or inf in the logits at step {step} of sample {bad[0]}")
-            chosen = logits.argmax(-1)
+            chosen = penalised(logits, said, self.loaded.repetition_penalty).argmax(-1)
             for row, token in enumerate(chosen.tolist()):
+                said[row].append(token)
                 if row not in open_rows:
                     continue
                 if token in self.loaded.end_tokens:

@@ -111,7 +111,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (PROCESSOR, {"num_additional_image_tokens": 2}, "num_additional_image_tokens 1"),
     (TOKENIZER, {"image_token": "<picture>"}, "<picture>"),
     # what generate would inherit
-    (GENERATION, {"repetition_penalty": 1.2}, "repetition_penalty=1.2"),
+    (GENERATION, {"repetition_penalty": 0}, "repetition_penalty as a number above 0, found '0'"),
+    (GENERATION, {"repetition_penalty": True}, "repetition_penalty as a number above 0, found 'True'"),
     (GENERATION, {"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3"),
     (GENERATION, {"suppress_tokens": [5, 6]}, "suppress_tokens"),
     (GENERATION, {"begin_suppress_tokens": [5]}, "begin_suppress_tokens"),
@@ -138,6 +139,7 @@ HONOURED: list[tuple[str, dict[str, Any]]] = [
     (PROCESSOR, {"patch_size": REMOVED, "vision_feature_select_strategy": REMOVED}),
     (PROCESSOR, {"num_additional_image_tokens": REMOVED}),
     (GENERATION, {"do_sample": True, "temperature": 0.9, "top_p": 0.6, "max_length": 4096}),
+    (GENERATION, {"repetition_penalty": 1.2}),
     (GENERATION, {"repetition_penalty": 1.0, "num_beams": 1, "min_length": 0, "suppress_tokens": []}),
     (GENERATION, {"eos_token_id": REMOVED}),
 ]

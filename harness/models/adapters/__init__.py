@@ -16,13 +16,7 @@ from harness.models.adapters.qwen3_vl import Qwen3VLAdapter
 from harness.models.adapters.qwen25_vl import Qwen25VLAdapter
 
 #: one a family
-_FAMILIES: tuple[type[Adapter], ...] = (
-    LlavaAdapter,
-    LlavaNextAdapter,
-    Qwen2VLAdapter,
-    Qwen25VLAdapter,
-    Qwen3VLAdapter,
-)
+_FAMILIES: tuple[type[Adapter], ...] = (LlavaAdapter, LlavaNextAdapter, Qwen2VLAdapter, Qwen25VLAdapter, Qwen3VLAdapter)
 
 #: adapters by class name of transformers, as config.json names it under "architectures"
 ADAPTERS: dict[str, type[Adapter]] = {name: cls for cls in _FAMILIES for name in cls.architectures}

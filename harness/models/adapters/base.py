@@ -25,8 +25,7 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, ModelShape, PromptShape, Size
 from harness.models.requirements import DECODER, Requirement
 
-#: kinds of looks at the tower with one row an image, and those that hold one number a patch and head
-PER_IMAGE = ("cls_hidden", "cls_query", "cls_key")
+#: kinds of looks at the tower that hold one number a patch and head
 ROWS = ("cls_row", "column_sums", "whole_column_sums")
 
 
@@ -74,10 +73,9 @@ class Adapter(ABC):
     image_facts: ClassVar[tuple[str, ...]] = ()
     #: names of methods whose recorded official runs on this family are replayed; None: nothing is said of any
     proven: ClassVar[tuple[str, ...] | None] = ()
-    #: the tower runs the patches of all images in one row, in an order of its own, and its projector joins neighbours
+    #: the tower runs the patches of all images in one row, in an order of its own, and its projector joins neighbours;
+    #: images are resized within limits of pixels, and never padded
     joined: ClassVar[bool] = False
-    #: `prunebench eval` asks models of this family; False: only `prune(model, ...)` takes them
-    evaluated: ClassVar[bool] = True
     #: whether every image has the same tokens, whatever its size
     one_size: ClassVar[bool] = True
 
@@ -289,6 +287,10 @@ class Adapter(ABC):
         """
         return list(values)
 
+    def per_tile(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
+        """`per_image` as the tower ran: the patches of an image's tiles one after the other, and [CLS] of each."""
+        return self.per_image(what, values, facts)
+
     # ------------------------------------------------------------------------------------------------------------ sizes
 
     @property
@@ -339,6 +341,11 @@ class Adapter(ABC):
     @abstractmethod
     def image_of(cls, config: Any) -> ImageShape:
         """An image of usual size from a model config alone; where sizes differ, one of the most tokens."""
+
+    @classmethod
+    def largest(cls, config: Any, processor: Any) -> ImageShape:
+        """An image of the most tokens that the processor makes."""
+        return cls.image_of(config)
 
     @classmethod
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:

@@ -26,11 +26,11 @@ class TowerSizes(NamedTuple):
     whole_layers: tuple[int, ...] | None
 
 
-def largest_grid(vision: Any) -> tuple[int, int]:
-    """Patches (rows, columns) of an image of the most tokens within `MOST_PIXELS`, as near to a square as they
+def largest_grid(vision: Any, most: int = MOST_PIXELS) -> tuple[int, int]:
+    """Patches (rows, columns) of an image of the most tokens within `most` pixels, as near to a square as they
     allow."""
     merge = vision.spatial_merge_size
-    tokens = max(1, MOST_PIXELS // (vision.patch_size * merge) ** 2)
+    tokens = max(1, most // (vision.patch_size * merge) ** 2)
     rows = next(n for n in range(isqrt(tokens), 0, -1) if tokens % n == 0)
     return rows * merge, tokens // rows * merge
 

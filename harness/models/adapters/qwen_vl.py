@@ -36,7 +36,6 @@ class QwenVLAdapter(QwenTower):
     axes = 3
     image_facts = (GRIDS,)
     one_size = False
-    evaluated = False
 
     @property
     def core(self) -> nn.Module:
@@ -91,6 +90,10 @@ class QwenVLAdapter(QwenTower):
     @classmethod
     def image_of(cls, config: Any) -> ImageShape:
         return cls.shape_at(config, *largest_grid(config.vision_config))
+
+    @classmethod
+    def largest(cls, config: Any, processor: Any) -> ImageShape:
+        return cls.shape_at(config, *largest_grid(config.vision_config, processor.image_processor.size["longest_edge"]))
 
     @classmethod
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:

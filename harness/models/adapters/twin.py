@@ -32,8 +32,8 @@ def twin(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     _thin(config.text_config, vocab_size=VOCABULARY, head_dim=WIDTH // HEADS, num_key_value_heads=1)
     _thin(config.vision_config, image_size=2 * config.vision_config.patch_size, **JOINED)
+    side = getattr(config.vision_config, "image_size", 0)
     if hasattr(config, "image_grid_pinpoints"):
-        side = config.vision_config.image_size
         config.image_grid_pinpoints = [[side, 2 * side], [2 * side, side]]
     config.image_token_id = IMAGE_TOKEN
     if hasattr(config, "vision_feature_layer"):
