@@ -8,9 +8,10 @@ MAKEOVERRIDES :=
 
 # The variables of each command: --option=VARIABLE or --option=VARIABLE=default; --=VARIABLE is given by position and stands last.
 eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --seed=SEED --device=DEVICE \
-  --dtype=DTYPE --data=DATA --prompt=PROMPT --image=IMAGE --as=AS --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE
+  --dtype=DTYPE --data=DATA --prompt=PROMPT --image=IMAGE --as=AS --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE \
+  --clamp=CLAMP
 sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=DEVICE --results=RESULTS --fresh=FRESH --dry-run=DRY_RUN \
-  --wide=WIDE \
+  --wide=WIDE --clamp=CLAMP \
   --=CONFIG=configs/mini.yaml
 ablate.takes := --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --results=RESULTS --=CONFIG
 analyze.takes := --method=METHOD --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --data=DATA --calibration-data=CALIBRATION_DATA --out=OUT --=MODEL=mini
@@ -22,10 +23,11 @@ baseline.takes := $(regress.takes)
 leaderboard.takes := --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
-# FRESH, DRY_RUN, WIDE, WHEELS and LOCKED are on unless 0 or empty; BENCH holds any number of arguments
+# FRESH, DRY_RUN, WIDE, CLAMP, WHEELS and LOCKED are on unless 0 or empty; BENCH holds any number of arguments
 kind.FRESH := switch
 kind.DRY_RUN := switch
 kind.WIDE := switch
+kind.CLAMP := switch
 kind.BENCH := several
 venv.takes := --locked=LOCKED
 kind.LOCKED := switch
@@ -84,8 +86,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt; LOCKED=1 takes no file whose hash requirements.lock lacks
 
-eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' FRESH=1 WIDE=1]
-sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= FRESH=1 DRY_RUN=1 WIDE=1]
+eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' CLAMP=1 FRESH=1 WIDE=1]
+sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= CLAMP=1 FRESH=1 DRY_RUN=1 WIDE=1]
 ablate:  ## CONFIG=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
 analyze:  ## where MODEL uses vision, and a config for VisiPruner, or for METHOD [METHOD= TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
 methods:  ## the registered methods; METHOD=fastv says all of one (prunebench models and prunebench tasks list the others)

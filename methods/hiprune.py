@@ -17,6 +17,9 @@ strong one is chosen twice, so that fewer than N tokens stay. Windows are ignore
 "qwen-eager" scores within them, as its eager class. Official counts are round(n * ratio), halves to even.
 BUDGET=native is N = 192, the first of the three published defaults (192, 128, 64) and that of the official script.
 Equal scores go to the lower patch. A prompt of several images shares its budget among them.
+On tiles (LLaVA-NeXT) it is the official code there, LLaVA/llava/model/llava_arch.py: each tile alone keeps
+int(N / tiles) of its patches, without newlines and un-padding, and the sequence is renumbered (methods/_tiles.py).
+Differs there: kept patches are projected once more, which the costs count.
 """
 
 from __future__ import annotations
@@ -46,10 +49,13 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import ByImage
+from methods._select import ByImage, at
+from methods._tiles import ByTile, picked, plan_of, tile_quotas, tiled
 
 #: by variant, the official object layer, counted from 1, and the layers of the tower that it is one of
 OBJECT_LAYERS = {"llava": (9, 24), "qwen": (16, 32), "qwen-eager": (16, 32)}
+#: what the model projects
+FEATURES = TowerLook("hidden", -2, tiles=True)
 #: an anchor and its four neighbours
 GROUP = 5
 
@@ -82,6 +88,11 @@ class HiPrune(Method):
         vision = prompt.images[0].vision
         given = {"official": "llava" if vision.prefix else "qwen", **knobs}
         built = cls(**{"keep": 192, **given}) if budget.unit == "native" else super().at_budget(budget, given, prompt)
+        if tiled(prompt) and built.official != "llava":
+            raise PrunebenchError(
+                f"hiprune: official={built.official!r} does not fit this model: expected 'llava', the official code for"
+                " images in tiles"
+            )
         depth, (official, of) = vision.layers_used, OBJECT_LAYERS[built.official]
         layer = max(1, round(official * depth / of)) if built.object_layer is None else built.object_layer
         if not 1 <= layer <= depth:
@@ -107,14 +118,20 @@ class HiPrune(Method):
     def plan(self, prompt: PromptShape) -> list[int] | None:
         if self.official != "llava":
             return None  # how many are chosen twice, the image decides
+        if tiled(prompt):
+            return plan_of(prompt, tile_quotas(prompt, self.keep))
         return [prompt.quota(self.keep)] * prompt.depth
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
-        return sum(
+        looks = self.looks(prompt.decoder)
+        looked = sum(
             flops.look(image.vision, look.what, look.layer % image.vision.layers_used)
-            for look in self.looks(prompt.decoder)
+            for look in looks
             for image in prompt.images
         )
+        if not tiled(prompt):
+            return looked
+        return looked + flops.projector(prompt.decoder, prompt.images[0].vision, tokens=visual[0])
 
     def looks(self, shape: ModelShape) -> Sequence[TowerLook]:
         if self.object_layer is None:
@@ -122,21 +139,37 @@ class HiPrune(Method):
                 "hiprune: object_layer=None is a relative depth of the vision tower, which is known where a budget is"
                 " set: use build(), or give the layer (9 of 24)"
             )
-        what: What = "whole_column_sums" if self.official == "qwen" else "column_sums"
-        return (TowerLook(what, self.object_layer - 1), TowerLook(what, -2 if self.official == "llava" else -1))
+        if self.official != "llava":
+            what: What = "whole_column_sums" if self.official == "qwen" else "column_sums"
+            return (TowerLook(what, self.object_layer - 1), TowerLook(what, -1))
+        sums = (TowerLook("column_sums", layer, tiles=True) for layer in (self.object_layer - 1, -2))
+        return (*sums, FEATURES)
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
-        objects, everywhere = self.looks(run.shape)
+        objects, everywhere, *features = self.looks(run.shape)
         run.memo.update(objects=tower[objects].mean(1), scores=tower[everywhere].mean(1))
+        run.memo["features"] = [tower[look] for look in features]
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != 0:
             return None
+        if tiled(run.prompts[0]):
+            tiles = ByTile(run)
+            kept = self._kept(run, tiles, [q for prompt in run.prompts for q in tile_quotas(prompt, self.keep)])
+            index, real = picked(kept)
+            features = at(tiles.split(run.memo["features"][0]), index)
+            return tiles.placed(tiles.projected(run, features, real), real, tiles.places().gather(1, index))
         images = ByImage(run)
+        kept = self._kept(run, images, images.quotas(self.keep))
+        return Reduction(images.join(kept), positions="compact", decode_positions="compact")
+
+    def _kept(self, run: Run, images: ByImage, quotas: Sequence[int]) -> Tensor:
+        """(u, p) bool: the patches that each of `images`, or of tiles, keeps."""
         objects, scores = images.split(run.memo["objects"]), images.split(run.memo["scores"])
-        quotas = images.quotas(self.keep)
         anchors = images.top(objects, [self.n_anchors(quota) for quota in quotas])
-        columns = [image.views[0].cols for prompt in run.prompts for image in prompt.images]
+        columns = [run.prompts[row].images[0].views[0].cols for row in images.row]
+        if not isinstance(images, ByTile):
+            columns = [image.views[0].cols for prompt in run.prompts for image in prompt.images]
         buffers = neighbours(anchors, images.counts, columns)
         # anchors are never more than the budget; buffers may be
         ranked = scores.masked_fill(anchors, float("inf"))
@@ -147,8 +180,7 @@ class HiPrune(Method):
         else:  # not excluded: a score above 1 may be chosen again
             scores = run.memo["registers"] = scores - first.to(scores)
             registers = images.top(scores, left, images.valid)
-        kept = first | registers
-        return Reduction(images.join(kept), positions="compact", decode_positions="compact")
+        return first | registers
 
 
 def neighbours(chosen: Tensor, counts: Sequence[int], columns: Sequence[int]) -> Tensor:

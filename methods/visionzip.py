@@ -14,6 +14,9 @@ visionzip/clip_encoder.py. All of it happens before the language model, on the s
 Differs: `keep` is ours. Of `keep` tokens, keep * 10 / 64 are contextual, halves rounded up, and the others dominant:
 192 = 162 + 30, 128 = 108 + 20, 64 = 54 + 10, 32 = 27 + 5, 1 = [CLS] alone. contextual=0 adds no contextual token; it
 stops the official code. Equal scores go to the lowest index. Scores and sums are made in float32 at least.
+On tiles (LLaVA-NeXT) it is the official code there, visionzip/llava_arch.py: `dominant` + `contextual` tokens of each
+tile, or an equal part of `keep`, without newlines and un-padding; the sequence is renumbered (methods/_tiles.py).
+Differs there: kept patches are projected once more, which the costs count.
 """
 
 from __future__ import annotations
@@ -44,8 +47,9 @@ from harness.method import (
     register,
 )
 from methods._select import ByImage, at, exact, image_quotas
+from methods._tiles import ByTile, patches, picked, plan_of, tile_quotas, tiled
 
-ROW, KEYS, HIDDEN, CLS = (TowerLook(what, -2) for what in ("cls_row", "keys", "hidden", "cls_hidden"))
+ROW, KEYS, HIDDEN, CLS = (TowerLook(what, -2, tiles=True) for what in ("cls_row", "keys", "hidden", "cls_hidden"))
 #: contextual tokens of every 64, as in the paper's pairs 162 + 30, 108 + 20 and 54 + 10
 CONTEXTUAL, OF = 10, 64
 #: defaults of the official function
@@ -115,32 +119,37 @@ class VisionZip(Method):
         return ROW, KEYS, HIDDEN, CLS
 
     def _parts(self, prompt: PromptShape) -> list[Parts]:
-        """Of each image of a prompt. Raises PrunebenchError where an image has too few patches."""
+        """Of each image of a prompt, or of each tile. Raises PrunebenchError where an image has too few patches."""
+        if self.keep is not None and tiled(prompt):
+            return [parts_of(quota) for quota in tile_quotas(prompt, self.keep)]
         if self.keep is not None:
             return [parts_of(quota) for quota in image_quotas(prompt, self.keep)]
         assert self.dominant is not None
         assert self.contextual is not None
         wanted = self.dominant - 1 + self.contextual
-        least = min(image.tokens for image in prompt.images)
+        least = min(patches(image) if tiled(prompt) else image.tokens for image in prompt.images)
         if wanted > least:
             raise PrunebenchError(
                 f"visionzip: dominant={self.dominant} and contextual={self.contextual} take {wanted} patches, found an"
                 f" image of {least}: give less, or keep, the number of tokens in all"
             )
-        return [Parts(self.dominant, self.contextual)] * len(prompt.images)
+        return [Parts(self.dominant, self.contextual)] * sum(image.vision.tiles for image in prompt.images)
 
     def plan(self, prompt: PromptShape) -> list[int]:
-        return [sum(map(sum, self._parts(prompt)))] * prompt.depth
+        return plan_of(prompt, [sum(parts) for parts in self._parts(prompt)])
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
-        def scoring(image: ImageShape, parts: Parts) -> int:
-            vision = image.vision
-            keys, features = vision.hidden // vision.heads, vision.hidden
-            merging = 2 * parts.contextual * image.tokens * (keys + features)
-            projected = parts.contextual + (parts.dominant > 0)
-            return flops.cls_row(vision) + merging + flops.projector(prompt.decoder, vision, tokens=projected)
+        def merging(image: ImageShape, parts: Parts) -> int:
+            vision, tiles = image.vision, tiled(prompt)
+            each = patches(image) if tiles else image.tokens
+            merging = 2 * parts.contextual * each * (vision.hidden // vision.heads + vision.hidden)
+            # on tiles the kept patches are projected once more
+            projected = parts.contextual + (parts.dominant if tiles else parts.dominant > 0)
+            return merging + flops.projector(prompt.decoder, vision, tokens=projected)
 
-        return sum(map(scoring, prompt.images, self._parts(prompt)))
+        units = [image for image in prompt.images for _ in range(image.vision.tiles)]
+        looked = sum(flops.cls_row(image.vision) for image in prompt.images)
+        return looked + sum(map(merging, units, self._parts(prompt)))
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
         heads = tower[ROW].shape[1]
@@ -151,13 +160,15 @@ class VisionZip(Method):
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != 0:
             return None
-        memo, by = run.memo, ByImage(run)
+        memo, by = run.memo, ByTile(run) if tiled(run.prompts[0]) else ByImage(run)
         parts = [part for prompt in run.prompts for part in self._parts(prompt)]
         attention, metric, features = (by.split(memo[what]) for what in ("attention", "metric", "features"))
         device = features.device
         keep = by.top(attention, [max(part.dominant - 1, 0) for part in parts])
         has_cls = torch.tensor([[part.dominant > 0] for part in parts], device=device)
         cls = by.projected(run, by.looked(memo["cls"])[:, None], has_cls)
+        if isinstance(by, ByTile):
+            return self._on_tiles(run, by, parts, keep, cls, has_cls)
         front = by.gathered(cls, has_cls)
         zipped = Reduction(
             by.join(keep),
@@ -173,6 +184,27 @@ class VisionZip(Method):
         merged = merge(run, by, metric, exact(features), by.valid & ~keep, targets, real, parts)
         added = by.gathered(by.projected(run, merged.to(features.dtype), real), real)
         return replace(zipped, added=added[0], added_valid=added[1], added_image=added[2])
+
+    def _on_tiles(
+        self, run: Run, by: ByTile, parts: Sequence[Parts], keep: Tensor, cls: Tensor, has_cls: Tensor
+    ) -> Reduction:
+        """The overview's [CLS], dominant and contextual tokens; then the dominant ones of all tiles as one raster, the
+        tiles' [CLS], and their contextual tokens tile by tile."""
+        metric, features = by.split(run.memo["metric"]), by.split(run.memo["features"])
+        index, real = picked(keep)
+        most, of = max(part.contextual for part in parts), by.overview()[:, None]
+        tile, patch = torch.tensor(by.image, device=of.device)[:, None], 1 + by.places().gather(1, index)
+        last = 2 + int(by.places().max()) + most
+        tokens, valid = [cls, by.projected(run, at(features, index), real)], [has_cls, real]
+        places = [torch.where(of, 0, last + tile), torch.where(of, patch, patch + most)]
+        if most:
+            targets, found = spread(by, keep, parts)
+            merged = merge(run, by, metric, exact(features), by.valid & ~keep, targets, found, parts)
+            behind = last + 1 + max(by.image) + tile * most
+            tokens.append(by.projected(run, merged.to(features.dtype), found))
+            valid.append(found)
+            places.append(torch.where(of, 1 + by.counts[0], behind) + torch.arange(most, device=of.device)[None])
+        return by.placed(torch.cat(tokens, 1), torch.cat(valid, 1), torch.cat(places, 1))
 
 
 def spread(by: ByImage, keep: Tensor, parts: Sequence[Parts]) -> tuple[Tensor, Tensor]:

@@ -45,14 +45,15 @@ def random_config(settings: Settings) -> PreTrainedConfig:
 
     Raises PrunebenchError where there is neither.
     """
-    if settings.model in SHAPES:
+    sized = [name for name, usual in SHAPES.items() if usual.images[0].whole]
+    if settings.model in sized:
         config = LlavaAdapter.config_of(SHAPES[settings.model])
     else:
         known = model_config(settings.model)
         folder = known.folder
         if folder is None or not (folder / "config.json").is_file():
             raise PrunebenchError(
-                f"--random-weights --model {settings.model}: expected {', '.join(SHAPES)}, mini or a local folder with"
+                f"--random-weights --model {settings.model}: expected {', '.join(sized)}, mini or a local folder with"
                 f" a config.json; found {'a hub id' if folder is None else f'no config.json in {folder}'}"
             )
         config = read_config(folder, f"model {known.name}")  # raises where the family is not supported

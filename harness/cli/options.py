@@ -184,6 +184,10 @@ Workers = Annotated[
 Share = Annotated[
     bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")
 ]
+Clamp = Annotated[
+    bool,
+    typer.Option("--clamp", help="where images differ in tokens: a number to keep is at most a prompt's own tokens"),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")]
 Wide = Annotated[bool, typer.Option("--wide", help="every column of the table, wider than 110 characters")]
 TextTokens = Annotated[int, typer.Option(metavar="N", callback=at_least_one, help="text tokens of the prompt")]

@@ -11,6 +11,7 @@ from harness.cli import options as given_as
 from harness.cli.options import MOST, RESULTS, TASKS, at_least_one, listed, pairs
 from harness.cli.say import finished as say_finished
 from harness.cli.say import loading, put
+from harness.core.budget import clamped
 from harness.core.command import natural
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import given
@@ -36,6 +37,7 @@ def evaluate(
     fresh: given_as.Fresh = False,
     share: given_as.Share = True,
     wide: given_as.Wide = False,
+    clamp: given_as.Clamp = False,
 ) -> None:
     """Evaluate methods at budgets beside the unpruned model.
 
@@ -51,12 +53,13 @@ def evaluate(
     from harness.runner import evaluate as runner
     from harness.runner.pace import Pace
     from harness.runner.request import Request
+    from harness.runner.request import listed as words
     from harness.runner.run import Options
 
     asked = Request(
         methods=method,
         model=model,
-        budgets=budget,
+        budgets=clamped(words(budget)) if clamp else budget,
         tasks=tasks,
         limit=limit,
         seeds=seed,
@@ -93,6 +96,7 @@ def sweep(
     results: given_as.WriteTo = RESULTS,
     fresh: given_as.Fresh = False,
     wide: given_as.Wide = False,
+    clamp: given_as.Clamp = False,
 ) -> None:
     """Evaluate models x methods x budgets x seeds in one pass.
 
@@ -104,6 +108,7 @@ def sweep(
     from harness.runner.run import Options
 
     plan, options = runner.load(config, set_ or []), Options(results, Pace(batch, share), fresh)
+    plan = plan.clamped() if clamp else plan
     if dry_run:
         put(runner.dry_run(plan, options, device=device, limit=limit))
         return

@@ -1,6 +1,7 @@
 """Budgets with units: what "64" means, spelt out, and the solver that turns a mean or a cost into a count. No torch.
 
     64          kept: 64 visual tokens after the method's selection (default unit)
+    64clamped   the same, and all of a prompt that has fewer: for models whose images differ in tokens
     0.25kept    a share of each prompt's own visual tokens after the selection; also 25%; 100% means all
     64avg       mean visual tokens per decoder layer is 64; solved for `keep`
     0.25avg     the same as a share of the prompt's own visual tokens
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from harness.core import flops
@@ -38,17 +39,18 @@ _SPELT = (
 @dataclass(frozen=True)
 class Budget:
     """`tokens`, a count or a share of each prompt's own, is set where the unit is "kept" or "avg", `ratio` in (0, 1]
-    where it is "flops"."""
+    where it is "flops". `clamp`: a count of "kept" is at most a prompt's own tokens."""
 
     unit: Literal["kept", "avg", "flops", "native", "calibrated", "none"]
     tokens: int | Share | None = None
     ratio: float | None = None
+    clamp: bool = False
 
     def __str__(self) -> str:
         if self.unit in ("kept", "avg"):
             amount = str(self.tokens)
             if self.unit == "kept":
-                return amount
+                return amount + CLAMPED * self.clamp
             return amount.replace("kept", "avg") if amount.endswith("kept") else f"{amount}avg"
         if self.unit == "flops":
             return f"{self.ratio!r}flops".replace(".0flops", "flops")
@@ -60,6 +62,8 @@ class Budget:
 
 
 NONE = Budget("none")
+#: behind a count that is clamped to a prompt's own tokens
+CLAMPED = "clamped"
 _NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(%?)(.*)", re.DOTALL)
 #: characters of a number: more say nothing of a prompt's tokens
 _LONGEST = 18
@@ -90,9 +94,32 @@ def parse(text: str | int | None) -> Budget:
             share = "a share of the unpruned FLOPs above 0 and at most 1, as in 0.35flops"
             raise PrunebenchError(f"budget {text!r}: expected {share}; found {number}{percent}")
         return Budget("flops", ratio=ratio)
+    if unit == CLAMPED:
+        count = tokens(str(text), number, percent, True)
+        if isinstance(count, Share):
+            raise PrunebenchError(
+                f"budget {text!r}: expected a number of tokens to clamp, found a share: drop {CLAMPED}"
+            )
+        return Budget("kept", count, clamp=True)
     if unit not in ("", "kept", "avg"):
         raise PrunebenchError(f"budget {text!r}: {unknown('unit', unit, UNITS)}; {_SPELT}")
     return Budget("avg" if unit == "avg" else "kept", tokens(str(text), number, percent, bool(unit)))
+
+
+def clamped(texts: Sequence[str]) -> list[str]:
+    """The budgets of `--clamp`: counts of tokens are clamped to each prompt's own, whatever else is asked stays. Raises
+    PrunebenchError where none is a count."""
+    read = [parse(text) for text in texts]
+    counts = [budget.unit == "kept" and isinstance(budget.tokens, int) for budget in read]
+    if not any(counts):
+        raise PrunebenchError(
+            f"{given('clamp')}: expected a number of tokens among the budgets ({given('budget', 64)}), found"
+            f" {', '.join(texts) or 'none'}: leave {given('clamp')} out"
+        )
+    return [
+        str(replace(budget, clamp=True)) if count else str(text)
+        for text, budget, count in zip(texts, read, counts, strict=True)
+    ]
 
 
 def _ratio(number: str, percent: str) -> float:
@@ -123,7 +150,7 @@ def amount(text: str) -> int | Share:
     """A knob's amount of visual tokens as a user writes it: "64", "25%" or "0.25kept". Raises PrunebenchError as
     `parse`."""
     budget = parse(text)
-    if budget.unit != "kept" or budget.tokens is None:
+    if budget.unit != "kept" or budget.tokens is None or budget.clamp:
         raise PrunebenchError(
             f"expected a number of visual tokens (64) or a share of a prompt's own (25%), found {text!r}"
         )

@@ -105,15 +105,24 @@ class VisionShape:
 
 @dataclass(frozen=True)
 class ImageShape:
-    """One image of a prompt: the grids that its tokens form, in order, and the work of the vision tower on it."""
+    """One image of a prompt: the grids that its tokens form, in order, and the work of the vision tower on it.
+
+    `cut`: rows and columns of tiles beside the overview, where the image is cut into tiles.
+    """
 
     views: tuple[Grid, ...]
     vision: VisionShape
+    cut: tuple[int, int] = (0, 0)
 
     @property
     def tokens(self) -> int:
         """Visual tokens, newlines included."""
         return sum(view.tokens for view in self.views)
+
+    @property
+    def whole(self) -> bool:
+        """Is the image one grid of patches in raster order, without newlines?"""
+        return len(self.views) == 1 and not self.views[0].newline
 
 
 @dataclass(frozen=True)
@@ -204,16 +213,22 @@ def _llava15(decoder: ModelShape) -> PromptShape:
     )
 
 
+def _llava_next(decoder: ModelShape) -> PromptShape:
+    """With an image of the most tokens: 2 x 2 tiles without padding, beside the overview."""
+    vision = VisionShape(**_CLIP_L_336, projector_hidden=decoder.hidden, tiles=5)
+    return PromptShape(decoder, (ImageShape((Grid(24, 24), Grid(48, 48, newline=True)), vision, (2, 2)),))
+
+
+_VICUNA_7B = ModelShape(
+    depth=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, mlp=11008, vocab=32064, bytes_per_value=2
+)
+_VICUNA_13B = ModelShape(
+    depth=40, hidden=5120, heads=40, kv_heads=40, head_dim=128, mlp=13824, vocab=32064, bytes_per_value=2
+)
 #: a prompt of one image, without text, for models whose sizes are known without their config file; 16 bit values
 SHAPES = {
-    "llava-1.5-7b": _llava15(
-        ModelShape(
-            depth=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, mlp=11008, vocab=32064, bytes_per_value=2
-        )
-    ),
-    "llava-1.5-13b": _llava15(
-        ModelShape(
-            depth=40, hidden=5120, heads=40, kv_heads=40, head_dim=128, mlp=13824, vocab=32064, bytes_per_value=2
-        )
-    ),
+    "llava-1.5-7b": _llava15(_VICUNA_7B),
+    "llava-1.5-13b": _llava15(_VICUNA_13B),
+    "llava-v1.6-vicuna-7b": _llava_next(_VICUNA_7B),
+    "llava-v1.6-vicuna-13b": _llava_next(_VICUNA_13B),
 }

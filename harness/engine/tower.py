@@ -152,7 +152,10 @@ class TowerEye:
             self._give([{look: sums[:, at].mean(2) for look, sums in kept.items()} for at in order])
             return
         facts = self._facts()
-        images = [self._adapter.per_image(look.what, values, facts) for look, values in kept.items()]
+        images = [
+            (self._adapter.per_tile if look.tiles else self._adapter.per_image)(look.what, values, facts)
+            for look, values in kept.items()
+        ]
         self._give([dict(zip(kept, values, strict=True)) for values in zip(*images, strict=True)])
 
 

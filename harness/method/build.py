@@ -54,10 +54,11 @@ def build(
     typed = dict(typed_knobs(cls, knobs))
     # calibrated knobs come with the budget; who asks has checked those of the user
     check_budget(cls, budget, () if budget.unit == "calibrated" else typed)
-    if budget.asked(prompt.n_visual) > prompt.n_visual:
+    if budget.asked(prompt.n_visual) > prompt.n_visual and not (budget.clamp and shares):
+        has = "a prompt has at most" if shares and budget.unit == "kept" else "an image of this model has"
+        has = "the mean prompt has" if shares and budget.unit == "avg" else has
         raise PrunebenchError(
-            f"budget {budget}: expected 1 to {prompt.n_visual}, an image of this model has {prompt.n_visual} visual"
-            " tokens"
+            f"budget {budget}: expected 1 to {prompt.n_visual}, {has} {prompt.n_visual} visual tokens"
         )
 
     _check_shares(cls, budget)

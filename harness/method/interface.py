@@ -125,13 +125,17 @@ class TowerLook(NamedTuple):
     layer -2 is what LLaVA-1.5 projects; "cls_row": the softmax row of [CLS] over all tokens, without [CLS] itself, one
     row a head, float32; "column_sums": the same summed over the rows of all tokens, [CLS] included, as the layer
     attends; "whole_column_sums": as if it attended over the whole image where it attends within windows. Per image:
-    "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS].
+    "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS]. Of an image in tiles [CLS] is the overview's,
+    "cls_row" of a patch is that of its own tile, and a newline token has 0.
 
     Where the projector joins patches into one visual token, there are column sums alone: the mean of its patches.
+    `tiles`: as the tower ran instead, tile by tile: every patch of each, also where padding is no token, no newline,
+    and [CLS] of each. The same where an image is no tiles.
     """
 
     what: What
     layer: int
+    tiles: bool = False
 
 
 class Attention(Protocol):

@@ -229,7 +229,7 @@ def locate_model(
     check_asked(config, adapter, label)
     processor = limited(_processor(folder, label), config)
     check_processor(processor, stated, adapter, label)
-    config = decided(config, processor)
+    config = decided(config, processor, adapter.one_size)
     if config.image == "pad" and not getattr(processor.image_processor, "image_mean", None):
         raise PrunebenchError(
             f"{label}: images are padded with the processor's mean colour; expected image_mean in its"

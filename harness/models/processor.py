@@ -102,6 +102,15 @@ def _stated(processor: Any, config: Any) -> str | None:
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": 1,
     }
+    crops = getattr(config, "image_grid_pinpoints", None)
+    stated = getattr(processor.image_processor, "image_grid_pinpoints", None)
+    if crops is not None and [list(one) for one in stated or ()] != [list(one) for one in crops]:
+        return f"expected image_grid_pinpoints {crops} in its image processor, as the model has them, found {stated}"
+    sides = {side for side in dict(getattr(processor.image_processor, "size", None) or {}).values() if side is not None}
+    if crops is not None and sides != {config.vision_config.image_size}:
+        return (
+            f"expected tiles of {config.vision_config.image_size} pixels in its image processor, found {sorted(sides)}"
+        )
     for name, expected in known.items():
         found = getattr(processor, name, None)
         # 0 is what transformers puts for a file that does not say

@@ -209,16 +209,16 @@ def check_prompts(prompter: Prompter, questions: Iterable[tuple[str, str, Sizes 
         prompter.asked(key, text, max_new_tokens, sizes)
 
 
-def decided(config: ModelConfig, processor: Any) -> ModelConfig:
+def decided(config: ModelConfig, processor: Any, one_size: bool = True) -> ModelConfig:
     """The config with `prompt` and `image` decided where it leaves them open: the checkpoint's own chat template and
     image processor.
 
-    A template that is Vicuna's is asked as LLaVA-1.5 is evaluated, on padded images. Raises PrunebenchError where there
-    is no chat template.
+    A template that is Vicuna's is asked as LLaVA-1.5 is evaluated, on padded images where a model sees all of them in
+    `one_size`. Raises PrunebenchError where there is no chat template.
     """
     prompt: Template = config.prompt or "chat_template"
     own = VICUNA_V1 if prompt == "vicuna_v1" else chat_template(processor, config.name, config.system)
-    image: Padding = config.image or ("pad" if own == VICUNA_V1 else "plain")
+    image: Padding = config.image or ("pad" if own == VICUNA_V1 and one_size else "plain")
     return config.model_copy(update={"prompt": "vicuna_v1" if own == VICUNA_V1 else prompt, "image": image})
 
 

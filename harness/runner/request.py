@@ -189,15 +189,15 @@ def check(request: Request) -> Checked:
             calibrated_knobs(spec, key)
     if request.model in SHAPES and budget.unit != "calibrated":  # sizes that are known without its files
         usual = SHAPES[request.model]
-        own = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower)
-        method = build(spec, budget, {**own, **request.knobs}, usual)
+        own, shares = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower), not usual.images[0].whole
+        asked = _asked_before(budget, usual) if shares else budget
+        method = build(spec, asked, {**own, **request.knobs}, usual, shares=shares)
         method.check_text_tower()
     else:
         located = locate_model(request.model, "cpu", request.dtype, **words)
         usual = located.usual
-        # a mean is solved on a task's prompts, which have other numbers of tokens than any one prompt: at most all stay
-        mean = budget.unit == "avg" and not located.one_size and not isinstance(budget.tokens, Share)
-        method = located.method(spec, Budget("kept", usual.n_visual) if mean else budget, request.knobs, n_text=0)
+        asked = budget if located.one_size else _asked_before(budget, usual)
+        method = located.method(spec, asked, request.knobs, n_text=0)
     from tasks.sources import source_of_data
 
     return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.stands_for), method, usual)
@@ -243,6 +243,13 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
     return settings
 
 
+def _asked_before(budget: Budget, usual: PromptShape) -> Budget:
+    """What stands for a budget before a task is known, where images differ: a mean in tokens is one of the task's
+    prompts, and keeps at most all tokens."""
+    mean = budget.unit == "avg" and not isinstance(budget.tokens, Share)
+    return Budget("kept", usual.n_visual) if mean else budget
+
+
 def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask]) -> Method:
     """The method of a task, whose data are read where its prompts decide anything: a share of the FLOPs is solved per
     task, and so is every mean where images differ. What is out of reach without any text is out of reach with it."""
@@ -250,12 +257,18 @@ def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask
 
     spec, budget, knobs = checked.spec, checked.budget, checked.request.knobs
     if located.one_size:
+        if budget.clamp:
+            raise PrunebenchError(
+                f"{given('budget', budget)}: every prompt of {located.config.name} has {located.usual.n_visual} visual"
+                f" tokens, so there is nothing to clamp: give {given('budget', budget.tokens)}"
+            )
         return located.method(
             spec, budget, knobs, n_text=sizes.mean_text(located, task()) if budget.unit == "flops" else 0
         )
     usual = sizes.mean_prompt(located, task()) if budget.unit in ("avg", "flops") else None
     method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
-    sizes.check_counts(method, located, task())
+    if not budget.clamp:
+        sizes.check_counts(method, located, task())
     return method
 
 

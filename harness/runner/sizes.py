@@ -64,5 +64,5 @@ def _too_many(method: str, knob: str, number: int, task: str, counts: Sequence[i
     return (
         f"{method}: {knob}={number} visual tokens: expected at most {fewest}, the fewest of a prompt of {task} on"
         f" {model}, whose prompts have {fewest} to {most} (mean {sum(counts) / len(counts):.1f}): give a share of each"
-        f" prompt's own ({given('budget', '0.25kept')}), or a number up to {fewest}"
+        f" prompt's own ({given('budget', '0.25kept')}), {given('clamp', True)}, or a number up to {fewest}"
     )

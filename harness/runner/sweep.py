@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from harness.core import budget as budgets
 from harness.core import flops, paths, yamlfile
 from harness.core.errors import PrunebenchError, naming, unknown
 from harness.core.shape import PromptShape
@@ -71,6 +72,20 @@ class Sweep(BaseModel):
     prompt: str | None = None
     image: str | None = None
     stands_for: str | None = None
+
+    def clamped(self) -> Sweep:
+        """The same with numbers of tokens clamped to each prompt's own. Raises as `budgets.clamped`."""
+        lists = [self.budgets, *(entry.budgets or () for entry in self.methods)]
+        asked = [str(text) for some in lists for text in some]
+        spelt = dict(zip(asked, budgets.clamped(asked), strict=True))
+
+        def now(some: Sequence[str | int]) -> tuple[str, ...]:
+            return tuple(spelt[str(text)] for text in some)
+
+        methods = tuple(
+            e if e.budgets is None else e.model_copy(update={"budgets": now(e.budgets)}) for e in self.methods
+        )
+        return self.model_copy(update={"budgets": now(self.budgets), "methods": methods})
 
     @field_validator("methods", mode="before")
     @classmethod

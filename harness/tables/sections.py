@@ -202,7 +202,7 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 def budget_order(budget: str) -> tuple[int, float, str]:
     """Sort key: none, then counts from large to small, then averages, FLOPs shares, and named budgets."""
-    found = re.fullmatch(r"([0-9.]+)(|avg|flops)", budget)
+    found = re.fullmatch(r"([0-9.]+)(|avg|flops)(?:clamped)?", budget)
     if budget == "none" or not found:
         return (0 if budget == "none" else 4, 0.0, budget)
     return (1 + ("", "avg", "flops").index(found[2]), -float(found[1]), budget)

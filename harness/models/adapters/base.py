@@ -285,6 +285,10 @@ class Adapter(ABC):
         """
         return list(values)
 
+    def per_tile(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
+        """`per_image` as the tower ran: the patches of an image's tiles one after the other, and [CLS] of each."""
+        return self.per_image(what, values, facts)
+
     # ------------------------------------------------------------------------------------------------------------ sizes
 
     @property

@@ -20,7 +20,7 @@ from harness.core.shape import ImageShape, Size
 from harness.method.fits import PER_IMAGE
 from harness.models.adapters.base import ROWS
 from harness.models.adapters.llava import LlavaAdapter, types_of
-from harness.models.adapters.tiles import Cut, cut_of
+from harness.models.adapters.tiles import Cut, cut_of, ordered
 from harness.models.requirements import Requirement, one_of
 
 
@@ -60,7 +60,8 @@ class LlavaNextAdapter(LlavaAdapter):
     def shape_at(cls, config: Any, size: Size) -> ImageShape:
         """An image of this size."""
         tile, cut = super().image_of(config), cls.cut(config, size)
-        return ImageShape((*tile.views, cut.raster), replace(tile.vision, tiles=cut.tiles))
+        vision = replace(tile.vision, tiles=cut.tiles)
+        return ImageShape((*tile.views, cut.raster), vision, (cut.rows, cut.cols))
 
     @classmethod
     def image_of(cls, config: Any) -> ImageShape:
@@ -99,15 +100,16 @@ class LlavaNextAdapter(LlavaAdapter):
         return found
 
     def per_image(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
-        """[CLS] is that of the overview. A newline is no patch: 0."""
-        cuts = [self.cut(self.model.config, size) for size in self._sizes(facts)]
-        tiles = torch.split(values, [cut.tiles for cut in cuts])
         if what in PER_IMAGE:
-            return [mine[0] for mine in tiles]
+            return [tiles[:1] for tiles in self.per_tile(what, values, facts)]
+        axis, cuts = -1 if what in ROWS else 0, [self.cut(self.model.config, size) for size in self._sizes(facts)]
+        images = zip(self.per_tile(what, values, facts), cuts, strict=True)
+        return [ordered(patches, cut.order(), axis) for patches, cut in images]
+
+    def per_tile(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
+        cuts = [self.cut(self.model.config, size) for size in self._sizes(facts)]
         axis = -1 if what in ROWS else 0
-        return [
-            _ordered(torch.cat(mine.unbind(), axis), cut.order(), axis) for mine, cut in zip(tiles, cuts, strict=True)
-        ]
+        return [torch.cat(mine.unbind(), axis) for mine in torch.split(values, [cut.tiles for cut in cuts])]
 
     @staticmethod
     def _sizes(facts: Mapping[str, Any]) -> list[Size]:
@@ -117,9 +119,3 @@ class LlavaNextAdapter(LlavaAdapter):
                 " model's forward both features and image_sizes"
             )
         return [(int(height), int(width)) for height, width in torch.as_tensor(facts["image_sizes"]).tolist()]
-
-
-def _ordered(patches: Tensor, order: Tensor, axis: int) -> Tensor:
-    """Values of patches along `axis`, one a visual token; 0 where `order` has -1."""
-    padded = torch.cat([patches, torch.zeros_like(patches.narrow(axis, 0, 1))], axis)
-    return padded.index_select(axis, torch.where(order < 0, patches.shape[axis], order).to(patches.device))

@@ -54,3 +54,9 @@ def cut_of(size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: in
     if wide / high > width / height:
         return Cut(rows, cols, side, (height - int(round(high * (width / wide), 7))) // 2, 0)
     return Cut(rows, cols, side, 0, (width - int(round(wide * (height / high), 7))) // 2)
+
+
+def ordered(patches: Tensor, order: Tensor, axis: int) -> Tensor:
+    """Values of patches along `axis`, one a visual token; 0 where `order` has -1."""
+    padded = torch.cat([patches, torch.zeros_like(patches.narrow(axis, 0, 1))], axis)
+    return padded.index_select(axis, torch.where(order < 0, patches.shape[axis], order).to(patches.device))
