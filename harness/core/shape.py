@@ -225,6 +225,8 @@ _VICUNA_7B = ModelShape(
 _VICUNA_13B = ModelShape(
     depth=40, hidden=5120, heads=40, kv_heads=40, head_dim=128, mlp=13824, vocab=32064, bytes_per_value=2
 )
+
+
 #: a prompt of one image, without text, for models whose sizes are known without their config file; 16 bit values
 SHAPES = {
     "llava-1.5-7b": _llava15(_VICUNA_7B),

@@ -19,7 +19,7 @@ from harness.core.shape import PromptShape
 from harness.method import build
 from harness.models.adapters import ADAPTERS, adapter_class, adapter_for
 from harness.models.load import locate_model
-from harness.models.published import FOLDER
+from harness.models.published import FOLDER, published_prompt
 from harness.models.requirements import check
 
 #: the number of parameters that the hub states for the weights, as remembered, like config.json: no test reaches the hub,
@@ -77,6 +77,14 @@ def test_the_towers_share_of_a_request_is_that_of_the_literature(tmp_path: Path)
         assert flops.prefill_unpruned(decoder, tokens + 40) / 1e12 == pytest.approx(prefill, abs=0.05)
         seen = flops.vision_tower(image.vision) + flops.projector(decoder, image.vision)
         assert seen / 1e12 == pytest.approx(tower, abs=0.005)
+
+
+def test_sizes_are_known_without_files() -> None:
+    """At the most pixels that lmms-eval gives: 2,048 tokens of 28 x 28 pixels, 1,568 of 32 x 32."""
+    found = {name: published_prompt(name) for name in PARAMETERS}
+    assert {name: prompt.n_visual for name, prompt in found.items() if prompt} == {
+        name: 1568 if name.startswith("qwen3") else 2048 for name in PARAMETERS
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.core.budget import Budget
+from harness.core.errors import PrunebenchError
 from harness.method import build, method_class
 from harness.proof import golden_families
 from harness.proof.golden_families import compare, cut, method_of, prepared, replay
@@ -42,12 +43,19 @@ def test_case_reproduces_and_another_method_fails_it(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", HIPRUNE, ids=[Path(file).stem for file in HIPRUNE])
-def test_the_ways_of_llava_fail_hiprune_on_qwen(file: str) -> None:
-    """Registers of the second-last layer."""
+def test_anchors_of_another_layer_fail_hiprune(file: str) -> None:
     case = prefill_of(read(file))
     given = prepared(FOLDER, case, CPU)
-    other = replace(method_of(case, given), official="llava")
+    mine = method_of(case, given)
+    other = replace(mine, object_layer=mine.object_layer + 1)  # type: ignore[attr-defined]
     assert compare(case, replay(case, given, other)).mismatch is not None
+
+
+def test_the_ways_of_llava_do_not_fit_the_tower() -> None:
+    case = read(HIPRUNE[0])
+    given = prepared(FOLDER, case, CPU)
+    with pytest.raises(PrunebenchError, match="hiprune looks at hidden of the vision tower: expected"):
+        replay(case, given, replace(method_of(case, given), official="llava"))
 
 
 @pytest.mark.parametrize("file", [f for f in HIPRUNE if "_w_qa" in f or "_o3_qc" in f])
