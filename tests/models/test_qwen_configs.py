@@ -22,8 +22,8 @@ from harness.models.load import locate_model
 from harness.models.published import FOLDER, published_prompt
 from harness.models.requirements import check
 
-#: the number of parameters that the hub states for the weights, as remembered, like config.json: no test reaches the hub,
-#: and that five numbers agree to the last digit is what is tested
+#: the number of parameters that the hub states for the weights, as remembered, like config.json: no test reaches the
+#: hub, and that five numbers agree to the last digit is what is tested
 PARAMETERS = {
     "qwen2-vl-7b": 8_291_375_616,
     "qwen2.5-vl-3b": 3_754_622_976,
