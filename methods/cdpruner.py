@@ -65,6 +65,7 @@ class CDPruner(Method):
     published = Published("NeurIPS 2025", "Theia-4869/CDPruner", "9541616c", "Apache-2.0")
     traits = Traits(query_aware=True, per_image=True)
     variant_knobs = ("relevance",)
+    needs_grid = True
     #: the features that LLaVA projects
     PATCHES: ClassVar[TowerLook] = TowerLook("hidden", -2)
 

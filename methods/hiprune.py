@@ -17,8 +17,8 @@ strong one is chosen twice, so that fewer than N tokens stay. Windows are ignore
 "qwen-eager" scores within them, as its eager class. Official counts are round(n * ratio), halves to even.
 BUDGET=native is N = 192, the first of the three published defaults (192, 128, 64) and that of the official script.
 Equal scores go to the lower patch. A prompt of several images shares its budget among them.
-On tiles (LLaVA-NeXT) it is the official code there, LLaVA/llava/model/llava_arch.py: each tile alone keeps
-int(N / tiles) of its patches, without newlines and un-padding, and the sequence is renumbered (methods/_tiles.py).
+On tiles `official` is "next" (LLaVA/llava/model/llava_arch.py on LLaVA-NeXT): each tile alone keeps int(N / tiles) of
+its patches, without newlines and un-padding, and the sequence is renumbered (methods/_tiles.py).
 Differs there: kept patches are projected once more, which the costs count.
 """
 
@@ -53,7 +53,7 @@ from methods._select import ByImage, at
 from methods._tiles import ByTile, picked, plan_of, tile_quotas, tiled
 
 #: by variant, the official object layer, counted from 1, and the layers of the tower that it is one of
-OBJECT_LAYERS = {"llava": (9, 24), "qwen": (16, 32), "qwen-eager": (16, 32)}
+OBJECT_LAYERS = {"llava": (9, 24), "next": (9, 24), "qwen": (16, 32), "qwen-eager": (16, 32)}
 #: what the model projects
 FEATURES = TowerLook("hidden", -2, tiles=True)
 #: an anchor and its four neighbours
@@ -81,18 +81,17 @@ class HiPrune(Method):
     keep: int | Share
     alpha: float = 0.1
     object_layer: int | None = None
-    official: Literal["llava", "qwen", "qwen-eager"] = "llava"
+    official: Literal["llava", "next", "qwen", "qwen-eager"] = "llava"
 
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
         vision = prompt.images[0].vision
-        given = {"official": "llava" if vision.prefix else "qwen", **knobs}
+        own = "next" if tiled(prompt) else "llava" if vision.prefix else "qwen"
+        given = {"official": own, **knobs}
         built = cls(**{"keep": 192, **given}) if budget.unit == "native" else super().at_budget(budget, given, prompt)
-        if tiled(prompt) and built.official != "llava":
-            raise PrunebenchError(
-                f"hiprune: official={built.official!r} does not fit this model: expected 'llava', the official code for"
-                " images in tiles"
-            )
+        if (built.official == "next") != tiled(prompt):
+            found = "tiles" if tiled(prompt) else "no tiles"
+            raise PrunebenchError(f"hiprune: official={built.official}: found a model with {found}: leave official out")
         depth, (official, of) = vision.layers_used, OBJECT_LAYERS[built.official]
         layer = max(1, round(official * depth / of)) if built.object_layer is None else built.object_layer
         if not 1 <= layer <= depth:
@@ -116,20 +115,19 @@ class HiPrune(Method):
         return round(quota * self.alpha / GROUP)
 
     def plan(self, prompt: PromptShape) -> list[int] | None:
+        if self.official == "next":
+            return plan_of(prompt, tile_quotas(prompt, self.keep))
         if self.official != "llava":
             return None  # how many are chosen twice, the image decides
-        if tiled(prompt):
-            return plan_of(prompt, tile_quotas(prompt, self.keep))
         return [prompt.quota(self.keep)] * prompt.depth
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
-        looks = self.looks(prompt.decoder)
         looked = sum(
             flops.look(image.vision, look.what, look.layer % image.vision.layers_used)
-            for look in looks
+            for look in self.looks(prompt.decoder)
             for image in prompt.images
         )
-        if not tiled(prompt):
+        if self.official != "next":
             return looked
         return looked + flops.projector(prompt.decoder, prompt.images[0].vision, tokens=visual[0])
 
@@ -139,25 +137,25 @@ class HiPrune(Method):
                 "hiprune: object_layer=None is a relative depth of the vision tower, which is known where a budget is"
                 " set: use build(), or give the layer (9 of 24)"
             )
-        if self.official != "llava":
-            what: What = "whole_column_sums" if self.official == "qwen" else "column_sums"
-            return (TowerLook(what, self.object_layer - 1), TowerLook(what, -1))
-        sums = (TowerLook("column_sums", layer, tiles=True) for layer in (self.object_layer - 1, -2))
-        return (*sums, FEATURES)
+        if self.official == "next":
+            sums = (TowerLook("column_sums", layer, tiles=True) for layer in (self.object_layer - 1, -2))
+            return (*sums, FEATURES)
+        what: What = "whole_column_sums" if self.official == "qwen" else "column_sums"
+        return (TowerLook(what, self.object_layer - 1), TowerLook(what, -2 if self.official == "llava" else -1))
 
     def on_image(self, run: Run, tower: Mapping[TowerLook, Tensor]) -> None:
         objects, everywhere, *features = self.looks(run.shape)
         run.memo.update(objects=tower[objects].mean(1), scores=tower[everywhere].mean(1))
-        run.memo["features"] = [tower[look] for look in features]
+        run.memo["features"] = tower[features[0]] if features else None
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != 0:
             return None
-        if tiled(run.prompts[0]):
+        if self.official == "next":
             tiles = ByTile(run)
             kept = self._kept(run, tiles, [q for prompt in run.prompts for q in tile_quotas(prompt, self.keep)])
             index, real = picked(kept)
-            features = at(tiles.split(run.memo["features"][0]), index)
+            features = at(tiles.split(run.memo["features"]), index)
             return tiles.placed(tiles.projected(run, features, real), real, tiles.places().gather(1, index))
         images = ByImage(run)
         kept = self._kept(run, images, images.quotas(self.keep))
@@ -175,7 +173,7 @@ class HiPrune(Method):
         ranked = scores.masked_fill(anchors, float("inf"))
         first = images.top(ranked, quotas, anchors | buffers)
         left = torch.tensor(quotas, device=first.device) - first.sum(1)
-        if self.official == "llava":
+        if not self.official.startswith("qwen"):
             registers = images.top(scores, left, images.valid & ~first)
         else:  # not excluded: a score above 1 may be chosen again
             scores = run.memo["registers"] = scores - first.to(scores)

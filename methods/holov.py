@@ -64,6 +64,7 @@ class HoloV(Method):
     traits = Traits(
         query_aware=False, needs_vision_attention=True, merges=True, reorders=True, image_only=True, per_image=True
     )
+    needs_grid = True
     #: the layer whose output LLaVA-1.5 projects
     LOOK: ClassVar[TowerLook] = TowerLook("cls_row", -2)
 

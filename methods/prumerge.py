@@ -111,6 +111,7 @@ class PruMerge(Method):
         image_only=True,
         per_image=True,
     )
+    needs_grid = True
     budget_knobs = ("keep", "ratio")
 
     keep: int | Share | None = None

@@ -57,6 +57,7 @@ class VisPruner(Method):
     paper = "https://arxiv.org/abs/2412.01818"
     published = Published("ICCV 2025", "Theia-4869/VisPruner", "aefa01ad", "Apache-2.0")
     traits = Traits(query_aware=False, needs_vision_attention=True, image_only=True, per_image=True)
+    needs_grid = True
     #: of the layer whose output LLaVA-1.5 projects
     ROW: ClassVar[TowerLook] = TowerLook("cls_row", -2)
     FEATURES: ClassVar[TowerLook] = TowerLook("hidden", -2)

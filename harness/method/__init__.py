@@ -22,11 +22,11 @@ from harness.method.interface import (
     Run,
     ScoresError,
     Stream,
-    TextTower,
     TowerLook,
     Traits,
     What,
 )
+from harness.method.knob_values import TextTower
 from harness.method.ranking import Ranking, keep_top
 from harness.method.registry import method_class, raised, register, registered
 from harness.method.source import record_shipped, source_of

@@ -19,7 +19,8 @@ from harness.core.budget import NONE, Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, PromptShape, VisionShape
 from harness.method.build import build
-from harness.method.interface import Method, Published, TextTower, TowerLook, What
+from harness.method.interface import Method, Published, TowerLook, What
+from harness.method.knob_values import TextTower
 from harness.method.registry import blaming
 
 SHAPE = "llava-1.5-7b"

@@ -14,7 +14,8 @@ from harness.core.budget import Budget, amount, lowest, solve
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import PromptShape, Share
 from harness.method.fits import check_fits
-from harness.method.interface import Method, TextTower
+from harness.method.interface import Method
+from harness.method.knob_values import TextTower
 from harness.method.registry import blaming, method_class
 
 

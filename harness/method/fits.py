@@ -27,6 +27,11 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
         why = unseen(look.what, vision)
         if why is not None:
             raise PrunebenchError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model")
+    if method.needs_grid and not all(image.whole for image in prompt.images):
+        raise PrunebenchError(
+            f"{method.name} is laid out on one grid of patches an image, found {len(prompt.images[0].views)} grids and"
+            " newlines in this model, where its official code is not ported: choose another method"
+        )
     if vision.merge > 1 and type(method).on_pixels is not Method.on_pixels:
         raise PrunebenchError(
             f"{method.name} changes pixels (images, 3, h, w), found a model whose images come cut into patches"

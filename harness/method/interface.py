@@ -11,10 +11,8 @@ Most methods rank tokens at one layer: they derive from `Ranking` (harness/metho
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -24,6 +22,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ModelShape, PromptShape, Share
 from harness.core.spelling import given
+from harness.method.knob_values import TextTower, plain
 
 Positions = Literal["original", "compact"]
 DecodePositions = Literal["original", "compact", "per_layer"]
@@ -101,22 +100,6 @@ class Places(NamedTuple):
     cols: Tensor
 
 
-@dataclass(frozen=True)
-class TextTower:
-    """A knob's CLIP checkpoint, whose text tower `Run.question` reads with: `source`, a hub id or a folder.
-
-    A knob of type `TextTower | None` that is not given is the model's own `text_encoder`, where its config names one.
-    `fingerprint`: the commit of a hub id, the hash of a folder's files. A cell's identity holds the fingerprint and,
-    for a hub id, its name; a folder's path is in the command alone. The harness looks it up before it loads weights.
-    """
-
-    source: str
-    fingerprint: str | None = None
-
-    def __str__(self) -> str:
-        return self.source
-
-
 class TowerLook(NamedTuple):
     """Something of the vision tower that a method asks to see: `what` of its layer `layer`, counted from 0, or back
     from -1, the last.
@@ -129,6 +112,7 @@ class TowerLook(NamedTuple):
     "cls_row" of a patch is that of its own tile, and a newline token has 0.
 
     Where the projector joins patches into one visual token, there are column sums alone: the mean of its patches.
+
     `tiles`: as the tower ran instead, tile by tile: every patch of each, also where padding is no token, no newline,
     and [CLS] of each. The same where an image is no tiles.
     """
@@ -336,6 +320,8 @@ class Method:
     later_knobs: ClassVar[Mapping[str, Any]] = {}
     #: a budget that the method takes, for messages: a number of visual tokens, or "native" where none stays by number
     usual_budget: ClassVar[int | str] = 64
+    #: every image must be one grid of patches, without newlines: what the method does is laid out on it
+    needs_grid: ClassVar[bool] = False
     #: `at_budget` gets `avg` and `flops` budgets as they are: no number of tokens decides the schedule
     solves_budgets: ClassVar[bool] = False
     #: in the official code, tokens that leave at a boundary leave inside the layer before, ahead of its output
@@ -380,7 +366,7 @@ class Method:
         file (a knob of type `Path`) as its name and what is in it, a text tower as its fingerprint."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         later = self.later_knobs.items()
-        return {name: _plain(name, value) for name, value in values.items() if (name, value) not in later}
+        return {name: plain(name, value) for name, value in values.items() if (name, value) not in later}
 
     @property
     def uses_seed(self) -> bool:
@@ -488,17 +474,3 @@ class Method:
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         """Hand, at the stream entering `layer` in the prefill; boundary 0 is the language model's input."""
         return None
-
-
-def _plain(knob: str, value: Any) -> Any:
-    """A knob's value as a cell's identity holds it."""
-    if isinstance(value, Path):
-        try:
-            return {"file": value.name, "sha256": hashlib.sha256(value.read_bytes()).hexdigest()}
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise PrunebenchError(f"knob {knob}={str(value)!r}: expected a file that can be read: {why}") from None
-    if isinstance(value, TextTower):
-        hub = {} if Path(value.source).is_dir() else {"hub": value.source}
-        return {**hub, "fingerprint": value.fingerprint}
-    return str(value) if isinstance(value, Share) else value
