@@ -112,11 +112,14 @@ def methods(
             show_default=False,
         ),
     ] = "",
+    families: Annotated[bool, typer.Option("--families", help="on which families of models each runs")] = False,
 ) -> None:
     """List the methods, or say all of one: source, needs, settings, differences.
 
     Native counts are those of LLaVA-1.5-7B.
     """
+    if method and families:
+        raise PrunebenchError(f"methods: expected a method ({method}) or --families, found both")
     loading()
     from harness.method import method_class, registered
     from harness.method.about import about, card, table
@@ -124,6 +127,12 @@ def methods(
 
     if method:
         put(card(about(method_class(method))))
+        return
+    if families:
+        from harness.models import matrix
+
+        put(matrix.matrix(registered().values()))
+        put(f"\n{matrix.LEGEND}")
         return
     put(table(map(about, registered().values())))
     put("\n`prunebench methods NAME` says all of one: official code, licence there, settings, differences.")

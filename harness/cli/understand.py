@@ -68,18 +68,39 @@ def check(
     budget: Annotated[int, typer.Option(metavar="N", help="visual tokens to test at; the check models have 64")] = 16,
     set_: given_as.Knobs = None,
     all_: Annotated[bool, typer.Option("--all", help="every registered method")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="instead: on a tiny model of every family, with images of unlike sizes")
+    ] = False,
 ) -> None:
     """Test a method of your own or a shipped one; exit code 1 on a failure."""
     if bool(method) == all_:
         raise PrunebenchError("check: expected one METHOD (see `prunebench methods`) or --all")
+    if families and (set_ or budget != 16):
+        raise PrunebenchError(
+            "check --families: half of each prompt's tokens at the defaults: leave --set, --budget out"
+        )
     loading()
     import torch
 
-    from harness.method import registered
-    from harness.proof.conformance.kit import check_named, table
+    from harness.method import method_class, registered
+    from harness.proof.conformance.kit import check_families, check_named, table
 
     torch.manual_seed(0)
     failed = []
+    if families:
+        for name in registered() if all_ else [method]:
+            for fit in check_families(method_class(name)):
+                if fit.refused:
+                    put(f"{fit.method} on {fit.family}: does not run: {fit.refused}", flush=True)
+                    continue
+                put(f"{fit.method} on {fit.family}: {fit.failed} of {len(fit.verdicts)} properties fail", flush=True)
+                if fit.failed or not all_:
+                    put(f"{table(fit.verdicts)}\n")
+                failed += [f"{fit.method} on {fit.family}"] if fit.failed else []
+        if failed:
+            put(f"{', '.join(failed)}: not conforming")
+            raise typer.Exit(1)
+        return
     for name in registered() if all_ else [method]:
         verdicts = check_named(name, budget, pairs(set_ or []))
         wrong = sum(v.status == "FAIL" for v in verdicts)

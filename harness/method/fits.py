@@ -10,6 +10,17 @@ from harness.method.interface import Method, What
 PER_IMAGE: tuple[What, ...] = ("cls_hidden", "cls_query", "cls_key")
 
 
+class UnfitError(PrunebenchError):
+    """A method that images or towers of a family do not serve; `short` says why in a few words, for a table."""
+
+    def __init__(self, message: str, short: str) -> None:
+        super().__init__(message)
+        self.short = short
+
+    def __reduce__(self) -> tuple[type[UnfitError], tuple[str, str]]:
+        return UnfitError, (str(self), self.short)
+
+
 def unseen(what: str, vision: VisionShape) -> str | None:
     """Why a tower of these sizes cannot show this; None where it can."""
     if vision.prefix == 0 and what in ("cls_row", *PER_IMAGE):
@@ -26,13 +37,16 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
     for look in method.looks(prompt.decoder):
         why = unseen(look.what, vision)
         if why is not None:
-            raise PrunebenchError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model")
+            short = "patches are joined" if vision.prefix or look.what in ("keys", "hidden") else "no [CLS]"
+            raise UnfitError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model", short)
     if method.needs_grid and not all(image.whole for image in prompt.images):
-        raise PrunebenchError(
+        raise UnfitError(
             f"{method.name} is laid out on one grid of patches an image, found {len(prompt.images[0].views)} grids and"
-            " newlines in this model, where its official code is not ported: choose another method"
+            " newlines in this model, where its official code is not ported: choose another method",
+            "one grid only",
         )
     if vision.merge > 1 and getattr(method.on_pixels, "__func__", None) is not Method.on_pixels:
-        raise PrunebenchError(
-            f"{method.name} changes pixels (images, 3, h, w), found a model whose images come cut into patches"
+        raise UnfitError(
+            f"{method.name} changes pixels (images, 3, h, w), found a model whose images come cut into patches",
+            "pixels are patches",
         )

@@ -36,6 +36,7 @@ class LlavaNextAdapter(LlavaAdapter):
     """An image is the overview, a square of patches, and a raster of patches with a newline behind each row."""
 
     architectures = ("LlavaNextForConditionalGeneration",)
+    proven = ("hiprune", "visionzip")
     config_class = LlavaNextConfig
     types = types_of("llava_next")
     requirements = (

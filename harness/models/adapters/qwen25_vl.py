@@ -21,6 +21,7 @@ class Qwen25VLAdapter(QwenVLAdapter):
     order behind the projector."""
 
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
+    proven = ("dart", "hiprune")
     types = (one_of("model_type", ("qwen2_5_vl",)),)
     requirements = QWEN25_VL
 

@@ -18,6 +18,7 @@ class Qwen2VLAdapter(QwenVLAdapter):
     """`Qwen2VLForConditionalGeneration`."""
 
     architectures = ("Qwen2VLForConditionalGeneration",)
+    proven = ("dart",)
     types = (one_of("model_type", ("qwen2_vl",)),)
     requirements = QWEN2_VL
 

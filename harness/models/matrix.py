@@ -1,0 +1,63 @@
+"""Which methods run on which family, and which are proven there, from published sizes alone: no weights, no hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
+
+from harness.core.budget import NONE, Budget
+from harness.core.errors import PrunebenchError
+from harness.core.shape import Share
+from harness.method import Method, build
+from harness.method.fits import UnfitError
+from harness.models.adapters import ADAPTERS
+from harness.models.published import published_prompt
+
+#: a published checkpoint of each family, by our name for the family
+FAMILIES = {
+    "LLaVA-1.5": ("LlavaForConditionalGeneration", "llava-1.5-7b"),
+    "LLaVA-NeXT": ("LlavaNextForConditionalGeneration", "llava-v1.6-vicuna-7b"),
+    "Qwen2-VL": ("Qwen2VLForConditionalGeneration", "qwen2-vl-7b"),
+    "Qwen2.5-VL": ("Qwen2_5_VLForConditionalGeneration", "qwen2.5-vl-7b"),
+    "Qwen3-VL": ("Qwen3VLForConditionalGeneration", "qwen3-vl-8b"),
+}
+TEXT_TOKENS = 74
+PROVEN, RUNS, OWN = "proven", "runs", "runs, no official code"
+LEGEND = (
+    f"{PROVEN}: recorded runs of the official code on the family are replayed. {RUNS}: not proven against official code"
+    " there. Else: why the method does not run."
+)
+
+
+class Fitted(NamedTuple):
+    """Of one method on one family: a few words for a table, and the whole reason where it does not run, else ""."""
+
+    short: str
+    reason: str = ""
+
+
+def fitted(cls: type[Method], family: str) -> Fitted:
+    """Whether a method runs on a family of `FAMILIES`, at half of a prompt's tokens or as its defaults say."""
+    architecture, checkpoint = FAMILIES[family]
+    prompt = published_prompt(checkpoint)
+    assert prompt is not None
+    refused: PrunebenchError | None = None
+    for budget in (Budget("kept", Share(0.5)), Budget("native"), NONE):
+        try:
+            build(cls, budget, {}, prompt.with_text(TEXT_TOKENS))
+        except PrunebenchError as error:
+            refused = refused or error
+            continue
+        proven = ADAPTERS[architecture].proven
+        if cls.published is None:
+            return Fitted(OWN)
+        return Fitted(PROVEN if proven is None or cls.name in proven else RUNS)
+    return Fitted(refused.short if isinstance(refused, UnfitError) else "does not fit", str(refused))
+
+
+def matrix(methods: Iterable[type[Method]], form: str = "simple") -> str:
+    """A row a method, a column a family, and below it the reasons that stand for themselves."""
+    body = [[cls.name, *(fitted(cls, family).short for family in FAMILIES)] for cls in methods]
+    return str(tabulate(body, headers=["method", *FAMILIES], tablefmt=form, disable_numparse=True))
