@@ -76,9 +76,7 @@ def check(
     if bool(method) == all_:
         raise PrunebenchError("check: expected one METHOD (see `prunebench methods`) or --all")
     if families and (set_ or budget != 16):
-        raise PrunebenchError(
-            "check --families: half of each prompt's tokens at the defaults: leave --set, --budget out"
-        )
+        raise PrunebenchError("check --families tests half of each prompt's tokens: leave --set and --budget out")
     loading()
     import torch
 

@@ -24,10 +24,11 @@ FAMILIES = {
     "Qwen3-VL": ("Qwen3VLForConditionalGeneration", "qwen3-vl-8b"),
 }
 TEXT_TOKENS = 74
-PROVEN, RUNS, OWN = "proven", "runs", "runs, no official code"
+PROVEN, RUNS, OWN = "proven", "runs", "control"
 LEGEND = (
-    f"{PROVEN}: recorded runs of the official code on the family are replayed. {RUNS}: not proven against official code"
-    " there. Else: why the method does not run."
+    f"{PROVEN}: recorded runs of the official code on the family are replayed.\n"
+    f"{RUNS}: not proven against official code there. {OWN}: runs, and has no official code.\n"
+    "Else: why the method does not run."
 )
 
 

@@ -103,7 +103,7 @@ class LlavaAdapter(Adapter):
     config_class: ClassVar[type[Any]] = LlavaConfig
     types = types_of("llava")
     requirements = (*DECODER, *_TOWER, *_LLAVA)
-    proven = None
+    proven: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def core(self) -> nn.Module:
