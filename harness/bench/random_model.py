@@ -45,7 +45,7 @@ def random_config(settings: Settings) -> PreTrainedConfig:
 
     Raises PrunebenchError where there is neither.
     """
-    sized = [name for name, usual in SHAPES.items() if usual.images[0].whole]
+    sized = [name for name, usual in SHAPES.items() if usual.images[0].whole and usual.images[0].vision.prefix]
     if settings.model in sized:
         config = LlavaAdapter.config_of(SHAPES[settings.model])
     else:
@@ -110,6 +110,11 @@ def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
     """Random pixels and prompts of `text_tokens` text tokens, the image behind as many of them as Vicuna's system
     prompt has."""
     adapter, config = adapter_for(model), model.config
+    if not adapter.one_size:
+        raise PrunebenchError(
+            f"bench: expected a model to which all images are of one size, found a {type(model).__name__}: its random"
+            " input is not made yet"
+        )
     weight = next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(config.text_config.vocab_size - 1, (batch, text_tokens), generator=generator)

@@ -225,10 +225,55 @@ _VICUNA_7B = ModelShape(
 _VICUNA_13B = ModelShape(
     depth=40, hidden=5120, heads=40, kv_heads=40, head_dim=128, mlp=13824, vocab=32064, bytes_per_value=2
 )
+
+
+def _qwen25(hidden: int, mlp: int, depth: int, heads: int, kv_heads: int, vocab: int) -> PromptShape:
+    """Qwen2.5-VL with an image of 1,605,632 pixels, the most that lmms-eval gives it: 64 x 128 patches in windows of
+    8 x 8."""
+    decoder = ModelShape(depth, hidden, heads, kv_heads, 128, mlp, vocab, bytes_per_value=2)
+    vision = VisionShape(
+        layers_used=32,
+        hidden=1280,
+        mlp=3420,
+        tokens=64 * 128,
+        patch_inputs=3 * 2 * 14**2,
+        projector_hidden=4 * 1280,
+        heads=16,
+        prefix=0,
+        mlp_matrices=3,
+        merge=4,
+        windows=(64,) * 128,
+        whole_layers=(7, 15, 23, 31),
+    )
+    return PromptShape(decoder, (ImageShape((Grid(32, 64),), vision),))
+
+
+def _qwen3(hidden: int, mlp: int, layers: int, width: int, tower_mlp: int) -> PromptShape:
+    """Qwen3-VL, its tower of `layers` layers of `width`, with an image of 1,605,632 pixels: 64 x 98 patches."""
+    decoder = ModelShape(36, hidden, 32, 8, 128, mlp, 151936, bytes_per_value=2)
+    vision = VisionShape(
+        layers_used=layers,
+        hidden=width,
+        mlp=tower_mlp,
+        tokens=64 * 98,
+        patch_inputs=3 * 2 * 16**2,
+        projector_hidden=4 * width,
+        heads=16,
+        prefix=0,
+        merge=4,
+        projectors=4,
+    )
+    return PromptShape(decoder, (ImageShape((Grid(32, 49),), vision),))
+
+
 #: a prompt of one image, without text, for models whose sizes are known without their config file; 16 bit values
 SHAPES = {
     "llava-1.5-7b": _llava15(_VICUNA_7B),
     "llava-1.5-13b": _llava15(_VICUNA_13B),
     "llava-v1.6-vicuna-7b": _llava_next(_VICUNA_7B),
     "llava-v1.6-vicuna-13b": _llava_next(_VICUNA_13B),
+    "qwen2.5-vl-3b": _qwen25(2048, 11008, 36, 16, 2, 151936),
+    "qwen2.5-vl-7b": _qwen25(3584, 18944, 28, 28, 4, 152064),
+    "qwen3-vl-4b": _qwen3(2560, 9728, 24, 1024, 4096),
+    "qwen3-vl-8b": _qwen3(4096, 12288, 27, 1152, 4304),
 }

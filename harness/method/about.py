@@ -31,6 +31,7 @@ OF_CLS: tuple[What, ...] = ("cls_row", "cls_hidden", "cls_query", "cls_key")
 LOOKS: dict[What, str] = {
     "cls_row": "[CLS] row",
     "column_sums": "all attention rows, some at a time,",
+    "whole_column_sums": "all attention rows over the whole image, some at a time,",
     "keys": "keys",
     "hidden": "states",
     "cls_hidden": "[CLS] state",

@@ -28,6 +28,8 @@ CONFIGS = (
     "tokenizer_config.json",
 )
 NEEDED = ("config.json", "tokenizer.json", "processor_config.json")
+#: what older checkpoints have in place of a file that is needed
+OLDER = {"processor_config.json": "preprocessor_config.json"}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: the file of a folder that holds differences to another checkpoint; transformers would load both
 LORA = "adapter_config.json"
@@ -40,7 +42,7 @@ def check_folder(folder: Path, label: str, mend: str) -> None:
     """Raise PrunebenchError where a file that is needed is missing, or one that is read is no regular file of its
     kind."""
     for needed in NEEDED:
-        if not os.path.lexists(folder / needed):
+        if not any(os.path.lexists(folder / name) for name in (needed, OLDER.get(needed, needed))):
             raise PrunebenchError(f"{label}: expected {needed} in {folder}, found none: {mend}")
     if os.path.lexists(folder / LORA):
         raise PrunebenchError(

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from harness.core import flops
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
-from harness.core.shape import PromptShape
+from harness.core.shape import SHAPES, PromptShape
 from harness.method import build
 from harness.models.adapters import ADAPTERS, adapter_class, adapter_for
 from harness.models.load import locate_model
@@ -65,6 +65,13 @@ def test_the_towers_share_of_a_request_is_that_of_the_literature(tmp_path: Path)
         assert flops.prefill_unpruned(decoder, tokens + 40) / 1e12 == pytest.approx(prefill, abs=0.05)
         seen = flops.vision_tower(image.vision) + flops.projector(decoder, image.vision)
         assert seen / 1e12 == pytest.approx(tower, abs=0.005)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name in SHAPES])
+def test_known_shapes_are_those_of_the_configs(name: str, tmp_path: Path) -> None:
+    config = config_of(PUBLISHED[name]["config"], tmp_path)
+    adapter = adapter_class(config)
+    assert SHAPES[name] == PromptShape(adapter.shape_of(config, 2), (adapter.image_of(config),))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -42,11 +42,20 @@ def test_case_reproduces_and_another_method_fails_it(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", HIPRUNE, ids=[Path(file).stem for file in HIPRUNE])
+def test_anchors_of_another_layer_fail_hiprune(file: str) -> None:
+    case = prefill_of(read(file))
+    given = prepared(FOLDER, case, CPU)
+    mine = method_of(case, given)
+    other = replace(mine, object_layer=mine.object_layer + 1)  # type: ignore[attr-defined]
+    assert compare(case, replay(case, given, other)).mismatch is not None
+
+
+@pytest.mark.parametrize("file", HIPRUNE, ids=[Path(file).stem for file in HIPRUNE])
 def test_the_ways_of_llava_fail_hiprune_on_qwen(file: str) -> None:
     """Registers of the second-last layer."""
     case = prefill_of(read(file))
     given = prepared(FOLDER, case, CPU)
-    other = replace(method_of(case, given), official="llava")
+    other = replace(method_of(case, given), official="llava")  # type: ignore[call-arg]
     assert compare(case, replay(case, given, other)).mismatch is not None
 
 

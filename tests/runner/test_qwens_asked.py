@@ -3,6 +3,7 @@ model, batches and shared prefixes that change nothing."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,25 @@ def test_limits_are_refused_where_images_have_one_size(monkeypatch: pytest.Monke
     monkeypatch.setattr("harness.models.load.model_config", lambda *_: mini)
     assert "min_pixels and max_pixels are limits of families" in refused(lambda: locate_model("mini", "cpu"))
     assert "not a model config" not in str(ModelConfig(name="a", min_pixels=3))
+
+
+def test_a_folder_as_the_hub_has_it_is_the_same(tmp_path: Path) -> None:
+    """Qwen's own files: limits of pixels under their old names, and no processor_config.json."""
+    new = locate_model(str(qwens.folder("qwen2_5_vl", tmp_path / "new")), "cpu")
+    folder = qwens.folder("qwen2_5_vl", tmp_path / "old")
+    stated = json.loads((folder / "processor_config.json").read_text())
+    image = stated["image_processor"]
+    size = image.pop("size")
+    image |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image | {"processor_class": "Qwen2_5_VLProcessor"}))
+    (folder / "processor_config.json").unlink()
+    old = locate_model(str(folder), "cpu")
+    assert old.prompter.processing == new.prompter.processing
+    assert old.usual == new.usual
+    limited = replace(old, config=old.config.model_copy(update={"min_pixels": 4 * 28**2, "max_pixels": 6 * 28**2}))
+    assert limited.prompter.made(picture(3))["image_grid_thw"].tolist() == [[1, 4, 4]]
+    (folder / "preprocessor_config.json").unlink()
+    assert "expected processor_config.json in" in refused(lambda: locate_model(str(folder), "cpu"))
 
 
 # -------------------------------------------------------------------------------------------------------------- answers
