@@ -251,6 +251,7 @@ def test_looks_stand_in_the_order_of_the_language_models_tokens(loaded: LoadedMo
 #: what is said of methods that do not run on tiles
 REFUSED = {
     "cdpruner": "one grid of patches",
+    "downsample": "one square grid of visual tokens",
     "holov": "one grid of patches",
     "prumerge": "one grid of patches",
     "vispruner": "one grid of patches",
