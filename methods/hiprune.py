@@ -154,6 +154,7 @@ class HiPrune(Method):
         if self.official == "next":
             tiles = ByTile(run)
             kept = self._kept(run, tiles, [q for prompt in run.prompts for q in tile_quotas(prompt, self.keep)])
+            run.memo["tiles"] = kept
             index, real = picked(kept)
             features = at(tiles.split(run.memo["features"]), index)
             return tiles.placed(tiles.projected(run, features, real), real, tiles.places().gather(1, index))

@@ -191,6 +191,7 @@ class VisionZip(Method):
         """The overview's [CLS], dominant and contextual tokens; then the dominant ones of all tiles as one raster, the
         tiles' [CLS], and their contextual tokens tile by tile."""
         metric, features = by.split(run.memo["metric"]), by.split(run.memo["features"])
+        run.memo["tiles"] = keep
         index, real = picked(keep)
         most, of = max(part.contextual for part in parts), by.overview()[:, None]
         tile, patch = torch.tensor(by.image, device=of.device)[:, None], 1 + by.places().gather(1, index)

@@ -20,6 +20,7 @@ from harness.engine.attach import attach
 from harness.engine.run import EngineRun
 from harness.method import Method, build
 from harness.models.adapters import Adapter, adapter_for
+from harness.proof import golden_next
 from harness.proof.golden_compare import (
     LOGIT_TOLERANCE,
     VISUAL_TOLERANCE,
@@ -124,7 +125,11 @@ def _qwen_model(folder: Path, name: str, device: torch.device) -> Adapter:
     return adapter
 
 
-FAMILIES: dict[str, Callable[[Path, Case, torch.device], Prepared]] = {"qwen2_5_vl": _qwen, "qwen2_vl": _qwen}
+FAMILIES: dict[str, Callable[[Path, Case, torch.device], Prepared]] = {
+    "qwen2_5_vl": _qwen,
+    "qwen2_vl": _qwen,
+    "llava_next": lambda folder, case, device: Prepared(*golden_next.prepared(folder, case, device)),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------- rules
@@ -150,7 +155,13 @@ def _dart(case: Case) -> AsTyped:
 
 
 #: by the folder of a method's cases
-RULES: dict[str, Callable[[Case], AsTyped]] = {"vanilla": _vanilla, "hiprune": _hiprune, "dart_qwen": _dart}
+RULES: dict[str, Callable[[Case], AsTyped]] = {
+    "vanilla": _vanilla,
+    "hiprune": _hiprune,
+    "dart_qwen": _dart,
+    "visionzip_next": golden_next.visionzip,
+    "hiprune_next": golden_next.hiprune,
+}
 
 
 def asked_of(case: Case) -> AsTyped:
@@ -256,6 +267,8 @@ def _first_difference(case: Case, got: FamilyRun) -> str | None:
         if "kept_positions" in stage and places != stage["kept_positions"]:
             return f"layer {layer}: kept tokens stand at {_ends(places)}, recorded {_ends(stage['kept_positions'])}"
     if unlike := unlike_lengths(got.lengths, case["q_len"]):
+        return unlike
+    if "kept_per_tile" in case and (unlike := golden_next.unlike_tiles(case, got.run)):
         return unlike
     if "prefill_positions" in case and got.places != case["prefill_positions"]:
         return f"the first layer's tokens stand at {_ends(got.places)}, recorded {_ends(case['prefill_positions'])}"

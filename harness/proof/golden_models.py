@@ -113,25 +113,34 @@ def prompt_of(folder: Path, setup: Setup) -> PromptShape:
 def model_of(folder: Path, setup: Setup, device: torch.device) -> LlavaAdapter:
     """A LLaVA whose decoder and head, and whose tower and projector where the case has pixels, hold the recorded
     weights."""
-    return _model(folder, setup.text, setup.tower, setup.dtype, device, prompt_of(folder, setup).with_text(0))
+    usual = prompt_of(folder, setup).with_text(0)
+    return made(folder, setup.text, setup.tower, setup.dtype, device, usual, image_token(usual))
 
 
 @lru_cache(maxsize=16)
-def _model(
-    folder: Path, text: str, tower: str | None, dtype: torch.dtype, device: torch.device, usual: PromptShape
+def made(
+    folder: Path,
+    text: str,
+    tower: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    usual: PromptShape,
+    token: int,
+    family: type[LlavaAdapter] = LlavaAdapter,
 ) -> LlavaAdapter:
+    """A model of a family with LLaVA's parts, with recorded weights; `token` stands for a visual token."""
     spec = _text_spec(folder, text)
     known, vision = spec["config"], STAND_IN if tower is None else tower_spec(folder, tower)["vision_config"]
-    config = LlavaAdapter.config_of(
+    config = family.config_of(
         usual,
-        image_token_id=image_token(usual),
+        image_token_id=token,
         rope_parameters={"rope_type": "default", "rope_theta": known["rope_theta"]},
         rms_norm_eps=known["rms_norm_eps"],
         max_position_embeddings=known["max_position_embeddings"],
     )
     config.vision_config.hidden_act = vision.get("hidden_act", "quick_gelu")
     config.vision_config.layer_norm_eps = vision.get("layer_norm_eps", 1e-5)
-    adapter = LlavaAdapter(AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval())
+    adapter = family(AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval())
     load_text(adapter, {k: v.float() for k, v in tensors(folder / spec["weights"]).items()})
     if tower is not None:
         load_vision(adapter, {k: v.float() for k, v in tower_weights(folder, tower).items()})

@@ -9,6 +9,7 @@ from typing import Any
 import families
 import pytest
 import torch
+from checkpoints import refused
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,10 +20,10 @@ from harness.core import budget as budgets
 from harness.core import flops
 from harness.core.errors import PrunebenchError
 from harness.core.keeps import per_layer
-from harness.core.shape import Grid
+from harness.core.shape import Grid, Share
 from harness.engine.attach import attach
 from harness.engine.prefix import PrefixCache
-from harness.method import Method, TowerLook
+from harness.method import Method, TowerLook, registered
 from harness.models.load import LoadedModel, locate_model
 from harness.models.prompt import pad_to_square
 from harness.runner.answering import Answer, Answerer, Prompt
@@ -152,7 +153,7 @@ def test_pruned_prefill_and_decode_are_a_loop_over_the_kept_tokens(loaded: Loade
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", [*DROPPING, "pooling", "sparsevlm", "fastervlm"])
+@pytest.mark.parametrize("name", [*DROPPING, "pooling", "sparsevlm", "fastervlm", "hiprune", "visionzip"])
 def test_a_ragged_batch_is_its_prompts_alone(loaded: LoadedModel, name: str) -> None:
     asked: list[list[int]] = [[0], [3], [2, 1], [1]]
     method = method_of(loaded, name, DROPPING.get(name, "25%"))
@@ -191,7 +192,7 @@ def answers(loaded: LoadedModel, method: Method, share: bool, size: int) -> tupl
     return {answer.key: answer for answer in answerer.answer(prompts)}, prefixes
 
 
-@pytest.mark.parametrize("name", [*DROPPING, "pooling", "fastervlm"])
+@pytest.mark.parametrize("name", [*DROPPING, "pooling", "fastervlm", "hiprune", "visionzip"])
 def test_shared_prefixes_of_unlike_length_give_the_answers_of_prompts_alone(loaded: LoadedModel, name: str) -> None:
     method = method_of(loaded, name, DROPPING.get(name, "25%"))
     alone, _ = answers(loaded, method, False, 1)
@@ -245,6 +246,39 @@ def test_looks_stand_in_the_order_of_the_language_models_tokens(loaded: LoadedMo
     tower = loaded.model.model.vision_tower(inputs["pixel_values"][0, :1], output_hidden_states=True).hidden_states[-2]
     assert torch.allclose(seen["cls_hidden"][0, 0], tower[0, 0], atol=1e-5)
     assert torch.allclose(seen["hidden"][0, :16], tower[0, 1:], atol=1e-5)
+
+
+#: what is said of methods that do not run on tiles
+REFUSED = {
+    "cdpruner": "one grid of patches",
+    "downsample": "one square grid of visual tokens",
+    "holov": "one grid of patches",
+    "prumerge": "one grid of patches",
+    "vispruner": "one grid of patches",
+    "vtw": "withdraws all visual tokens",
+}
+
+
+@pytest.mark.parametrize("name", sorted(registered()))
+def test_every_method_runs_at_its_plan_or_says_why_not_where_it_is_built(loaded: LoadedModel, name: str) -> None:
+    asked = "30%" if registered()[name].budget_knobs else ""
+    knobs = {"relevance": "none"} if name == "cdpruner" else {}
+    if name in REFUSED:
+        assert REFUSED[name] in refused(lambda: method_of(loaded, name, asked, **knobs))
+        return
+    method = method_of(loaded, name, asked)
+    prompts = [
+        Prompt(f"{i}", QUESTIONS[i], lambda i=i: families.picture(*families.SIZES[i], seed=i), str(i), 2)  # type: ignore[misc]
+        for i in range(4)
+    ]
+    for answer in Answerer(loaded, method, batch_size=3).answer(prompts):
+        width, height = families.SIZES[int(answer.key)]
+        prompt = replace(loaded.usual, images=(loaded.image_at((height, width)),), n_text=int(answer.cost["n_text"]))
+        plan = method.plan(prompt)
+        if plan is not None:
+            assert answer.cost["mean_visual"] == pytest.approx(sum(plan) / len(plan))
+            assert answer.cost["scoring_flops"] == (method.plan_scoring(prompt, plan) or answer.cost["scoring_flops"])
+            assert asked == "" or plan[-1] <= prompt.quota(Share(0.3))
 
 
 @torch.inference_mode()

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from transformers import LlavaNextConfig
 
-from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, Size
 from harness.method.fits import PER_IMAGE
 from harness.models.adapters.base import ROWS
 from harness.models.adapters.llava import LlavaAdapter, types_of
-from harness.models.adapters.tiles import Cut, cut_of, ordered
+from harness.models.adapters.tiles import Cutting, cut_of, of_prompts, ordered, sizes_of
 from harness.models.requirements import Requirement, one_of
 
 
@@ -50,8 +49,14 @@ class LlavaNextAdapter(LlavaAdapter):
     image_facts = ("image_sizes",)
     one_size = False
 
+    @property
+    def newline(self) -> Tensor:
+        """(hidden,): the token behind each row of the raster."""
+        newline: Tensor = self.model.model.image_newline
+        return newline
+
     @classmethod
-    def cut(cls, config: Any, size: Size) -> Cut:
+    def cut(cls, config: Any, size: Size) -> Cutting:
         """How an image of this size is cut."""
         vision = config.vision_config
         return cut_of(size, config.image_grid_pinpoints, vision.image_size, vision.image_size // vision.patch_size)
@@ -65,7 +70,7 @@ class LlavaNextAdapter(LlavaAdapter):
 
     @classmethod
     def image_of(cls, config: Any) -> ImageShape:
-        return cls.shape_at(config, cls._sizes(cls.facts_of(config))[0])
+        return cls.shape_at(config, sizes_of(cls.facts_of(config))[0])
 
     @classmethod
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
@@ -85,37 +90,16 @@ class LlavaNextAdapter(LlavaAdapter):
         return 1, cls.shape_at(config, size).vision.tiles, *super().pixels_of(config)
 
     def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
-        left = [self.shape_at(self.model.config, size) for size in self._sizes(facts)]
-        found = []
-        for n in counts:
-            mine: list[ImageShape] = []
-            while left and sum(image.tokens for image in mine) < n:
-                mine.append(left.pop(0))
-            if sum(image.tokens for image in mine) != n:
-                raise PrunebenchError(
-                    f"expected whole images of the sizes in image_sizes in every prompt, found {n} visual tokens for"
-                    f" images of {', '.join(str(image.tokens) for image in mine) or 'none'}"
-                )
-            found.append(tuple(mine))
-        return found
+        return of_prompts(counts, [self.shape_at(self.model.config, size) for size in sizes_of(facts)])
 
     def per_image(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
         if what in PER_IMAGE:
             return [tiles[:1] for tiles in self.per_tile(what, values, facts)]
-        axis, cuts = -1 if what in ROWS else 0, [self.cut(self.model.config, size) for size in self._sizes(facts)]
+        axis, cuts = -1 if what in ROWS else 0, [self.cut(self.model.config, size) for size in sizes_of(facts)]
         images = zip(self.per_tile(what, values, facts), cuts, strict=True)
         return [ordered(patches, cut.order(), axis) for patches, cut in images]
 
     def per_tile(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
-        cuts = [self.cut(self.model.config, size) for size in self._sizes(facts)]
+        cuts = [self.cut(self.model.config, size) for size in sizes_of(facts)]
         axis = -1 if what in ROWS else 0
         return [torch.cat(mine.unbind(), axis) for mine in torch.split(values, [cut.tiles for cut in cuts])]
-
-    @staticmethod
-    def _sizes(facts: Mapping[str, Any]) -> list[Size]:
-        if facts.get("image_sizes") is None:
-            raise PrunebenchError(
-                "expected image_sizes, (height, width) of each image, found none: give generate() pixel_values, or the"
-                " model's forward both features and image_sizes"
-            )
-        return [(int(height), int(width)) for height, width in torch.as_tensor(facts["image_sizes"]).tolist()]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.image_processing_utils import select_best_resolution
 
-from harness.core.shape import Grid, Size
+from harness.core.errors import PrunebenchError
+from harness.core.shape import Grid, ImageShape, Size
 
 
-class Cut(NamedTuple):
+class Cutting(NamedTuple):
     """How an image is cut: `rows` x `cols` tiles beside the overview, each of `side` x `side` patches; `pad_rows` and
     `pad_cols` of patches at each end of the tiles' raster are padding and no tokens."""
 
@@ -45,18 +46,45 @@ class Cut(NamedTuple):
         return torch.cat([torch.arange(overview), pad(inside, (0, 1), value=-1).flatten()])
 
 
-def cut_of(size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int) -> Cut:
+def cut_of(size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int) -> Cutting:
     """How an image of this size is cut: into tiles of `tile` pixels and `side` patches a side, for the best of some
     resolutions (height, width)."""
     rows, cols = (length // tile for length in select_best_resolution(size, [tuple(one) for one in resolutions]))
     height, width, (high, wide) = rows * side, cols * side, size
     # the model's own arithmetic, which rounds a length within 1e-7 of a whole number to it
     if wide / high > width / height:
-        return Cut(rows, cols, side, (height - int(round(high * (width / wide), 7))) // 2, 0)
-    return Cut(rows, cols, side, 0, (width - int(round(wide * (height / high), 7))) // 2)
+        return Cutting(rows, cols, side, (height - int(round(high * (width / wide), 7))) // 2, 0)
+    return Cutting(rows, cols, side, 0, (width - int(round(wide * (height / high), 7))) // 2)
 
 
 def ordered(patches: Tensor, order: Tensor, axis: int) -> Tensor:
     """Values of patches along `axis`, one a visual token; 0 where `order` has -1."""
     padded = torch.cat([patches, torch.zeros_like(patches.narrow(axis, 0, 1))], axis)
     return padded.index_select(axis, torch.where(order < 0, patches.shape[axis], order).to(patches.device))
+
+
+def sizes_of(facts: Mapping[str, Any]) -> list[Size]:
+    """(height, width) of each image. Raises PrunebenchError where a prefill came without them."""
+    if facts.get("image_sizes") is None:
+        raise PrunebenchError(
+            "expected image_sizes, (height, width) of each image, found none: give generate() pixel_values, or the"
+            " model's forward both features and image_sizes"
+        )
+    return [(int(height), int(width)) for height, width in torch.as_tensor(facts["image_sizes"]).tolist()]
+
+
+def of_prompts(counts: Sequence[int], images: Sequence[ImageShape]) -> list[tuple[ImageShape, ...]]:
+    """The images of each prompt, in order, of a batch of prompts with `counts` visual tokens. Raises PrunebenchError
+    where the tokens are no whole images."""
+    left, found = list(images), []
+    for n in counts:
+        mine: list[ImageShape] = []
+        while left and sum(image.tokens for image in mine) < n:
+            mine.append(left.pop(0))
+        if sum(image.tokens for image in mine) != n:
+            raise PrunebenchError(
+                f"expected whole images of the sizes in image_sizes in every prompt, found {n} visual tokens for images"
+                f" of {', '.join(str(image.tokens) for image in mine) or 'none'}"
+            )
+        found.append(tuple(mine))
+    return found
