@@ -141,7 +141,7 @@ def test_the_matrix_says_what_is_proven_by_recorded_cases() -> None:
 
 
 def test_every_family_is_in_the_matrix_and_every_refusal_is_one_line() -> None:
-    assert [architecture for architecture, _ in matrix.FAMILIES.values()] == list(ADAPTERS)
+    assert list(matrix.FAMILIES.values()) == list(ADAPTERS.values())
     for cls in registered().values():
         for family in matrix.FAMILIES:
             found = matrix.fitted(cls, family)

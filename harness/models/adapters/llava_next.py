@@ -35,6 +35,7 @@ def _pinpoints(config: Any) -> str | None:
 class LlavaNextAdapter(LlavaAdapter):
     """An image is the overview, a square of patches, and a raster of patches with a newline behind each row."""
 
+    title, checkpoint = "LLaVA-NeXT", "llava-v1.6-vicuna-7b"
     architectures = ("LlavaNextForConditionalGeneration",)
     proven = ("hiprune", "visionzip")
     config_class = LlavaNextConfig
