@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -29,14 +29,19 @@ from harness.method import Method, PictureError, PromptShape, Share, Traits, che
 @dataclass(frozen=True)
 class Downsample(Method):
     """Shows the model an image of at most `keep` tokens. Where all images have one size, it has the detail of `keep`
-    patches; `side`, the pixels it is shrunk to there, follows from `keep` and the image."""
+    patches; `side`, the pixels it is shrunk to there, follows from `keep` and the image. `fewest`: a picture that has
+    more tokens at any size of its shape is shrunk to the fewest, and is not refused."""
 
     name = "downsample"
     paper = "https://arxiv.org/abs/2510.07143"
     traits = Traits(query_aware=False)
 
+    variant_knobs = ("fewest",)
+    later_knobs: ClassVar[Mapping[str, Any]] = {"fewest": False}
+
     keep: int | Share
     side: int | None = None
+    fewest: bool = False
 
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
@@ -49,6 +54,11 @@ class Downsample(Method):
         if method.side not in (None, expected):
             raise PrunebenchError(
                 f"downsample: keep={method.keep} makes side={expected}, found side={method.side}: leave side out"
+            )
+        if method.fewest and image.one_size:
+            raise PrunebenchError(
+                "downsample: expected fewest where images differ in tokens, found a model whose images have one size:"
+                " leave fewest out"
             )
         return replace(method, side=expected)
 
@@ -64,17 +74,21 @@ class Downsample(Method):
         most = quota(self.keep, own)
         if most == own:
             return None
-        fewest = own
+        fewest, reached = own, None
         for smaller in _smaller(size):
             found = tokens(smaller)
             if found <= most:
                 return smaller
-            fewest = min(fewest, found)
+            if found < fewest:
+                fewest, reached = found, smaller
+        if self.fewest:
+            return reached
         raise PictureError(
             most,
             fewest,
-            f"downsample: keep={self.keep} of a picture of {size[1]} x {size[0]} pixels with {own} visual tokens:"
-            f" expected at least {fewest}, the fewest of a smaller one of its shape, found {most}: keep more",
+            f"downsample: keep={self.keep}: expected at least {fewest} of the {own} visual tokens of a picture of"
+            f" {size[1]} x {size[0]} pixels, the fewest of a smaller one of its shape, found {most}: keep more, or give"
+            " fewest=true, which takes the fewest where it must",
         )
 
     def on_pixels(self, pixels: Tensor) -> Tensor | None:

@@ -86,13 +86,10 @@ def check_pictures(method: Method, located: Located, task: LoadedTask) -> None:
             refused[size] = error
     if not refused:
         return
-    own = {size: prompter.tokens_at(size) for size in refused}
-    worst = max(refused, key=lambda size: refused[size].fewest / own[size])
-    least = math.ceil(100 * refused[worst].fewest / own[worst])
+    share, worst = max((error.fewest / prompter.tokens_at(size), size) for size, error in refused.items())
     n = sum(task.sizes[sample.image_key] in refused for sample in task.samples)
+    mend = ", as is a smaller min_pixels in the model's config" if prompter.family.joined else ""
     raise PrunebenchError(
-        f"{method.name}: {n} of {len(task.samples)} pictures of {task.name} cannot be shrunk so far for"
-        f" {located.config.name}: expected at least {refused[worst].fewest} of the {own[worst]} visual tokens of one of"
-        f" {worst[1]} x {worst[0]} pixels, found {refused[worst].asked}: give a share of {least}% or more, or, where"
-        " the processor enlarges small images, a model config with fewer min_pixels"
+        f"{refused[worst]} ({n} of {len(task.samples)} prompts of {task.name} on {located.config.name} are out of"
+        f" reach; {math.ceil(100 * share)}% or more is in reach of all{mend})"
     )
