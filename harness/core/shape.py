@@ -124,6 +124,11 @@ class ImageShape:
         """Is the image one grid of patches in raster order, without newlines?"""
         return len(self.views) == 1 and not self.views[0].newline
 
+    @property
+    def one_size(self) -> bool:
+        """Do all images of such a model look like this one: a square of patches, each of them a token?"""
+        return self.whole and self.views[0].rows == self.views[0].cols and self.vision.merge == 1
+
 
 @dataclass(frozen=True)
 class ModelShape:

@@ -206,7 +206,7 @@ class EngineRun(RunView):
     def _on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
         # `generate` runs the tower before the model's forward, so pixels are changed at the tower and not at the core
         pixels = args[0] if args else kwargs.pop("pixel_values")
-        changed = changed_pixels(self._method, pixels)
+        changed = changed_pixels(self._method, pixels, self._adapter.one_size)
         return (pixels if changed is None else changed, *args[1:]), kwargs
 
     def _before_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:

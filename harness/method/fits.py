@@ -45,8 +45,25 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
             " newlines in this model, where its official code is not ported: choose another method",
             "one grid only",
         )
-    if vision.merge > 1 and getattr(method.on_pixels, "__func__", None) is not Method.on_pixels:
+    pixels = getattr(method.on_pixels, "__func__", None) is not Method.on_pixels
+    if vision.merge > 1 and pixels and not shrinks_pictures(method):
         raise UnfitError(
             f"{method.name} changes pixels (images, 3, h, w), found a model whose images come cut into patches",
             "pixels are patches",
+        )
+
+
+def shrinks_pictures(method: Method) -> bool:
+    """Has the method a hook that shrinks pictures before the processor, where images differ in tokens?"""
+    hook = getattr(method, "picture", None)
+    return hook is not None and getattr(hook, "__func__", None) is not Method.picture
+
+
+def check_pictures(method: Method, one_size: bool) -> None:
+    """Raise PrunebenchError where a method shrinks pictures, and is to run on what a processor has made of them."""
+    if shrinks_pictures(method) and not one_size:
+        raise PrunebenchError(
+            f"{method.name} shrinks a picture before the processor where images differ in tokens, found pixels that the"
+            " processor has made: measure it with `prunebench eval`, or give the processor a smaller picture and leave"
+            " the method out"
         )

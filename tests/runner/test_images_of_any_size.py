@@ -160,9 +160,10 @@ def test_a_picture_shows_the_finest_grid(place: Path) -> None:
     run(place, asked(place, "fastv", "0.25kept"))
     path, sample = show.write(place / "r", "pope/000004", ["fastv"], "0.25kept", data=str(place / "data"))
     assert path.is_file()
-    assert sample.raster == (Grid(8, 8, newline=True), 16)
+    raster = sample.methods[0].raster
+    assert raster == (Grid(8, 8, newline=True), 16)
     stage = sample.methods[0].stages[-1]
-    drawn = show.shaded(sample.image, stage, sample.raster)
+    drawn = show.shaded(sample.image, stage, raster)
     step, grid = show.SIDE / 8, stage.keep[16:].reshape(8, 9)
     for row in range(8):
         for col in range(8):

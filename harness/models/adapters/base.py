@@ -356,6 +356,11 @@ class Adapter(ABC):
         return cls.image_of(config)
 
     @classmethod
+    def tokens_at(cls, config: Any, processor: Any, size: Size) -> int:
+        """Visual tokens of an image of this size; asked of hundreds of sizes of one picture."""
+        return cls.image_at(config, processor, size).tokens
+
+    @classmethod
     def usual_processor(cls, config: Any) -> Any:
         """What a processor of this family says of sizes in an evaluation, where no processor is at hand."""
         return None

@@ -79,6 +79,11 @@ class LlavaNextAdapter(LlavaAdapter):
         return cls.shape_at(config, size)
 
     @classmethod
+    def tokens_at(cls, config: Any, processor: Any, size: Size) -> int:
+        cut = cls.cut(config, size)
+        return cut.side**2 + cut.raster.tokens
+
+    @classmethod
     def facts_of(cls, config: Any) -> Mapping[str, Tensor]:
         best = max(config.image_grid_pinpoints, key=lambda size: cls.shape_at(config, tuple(size)).tokens)
         return {"image_sizes": torch.tensor([best])}

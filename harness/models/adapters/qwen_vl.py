@@ -100,6 +100,11 @@ class QwenVLAdapter(QwenTower):
         return cls.shape_at(config, *grid_at(processor.image_processor, size))
 
     @classmethod
+    def tokens_at(cls, config: Any, processor: Any, size: Size) -> int:
+        rows, columns = grid_at(processor.image_processor, size)
+        return int(rows * columns // config.vision_config.spatial_merge_size**2)
+
+    @classmethod
     def usual_processor(cls, config: Any) -> Any:
         vision = config.vision_config
         limits = {"shortest_edge": LEAST_PIXELS, "longest_edge": MOST_PIXELS}

@@ -26,6 +26,7 @@ from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, roomy_cache
 from harness.engine.run import EngineRun
 from harness.method import Method, build
+from harness.method.fits import check_pictures
 from harness.method.registry import NOBODYS
 from harness.models.adapters import ADAPTERS, Features
 from harness.proof.conformance.family_models import (
@@ -80,7 +81,9 @@ def built(cls: type[Method], tiny: FamilyModel, amount: Share = SHARE) -> Method
     refused = None
     for budget in (Budget("kept", amount), Budget("native"), NONE):
         try:
-            return build(cls, budget, {}, usual)
+            method = build(cls, budget, {}, usual)
+            check_pictures(method, tiny.adapter.one_size)
+            return method
         except PrunebenchError as error:
             refused = refused or error
     assert refused is not None
