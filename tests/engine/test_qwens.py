@@ -180,6 +180,18 @@ def test_features_made_once_are_the_same(name: str) -> None:
     torch.testing.assert_close(again, direct, atol=2e-5, rtol=0)
 
 
+@every_family
+def test_features_and_facts_go_together(name: str) -> None:
+    """What an adapter hands over beside ids is all that the model needs."""
+    model, inputs = make(name), batch(name, ROWS)
+    with torch.inference_mode(), attach(model, method("none")) as run:
+        direct = model(**inputs).logits[:, -1]
+        features, _ = run.encode(**{key: inputs[key] for key in PIXELS})
+        given = run._adapter.inputs(features, inputs["input_ids"])
+        again = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **given).logits[:, -1]
+    torch.testing.assert_close(again, direct, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("which", ["none", "fastv", "visipruner", "random"])
 @every_family
 def test_a_shared_prefix_changes_nothing(name: str, which: str) -> None:
