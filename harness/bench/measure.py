@@ -165,7 +165,7 @@ def run_once(model: Any, contender: Contender, given: Input, device: Device, new
             device.wait()
             device.reset_peak()
             began = time.perf_counter()
-            features = adapter.encode(pixel_values=given.pixels)
+            features = adapter.encode(pixel_values=given.pixels, **given.facts)
             device.wait()
             encoded = time.perf_counter()
             logits = model(

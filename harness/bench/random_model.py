@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,16 @@ from harness.bench.settings import Settings
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES
 from harness.cost import papers as published
-from harness.models.adapters import LlavaAdapter, adapter_for
+from harness.models.adapters import Adapter, LlavaAdapter, Qwen3VLAdapter, Qwen25VLAdapter, adapter_for
 from harness.models.config import model_config
 from harness.models.load import read_config
 
+#: families of sizes that are known without files, by the start of a model's name
+FAMILIES: Mapping[str, type[Adapter]] = {
+    "llava": LlavaAdapter,
+    "qwen2.5-vl": Qwen25VLAdapter,
+    "qwen3-vl": Qwen3VLAdapter,
+}
 #: standard deviation of random weights, the initializer range of Llama and LLaVA: activations stay finite at any depth
 WEIGHT_STD = 0.02
 
@@ -26,10 +33,11 @@ WEIGHT_STD = 0.02
 @dataclass(frozen=True)
 class Input:
     """A batch of random prompts of one length, without padding: `ids (b, n)` with image tokens, `pixels (b, 3, h,
-    w)`."""
+    w)`, or all images' patches in one row, and the `facts` that say how they are cut."""
 
     ids: Tensor
     pixels: Tensor
+    facts: Mapping[str, Tensor]
 
     @property
     def batch(self) -> int:
@@ -45,9 +53,10 @@ def random_config(settings: Settings) -> PreTrainedConfig:
 
     Raises PrunebenchError where there is neither.
     """
-    sized = [name for name, usual in SHAPES.items() if usual.images[0].whole and usual.images[0].vision.prefix]
+    sized = [name for name, usual in SHAPES.items() if usual.images[0].whole]
     if settings.model in sized:
-        config = LlavaAdapter.config_of(SHAPES[settings.model])
+        family = next(family for start, family in FAMILIES.items() if settings.model.startswith(start))
+        config = family.config_of(SHAPES[settings.model])
     else:
         known = model_config(settings.model)
         folder = known.folder
@@ -110,18 +119,17 @@ def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
     """Random pixels and prompts of `text_tokens` text tokens, the image behind as many of them as Vicuna's system
     prompt has."""
     adapter, config = adapter_for(model), model.config
-    if not adapter.one_size:
-        raise PrunebenchError(
-            f"bench: expected a model to which all images are of one size, found a {type(model).__name__}: its random"
-            " input is not made yet"
-        )
     weight = next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(config.text_config.vocab_size - 1, (batch, text_tokens), generator=generator)
     token, usual = adapter.image_token_ids[0], adapter.usual
     ids += ids >= token  # every token but the image's
+    for refused in adapter.refused_token_ids:
+        ids[ids == refused] = 0
     before = min(published.N_SYSTEM, text_tokens // 2)
     images = torch.full((batch, usual.n_visual), token)
     pixels = torch.randn(batch, *adapter.pixels_of(config), generator=generator)
+    pixels = pixels.flatten(0, 1) if adapter.joined else pixels
+    facts = {name: torch.cat([fact] * batch).to(weight.device) for name, fact in adapter.facts_of(config).items()}
     ids = torch.cat([ids[:, :before], images, ids[:, before:]], 1)
-    return Input(ids.to(weight.device), pixels.to(weight.device, weight.dtype))
+    return Input(ids.to(weight.device), pixels.to(weight.device, weight.dtype), facts)

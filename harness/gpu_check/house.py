@@ -155,9 +155,9 @@ def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
             with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine:
                 with torch.inference_mode():
                     features, seen = (
-                        (adapter.encode(pixel_values=given.pixels), None)
+                        (adapter.encode(pixel_values=given.pixels, **given.facts), None)
                         if engine is None
-                        else engine.encode(pixel_values=given.pixels)
+                        else engine.encode(pixel_values=given.pixels, **given.facts)
                     )
 
                 @torch.inference_mode()

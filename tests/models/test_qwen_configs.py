@@ -13,6 +13,8 @@ import torch
 from qwens import FAMILIES, make
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from harness.bench.random_model import random_config
+from harness.bench.settings import Settings
 from harness.core import flops
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
@@ -171,3 +173,10 @@ def test_methods_that_need_another_tower_are_refused_where_they_are_built(name: 
     built = build("hiprune", Budget("kept", 20), {}, usual)
     assert built.knobs()["official"] == "qwen"
     assert built.plan(usual) is None
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name in SHAPES])
+def test_random_weights_have_the_sizes_of_the_checkpoint(name: str) -> None:
+    config = random_config(Settings(model=name, random_weights=True))
+    adapter = adapter_class(config)
+    assert PromptShape(adapter.shape_of(config, 2), (adapter.image_of(config),)) == SHAPES[name]

@@ -17,12 +17,13 @@ from torch import Tensor
 
 import prunebench
 from harness.analysis.study import AnalysisRequest, analyse
+from harness.bench.measure import Contender, Device, run_once
 from harness.bench.random_model import random_input
 from harness.core import budget as budgets
 from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
 from harness.engine.prefix import PrefixCache
-from harness.method import Method
+from harness.method import Method, build
 from harness.models import config as configs
 from harness.models.config import ModelConfig
 from harness.models.load import LoadedModel, Located, locate_model
@@ -270,8 +271,19 @@ def test_what_needs_images_of_one_size_is_refused(located: Located, tmp_path: Pa
     folder = located.config.path or ""
     request = AnalysisRequest(folder, tasks=("pope",), device="cpu", out=tmp_path / "out")
     assert "found one whose images differ" in refused(lambda: analyse(request))
-    loaded = located.load()
-    assert "all images are of one size" in refused(lambda: random_input(loaded.model, 1, 8, 0))
+
+
+def test_requests_of_random_input_are_timed(loaded: LoadedModel) -> None:
+    """Random weights and prompts, of images as large as they come: what bench and the GPU check run."""
+    model = loaded.model
+    given = random_input(model, 2, 12, 0)
+    n = loaded.adapter.usual.n_visual
+    assert (given.ids == loaded.image_token_id).sum(1).tolist() == [n, n]
+    assert not bool((given.ids == model.config.video_token_id).any())
+    pruned = build("fastv", budgets.parse("25%"), {}, loaded.adapter.usual)
+    for method in (None, pruned):
+        timed = run_once(model, Contender("a", "", method), given, Device(torch.device("cpu")), 2, 0)
+        assert timed.sample.prefill_s > 0
 
 
 @torch.inference_mode()

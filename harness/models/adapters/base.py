@@ -144,6 +144,11 @@ class Adapter(ABC):
         """Ids of placeholders in `input_ids`, images first."""
         return (int(self.model.config.image_token_id),)
 
+    @property
+    def refused_token_ids(self) -> tuple[int, ...]:
+        """Ids that no prompt may hold, for what they stand for is not supported."""
+        return ()
+
     def positions(self, text_kwargs: Mapping[str, Any]) -> Tensor | None:
         """(b or 1, n, axes): where the model puts the tokens of this prefill, from what its text model is called with;
         None: counted."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import PrunebenchError
 from harness.models.adapters.base import Adapter, Features, TowerAttention
+from harness.models.adapters.qwen_sizes import patch_inputs
 
 #: the processor's output, and the model's argument, that says (frames, rows, columns) of each image in patches
 GRIDS = "image_grid_thw"
@@ -83,3 +84,12 @@ class QwenTower(Adapter):
     def inputs(self, images: Sequence[Features], ids: Tensor) -> dict[str, Any]:
         types = (ids == self.image_token_ids[0]).int()
         return {**super().inputs(images, ids), "mm_token_type_ids": types}
+
+    @classmethod
+    def sample(cls, config: Any, n: int) -> dict[str, Tensor]:
+        """Small images, for a tower is quadratic in their patches."""
+        vision = config.vision_config
+        rows, columns = 2 * vision.spatial_merge_size, 3 * vision.spatial_merge_size
+        inputs = patch_inputs(vision)
+        pixels = torch.linspace(-1, 1, n * rows * columns * inputs).view(-1, inputs)
+        return {"pixel_values": pixels, GRIDS: torch.tensor([[1, rows, columns]] * n)}

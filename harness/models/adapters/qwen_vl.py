@@ -37,6 +37,10 @@ class QwenVLAdapter(QwenTower):
     def text(self) -> Any:
         return self.model.model.language_model
 
+    @property
+    def refused_token_ids(self) -> tuple[int, ...]:
+        return (int(self.model.config.video_token_id),)
+
     def positions(self, text_kwargs: Mapping[str, Any]) -> Tensor | None:
         given: Tensor | None = text_kwargs.get("position_ids")
         if given is None:
@@ -51,7 +55,7 @@ class QwenVLAdapter(QwenTower):
 
     def checked(self, facts: Mapping[str, Any], ids: Tensor, positions: Tensor, visual: Tensor) -> Mapping[str, Any]:
         name, merge = type(self.model).__name__, self.model.config.vision_config.spatial_merge_size
-        if bool((ids == self.model.config.video_token_id).any()):
+        if bool((ids == self.refused_token_ids[0]).any()):
             raise PrunebenchError(
                 f"{name}: expected images, found a video token in the prompt: videos are not supported"
             )
@@ -91,6 +95,10 @@ class QwenVLAdapter(QwenTower):
         return cls.shape_at(config, *grid_at(processor.image_processor, size))
 
     @classmethod
+    def facts_of(cls, config: Any) -> Mapping[str, Tensor]:
+        return {GRIDS: torch.tensor([[1, *largest_grid(config.vision_config)]])}
+
+    @classmethod
     def pixels_of(cls, config: Any) -> tuple[int, ...]:
         rows, columns = largest_grid(config.vision_config)
         return rows * columns, patch_inputs(config.vision_config)
@@ -99,15 +107,6 @@ class QwenVLAdapter(QwenTower):
     def pixels_at(cls, config: Any, processor: Any, size: Size) -> tuple[int, ...]:
         rows, columns = grid_at(processor.image_processor, size)
         return rows * columns, patch_inputs(config.vision_config)
-
-    @classmethod
-    def sample(cls, config: Any, n: int) -> dict[str, Tensor]:
-        """Small images, for a tower is quadratic in their patches."""
-        vision = config.vision_config
-        rows, columns = 2 * vision.spatial_merge_size, 3 * vision.spatial_merge_size
-        inputs = patch_inputs(vision)
-        pixels = torch.linspace(-1, 1, n * rows * columns * inputs).view(-1, inputs)
-        return {"pixel_values": pixels, GRIDS: torch.tensor([[1, rows, columns]] * n)}
 
     @classmethod
     def depths_of(cls, config: Any) -> dict[str, int]:
