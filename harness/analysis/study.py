@@ -129,6 +129,11 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
     check_batch(request.batch)
     located = locate_model(request.model, request.device, request.dtype)
+    if not located.one_size:
+        raise PrunebenchError(
+            f"analysis of {located.config.name}: expected a model whose images all have the same visual tokens,"
+            " over which questions are averaged; found one whose images differ: use another model"
+        )
     depth = located.shape.depth
     layers = parse_layers(request.layers, depth)
     limit = parse_limit(request.limit, DEFAULT_LIMIT)

@@ -159,11 +159,16 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class PromptShape:
-    """What plans and budgets are made from: the decoder, the images of a prompt in order, and its text tokens."""
+    """What plans and budgets are made from: the decoder, the images of a prompt in order, and its text tokens.
+
+    `one_of_many`: other prompts of the model have other numbers of visual tokens, so what is meant for all of them is a
+    `Share`.
+    """
 
     decoder: ModelShape
     images: tuple[ImageShape, ...]
     n_text: int = 0
+    one_of_many: bool = False
 
     @property
     def depth(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import PromptShape, VisionShape
-from harness.method.interface import Method, What
+from harness.method.interface import Method, TowerLook, What
 
 #: looks with one row an image
 PER_IMAGE: tuple[What, ...] = ("cls_hidden", "cls_query", "cls_key")
@@ -35,7 +35,7 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
     not have."""
     vision = prompt.images[0].vision
     for look in method.looks(prompt.decoder):
-        why = unseen(look.what, vision)
+        why = unseen(look.what, vision) if isinstance(look, TowerLook) else None  # another thing is refused by name
         if why is not None:
             short = "patches are joined" if vision.prefix or look.what in ("keys", "hidden") else "no [CLS]"
             raise UnfitError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model", short)

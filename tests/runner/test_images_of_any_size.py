@@ -150,6 +150,8 @@ def test_means_and_shares_of_flops_are_solved_at_the_tasks_mean_prompt(place: Pa
         wanted = {"0.5avg": 0.5 * prompt.n_visual, "30avg": 30, "0.6flops": 0.6}[budget]
         assert (found.ratio if budget.endswith("flops") else found.mean_visual) == pytest.approx(wanted, rel=0.02)
         assert ("kept" in str(setting.method.knobs()["keep"])) == (budget != "30avg")
+    (native,) = [s for s in resolve(asked(place, "fastv", "native"), session) if s.method.name == "fastv"]
+    assert native.method.knobs()["keep"] == "0.5kept"
     said = refused(lambda: resolve(asked(place, "fastv", "60avg"), session))
     assert "the mean prompt has 58" in said
 

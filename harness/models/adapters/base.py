@@ -61,6 +61,9 @@ class Adapter(ABC):
 
     model: Any
 
+    #: the family's name for people, and our name for a published checkpoint of it, whose sizes are known
+    title: ClassVar[str] = ""
+    checkpoint: ClassVar[str] = ""
     #: class names of transformers that this adapter is for
     architectures: ClassVar[tuple[str, ...]] = ()
     #: what config.json, a dict, must say before transformers reads it
