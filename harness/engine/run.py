@@ -186,6 +186,8 @@ class EngineRun(RunView):
         if _empty(kwargs.get("past_key_values")):  # a decode step comes without them
             given = {name: kwargs.get(name) for name in self._adapter.image_facts}
             self._facts = {name: self._said.get(name) if fact is None else fact for name, fact in given.items()}
+            if all(fact is None for fact in given.values()):
+                self._adapter.forget_places()
         return args, kwargs
 
     def _hears(self, given: Mapping[str, Any]) -> None:

@@ -211,6 +211,24 @@ def test_a_ragged_batch_and_shared_prefixes_give_the_answers_of_prompts_alone(
             assert answer.cost["kept"] == budgets_share(METHODS[name], answer.cost["n_visual"])
 
 
+def test_a_batch_may_have_other_rows_than_the_prefixes_that_were_captured_before_it(
+    loaded: LoadedModel, located: Located
+) -> None:
+    """Three images of one size are captured together, and eight questions are asked of them."""
+    asked = [
+        Prompt(f"{i}-{n}", QUESTIONS[n], lambda i=i: families.picture(140, 90, seed=i), str(i), 5)  # type: ignore[misc]
+        for i in range(3)
+        for n in range(3)
+    ][:8]
+    for name in ("none", "fastv"):
+        method = method_of(located, name, METHODS[name])
+        found = []
+        for prefixes, size in ((None, 1), (PrefixCache(), 8)):
+            answerer = Answerer(loaded, method, batch_size=size, features=FeatureCache(), prefixes=prefixes)
+            found.append({answer.key: (answer.text, answer.kept) for answer in answerer.answer(asked)})
+        assert found[0] == found[1]
+
+
 def budgets_share(share: str, n: float) -> int:
     return int(float(share.rstrip("%")) / 100 * n + 0.5)
 

@@ -163,6 +163,11 @@ class Adapter(ABC):
         """
         return facts
 
+    def forget_places(self) -> None:
+        """Before a prefill that comes without facts of images, as from a shared prefix: let the model not go on from
+        the places of the prompts before. The engine places every token itself."""
+        return None
+
     def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         """(cos, sin), each (b, n, head_dim), in the dtype of `like`, at `positions (b, n, axes)`; `layer` for families
         with several rotaries."""

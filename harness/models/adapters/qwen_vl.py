@@ -54,6 +54,10 @@ class QwenVLAdapter(QwenTower):
             return given[:, :, None].expand(-1, -1, 3)
         return given[-3:].permute(1, 2, 0)  # a fourth row in front is the text's own count
 
+    def forget_places(self) -> None:
+        # kept from the last prefill with grids, a row a prompt of that batch: a step of another number of rows crashes
+        self.model.model.rope_deltas = None
+
     def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         cos, sin = self.text.rotary_emb(like, position_ids=positions.expand(-1, -1, 3).permute(2, 0, 1))
         return cos, sin
