@@ -5,8 +5,8 @@ src/FastV/lmms-eval/fastv_kvcache.py (pruned once at prefill).
 Differs: decode follows the cached variant, where the kept set stays; the official `inplace` and `mask` variants rank
 again at every generated token and agree with this one at prefill. The official cached variant stores layer K-1's keys
 twice, which cancels in the softmax; here they are stored once. BUDGET=native keeps half of the tokens of the model's
-usual image, also of a prompt of several; half of each prompt's own where images differ. The paper says "attention from all tokens", the code and this file use the
-last row.
+usual image, also of a prompt of several; half of each prompt's own where images differ. The paper says "attention from
+all tokens", the code and this file use the last row.
 """
 
 from __future__ import annotations

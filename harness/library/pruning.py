@@ -17,6 +17,7 @@ from harness.engine.attach import attach
 from harness.engine.run import EngineRun
 from harness.method import Method, build, check_budget, method_class
 from harness.method.build import own_knobs
+from harness.method.fits import resizes
 from harness.models.adapters import Adapter, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.config import ModelConfig, calibrated_knobs, config_of_checkpoint
@@ -105,6 +106,11 @@ def _built(
         own |= calibrated_knobs(cls.name, _calibration(checkpoint, config))
     made = build(method, asked, {**own, **knobs}, adapter.usual.with_text(text_tokens), shares=not adapter.one_size)
     made.check_text_tower()
+    if resizes(made) and not adapter.one_size:
+        raise PrunebenchError(
+            f"{made.name} shows images in other sizes, and here they come as pixels: use `prunebench eval`, or shrink"
+            " the images yourself"
+        )
     return made
 
 

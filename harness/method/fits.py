@@ -19,6 +19,11 @@ def unseen(what: str, vision: VisionShape) -> str | None:
     return None
 
 
+def resizes(method: Method) -> bool:
+    """Does a method show images in other sizes, where images differ in tokens?"""
+    return type(method).shown_size is not Method.shown_size
+
+
 def check_fits(method: Method, prompt: PromptShape) -> None:
     """Raise PrunebenchError where a method, as `for_model` made it, needs what the towers of prompts like this one do
     not have."""
@@ -32,7 +37,7 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
             f"{method.name} is laid out on one grid of patches an image, found {len(prompt.images[0].views)} grids and"
             " newlines in this model, where its official code is not ported: choose another method"
         )
-    if vision.merge > 1 and type(method).on_pixels is not Method.on_pixels:
+    if vision.merge > 1 and type(method).on_pixels is not Method.on_pixels and not resizes(method):
         raise PrunebenchError(
             f"{method.name} changes pixels (images, 3, h, w), found a model whose images come cut into patches"
         )

@@ -11,7 +11,7 @@ Most methods rank tokens at one layer: they derive from `Ranking` (harness/metho
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
-from harness.core.shape import ModelShape, PromptShape, Share
+from harness.core.shape import ModelShape, PromptShape, Share, Size
 from harness.core.spelling import given
 from harness.method.knob_values import TextTower, plain
 
@@ -465,6 +465,11 @@ class Method:
         """Hand, before the vision tower: `pixels (images, 3, h, w)` as the processor made them -> same shape, or
         None."""
         return None
+
+    def shown_size(self, size: Size, tokens: Callable[[Size], int]) -> Size:
+        """Hand, before the image processor of a model whose images differ in tokens: the (height, width) at which an
+        image of `size` is shown; `tokens` says how many visual tokens an image of a size has."""
+        return size
 
     def hide_in_decode(self, run: Run, layer: int) -> Tensor | None:
         """Hand, once per layer after the prefill: `(b, v)` bool over the visual tokens in this layer's cache that

@@ -88,9 +88,16 @@ class Prompter:
     def image_at(self, size: Size) -> ImageShape:
         """An image of this size as the model gets it, padding of ours included, without its pixels."""
         if size not in self._images:
-            shown = (max(size), max(size)) if self.config.image == "pad" else size
-            self._images[size] = self.family.image_at(self.stated, self.processor, shown)
+            self._images[size] = self._image_at(size)
         return self._images[size]
+
+    def tokens_at(self, size: Size) -> int:
+        """Visual tokens of an image of this size; for many sizes of which one is picked."""
+        return self._image_at(size).tokens
+
+    def _image_at(self, size: Size) -> ImageShape:
+        shown = (max(size), max(size)) if self.config.image == "pad" else size
+        return self.family.image_at(self.stated, self.processor, shown)
 
     @cached_property
     def template(self) -> str:

@@ -128,6 +128,8 @@ def _costs(
     taken as stated. Raises PrunebenchError where images differ in size and the task's data are not at hand.
     """
     usual = located.usual
+    if method is not None and method.shown_size is not Method.shown_size and not located.one_size:
+        raise PrunebenchError("its images were shown in other sizes than their own")
     if task is None and not located.one_size:
         raise PrunebenchError("it takes the sizes of the images, whose data are not")
     if cell.provenance["decoder_layers"] != usual.depth:

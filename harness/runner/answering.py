@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import Cache
 
-from harness.core import keeps
+from harness.core import flops, keeps
 from harness.core.budget import NONE, Budget
 from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError, naming
@@ -30,11 +30,13 @@ from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
 from harness.engine.run import EngineRun
 from harness.engine.tower import Seen, check_looks
 from harness.method import Method, TowerLook, source_of
+from harness.method.fits import resizes
 from harness.method.registry import blaming
 from harness.models.adapters import Features
 from harness.models.generation import penalised
 from harness.models.load import LoadedModel, locate_model
 from harness.runner.pace import check_batch, out_of_memory
+from harness.runner.sizes import shown_size
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ class Answerer:
             self._looks = tuple(method.for_model(shape).looks(shape))
             check_looks(loaded.adapter, self._looks)
         self.features.looks.update(self._looks)
+        #: visual tokens of images by key, before the method shows them in other sizes
+        self._unshrunk: dict[str, int] = {}
         # a cache may serve several models
         self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels_key(method)}"
 
@@ -200,7 +204,7 @@ class Answerer:
             return
         with self.clock("tokenise"):
             encoded = [
-                (self.loaded.asked(p.key, p.text, p.max_new_tokens, size and (size,)), p)
+                (self.loaded.asked(p.key, p.text, p.max_new_tokens, size and (self._shown(p.key, size),)), p)
                 for p, size in zip(prompts, self._sizes(prompts), strict=True)
             ]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
@@ -240,7 +244,13 @@ class Answerer:
             if found[p.image_key] is None:
                 width, height = self._image(p).size
                 found[p.image_key] = height, width
+        if resizes(self.method):
+            self._unshrunk |= {key: self.loaded.tokens_at(size) for key, size in found.items() if size is not None}
         return [found[p.image_key] for p in prompts]
+
+    def _shown(self, key: str, size: Size) -> Size:
+        with naming(f"sample {key}"):
+            return shown_size(self.loaded, self.method, size)
 
     def _like(self, encoded: Sequence[tuple[list[int], Prompt]], start: int) -> Sequence[tuple[list[int], Prompt]]:
         """The next batch: prompts that end alike, and whose prefixes fit under one window."""
@@ -305,6 +315,9 @@ class Answerer:
                 for stop in prompt.until:
                     text = text.split(stop)[0]
                 cost = sample_cost(shapes[row], trace, row, len(generated))
+                if prompt.image_key in self._unshrunk:  # what the image would cost at its own size
+                    n = self._unshrunk[prompt.image_key] + int(cost["n_text"])
+                    cost["prefill_unpruned_flops"] = flops.prefill_unpruned(shapes[row].decoder, n)
                 kept = keeps.encode(run.stages(row))
                 answers.append(
                     Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, kept, wall)
@@ -405,6 +418,9 @@ class Answerer:
                 f"sample {prompt.key}: expected an image of {prompt.size} pixels (height, width), as its file's head"
                 f" says, found {size}: replace the file"
             )
+        height, width = shown_size(self.loaded, self.method, size)
+        if (height, width) != size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"), naming(f"sample {prompt.key}"):
             features, seen = run.encode(**self.loaded.made(image))
@@ -437,6 +453,6 @@ def pixels_key(method: Method) -> str:
     of its own."""
     return (
         ""
-        if type(method).on_pixels is Method.on_pixels
+        if type(method).on_pixels is Method.on_pixels and not resizes(method)
         else f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"
     )

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core import grids
 from harness.core.cell import Cell, processing_digest
+from harness.core.errors import naming
 from harness.core.provenance import git_now, versions_now
-from harness.method import source_of
+from harness.method import Method, source_of
+from harness.method.fits import resizes
 from harness.models.device import device_name
 from harness.models.load import Located
 from harness.models.prompt import Sizes, check_prompts
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting
+from harness.runner.sizes import shown_size
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask
@@ -39,6 +42,10 @@ def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
     jobs = [_job(setting, session) for setting in settings]
     for job in {(id(one.setting.located), one.task.name, one.task.fingerprint): one for one in jobs}.values():
         check_prompts(job.setting.located.prompter, asked_of(job.setting.located, job.task), job.task.max_new_tokens)
+    for job in jobs:
+        if resizes(job.setting.method):
+            located, method = job.setting.located, job.setting.method
+            check_prompts(located.prompter, asked_of(located, job.task, method), job.task.max_new_tokens)
     return jobs
 
 
@@ -48,10 +55,18 @@ def _job(setting: Setting, session: Session) -> Job:
     return Job(setting, task, cell, cell.identity())
 
 
-def asked_of(located: Located, task: LoadedTask) -> Iterator[tuple[str, str, Sizes | None]]:
-    """(key, text, sizes of images) of a task's questions; no sizes for a model to which they say nothing."""
+def asked_of(
+    located: Located, task: LoadedTask, method: Method | None = None
+) -> Iterator[tuple[str, str, Sizes | None]]:
+    """(key, text, sizes of images as `method` shows them) of a task's questions; no sizes for a model to which they say
+    nothing. Raises PrunebenchError naming the sample that a method cannot show."""
     for sample in task.samples:
-        yield sample.key, sample.prompt, None if located.one_size else (task.sizes[sample.image_key],)
+        if located.one_size:
+            yield sample.key, sample.prompt, None
+            continue
+        size = task.sizes[sample.image_key]
+        with naming(f"sample {sample.key}"):
+            yield sample.key, sample.prompt, (shown_size(located.prompter, method, size) if method else size,)
 
 
 def task_settings(task: LoadedTask) -> dict[str, Any]:
@@ -100,12 +115,14 @@ def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]
         "processing": dict(prompter.processing),
         "task_settings": task_settings(task),
         "decoder_layers": setting.located.shape.depth,
-        "grids": _grids(setting.located, task),
+        "grids": _grids(setting, task),
     }
 
 
-def _grids(located: Located, task: LoadedTask) -> Any:
-    """The grids of the images' tokens, as harness/core/grids.py records them."""
+def _grids(setting: Setting, task: LoadedTask) -> Any:
+    """The grids of the images' tokens as they are shown, as harness/core/grids.py records them."""
+    located, prompter = setting.located, setting.located.prompter
     if located.one_size:
         return [list(view) for view in located.usual.images[0].views]
-    return grids.recorded({image: located.prompter.image_at(size).views for image, size in task.sizes.items()})
+    shown = {image: shown_size(prompter, setting.method, size) for image, size in task.sizes.items()}
+    return grids.recorded({image: prompter.image_at(size).views for image, size in shown.items()})

@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.core.errors import PrunebenchError
-from harness.core.shape import Grid, ImageShape, PromptShape
+from harness.core.shape import Grid, ImageShape, PromptShape, Size
 from harness.core.spelling import given
 from harness.method import Method
+from harness.method.fits import resizes
 from harness.models.load import Located
+from harness.models.prompt import Prompter
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask
+
+
+def shown_size(prompter: Prompter, method: Method, size: Size) -> Size:
+    """The (height, width) at which a method shows an image of `size`."""
+    return size if prompter.one_size or not resizes(method) else method.shown_size(size, prompter.tokens_at)
 
 
 def visual_tokens(located: Located, task: LoadedTask) -> list[int]:
