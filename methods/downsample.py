@@ -5,8 +5,9 @@ factor (PIL BICUBIC). Where images differ in tokens, the picture is shrunk befor
 its shape with at most `keep` tokens, and the tower gets cheaper too. LLaVA-1.5 has one resolution, so the image is
 shrunk until it holds as much as `keep` patches and enlarged to its input size again: the detail is gone, the tokens are
 all there, and the cost honestly shows all of them.
-Differs: any `keep`, not whole factors only (sides are rounded to whole pixels). With one resolution it works on the
-normalised pixels, by antialiased bicubic interpolation in float32 without rounding to 8 bits or clamping.
+Differs: any `keep`, not whole factors only (sides are rounded to whole pixels of the same shape). With one resolution
+it works on the normalised pixels, by antialiased bicubic interpolation in float32 without rounding to 8 bits or
+clamping.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Size, quota
 from harness.method import Method, PictureError, PromptShape, Share, Traits, check_keep, register
+
+#: how far whole pixels may change the ratio of a picture's sides
+SHAPE = 0.005
 
 
 @register
@@ -105,11 +109,14 @@ class Downsample(Method):
 
 
 def _smaller(size: Size) -> Iterator[Size]:
-    """Every smaller (height, width) of the same shape, the largest first; the shorter side is rounded, halves up."""
+    """Every smaller (height, width) of the same shape, up to `SHAPE`, the largest first; sides are rounded, halves up.
+
+    Of a few pixels rounding makes another shape, to which a processor may give fewer tokens: no picture is made so
+    small for that.
+    """
     height, width = size
     longer = max(size)
     for side in range(longer - 1, 0, -1):
-        yield (
-            max(1, (2 * height * side + longer) // (2 * longer)),
-            max(1, (2 * width * side + longer) // (2 * longer)),
-        )
+        h, w = ((2 * length * side + longer) // (2 * longer) for length in size)
+        if min(h, w) and abs(h * width - w * height) <= SHAPE * w * height:
+            yield h, w

@@ -54,13 +54,14 @@ def cost(
     from harness.method import build, method_class
 
     asked = budgets.parse(budget or None)
-    prompt = plan.usual_prompt(model, plan.size_of(image) if image else None).with_text(text_tokens)
+    size = plan.size_of(image) if image else None
+    prompt = plan.usual_prompt(model, size).with_text(text_tokens)
     own = plan.model_knobs(model, method)
     built = [
         build(method, asked, {**own, **knobs}, prompt)
         for knobs in plan.each_prompt(method_class(method), pairs(set_ or []))
     ]
-    put(plan.report(built, prompt, text_before))
+    put(plan.report(built, prompt, text_before, plan.seen_prompts(model, built, size)))
 
 
 def check(

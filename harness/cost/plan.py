@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -26,9 +27,11 @@ from harness.cost import papers as published
 from harness.engine.attention import edited_pairs
 from harness.engine.layout import TokenLayout
 from harness.method import Method, Places
+from harness.method.fits import shrinks_pictures
 from harness.models.adapters import adapter_class
 from harness.models.config import model_config
 from harness.models.load import locate_model
+from harness.models.pictures import shown_size
 from harness.models.published import published_config, published_prompt
 
 
@@ -75,6 +78,28 @@ def usual_prompt(name: str, size: Size | None = None) -> PromptShape:
         return replace(usual, images=(adapter.image_at(config, adapter.usual_processor(config), size),))
     located = locate_model(name, "cpu")
     return located.usual if size is None else replace(located.usual, images=(located.prompter.image_at(size),))
+
+
+def seen_prompts(name: str, methods: Sequence[Method], size: Size | None) -> list[PromptShape]:
+    """Per method the prompt of one image of `size` as it is after the method has shrunk the picture; none where no
+    method shrinks pictures of this model. Raises PrunebenchError without a size, and as `Method.picture`."""
+    usual = usual_prompt(name)
+    if usual.images[0].one_size or not any(map(shrinks_pictures, methods)):
+        return []
+    if size is None:
+        raise PrunebenchError(
+            f"{methods[0].name}: expected --image WIDTHxHEIGHT, for it shrinks the picture before the processor, found"
+            " none: give --image 640x480"
+        )
+    config = published_config(name)
+    if config is None:
+        prompter = locate_model(name, "cpu").prompter
+        sizes = [prompter.shown(method, size) for method in methods]
+    else:
+        adapter = adapter_class(config)
+        count = partial(adapter.tokens_at, config, adapter.usual_processor(config))
+        sizes = [shown_size(method, size, count) for method in methods]
+    return [usual_prompt(name, shown) for shown in sizes]
 
 
 def size_of(text: str) -> Size:
@@ -161,10 +186,16 @@ def _layout(n_before: int, n_visual: int, n_after: int) -> TokenLayout:
     return TokenLayout(torch.ones_like(visual), visual, kind == 2, torch.arange(kind.shape[1])[None, :, None], origin)
 
 
-def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = published.N_SYSTEM) -> str:
+def report(
+    methods: Sequence[Method],
+    prompt: PromptShape,
+    n_before: int = published.N_SYSTEM,
+    shrunk: Sequence[PromptShape] = (),
+) -> str:
     """The costs of a method as text: every column beside the unpruned model's, and what papers would have reported.
 
-    `methods`: one method, as it would treat each of several prompts of this shape; their costs are averaged.
+    `methods`: one method, as it would treat each of several prompts of this shape; their costs are averaged. `shrunk`:
+    per method the prompt with the picture shrunk, as `seen_prompts` says.
     """
     method, shape, n_text = methods[0], prompt.decoder, prompt.n_text
     if not 0 <= n_before < n_text:
@@ -172,16 +203,25 @@ def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = publi
             f"expected some text behind the image: fewer text tokens before it (--text-before, found {n_before}) than"
             f" in all (--text-tokens, found {n_text})"
         )
-    schedules = [schedule(each, prompt) for each in methods]
-    traces = [planned_trace(each, prompt, visual, n_before) for each, visual in zip(methods, schedules, strict=True)]
+    owns = [own.with_text(n_text) for own in shrunk] or [prompt] * len(methods)
+    schedules = [
+        [own.n_visual] * own.depth if shrunk else schedule(each, own) for each, own in zip(methods, owns, strict=True)
+    ]
+    traces = [planned_trace(m, own, v, n_before) for m, own, v in zip(methods, owns, schedules, strict=True)]
     base = planned_trace(Method(), prompt, [prompt.n_visual] * prompt.depth, n_before)
     lines = [f"{prompt.depth} layers, {prompt.n_visual} visual and {n_text} text tokens ({n_before} before the image)"]
     lines += [f"visual tokens per layer: {_runs(visual)}" for visual in schedules]
 
-    vision = sum(flops.vision_tower(i.vision) + flops.projector(shape, i.vision) for i in prompt.images)
+    images = {id(base): prompt.images, **{id(t): own.images for t, own in zip(traces, owns, strict=True)}}
+
+    def tower(trace: Trace) -> int:
+        return sum(flops.vision_tower(image.vision) for image in images[id(trace)])
+
+    def projector(trace: Trace) -> int:
+        return sum(flops.projector(shape, image.vision) for image in images[id(trace)])
 
     def with_tower(trace: Trace) -> float:
-        return vision + flops.prefill_dense(shape, trace, 0)
+        return tower(trace) + projector(trace) + flops.prefill_dense(shape, trace, 0)
 
     def mean(value: Callable[[Trace], float], of: Sequence[Trace]) -> float:
         return sum(map(value, of)) / len(of)
@@ -195,8 +235,8 @@ def report(methods: Sequence[Method], prompt: PromptShape, n_before: int = publi
         ("scoring, part of the prefill", lambda t: t.scoring[0], 1e9, "GFLOPs"),
         ("decode, first new token", lambda t: flops.decode(shape, t, 0, 1), 1e9, "GFLOPs"),
         ("LM head, per position", lambda t: flops.lm_head(shape, 1), 1e9, "GFLOPs"),
-        ("vision tower", lambda t: sum(flops.vision_tower(i.vision) for i in prompt.images), 1e12, "TFLOPs"),
-        ("projector", lambda t: sum(flops.projector(shape, i.vision) for i in prompt.images), 1e12, "TFLOPs"),
+        ("vision tower", tower, 1e12, "TFLOPs"),
+        ("projector", projector, 1e12, "TFLOPs"),
         ("vision tower + projector + prefill dense", with_tower, 1e12, "TFLOPs"),
         ("KV cache after the prefill", lambda t: flops.kv_bytes(shape, t, 0), 2**20, "MiB"),
     ]

@@ -59,3 +59,26 @@ def test_the_command_takes_a_share_and_an_image() -> None:
     # the tower stays, and the share falls less than that of the prefill: 41.2 %
     assert line.split()[-2] == "56.0"
     assert isinstance(CliRunner().invoke(app, [*asked[:-1], "3000x4"]).exception, PrunebenchError)
+
+
+def test_a_shrunk_picture_costs_a_smaller_tower() -> None:
+    """640 x 480 at 70 % is 266 tokens, 14 x 19: `downsample` costs what the unpruned model does on that picture."""
+    asked = ["cost", "downsample", "--budget", "70%", "--model", "qwen2.5-vl-7b"]
+    said = CliRunner().invoke(app, [*asked, "--image", "640x480"])
+    assert said.exit_code == 0, said.output
+    assert "28 layers, 391 visual and 74 text tokens" in said.output
+    assert "visual tokens per layer: 266 x 28" in said.output
+    rows = {line[:40].strip(): line[40:].split()[:2] for line in said.output.splitlines()}
+    whole, shrunk = (plan.usual_prompt("qwen2.5-vl-7b", size) for size in ((480, 640), (392, 532)))
+    assert (whole.n_visual, shrunk.n_visual) == (391, 266)
+    for column, prompt in enumerate((shrunk, whole)):
+        vision = prompt.images[0].vision
+        tower = flops.vision_tower(vision) / T
+        every = tower + flops.projector(prompt.decoder, vision) / T
+        every += flops.prefill_unpruned(prompt.decoder, prompt.n_visual + 74) / T
+        assert float(rows["vision tower"][column]) == pytest.approx(tower, rel=1e-3)
+        assert float(rows["vision tower + projector + prefill dense"][column]) == pytest.approx(every, rel=1e-3)
+    said = CliRunner().invoke(app, asked)
+    assert "expected --image WIDTHxHEIGHT" in str(said.exception)
+    said = CliRunner().invoke(app, [*asked[:3], "30%", *asked[4:], "--image", "640x480"])
+    assert "expected at least 266 of the 391 visual tokens" in str(said.exception)
