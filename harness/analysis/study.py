@@ -45,7 +45,16 @@ from harness.analysis import calibrate, stages
 from harness.analysis.asker import MAX_NEW_TOKENS, Asker, knockout
 from harness.analysis.derive import derive, file_name, summary, write_config
 from harness.analysis.eye import COSINE, KNOBS, NORM, SINK_DRAW, SINK_NORM
-from harness.analysis.observe import by_layer, knockout_row, knockout_table, observe, rounded, sample_table, with_bounds
+from harness.analysis.observe import (
+    by_layer,
+    knockout_row,
+    knockout_table,
+    observe,
+    rounded,
+    sample_table,
+    token_counts,
+    with_bounds,
+)
 from harness.analysis.stages import TEXT, Cut, Outcome
 from harness.core.command import rendered, whole_number
 from harness.core.errors import PrunebenchError, unknown
@@ -347,7 +356,7 @@ def _measured(
         "tasks": list(request.tasks),
         "command": _command(request),
         "depth": depth,
-        "n_visual": loaded.usual.n_visual,
+        **token_counts(observed["n_visual"]),
         "accuracy": with_bounds(stages.interval(weights, unpruned.score)),
         "stages": {} if found is None else found.as_dict(),
         "interval": "95 % percentile bootstrap over images",
