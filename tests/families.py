@@ -57,10 +57,10 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(cells.byte().numpy()).resize((width, height), Image.Resampling.NEAREST)
 
 
-def pope(folder: Path, n: int = 8) -> DataSource:
-    """`n` questions of POPE on images of `SIZES` by turns, two on each image."""
+def pope(folder: Path, n: int = 8, first: int = 0) -> DataSource:
+    """`n` questions of POPE on images of `SIZES` by turns, two on each image; images are counted from `first`."""
     table = tables.rows("pope", n)
-    images = [picture(*SIZES[i // 2 % len(SIZES)], seed=i // 2) for i in range(n)]
+    images = [picture(*SIZES[i // 2 % len(SIZES)], seed=first + i // 2) for i in range(n)]
     held = [{"bytes": tables.encoded(image), "path": "a.png"} for image in images]
     words = [
         "Is there a star?",
@@ -71,5 +71,5 @@ def pope(folder: Path, n: int = 8) -> DataSource:
 
     table = tables.changed(table, "image", pa.array(held, tables.IMAGE))
     table = tables.changed(table, "question", pa.array([words[i % 4] for i in range(n)]))
-    table = tables.changed(table, "image_source", pa.array([f"i{i // 2}" for i in range(n)]))
+    table = tables.changed(table, "image_source", pa.array([f"i{first + i // 2}" for i in range(n)]))
     return tables.write(folder, "pope", [table])

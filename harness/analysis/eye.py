@@ -185,13 +185,13 @@ class ShallowProbe(VisiPruner):
         if layer == 0:
             run.memo["probe"] = []
         norm, cosine = contributions(attn)
-        lowest = cosine.masked_fill(~run.visual_valid, OF_TOKENS["cosine"]).amin(1)
-        run.memo["probe"].append((norm.sort(1, descending=True).values, lowest))
+        own = cosine.masked_fill(~run.visual_valid, OF_TOKENS["cosine"])
+        run.memo["probe"].append((norm.sort(1, descending=True).values, own.amin(1)))
         if layer == run.shape.depth - 1:
             assert run.samples is not None
             norms, lowest = (torch.stack(x, 1).cpu().numpy() for x in zip(*run.memo["probe"], strict=True))
-            for row, (key, n) in enumerate(zip(run.samples, run.layout.visual_counts, strict=True)):
-                self.into[key] = (lowest[row], norms[row][:, :n])
+            for row, (key, count) in enumerate(zip(run.samples, run.layout.visual_counts, strict=True)):
+                self.into[key] = (lowest[row], norms[row][:, :count])
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         return None

@@ -138,6 +138,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
     check_batch(request.batch)
     located = locate_model(request.model, request.device, request.dtype)
+    calibrate.check_model(request.method, located)
     depth = located.shape.depth
     layers = parse_layers(request.layers, depth)
     limit = parse_limit(request.limit, DEFAULT_LIMIT)
@@ -283,6 +284,9 @@ def _identity(loaded: LoadedModel, split: Mapping[str, Any]) -> str:
         loaded.template_hash,
         loaded.image_backend,
     ]
+    limits = [loaded.config.min_pixels, loaded.config.max_pixels]
+    if any(limits):
+        model += [str(limit) for limit in limits]
     parts = [*model, MAX_NEW_TOKENS, split]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
