@@ -5,8 +5,8 @@ src/FastV/lmms-eval/fastv_kvcache.py (pruned once at prefill).
 Differs: decode follows the cached variant, where the kept set stays; the official `inplace` and `mask` variants rank
 again at every generated token and agree with this one at prefill. The official cached variant stores layer K-1's keys
 twice, which cancels in the softmax; here they are stored once. BUDGET=native keeps half of the tokens of the model's
-usual image, also of a prompt of several. The paper says "attention from all tokens", the code and this file use the
-last row.
+usual image, also of a prompt of several; half of each prompt's own where images differ. The paper says "attention from
+all tokens", the code and this file use the last row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from harness.core.budget import Budget
-from harness.method import Attention, PromptShape, Published, Ranking, Run, Stream, Traits, register
+from harness.method import Attention, PromptShape, Published, Ranking, Run, Share, Stream, Traits, register
 
 
 @register
@@ -35,7 +35,7 @@ class FastV(Ranking):
     @classmethod
     def at_budget(cls, budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Self:
         if budget.unit == "native":  # the paper's K = 2, R = 50 %
-            return cls(**{"keep": prompt.n_visual // 2, **knobs})
+            return cls(**{"keep": Share(0.5) if prompt.one_of_many else prompt.n_visual // 2, **knobs})
         return super().at_budget(budget, knobs, prompt)
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:

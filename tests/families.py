@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,10 +58,10 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(cells.byte().numpy()).resize((width, height), Image.Resampling.NEAREST)
 
 
-def pope(folder: Path, n: int = 8, first: int = 0) -> DataSource:
-    """`n` questions of POPE on images of `SIZES` by turns, two on each image; images are counted from `first`."""
+def pope(folder: Path, n: int = 8, sizes: Sequence[tuple[int, int]] = SIZES, first: int = 0) -> DataSource:
+    """`n` questions of POPE on images of `sizes` by turns, two on each image; images are counted from `first`."""
     table = tables.rows("pope", n)
-    images = [picture(*SIZES[i // 2 % len(SIZES)], seed=first + i // 2) for i in range(n)]
+    images = [picture(*sizes[i // 2 % len(sizes)], seed=first + i // 2) for i in range(n)]
     held = [{"bytes": tables.encoded(image), "path": "a.png"} for image in images]
     words = [
         "Is there a star?",

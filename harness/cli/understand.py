@@ -24,7 +24,7 @@ def cost(
         str,
         typer.Option(
             metavar="NAME",
-            help="llava-1.5-7b, llava-1.5-13b, mini or a local folder; no weights",
+            help="a name from `prunebench models`, or a local folder; no weights",
             autocompletion=given_as.complete_model,
         ),
     ] = "llava-1.5-7b",
@@ -33,6 +33,13 @@ def cost(
         int,
         typer.Option(metavar="N", help="the number of them before the image; 35 is Vicuna's system prompt"),
     ] = 35,
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="pixels of the image, as in 640x480; default: an image of the most tokens",
+        ),
+    ] = "",
     set_: given_as.Knobs = None,
 ) -> None:
     """Compute the cost of a method at a budget from its schedule: nothing is run.
@@ -46,7 +53,8 @@ def cost(
     from harness.cost import plan
     from harness.method import build, method_class
 
-    prompt, asked = plan.usual_prompt(model).with_text(text_tokens), budgets.parse(budget or None)
+    asked = budgets.parse(budget or None)
+    prompt = plan.usual_prompt(model, plan.size_of(image) if image else None).with_text(text_tokens)
     own = plan.model_knobs(model, method)
     built = [
         build(method, asked, {**own, **knobs}, prompt)

@@ -124,6 +124,11 @@ class ImageShape:
         """Is the image one grid of patches in raster order, without newlines?"""
         return len(self.views) == 1 and not self.views[0].newline
 
+    @property
+    def one_size(self) -> bool:
+        """Do all images of such a model look like this one: a square of patches, each of them a token?"""
+        return self.whole and self.views[0].rows == self.views[0].cols and self.vision.merge == 1
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -154,11 +159,16 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class PromptShape:
-    """What plans and budgets are made from: the decoder, the images of a prompt in order, and its text tokens."""
+    """What plans and budgets are made from: the decoder, the images of a prompt in order, and its text tokens.
+
+    `one_of_many`: other prompts of the model have other numbers of visual tokens, so what is meant for all of them is a
+    `Share`.
+    """
 
     decoder: ModelShape
     images: tuple[ImageShape, ...]
     n_text: int = 0
+    one_of_many: bool = False
 
     @property
     def depth(self) -> int:

@@ -9,7 +9,9 @@ be given, and their costs are averaged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -18,15 +20,16 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # 
 
 from harness.core import flops
 from harness.core.errors import PrunebenchError
-from harness.core.shape import ModelShape, PromptShape, Share
+from harness.core.shape import ModelShape, PromptShape, Share, Size
 from harness.core.trace import LayerTrace, Trace
 from harness.cost import papers as published
 from harness.engine.attention import edited_pairs
 from harness.engine.layout import TokenLayout
 from harness.method import Method, Places
+from harness.models.adapters import adapter_class
 from harness.models.config import model_config
 from harness.models.load import locate_model
-from harness.models.published import published_prompt
+from harness.models.published import published_config, published_prompt
 
 
 class _PlannedRun:
@@ -58,10 +61,28 @@ class _PlannedRun:
         return torch.Generator().manual_seed(row)
 
 
-def usual_prompt(name: str) -> PromptShape:
+def usual_prompt(name: str, size: Size | None = None) -> PromptShape:
     """A prompt of one image for a model by name: of a published checkpoint, otherwise from its config file. Raises as
-    `locate_model` does."""
-    return published_prompt(name) or locate_model(name, "cpu").usual
+    `locate_model` does.
+
+    `size`: of the image, (height, width) in pixels; None: of the most tokens, where images differ in tokens.
+    """
+    usual, config = published_prompt(name), published_config(name)
+    if usual is not None and (size is None or config is None):  # images of one size have no config here
+        return usual
+    if usual is not None and size is not None:
+        adapter = adapter_class(config)
+        return replace(usual, images=(adapter.image_at(config, adapter.usual_processor(config), size),))
+    located = locate_model(name, "cpu")
+    return located.usual if size is None else replace(located.usual, images=(located.prompter.image_at(size),))
+
+
+def size_of(text: str) -> Size:
+    """(height, width) of an image as a user writes it, "640x480". Raises PrunebenchError for anything else."""
+    found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.strip().lower())
+    if found is None:
+        raise PrunebenchError(f"--image {text[:80]!r}: expected width and height in pixels, as in 640x480")
+    return int(found[2]), int(found[1])
 
 
 def model_knobs(name: str, method: str) -> dict[str, object]:

@@ -20,7 +20,7 @@ from harness.engine import doors
 from harness.engine.run import EngineRun, HookInputs
 from harness.engine.tower import TowerEye
 from harness.method import Method, TowerLook
-from harness.method.fits import check_fits
+from harness.method.fits import check_fits, check_pictures
 from harness.models.adapters import adapter_for
 from harness.models.adapters.text_encoder import TextEncoder
 from harness.models.device import check_whole
@@ -70,6 +70,7 @@ def attach(
     positions: str = "method",
     looks: Iterable[TowerLook] = (),
     text_encoder: Callable[[], TextEncoder] | None = None,
+    pictures: bool = False,
 ) -> Iterator[EngineRun]:
     """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an
     exception.
@@ -77,9 +78,10 @@ def attach(
     `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after
     every reduction (each layer then decodes at its own cache length), "method" leaves it to the method. `looks`: more
     of the vision tower than the method sees, for `EngineRun.encode`. `text_encoder` gives what `Run.question` encodes
-    with, when it is first asked. Works with `forward` and with `generate` (KV cache of different length per layer,
-    left-padded batches). Raises PrunebenchError for unsupported models, for a transformers without the doors that this
-    goes through (harness/engine/doors.py), for a second attach, and at the end if the method has changed the model.
+    with, when it is first asked. `pictures`: who attaches asks `Method.picture` before the processor. Works with
+    `forward` and with `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError
+    for unsupported models, for a transformers without the doors that this goes through (harness/engine/doors.py), for a
+    second attach, and at the end if the method has changed the model.
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", str(positions), POSITION_POLICIES)
@@ -98,6 +100,8 @@ def attach(
     doors.check(adapter)
     method = method.for_model(adapter.shape)
     check_fits(method, adapter.usual)
+    if not pictures:
+        check_pictures(method, adapter.one_size)
     attentions = [layer.self_attn for layer in adapter.layers]
     if any(id(a) in _ACTIVE for a in attentions):
         raise PrunebenchError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.core.errors import PrunebenchError
 from harness.engine.layout import TokenLayout
 from harness.method import AttentionEdit, DecodePositions, Method, Positions, Reduction
+from harness.method.fits import shrinks_pictures
 from harness.method.registry import blaming
 
 
@@ -178,8 +179,11 @@ def _sinks(where: str, sink: object, expected: Tensor) -> list[int]:
     return [int(index) for index in sink.tolist()]
 
 
-def changed_pixels(method: Method, pixels: Tensor) -> Tensor | None:
-    """What the method makes of the pixels before the vision tower, checked; None for no change."""
+def changed_pixels(method: Method, pixels: Tensor, one_size: bool) -> Tensor | None:
+    """What the method makes of the pixels before the vision tower, checked; None for no change. Where images differ in
+    tokens (not `one_size`), a method that shrinks pictures has done so before."""
+    if not one_size and shrinks_pictures(method):
+        return None
     with blaming(f"{method.name} at on_pixels"):
         changed = method.on_pixels(pixels)
     if changed is None:

@@ -186,6 +186,8 @@ class EngineRun(RunView):
         if _empty(kwargs.get("past_key_values")):  # a decode step comes without them
             given = {name: kwargs.get(name) for name in self._adapter.image_facts}
             self._facts = {name: self._said.get(name) if fact is None else fact for name, fact in given.items()}
+            if all(fact is None for fact in given.values()):
+                self._adapter.forget_places()
         return args, kwargs
 
     def _hears(self, given: Mapping[str, Any]) -> None:
@@ -206,7 +208,7 @@ class EngineRun(RunView):
     def _on_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookInputs:
         # `generate` runs the tower before the model's forward, so pixels are changed at the tower and not at the core
         pixels = args[0] if args else kwargs.pop("pixel_values")
-        changed = changed_pixels(self._method, pixels)
+        changed = changed_pixels(self._method, pixels, self._adapter.one_size)
         return (pixels if changed is None else changed, *args[1:]), kwargs
 
     def _before_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:

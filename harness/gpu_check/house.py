@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,9 @@ from harness.models.adapters import adapter_for
 from harness.models.config import model_config
 from harness.models.device import DTYPES, device_name, pick_device
 from harness.models.load import LoadedModel, Located, locate_model
+from harness.models.matrix import FAMILIES
 from harness.proof import goldens
+from harness.proof.conformance.family_models import family_model
 from harness.proof.golden_compare import LOGIT_TOLERANCE
 from harness.runner.answering import Answerer, Prompt
 
@@ -133,11 +137,28 @@ def measured(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 
 class Prefill(NamedTuple):
-    """A prefill that can be run again and again: `run()` returns once the host has handed out its work."""
+    """A prefill that can be run again and again: `run()` gives its logits once the host has handed out its work."""
 
     label: str
     batch: int
-    run: Callable[[], Any]
+    run: Callable[[], Tensor]
+
+
+def of_family(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of a bench whose model is the name of a family: a tiny one of it, by a config.json in `folder`; others
+    as they are."""
+    if settings["model"] not in FAMILIES:
+        return dict(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    family_model(FAMILIES[settings["model"]].architectures[0]).model.config.save_pretrained(folder)
+    return {**settings, "model": str(folder)}
+
+
+def none_from_bare(settings: Mapping[str, Any]) -> float:
+    """The largest difference between the logits of `none` and of the bare model, as a share of the largest logit."""
+    first = islice(prefills({**settings, "methods": ("none",)}), 2)
+    bare, none = (prefill.run().float() for prefill in first)
+    return float((bare - none).abs().max() / bare.abs().max())
 
 
 def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
@@ -151,7 +172,8 @@ def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
     knobs = model_config(asked.model).knobs
     for batch in asked.batches:
         given = random_model.random_input(model, batch, asked.text_tokens, asked.seed)
-        for contender in measure.contenders(asked, adapter.usual.with_text(asked.text_tokens), knobs):
+        usual = replace(adapter.usual, images=(random_model.image_of(type(adapter), model.config),))
+        for contender in measure.contenders(asked, usual.with_text(asked.text_tokens), knobs):
             with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine:
                 with torch.inference_mode():
                     features, seen = (
@@ -159,16 +181,19 @@ def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
                     )
 
                 @torch.inference_mode()
-                def once(engine: Any = engine, features: Any = features, seen: Any = seen, given: Any = given) -> None:
+                def once(
+                    engine: Any = engine, features: Any = features, seen: Any = seen, given: Any = given
+                ) -> Tensor:
                     if engine is not None:
                         engine.samples = [str(row) for row in range(given.batch)]
                         engine.see(seen)
-                    model(
+                    logits: Tensor = model(
                         input_ids=given.ids,
                         attention_mask=torch.ones_like(given.ids),
                         **adapter.inputs(features, given.ids),
                         past_key_values=DynamicCache(config=model.config.text_config),
                         logits_to_keep=1,
-                    )
+                    ).logits
+                    return logits
 
                 yield Prefill(contender.label, batch, once)

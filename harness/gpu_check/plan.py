@@ -54,7 +54,7 @@ ARMS = (
     MethodAtBudget("knockout", knobs={"start": 1, "stop": 4, "vision_to_vision": True}, answers=""),
 )
 #: order and shares of the time; the longest stage comes last, so that a run cut off has the others
-STAGES = {"goldens": 2, "equal": 3, "sweep": 1, "bench": 4}
+STAGES = {"goldens": 2, "equal": 3, "sweep": 1, "families": 1, "bench": 4}
 #: seconds for all of them together, in a rehearsal on a CPU, and what is kept back for writing and leaving
 LIMIT_S, REHEARSAL_S, RESERVE_S = 540, 1800, 15
 
@@ -82,12 +82,24 @@ class Size:
     goldens: int
     sweep_arms: tuple[MethodAtBudget, ...]
     bench: Mapping[str, Any]
+    #: settings of a bench of a family whose images differ in tokens; a family's name is a tiny model of it
+    family: Mapping[str, Any]
     #: recorded runs at most, of a method in the bench, and of a piece of work whose busy time is measured
     repeats: int
     busy_repeats: int
 
 
 SWEEP = (NONE, MethodAtBudget("fastv", "64"), MethodAtBudget("sparsevlm", "64"), MethodAtBudget("visipruner", "64"))
+TINY_FAMILY: Mapping[str, Any] = {
+    "model": "Qwen2.5-VL",
+    "random_weights": True,
+    "dtype": "float32",
+    "budgets": ("25%",),
+    "batches": (1,),
+    "new_tokens": 2,
+    "text_tokens": 8,
+    "repeats": 1,
+}
 SIZES = {
     "full": Size(
         ("float32", "float16", "bfloat16"),
@@ -102,6 +114,15 @@ SIZES = {
             "dtype": "bfloat16",
             "budgets": ("192", "128", "64"),
             "batches": (1, 8),
+        },
+        {
+            "model": "qwen2.5-vl-7b",
+            "random_weights": True,
+            "dtype": "bfloat16",
+            "methods": ("none", "random", "fastv", "visipruner", "hiprune", "divprune"),
+            "budgets": ("25%", "11%"),
+            "batches": (1,),
+            "repeats": 5,
         },
         10,
         3,
@@ -121,6 +142,7 @@ SIZES = {
             "new_tokens": 3,
             "text_tokens": 20,
         },
+        {**TINY_FAMILY, "methods": ("none", "fastv", "visipruner", "hiprune")},
         2,
         1,
     ),
@@ -141,6 +163,7 @@ SIZES = {
             "new_tokens": 2,
             "text_tokens": 8,
         },
+        {**TINY_FAMILY, "methods": ("none", "fastv")},
         1,
         1,
     ),

@@ -216,6 +216,23 @@ def bench(report: Report) -> None:
     freed()
 
 
+def families(report: Report) -> None:
+    """A model whose images differ in tokens, with random weights: `none` against the bare model, and each method's
+    times at a share of the tokens."""
+    settings = house.of_family({**report.size.family, "device": report.device}, report.out / "family")
+    gap = house.none_from_bare(settings)
+    allowed = plan.LOGITS_SHARE[settings["dtype"]]
+    report.result |= {"model": report.size.family["model"], "none_from_bare": gap}
+    if not gap <= allowed:
+        report.failed.append(f"`none` and the bare model differ by {gap:.1e} of the largest logit, allowed {allowed}")
+    report.save()
+    freed()
+    result = house.measured({**settings, "warmup": 1}, report.out / "families")
+    report.result |= _kept(result)
+    report.failed += timing.bench_faults(result)
+    freed()
+
+
 def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
     """What the stage's own file repeats of bench.json."""
     names = (
@@ -240,4 +257,10 @@ def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"command": result["command"], "weights_bytes": result["weights_bytes"], "batches": batches}
 
 
-STAGES: Mapping[str, Callable[[Any], None]] = {"equal": equal, "goldens": goldens, "sweep": sweep, "bench": bench}
+STAGES: Mapping[str, Callable[[Any], None]] = {
+    "equal": equal,
+    "goldens": goldens,
+    "sweep": sweep,
+    "families": families,
+    "bench": bench,
+}

@@ -52,6 +52,7 @@ def build(
     knobs, values of the wrong type, and budgets out of reach.
     """
     cls = method_class(name)
+    prompt = dataclasses.replace(prompt, one_of_many=shares)
     typed = dict(typed_knobs(cls, knobs))
     # calibrated knobs come with the budget; who asks has checked those of the user
     check_budget(cls, budget, () if budget.unit == "calibrated" else typed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import PromptShape, VisionShape
-from harness.method.interface import Method, What
+from harness.method.interface import Method, TowerLook, What
 
 #: looks with one row an image
 PER_IMAGE: tuple[What, ...] = ("cls_hidden", "cls_query", "cls_key")
@@ -35,7 +35,7 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
     not have."""
     vision = prompt.images[0].vision
     for look in method.looks(prompt.decoder):
-        why = unseen(look.what, vision)
+        why = unseen(look.what, vision) if isinstance(look, TowerLook) else None  # another thing is refused by name
         if why is not None:
             short = "patches are joined" if vision.prefix or look.what in ("keys", "hidden") else "no [CLS]"
             raise UnfitError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model", short)
@@ -45,8 +45,25 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
             " newlines in this model, where its official code is not ported: choose another method",
             "one grid only",
         )
-    if vision.merge > 1 and getattr(method.on_pixels, "__func__", None) is not Method.on_pixels:
+    pixels = getattr(method.on_pixels, "__func__", None) is not Method.on_pixels
+    if vision.merge > 1 and pixels and not shrinks_pictures(method):
         raise UnfitError(
             f"{method.name} changes pixels (images, 3, h, w), found a model whose images come cut into patches",
             "pixels are patches",
+        )
+
+
+def shrinks_pictures(method: Method) -> bool:
+    """Has the method a hook that shrinks pictures before the processor, where images differ in tokens?"""
+    hook = getattr(method, "picture", None)
+    return hook is not None and getattr(hook, "__func__", None) is not Method.picture
+
+
+def check_pictures(method: Method, one_size: bool) -> None:
+    """Raise PrunebenchError where a method shrinks pictures, and is to run on what a processor has made of them."""
+    if shrinks_pictures(method) and not one_size:
+        raise PrunebenchError(
+            f"{method.name} shrinks a picture before the processor where images differ in tokens, found pixels that the"
+            " processor has made: measure it with `prunebench eval`, or give the processor a smaller picture and leave"
+            " the method out"
         )

@@ -11,7 +11,7 @@ Most methods rank tokens at one layer: they derive from `Ranking` (harness/metho
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
-from harness.core.shape import ModelShape, PromptShape, Share
+from harness.core.shape import ModelShape, PromptShape, Share, Size
 from harness.core.spelling import given
 from harness.method.knob_values import TextTower, plain
 
@@ -258,6 +258,14 @@ class ScoresError(PrunebenchError):
         self.row = row
 
 
+class PictureError(PrunebenchError):
+    """A picture that cannot be shrunk so far: `asked` visual tokens at most were asked, and `fewest` are in reach."""
+
+    def __init__(self, asked: int, fewest: int, message: str) -> None:
+        super().__init__(message)
+        self.asked, self.fewest = asked, fewest
+
+
 @dataclass(frozen=True)
 class Traits:
     """What a table says about a method; declared by the method, checked by the conformance tests.
@@ -464,6 +472,15 @@ class Method:
     def on_pixels(self, pixels: Tensor) -> Tensor | None:
         """Hand, before the vision tower: `pixels (images, 3, h, w)` as the processor made them -> same shape, or
         None."""
+        return None
+
+    def picture(self, size: Size, tokens: Callable[[Size], int]) -> Size | None:
+        """Hand, before the processor, where images differ in tokens: the (height, width) to which a picture of `size`
+        is shrunk, or None.
+
+        `tokens` says how many visual tokens a picture of some size has. A method with this hook changes no pixels
+        there: its `on_pixels` is asked where all images have one size. Raises PictureError where too many tokens stay.
+        """
         return None
 
     def hide_in_decode(self, run: Run, layer: int) -> Tensor | None:

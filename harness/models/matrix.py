@@ -15,14 +15,8 @@ from harness.method.fits import UnfitError
 from harness.models.adapters import ADAPTERS
 from harness.models.published import published_prompt
 
-#: a published checkpoint of each family, by our name for the family
-FAMILIES = {
-    "LLaVA-1.5": ("LlavaForConditionalGeneration", "llava-1.5-7b"),
-    "LLaVA-NeXT": ("LlavaNextForConditionalGeneration", "llava-v1.6-vicuna-7b"),
-    "Qwen2-VL": ("Qwen2VLForConditionalGeneration", "qwen2-vl-7b"),
-    "Qwen2.5-VL": ("Qwen2_5_VLForConditionalGeneration", "qwen2.5-vl-7b"),
-    "Qwen3-VL": ("Qwen3VLForConditionalGeneration", "qwen3-vl-8b"),
-}
+#: families by their names for people
+FAMILIES = {adapter.title: adapter for adapter in ADAPTERS.values()}
 TEXT_TOKENS = 74
 PROVEN, RUNS, OWN = "proven", "runs", "control"
 LEGEND = (
@@ -41,9 +35,9 @@ class Fitted(NamedTuple):
 
 def fitted(cls: type[Method], family: str) -> Fitted:
     """Whether a method runs on a family of `FAMILIES`, at half of a prompt's tokens or as its defaults say."""
-    architecture, checkpoint = FAMILIES[family]
-    prompt = published_prompt(checkpoint)
-    assert prompt is not None
+    adapter = FAMILIES[family]
+    prompt = published_prompt(adapter.checkpoint)
+    assert prompt is not None, f"sizes of {adapter.checkpoint} are kept in configs/published/"
     refused: PrunebenchError | None = None
     for budget in (Budget("kept", Share(0.5)), Budget("native"), NONE):
         try:
@@ -51,10 +45,9 @@ def fitted(cls: type[Method], family: str) -> Fitted:
         except PrunebenchError as error:
             refused = refused or error
             continue
-        proven = ADAPTERS[architecture].proven
         if cls.published is None:
             return Fitted(OWN)
-        return Fitted(PROVEN if proven is None or cls.name in proven else RUNS)
+        return Fitted(PROVEN if adapter.proven is None or cls.name in adapter.proven else RUNS)
     return Fitted(refused.short if isinstance(refused, UnfitError) else "does not fit", str(refused))
 
 

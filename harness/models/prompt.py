@@ -18,9 +18,12 @@ from harness.core.errors import PrunebenchError, naming
 from harness.core.picture import check_size
 from harness.core.shape import ImageShape, PromptShape, Size
 from harness.core.spelling import given
+from harness.method import Method
+from harness.method.fits import shrinks_pictures
 from harness.models.adapters import Adapter, adapter_class
 from harness.models.config import ModelConfig, Padding, Template
 from harness.models.device import DTYPES
+from harness.models.pictures import pixels_key, shown_size
 
 #: Vicuna v1's conversation as LLaVA-1.5 was trained and evaluated with it
 VICUNA_V1 = (
@@ -75,6 +78,7 @@ class Prompter:
     repetition_penalty: float = 1.0
     _prompts: dict[tuple[str, Sizes], array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
     _images: dict[Size, ImageShape] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _shown: dict[tuple[str, Size], Size] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def family(self) -> type[Adapter]:
@@ -88,9 +92,25 @@ class Prompter:
     def image_at(self, size: Size) -> ImageShape:
         """An image of this size as the model gets it, padding of ours included, without its pixels."""
         if size not in self._images:
-            shown = (max(size), max(size)) if self.config.image == "pad" else size
-            self._images[size] = self.family.image_at(self.stated, self.processor, shown)
+            self._images[size] = self.family.image_at(self.stated, self.processor, self._padded(size))
         return self._images[size]
+
+    def tokens_at(self, size: Size) -> int:
+        """Visual tokens of an image of this size as the model gets it."""
+        return self.family.tokens_at(self.stated, self.processor, self._padded(size))
+
+    def shown(self, method: Method, size: Size) -> Size:
+        """The (height, width) of a picture of this size as a method leaves it to the processor. Raises as
+        `Method.picture`."""
+        if self.one_size or not shrinks_pictures(method):
+            return size
+        key = pixels_key(method), size
+        if key not in self._shown:
+            self._shown[key] = shown_size(method, size, self.tokens_at)
+        return self._shown[key]
+
+    def _padded(self, size: Size) -> Size:
+        return (max(size), max(size)) if self.config.image == "pad" else size
 
     @cached_property
     def template(self) -> str:

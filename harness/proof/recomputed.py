@@ -16,7 +16,7 @@ from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
 from harness.core.shape import PromptShape
 from harness.core.trace import LayerTrace, Trace
-from harness.method import Method, method_class, source_of
+from harness.method import Method, method_class, source_of, typed_knobs
 from harness.runner.running import info_of, scored
 from harness.store.sealed import SealedCell, finite
 from harness.store.verify import same
@@ -133,6 +133,7 @@ def _costs(
     if cell.provenance["decoder_layers"] != usual.depth:
         return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
     inside = method is not None and method.drops_inside
+    asked = Method() if method is None else method(**dict(typed_knobs(method, cell.cell.knobs)))
     for row in frame.to_dict("records"):
         stages = keeps.decode(row["keeps"], int(row["n_visual"]))
         if not stages:
@@ -150,7 +151,10 @@ def _costs(
         )
         prompt = usual
         if task is not None and not located.one_size:
-            prompt = PromptShape(usual.decoder, (located.prompter.image_at(task.sizes[str(row["image"])]),))
+            size = located.prompter.shown(asked, task.sizes[str(row["image"])])
+            prompt = PromptShape(usual.decoder, (located.prompter.image_at(size),))
+            if method is None and prompt.n_visual != int(row["n_visual"]):
+                raise PrunebenchError("it takes the method, which may have shrunk the images")
         found = sample_cost(prompt, trace, 0, int(row["n_new_tokens"]))
         names = [*_FROM_LENGTHS, *(["prefill_dense_flops"] if method else [])]
         wrong = _unlike(f"{row['key']}: cost", {n: row[n] for n in names}, {n: found[n] for n in names})

@@ -258,7 +258,7 @@ class _Builder:
         # evenly over the questions, so that a task's last categories are seen as well
         n = min(samples, len(first))
         keys = [first.index[i * len(first) // n] for i in range(n)]
-        shown = []
+        shown: list[dict[str, Any]] = []
         lost = ""
         for key in keys:
             row = first.loc[key]
@@ -289,11 +289,18 @@ class _Builder:
                 {"lost": int((was & ~right).sum()), "gained": int((~was & right).sum())} if base is not None else {}
             )
             part = frame.loc[keys]
+            own = {
+                i: {"n_visual": int(n), "grid": views.grid_of(sealed, str(part["image"].iloc[i]), int(n))}
+                for i, n in enumerate(part.get("n_visual", ()))
+                if int(n) != shown[i]["n_visual"]
+            }
             cells.append(
                 {
                     "answer": [str(a) for a in part["answer"]],
                     "score": [float(s) for s in part["score"]],
                     "keeps": [k or "" for k in part["keeps"]] if "keeps" in part else [],
+                    # of samples whose picture this cell's method has shrunk, by their number
+                    **({"seen": own} if own else {}),
                     # what a method notes of layers, as a layer that it chose
                     **{
                         name: [_finite(v) for v in part[name]]

@@ -45,6 +45,10 @@ class Shown:
     flipped: bool
     score: float
     notes: str
+    n_visual: int
+    """Tokens of the image as the model saw it: a method may have shrunk the picture."""
+    raster: views.Raster | None
+    """The finest grid of these tokens; None where the cell records none, or the prompt has several images."""
     stages: tuple[keeps.Stage, ...]
     """Empty where the cell recorded none."""
 
@@ -57,9 +61,6 @@ class ShownSample:
     question: str
     target: str
     image: Image.Image
-    n_visual: int
-    raster: views.Raster | None
-    """The finest grid of the image's tokens; None where the cell records none, or the prompt has several images."""
     unpruned: Shown | None
     methods: tuple[Shown, ...]
 
@@ -140,6 +141,8 @@ def find(
             right != was,
             float(row["score"]),
             _notes(row),
+            n_visual,
+            views.raster_of(sealed, str(row["image"]), n_visual),
             _changes(keeps.decode(row["keeps"] or "", n_visual)) if "keeps" in row else (),
         )
 
@@ -150,8 +153,6 @@ def find(
         str(row["question"]),
         str(row["target"]),
         image.resize((SIDE, SIDE)),
-        int(row["n_visual"]),
-        views.raster_of(picked[0], str(row["image"]), int(row["n_visual"])),
         shown(base) if base else None,
         tuple(shown(sealed) for sealed in picked),
     )
@@ -286,11 +287,11 @@ def picture(sample: ShownSample) -> Image.Image:
             )
         for i, stage in enumerate(shown.stages):
             x, y = _MARGIN + i * (SIDE + _GAP), top + 8 + _LINE + 6
-            sheet.paste(shaded(sample.image, stage, sample.raster), (x, y))
+            sheet.paste(shaded(sample.image, stage, shown.raster), (x, y))
             merged = f" + {stage.added} merged" if stage.added else ""
             draw.text(
                 (x, y + SIDE + 5),
-                f"from layer {stage.layer}: {int(stage.keep.sum())}{merged} of {sample.n_visual} tokens",
+                f"from layer {stage.layer}: {int(stage.keep.sum())}{merged} of {shown.n_visual} tokens",
                 _INK,
                 small,
             )

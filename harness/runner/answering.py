@@ -29,11 +29,12 @@ from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
 from harness.engine.run import EngineRun
 from harness.engine.tower import Seen, check_looks
-from harness.method import Method, TowerLook, source_of
+from harness.method import Method, TowerLook
 from harness.method.registry import blaming
 from harness.models.adapters import Features
 from harness.models.generation import penalised
 from harness.models.load import LoadedModel, locate_model
+from harness.models.pictures import pixels_key, shrunk
 from harness.runner.pace import check_batch, out_of_memory
 
 
@@ -209,7 +210,9 @@ class Answerer:
         while start < len(encoded):
             size, why = 0, ""
             try:
-                with attach(loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder) as run:
+                with attach(
+                    loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder, pictures=True
+                ) as run:
                     while start < len(encoded):
                         batch = self._like(encoded, start)
                         size = len(batch)
@@ -232,7 +235,7 @@ class Answerer:
                 self._shrink(size, why)
 
     def _sizes(self, prompts: Sequence[Prompt]) -> list[Size | None]:
-        """(height, width) of each prompt's image; None where it decides nothing."""
+        """(height, width) of each prompt's image as the processor gets it; None where it decides nothing."""
         if self.loaded.one_size:
             return [None] * len(prompts)
         found = {p.image_key: p.size for p in prompts}
@@ -240,7 +243,12 @@ class Answerer:
             if found[p.image_key] is None:
                 width, height = self._image(p).size
                 found[p.image_key] = height, width
-        return [found[p.image_key] for p in prompts]
+        sizes = []
+        for p in prompts:
+            with naming(f"sample {p.key}"):
+                own = found[p.image_key]
+                sizes.append(own and self.loaded.shown(self.method, own))
+        return sizes
 
     def _like(self, encoded: Sequence[tuple[list[int], Prompt]], start: int) -> Sequence[tuple[list[int], Prompt]]:
         """The next batch: prompts that end alike, and whose prefixes fit under one window."""
@@ -407,7 +415,8 @@ class Answerer:
             )
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"), naming(f"sample {prompt.key}"):
-            features, seen = run.encode(**self.loaded.made(image))
+            shown = shrunk(image, self.loaded.shown(self.method, size))
+            features, seen = run.encode(**self.loaded.made(shown))
             return EncodedImage(features[0], seen[0])
 
 
@@ -430,13 +439,3 @@ def batch_for(method: Method, batch: int, device: torch.device) -> int:
     of the time of 16, 0.8 of that of 8).
     """
     return min(batch, 4) if method.traits.adaptive and device.type == "cpu" else batch
-
-
-def pixels_key(method: Method) -> str:
-    """Names what a method does to pixels, by its knobs; "" for nothing. One that changes them has features and prefixes
-    of its own."""
-    return (
-        ""
-        if type(method).on_pixels is Method.on_pixels
-        else f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"
-    )

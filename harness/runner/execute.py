@@ -21,7 +21,8 @@ from harness.core.shape import PromptShape, Size
 from harness.engine.prefix import PrefixCache, prefix_kind
 from harness.method import Method, source_of
 from harness.models.load import LoadedModel
-from harness.runner.answering import Answer, Answerer, Prompt, batch_for, pixels_key
+from harness.models.pictures import pixels_key
+from harness.runner.answering import Answer, Answerer, Prompt, batch_for
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting

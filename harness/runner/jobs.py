@@ -13,7 +13,7 @@ from harness.core.cell import Cell, processing_digest
 from harness.core.provenance import git_now, versions_now
 from harness.method import source_of
 from harness.models.device import device_name
-from harness.models.load import Located
+from harness.models.pictures import pixels_key
 from harness.models.prompt import Sizes, check_prompts
 from harness.runner.pace import Pace
 from harness.runner.session import Session
@@ -37,8 +37,12 @@ def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
     """One job per setting, in order; several may be the same cell. Loads data and no weights; raises PrunebenchError
     where data are broken, or a question does not fit the model."""
     jobs = [_job(setting, session) for setting in settings]
-    for job in {(id(one.setting.located), one.task.name, one.task.fingerprint): one for one in jobs}.values():
-        check_prompts(job.setting.located.prompter, asked_of(job.setting.located, job.task), job.task.max_new_tokens)
+    unlike = {}
+    for one in jobs:
+        located, pictures = one.setting.located, pixels_key(one.setting.method)
+        unlike[id(located), one.task.name, one.task.fingerprint, "" if located.one_size else pictures] = one
+    for job in unlike.values():
+        check_prompts(job.setting.located.prompter, asked_of(job.setting, job.task), job.task.max_new_tokens)
     return jobs
 
 
@@ -48,10 +52,15 @@ def _job(setting: Setting, session: Session) -> Job:
     return Job(setting, task, cell, cell.identity())
 
 
-def asked_of(located: Located, task: LoadedTask) -> Iterator[tuple[str, str, Sizes | None]]:
-    """(key, text, sizes of images) of a task's questions; no sizes for a model to which they say nothing."""
+def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, str, Sizes | None]]:
+    """(key, text, sizes of images as the method shows them) of a task's questions; no sizes for a model to which they
+    say nothing."""
+    located = setting.located
     for sample in task.samples:
-        yield sample.key, sample.prompt, None if located.one_size else (task.sizes[sample.image_key],)
+        if located.one_size:
+            yield sample.key, sample.prompt, None
+        else:
+            yield sample.key, sample.prompt, (located.prompter.shown(setting.method, task.sizes[sample.image_key]),)
 
 
 def task_settings(task: LoadedTask) -> dict[str, Any]:
@@ -101,12 +110,16 @@ def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]
         "task_settings": task_settings(task),
         "decoder_layers": setting.located.shape.depth,
         **({"unproven": family} if (family := setting.located.unproven(setting.method)) else {}),
-        "grids": _grids(setting.located, task),
+        "grids": _grids(setting, task),
     }
 
 
-def _grids(located: Located, task: LoadedTask) -> Any:
+def _grids(setting: Setting, task: LoadedTask) -> Any:
     """The grids of the images' tokens, as harness/core/grids.py records them."""
+    located = setting.located
     if located.one_size:
         return [list(view) for view in located.usual.images[0].views]
-    return grids.recorded({image: located.prompter.image_at(size).views for image, size in task.sizes.items()})
+    prompter, method = located.prompter, setting.method
+    return grids.recorded(
+        {image: prompter.image_at(prompter.shown(method, size)).views for image, size in task.sizes.items()}
+    )

@@ -189,7 +189,7 @@ def check(request: Request) -> Checked:
             calibrated_knobs(spec, key)
     usual = published_prompt(request.model)
     if usual is not None and budget.unit != "calibrated":  # sizes that are known without its files
-        own, shares = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower), not usual.images[0].whole
+        own, shares = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower), not usual.images[0].one_size
         asked = _asked_before(budget, usual) if shares else budget
         method = build(spec, asked, {**own, **request.knobs}, usual, shares=shares)
         method.check_text_tower()
@@ -253,6 +253,7 @@ def _asked_before(budget: Budget, usual: PromptShape) -> Budget:
 def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask]) -> Method:
     """The method of a task, whose data are read where its prompts decide anything: a share of the FLOPs is solved per
     task, and so is every mean where images differ. What is out of reach without any text is out of reach with it."""
+    from harness.method.fits import shrinks_pictures
     from harness.runner import sizes
 
     spec, budget, knobs = checked.spec, checked.budget, checked.request.knobs
@@ -269,6 +270,8 @@ def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask
     method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
     if not budget.clamp:
         sizes.check_counts(method, located, task())
+    if shrinks_pictures(method):
+        sizes.check_pictures(method, located, task())
     return method
 
 

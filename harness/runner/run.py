@@ -15,8 +15,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from harness.core import flops
 from harness.core.errors import PrunebenchError
 from harness.method import Method
+from harness.method.fits import shrinks_pictures
+from harness.runner import sizes
 from harness.runner.environment import environment
 from harness.runner.execute import Executor
 from harness.runner.jobs import Job, prepare, provenance
@@ -225,16 +228,25 @@ def write_tables(store: Store, say: Say) -> tuple[Path, Path]:
 
 
 def missed(jobs: Sequence[Job], cells: Mapping[str, SealedCell]) -> list[str]:
-    """What a person should know about cells whose method did not keep what was asked. Methods that change pixels keep
-    every token by design."""
+    """What a person should know about cells whose method did not keep what was asked. Methods that change pixels, and
+    not pictures, keep every token by design."""
     said = []
     for job in jobs:
         sealed, budget, label = cells.get(job.identity), job.setting.budget, job.setting.label
-        if sealed is None or type(job.setting.method).on_pixels is not Method.on_pixels:
+        if sealed is None:
             continue
-        costs = sealed.costs
-        share = costs["prefill_dense_flops"] / costs["prefill_unpruned_flops"]
-        tokens = budget.asked(round(costs["n_visual"]))
+        costs, n_visual = sealed.costs, round(sealed.costs["n_visual"])
+        unpruned = costs["prefill_unpruned_flops"]
+        if not job.setting.located.one_size and shrinks_pictures(job.setting.method):
+            prompt = sizes.mean_prompt(job.setting.located, job.task)  # of pictures as they were
+            n_visual, unpruned = (
+                prompt.n_visual,
+                flops.prefill_unpruned(prompt.decoder, prompt.n_visual + prompt.n_text),
+            )
+        elif type(job.setting.method).on_pixels is not Method.on_pixels:
+            continue
+        share = costs["prefill_dense_flops"] / unpruned
+        tokens = budget.asked(n_visual)
         if budget.unit == "kept" and abs(costs["kept"] - tokens) > 0.5:
             said.append(f"{label} kept {costs['kept']:.1f} visual tokens on average, {tokens:g} were asked")
         elif budget.unit == "avg" and abs(costs["mean_visual"] - tokens) > 1:

@@ -1,15 +1,19 @@
 """What a task's own images and questions are to a model, before anything runs: its mean prompt, and whether a number of
-tokens is there to be kept in every prompt."""
+tokens is there to be kept in every prompt.
+
+All of it is of images as they are: a method that shrinks pictures keeps a share of these tokens."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.core.errors import PrunebenchError
-from harness.core.shape import Grid, ImageShape, PromptShape
+from harness.core.shape import Grid, ImageShape, PromptShape, Size
 from harness.core.spelling import given
-from harness.method import Method
+from harness.method import Method, PictureError
+from harness.method.fits import shrinks_pictures
 from harness.models.load import Located
 
 if TYPE_CHECKING:
@@ -65,4 +69,27 @@ def _too_many(method: str, knob: str, number: int, task: str, counts: Sequence[i
         f"{method}: {knob}={number} visual tokens: expected at most {fewest}, the fewest of a prompt of {task} on"
         f" {model}, whose prompts have {fewest} to {most} (mean {sum(counts) / len(counts):.1f}): give a share of each"
         f" prompt's own ({given('budget', '0.25kept')}), {given('clamp', True)}, or a number up to {fewest}"
+    )
+
+
+def check_pictures(method: Method, located: Located, task: LoadedTask) -> None:
+    """Raise PrunebenchError where a method that shrinks pictures cannot shrink one of the task's as far as it is to,
+    with what all of them can do."""
+    if located.one_size or not shrinks_pictures(method):
+        return
+    prompter, sizes = located.prompter, list(dict.fromkeys(task.sizes.values()))
+    refused: dict[Size, PictureError] = {}
+    for size in sizes:
+        try:
+            prompter.shown(method, size)
+        except PictureError as error:
+            refused[size] = error
+    if not refused:
+        return
+    share, worst = max((error.fewest / prompter.tokens_at(size), size) for size, error in refused.items())
+    n = sum(task.sizes[sample.image_key] in refused for sample in task.samples)
+    mend = ", as is a smaller min_pixels in the model's config" if prompter.family.joined else ""
+    raise PrunebenchError(
+        f"{refused[worst]} ({n} of {len(task.samples)} prompts of {task.name} on {located.config.name} are out of"
+        f" reach; {math.ceil(100 * share)}% or more is in reach of all{mend})"
     )

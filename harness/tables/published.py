@@ -16,9 +16,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.core.budget import parse
+from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.paths import DATA
+from harness.core.shape import Share
 from harness.store.sealed import SealedCell
 from harness.tables.sections import NAN, Line, mean
 
@@ -227,7 +228,7 @@ def budget(method: str, label: str, semantics: str) -> str:
         return "native"
     share = re.fullmatch(r"([0-9.]+)%", label)
     if share and semantics == "share of the prompt's visual tokens, before the language model":
-        return str(parse(label))
+        return str(Budget("kept", Share(float(f"{share[1]}e-2"))))
     if semantics.startswith("layer-averaged"):
         plain = re.fullmatch(r"(\d+)( avg)?", label)
         return f"{plain[1]}avg" if plain else ""

@@ -20,6 +20,7 @@ from harness.core.shape import SHAPES
 from harness.cost.units import units_table
 from harness.method import registered
 from harness.method.about import about
+from harness.models import matrix
 from harness.models.adapters import ADAPTERS
 from harness.models.config import known_models
 from harness.store.sealed import SealedCell
@@ -241,6 +242,7 @@ def filled(text: str, results: Path) -> str:
         "stages": lambda: stages(results),
         "supported": supported,
         "methods": methods,
+        "families": lambda: matrix.matrix(registered().values(), "github"),
         "knobs": knobs,
         "differences": differences,
         "units": lambda: units_table(SHAPES["llava-1.5-7b"].with_text(TEXT_TOKENS)),

@@ -568,7 +568,7 @@ def test_bad_input_is_refused_before_weights_are_read(
     other = tmp_path / "other"
     shutil.copytree(model_folder, other)
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "architectures": ["PaliGemmaForConditionalGeneration"]}))
+    (other / "config.json").write_text(json.dumps({**config, "architectures": ["Gemma3ForConditionalGeneration"]}))
     with refused("supports LlavaForConditionalGeneration"):
         analyse(request(other, tmp_path))
     done = CliRunner().invoke(app, ["analyze", "mini", "--layers", "30-40", "--out", str(tmp_path / "o")])

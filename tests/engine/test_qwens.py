@@ -12,6 +12,7 @@ from qwens import DEPTH, FAMILIES, GRIDS, IMAGE, ROWS, VIDEO, Asked, batch, imag
 from torch import Tensor
 from transformers import DynamicCache
 
+import prunebench
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, Share
 from harness.engine.attach import attach
@@ -258,8 +259,10 @@ def test_what_the_families_do_not_have_is_refused(name: str) -> None:
         attach(model, method("random"), positions="compact").__enter__()
     with pytest.raises(PrunebenchError, match="fastervlm looks at cls_row of the vision tower: expected"):
         attach(model, method_class("fastervlm")(keep=3)).__enter__()
-    with pytest.raises(PrunebenchError, match="downsample changes pixels"):
+    with pytest.raises(PrunebenchError, match="downsample shrinks a picture before the processor"):
         attach(model, method_class("downsample")(keep=3)).__enter__()
+    with pytest.raises(PrunebenchError, match="downsample"):  # pixels come cut into patches already
+        prunebench.prune(model, "downsample", "25%").__enter__()
     with torch.inference_mode(), attach(model, method("none")) as run:
         with pytest.raises(PrunebenchError, match="expected image_grid_thw"):
             run.encode(pixel_values=image(name, 0)["pixel_values"])

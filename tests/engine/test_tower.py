@@ -199,7 +199,8 @@ def test_unfit_looks_are_refused_and_hooks_are_taken_away() -> None:
     with (
         attach(llava, Undeclared(LOOKS[0])),
         pytest.raises(
-            PrunebenchError, match=r"what='keys', layer=0\) was not asked for: return it from looks\(\) as well"
+            PrunebenchError,
+            match=r"layer=0, tiles=False\) was not asked for: return it from looks\(\) as well",
         ),
     ):
         prefill(llava, prompts([11]))

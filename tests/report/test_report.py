@@ -383,7 +383,7 @@ def test_show_fades_exactly_the_dropped_patches(small):
     (shown,) = sample.methods
     stage = shown.stages[-1]
     assert int(stage.keep.sum()) == 32
-    drawn = show.shaded(sample.image, stage, sample.raster)
+    drawn = show.shaded(sample.image, stage, sample.methods[0].raster)
     patch = show.SIDE // 24
     for token in range(N_VISUAL):
         at = (token % 24 * patch + 3, token // 24 * patch + 3)

@@ -150,6 +150,8 @@ def test_means_and_shares_of_flops_are_solved_at_the_tasks_mean_prompt(place: Pa
         wanted = {"0.5avg": 0.5 * prompt.n_visual, "30avg": 30, "0.6flops": 0.6}[budget]
         assert (found.ratio if budget.endswith("flops") else found.mean_visual) == pytest.approx(wanted, rel=0.02)
         assert ("kept" in str(setting.method.knobs()["keep"])) == (budget != "30avg")
+    (native,) = [s for s in resolve(asked(place, "fastv", "native"), session) if s.method.name == "fastv"]
+    assert native.method.knobs()["keep"] == "0.5kept"
     said = refused(lambda: resolve(asked(place, "fastv", "60avg"), session))
     assert "the mean prompt has 58" in said
 
@@ -158,9 +160,10 @@ def test_a_picture_shows_the_finest_grid(place: Path) -> None:
     run(place, asked(place, "fastv", "0.25kept"))
     path, sample = show.write(place / "r", "pope/000004", ["fastv"], "0.25kept", data=str(place / "data"))
     assert path.is_file()
-    assert sample.raster == (Grid(8, 8, newline=True), 16)
+    raster = sample.methods[0].raster
+    assert raster == (Grid(8, 8, newline=True), 16)
     stage = sample.methods[0].stages[-1]
-    drawn = show.shaded(sample.image, stage, sample.raster)
+    drawn = show.shaded(sample.image, stage, raster)
     step, grid = show.SIDE / 8, stage.keep[16:].reshape(8, 9)
     for row in range(8):
         for col in range(8):

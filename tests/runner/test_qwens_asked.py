@@ -15,7 +15,11 @@ import torch
 from checkpoints import refused
 from torch import Tensor
 
+import prunebench
+from harness.analysis.study import AnalysisRequest, analyse
+from harness.bench.random_model import random_input
 from harness.core import budget as budgets
+from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
 from harness.engine.prefix import PrefixCache
 from harness.method import Method
@@ -207,6 +211,24 @@ def test_a_ragged_batch_and_shared_prefixes_give_the_answers_of_prompts_alone(
             assert answer.cost["kept"] == budgets_share(METHODS[name], answer.cost["n_visual"])
 
 
+def test_a_batch_may_have_other_rows_than_the_prefixes_that_were_captured_before_it(
+    loaded: LoadedModel, located: Located
+) -> None:
+    """Three images of one size are captured together, and eight questions are asked of them."""
+    asked = [
+        Prompt(f"{i}-{n}", QUESTIONS[n], lambda i=i: families.picture(140, 90, seed=i), str(i), 5)  # type: ignore[misc]
+        for i in range(3)
+        for n in range(3)
+    ][:8]
+    for name in ("none", "fastv"):
+        method = method_of(located, name, METHODS[name])
+        found = []
+        for prefixes, size in ((None, 1), (PrefixCache(), 8)):
+            answerer = Answerer(loaded, method, batch_size=size, features=FeatureCache(), prefixes=prefixes)
+            found.append({answer.key: (answer.text, answer.kept) for answer in answerer.answer(asked)})
+        assert found[0] == found[1]
+
+
 def budgets_share(share: str, n: float) -> int:
     return int(float(share.rstrip("%")) / 100 * n + 0.5)
 
@@ -260,6 +282,27 @@ def test_an_evaluation_from_files_to_sealed_cells(located: Located, tmp_path: Pa
     assert cells["hiprune"].cell.knobs["official"] == "qwen"
     again = evaluate(request, Options(tmp_path / "results"), said.append)
     assert set(again.cells) == set(finished.cells)
+
+
+def test_what_needs_images_of_one_size_is_refused(located: Located, tmp_path: Path) -> None:
+    folder = located.config.path or ""
+    request = AnalysisRequest(folder, tasks=("pope",), device="cpu", out=tmp_path / "out")
+    assert "found one whose images differ" in refused(lambda: analyse(request))
+    loaded = located.load()
+    assert "all images are of one size" in refused(lambda: random_input(loaded.model, 1, 8, 0))
+
+
+@torch.inference_mode()
+def test_the_library_prunes_by_name_and_share(loaded: LoadedModel) -> None:
+    for method, asked in (("fastv", "25%"), ("hiprune", "40%"), ("none", None)):
+        given = dict(theirs(loaded, 3, QUESTIONS[1]).items())
+        with prunebench.prune(loaded.model, method, asked) as run:
+            loaded.model.generate(**given, max_new_tokens=3, do_sample=False)
+            n, kept = run.prompts[0].n_visual, run.trace.layers[-1].visual[0]
+            assert kept == n if asked is None else kept <= budgets_share(asked, n)
+            assert run.costs()["vision_flops"][0] > 0
+    with pytest.raises(PrunebenchError, match="fastervlm looks at cls_row"):
+        prunebench.prune(loaded.model, "fastervlm", 8).__enter__()
 
 
 def test_a_count_that_some_prompt_does_not_have_is_refused(located: Located, tmp_path: Path) -> None:

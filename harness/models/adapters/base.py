@@ -61,6 +61,9 @@ class Adapter(ABC):
 
     model: Any
 
+    #: the family's name for people, and our name for a published checkpoint of it, whose sizes are known
+    title: ClassVar[str] = ""
+    checkpoint: ClassVar[str] = ""
     #: class names of transformers that this adapter is for
     architectures: ClassVar[tuple[str, ...]] = ()
     #: what config.json, a dict, must say before transformers reads it
@@ -159,6 +162,11 @@ class Adapter(ABC):
         Raises PrunebenchError where the model was called without what it needs to place them.
         """
         return facts
+
+    def forget_places(self) -> None:
+        """Before a prefill that comes without facts of images, as from a shared prefix: let the model not go on from
+        the places of the prompts before. The engine places every token itself."""
+        return None
 
     def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         """(cos, sin), each (b, n, head_dim), in the dtype of `like`, at `positions (b, n, axes)`; `layer` for families
@@ -351,6 +359,11 @@ class Adapter(ABC):
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
         """An image of this size, from the model config and what the processor does, without its pixels."""
         return cls.image_of(config)
+
+    @classmethod
+    def tokens_at(cls, config: Any, processor: Any, size: Size) -> int:
+        """Visual tokens of an image of this size; asked of hundreds of sizes of one picture."""
+        return cls.image_at(config, processor, size).tokens
 
     @classmethod
     def usual_processor(cls, config: Any) -> Any:

@@ -99,6 +99,7 @@ _LLAVA = (
 class LlavaAdapter(Adapter):
     """An image is a square grid of patches in raster order; its [CLS] is dropped before the projector."""
 
+    title, checkpoint = "LLaVA-1.5", "llava-1.5-7b"
     architectures = ("LlavaForConditionalGeneration",)
     config_class: ClassVar[type[Any]] = LlavaConfig
     types = types_of("llava")

@@ -19,7 +19,7 @@ from harness.core.shape import ImageShape, Size
 from harness.method.fits import PER_IMAGE
 from harness.models.adapters.base import ROWS
 from harness.models.adapters.llava import LlavaAdapter, types_of
-from harness.models.adapters.tiles import Cut, cut_of, of_prompts, ordered, sizes_of
+from harness.models.adapters.tiles import Cutting, cut_of, of_prompts, ordered, sizes_of
 from harness.models.requirements import Requirement, one_of
 
 
@@ -35,6 +35,7 @@ def _pinpoints(config: Any) -> str | None:
 class LlavaNextAdapter(LlavaAdapter):
     """An image is the overview, a square of patches, and a raster of patches with a newline behind each row."""
 
+    title, checkpoint = "LLaVA-NeXT", "llava-v1.6-vicuna-7b"
     architectures = ("LlavaNextForConditionalGeneration",)
     proven = ("hiprune", "visionzip")
     config_class = LlavaNextConfig
@@ -57,7 +58,7 @@ class LlavaNextAdapter(LlavaAdapter):
         return newline
 
     @classmethod
-    def cut(cls, config: Any, size: Size) -> Cut:
+    def cut(cls, config: Any, size: Size) -> Cutting:
         """How an image of this size is cut."""
         vision = config.vision_config
         return cut_of(size, config.image_grid_pinpoints, vision.image_size, vision.image_size // vision.patch_size)
@@ -76,6 +77,11 @@ class LlavaNextAdapter(LlavaAdapter):
     @classmethod
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
         return cls.shape_at(config, size)
+
+    @classmethod
+    def tokens_at(cls, config: Any, processor: Any, size: Size) -> int:
+        cut = cls.cut(config, size)
+        return cut.side**2 + cut.raster.tokens
 
     @classmethod
     def facts_of(cls, config: Any) -> Mapping[str, Tensor]:

@@ -20,6 +20,7 @@ class Qwen25VLAdapter(QwenVLAdapter):
     """`Qwen2_5_VLForConditionalGeneration`: layers run window by window, and visual tokens are put back in raster
     order behind the projector."""
 
+    title, checkpoint = "Qwen2.5-VL", "qwen2.5-vl-7b"
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
     proven = ("dart", "hiprune")
     types = (one_of("model_type", ("qwen2_5_vl",)),)

@@ -17,6 +17,7 @@ from harness.models.requirements import one_of
 class Qwen2VLAdapter(QwenVLAdapter):
     """`Qwen2VLForConditionalGeneration`."""
 
+    title, checkpoint = "Qwen2-VL", "qwen2-vl-7b"
     architectures = ("Qwen2VLForConditionalGeneration",)
     proven = ("dart",)
     types = (one_of("model_type", ("qwen2_vl",)),)

@@ -23,6 +23,7 @@ class Qwen3VLAdapter(QwenVLAdapter):
     """`Qwen3VLForConditionalGeneration`: DeepStack's features of an image go with it, and the engine adds them to the
     tokens that are still there. Merged tokens get none."""
 
+    title, checkpoint = "Qwen3-VL", "qwen3-vl-8b"
     architectures = ("Qwen3VLForConditionalGeneration",)
     types = (one_of("model_type", ("qwen3_vl",)),)
     requirements = QWEN3_VL

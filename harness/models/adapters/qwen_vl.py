@@ -54,6 +54,10 @@ class QwenVLAdapter(QwenTower):
             return given[:, :, None].expand(-1, -1, 3)
         return given[-3:].permute(1, 2, 0)  # a fourth row in front is the text's own count
 
+    def forget_places(self) -> None:
+        # kept from the last prefill with grids, a row a prompt of that batch: a step of another number of rows crashes
+        self.model.model.rope_deltas = None
+
     def rotary(self, like: Tensor, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         cos, sin = self.text.rotary_emb(like, position_ids=positions.expand(-1, -1, 3).permute(2, 0, 1))
         return cos, sin
@@ -98,6 +102,11 @@ class QwenVLAdapter(QwenTower):
     @classmethod
     def image_at(cls, config: Any, processor: Any, size: Size) -> ImageShape:
         return cls.shape_at(config, *grid_at(processor.image_processor, size))
+
+    @classmethod
+    def tokens_at(cls, config: Any, processor: Any, size: Size) -> int:
+        rows, columns = grid_at(processor.image_processor, size)
+        return int(rows * columns // config.vision_config.spatial_merge_size**2)
 
     @classmethod
     def usual_processor(cls, config: Any) -> Any:

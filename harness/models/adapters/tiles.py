@@ -14,7 +14,7 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, Size
 
 
-class Cut(NamedTuple):
+class Cutting(NamedTuple):
     """How an image is cut: `rows` x `cols` tiles beside the overview, each of `side` x `side` patches; `pad_rows` and
     `pad_cols` of patches at each end of the tiles' raster are padding and no tokens."""
 
@@ -46,15 +46,15 @@ class Cut(NamedTuple):
         return torch.cat([torch.arange(overview), pad(inside, (0, 1), value=-1).flatten()])
 
 
-def cut_of(size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int) -> Cut:
+def cut_of(size: Size, resolutions: Sequence[Sequence[int]], tile: int, side: int) -> Cutting:
     """How an image of this size is cut: into tiles of `tile` pixels and `side` patches a side, for the best of some
     resolutions (height, width)."""
     rows, cols = (length // tile for length in select_best_resolution(size, [tuple(one) for one in resolutions]))
     height, width, (high, wide) = rows * side, cols * side, size
     # the model's own arithmetic, which rounds a length within 1e-7 of a whole number to it
     if wide / high > width / height:
-        return Cut(rows, cols, side, (height - int(round(high * (width / wide), 7))) // 2, 0)
-    return Cut(rows, cols, side, 0, (width - int(round(wide * (height / high), 7))) // 2)
+        return Cutting(rows, cols, side, (height - int(round(high * (width / wide), 7))) // 2, 0)
+    return Cutting(rows, cols, side, 0, (width - int(round(wide * (height / high), 7))) // 2)
 
 
 def ordered(patches: Tensor, order: Tensor, axis: int) -> Tensor:

@@ -26,6 +26,7 @@ from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, roomy_cache
 from harness.engine.run import EngineRun
 from harness.method import Method, build
+from harness.method.fits import check_pictures
 from harness.method.registry import NOBODYS
 from harness.models.adapters import ADAPTERS, Features
 from harness.proof.conformance.family_models import (
@@ -59,7 +60,7 @@ class Pairing:
         return bool(self.cls.budget_knobs) and not self.cls.solves_budgets
 
 
-class Fit(NamedTuple):
+class FamilyVerdicts(NamedTuple):
     """Whether a method runs on a family, or why not, in one line; and its verdicts there."""
 
     method: str
@@ -80,23 +81,25 @@ def built(cls: type[Method], tiny: FamilyModel, amount: Share = SHARE) -> Method
     refused = None
     for budget in (Budget("kept", amount), Budget("native"), NONE):
         try:
-            return build(cls, budget, {}, usual)
+            method = build(cls, budget, {}, usual)
+            check_pictures(method, tiny.adapter.one_size)
+            return method
         except PrunebenchError as error:
             refused = refused or error
     assert refused is not None
     raise refused
 
 
-def fits(cls: type[Method], families: Iterable[str] = ADAPTERS) -> Iterator[Fit]:
+def fits(cls: type[Method], families: Iterable[str] = ADAPTERS) -> Iterator[FamilyVerdicts]:
     """The method on each family, checked."""
     for family in families:
         tiny = family_model(family)
         try:
             pairing = Pairing(cls, tiny, built(cls, tiny))
         except PrunebenchError as refusal:
-            yield Fit(cls.name, family, str(refusal), ())
+            yield FamilyVerdicts(cls.name, family, str(refusal), ())
             continue
-        yield Fit(cls.name, family, "", [judged(name, check, pairing) for name, check in CHECKS.items()])
+        yield FamilyVerdicts(cls.name, family, "", [judged(name, check, pairing) for name, check in CHECKS.items()])
 
 
 def judged(name: str, check: Callable[[Pairing], str], pairing: Pairing) -> Verdict:
@@ -173,14 +176,16 @@ def share_kept(pairing: Pairing) -> str:
     fewer = None in plans
     met = all(0 < k <= s if fewer else k == s for k, s in zip(kept, stated, strict=True))
     require(met and all(s <= a for s, a in zip(stated, asked, strict=True)), f"kept {kept}, asked {asked}")
-    return f"kept {kept} of {[s.n_visual for s in shapes]}" + (f", {asked} were asked" if kept != asked else "")
+    return f"kept {kept} of {[prompt.n_visual for prompt in shapes]}" + (
+        f", {asked} were asked" if kept != asked else ""
+    )
 
 
 def _intact(answer: FamilyAnswer, tiny: FamilyModel) -> None:
     """Text is all there in every layer, and no visual token twice."""
     for layer, (layout, rows) in enumerate(zip(answer.run.layouts, answer.origins, strict=True)):
         for row, (asked, present) in enumerate(zip(tiny.prompts, rows, strict=True)):
-            n_text = len(asked.ids) - tiny.shape_of(asked).n_visual
+            n_text = tiny.shape_of(asked).n_text
             require(
                 layout.counts[row] - len(present) == n_text,
                 f"layer {layer}: {layout.counts[row] - len(present)} text tokens, expected {n_text}",

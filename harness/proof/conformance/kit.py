@@ -23,7 +23,7 @@ from harness.method import Method, method_class, typed_knobs
 from harness.proof.conformance import counts, images, batches, passes, variants, asking  # noqa: F401
 
 # isort: on
-from harness.proof.conformance.families import Fit, fits
+from harness.proof.conformance.families import FamilyVerdicts, fits
 from harness.proof.conformance.subject import DEFAULT_BUDGET, PROPERTIES, Subject, Verdict
 from harness.proof.conformance.tiny import N_VISUAL
 
@@ -56,7 +56,7 @@ def check_named(name: str, budget: int = DEFAULT_BUDGET, knobs: Mapping[str, Any
     return check(method_class(name), budget, knobs)
 
 
-def check_families(cls: type[Method]) -> Iterator[Fit]:
+def check_families(cls: type[Method]) -> Iterator[FamilyVerdicts]:
     """Verdicts on one method on a tiny model of every family, or why it does not run there."""
     with one_thread():
         yield from fits(cls)

@@ -151,7 +151,7 @@ def reference(
     """
     adapter = adapter_for(model)
     pixels = asked.pixels.to(model.dtype)
-    changed = changed_pixels(method, pixels)
+    changed = changed_pixels(method, pixels, adapter.one_size)
     features = [image.pooled for image in adapter.encode(pixel_values=pixels if changed is None else changed)]
     image = [i for i, t in enumerate(asked.ids) if t == IMAGE_TOKEN]
     x = model.get_input_embeddings()(torch.tensor(asked.ids + asked.next_ids))

@@ -442,6 +442,8 @@
   let data = null;  // the samples of the set in view
   let view = [];  // indices of the samples that pass the filters
   const own = (cell) => data.cells[cell.index - data.first_cell];
+  // tokens and grid of sample i as the cell's model saw it: a method may have shrunk the picture
+  const seenBy = (cell, i) => own(cell).seen?.[i] ?? data.samples[i];
   const right = (cell, i) => own(cell).score[i] >= META.right;
   const baseline = () => model.cells.find((c) => c.set === state.ex.set && c.unpruned);
   function flip(cell, i) {
@@ -563,7 +565,7 @@
       oninput: () => setLayer(Number(range.value)) });
     const whole = make("input", { type: "checkbox", id: "ex-whole", checked: state.ex.whole, onchange: () => { state.ex.whole = whole.checked; paint(); } });
     const jump = (direction) => {
-      const changes = uniq([0, 1].flatMap((w) => stages((own(inPanel(w)).keeps[i] ?? ""), s.n_visual).map((t) => t.layer))).sort((a, b) => a - b);
+      const changes = uniq([0, 1].flatMap((w) => stages((own(inPanel(w)).keeps[i] ?? ""), seenBy(inPanel(w), i).n_visual).map((t) => t.layer))).sort((a, b) => a - b);
       return direction > 0 ? changes.find((l) => l > state.ex.layer) : changes.filter((l) => l < state.ex.layer).at(-1);
     };
     const go = (direction) => { const to = jump(direction); if (to !== undefined) setLayer(to); };
@@ -626,14 +628,14 @@
   const layerNotes = (of) => Object.keys(of).filter((name) => name.endsWith("_layer"));
 
   function track(which, cell) {
-    const i = state.ex.sample, n = data.samples[i].n_visual, depth = depthOf();
+    const i = state.ex.sample, n = seenBy(cell, i).n_visual, whole = Math.max(n, data.samples[i].n_visual), depth = depthOf();
     const found = stages(own(cell).keeps[i] ?? "", n);
     if (!found.length) return "";
     const w = 300 / depth;
     const svg = draw("svg", { class: "track", id: `ex-track-${"AB"[which]}`, viewBox: "0 0 300 66", preserveAspectRatio: "none", "aria-hidden": "true" });
     for (let layer = 0; layer < depth; layer += 1) {
       const at = stageAt(found, layer), count = at ? at.count + at.added : n;
-      const h = Math.max(count ? 1.5 : 0, (count / n) * 50);
+      const h = Math.max(count ? 1.5 : 0, (count / whole) * 50);
       svg.append(draw("rect", { x: layer * w + w * 0.12, y: 56 - h, width: w * 0.76, height: h, "data-layer": layer, class: "bar" }));
       if (!count) svg.append(draw("rect", { x: layer * w + w * 0.12, y: 55.2, width: w * 0.76, height: 0.8, "data-layer": layer, class: "bar" }));
       svg.append(draw("rect", { class: "hit", x: layer * w, y: 0, width: w, height: 66, onclick: () => setLayer(layer) },
@@ -660,17 +662,17 @@
     const i = state.ex.sample, s = data.samples[i], layer = state.ex.layer;
     $("ex-layer-text").textContent = `${layer} of 0–${depthOf() - 1}${model.depth ? "" : " (depth not recorded)"}`;
     for (const which of [0, 1]) {
-      const letter = "AB"[which], cell = inPanel(which);
-      const found = stages(own(cell).keeps[i] ?? "", s.n_visual), at = stageAt(found, layer);
+      const letter = "AB"[which], cell = inPanel(which), seen = seenBy(cell, i);
+      const found = stages(own(cell).keeps[i] ?? "", seen.n_visual), at = stageAt(found, layer);
       const said = !own(cell).keeps.length || !found.length ? "Kept tokens were not recorded for this cell; measure it again with FRESH=1"
-        : `${at.count + at.added} of ${s.n_visual} visual tokens enter layer ${layer}${at.added ? ` (${at.added} of them merged, with no place in the image)` : ""}`;
+        : `${at.count + at.added} of ${seen.n_visual} visual tokens enter layer ${layer}${at.added ? ` (${at.added} of them merged, with no place in the image)` : ""}`;
       $(`ex-kept-${letter}`).textContent = said;
       for (const bar of $(`ex-track-${letter}`)?.querySelectorAll(".bar") ?? []) bar.classList.toggle("here", Number(bar.dataset.layer) === layer);
       const canvas = $(`ex-canvas-${letter}`);
       if (!canvas) continue;
       canvas.setAttribute("aria-label", `${model.lines[cell.line]} at ${model.budgets[cell.budget]}: ${said}`);
       picture(s.image).then((image) => {
-        if (state.ex.sample === i && state.ex.layer === layer) shade(canvas, image, state.ex.whole ? null : at, s);
+        if (state.ex.sample === i && state.ex.layer === layer) shade(canvas, image, state.ex.whole ? null : at, seen);
       }, (error) => { $(`ex-kept-${letter}`).textContent = `${said}; ${error.message}`; });
     }
   }
