@@ -58,10 +58,10 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(cells.byte().numpy()).resize((width, height), Image.Resampling.NEAREST)
 
 
-def pope(folder: Path, n: int = 8, sizes: Sequence[tuple[int, int]] = SIZES) -> DataSource:
-    """`n` questions of POPE on images of `sizes` by turns, two on each image."""
+def pope(folder: Path, n: int = 8, sizes: Sequence[tuple[int, int]] = SIZES, first: int = 0) -> DataSource:
+    """`n` questions of POPE on images of `sizes` by turns, two on each image; images are counted from `first`."""
     table = tables.rows("pope", n)
-    images = [picture(*sizes[i // 2 % len(sizes)], seed=i // 2) for i in range(n)]
+    images = [picture(*sizes[i // 2 % len(sizes)], seed=first + i // 2) for i in range(n)]
     held = [{"bytes": tables.encoded(image), "path": "a.png"} for image in images]
     words = [
         "Is there a star?",
@@ -72,5 +72,5 @@ def pope(folder: Path, n: int = 8, sizes: Sequence[tuple[int, int]] = SIZES) -> 
 
     table = tables.changed(table, "image", pa.array(held, tables.IMAGE))
     table = tables.changed(table, "question", pa.array([words[i % 4] for i in range(n)]))
-    table = tables.changed(table, "image_source", pa.array([f"i{i // 2}" for i in range(n)]))
+    table = tables.changed(table, "image_source", pa.array([f"i{first + i // 2}" for i in range(n)]))
     return tables.write(folder, "pope", [table])

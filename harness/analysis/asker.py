@@ -45,7 +45,8 @@ class Asker:
 
     def _about(self, tasks: Sequence[Any], mark: str = "") -> None:
         self.tasks, self._mark = tasks, mark
-        self.prompts = [prompt for t in tasks for prompt in prompts_of(t, MAX_NEW_TOKENS)]
+        one_size = self.loaded.one_size
+        self.prompts = [p for t in tasks for p in prompts_of(t, MAX_NEW_TOKENS, {} if one_size else t.sizes)]
         self.keys = [p.key for p in self.prompts]
         self.images = [p.image_key for p in self.prompts]
         self._scores: dict[tuple[str, str], float] = {}

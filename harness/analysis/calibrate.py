@@ -18,9 +18,10 @@ from harness.analysis import fitting, withdrawal
 from harness.analysis.asker import Asker
 from harness.analysis.observe import rounded
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 from harness.models.load import Located
 from methods.fitprune import NATIVE
-from methods.vtw import ETA, ETA_13B, FIRST_TRIED, first_within
+from methods.vtw import ETA, ETA_13B, ETA_NEXT, FIRST_TRIED, first_within
 
 Say = Callable[[str], None]
 #: decoder layers of LLaVA-1.5-13B, which has a bound of its own
@@ -45,15 +46,33 @@ def check(eta: float | None, ratio: float | None) -> None:
         raise PrunebenchError(f"--ratio {ratio}: expected the share of FLOPs to save, between 0 and 1")
 
 
-def vtw(located: Located, asker: Asker, eta: float | None, say: Say) -> Derived:
-    """The first layer K whose mean divergence is within `eta`."""
+def check_model(method: str, located: Located) -> None:
+    """Raise PrunebenchError where the rule of a method cannot be applied to a model, known from its config alone."""
     depth = located.shape.depth
-    if eta is None:
-        eta = ETA_13B if depth >= LAYERS_OF_13B else ETA
-    if not withdrawal.tried_layers(depth):
+    if method == "vtw" and not withdrawal.tried_layers(depth):
         raise PrunebenchError(
             f"vtw's rule tries layers from {FIRST_TRIED} on: expected more than that, found {depth} decoder layers"
         )
+    if method == "fitprune" and not located.one_size:
+        raise PrunebenchError(
+            "fitprune's official schedule counts the tokens that leave in each layer: expected images of one number of"
+            f" tokens, found images of {located.config.name}, which differ: use {given('budget', '25%')}, a share that"
+            " needs no calibration"
+        )
+
+
+def bound(located: Located) -> float:
+    """The official bound of VTW's rule for a model: by its decoder layers, and whether its images are cut into
+    tiles."""
+    if located.shape.depth >= LAYERS_OF_13B:
+        return ETA_13B
+    return ETA if located.usual.images[0].cut == (0, 0) else ETA_NEXT
+
+
+def vtw(located: Located, asker: Asker, eta: float | None, say: Say) -> Derived:
+    """The first layer K whose mean divergence is within `eta`."""
+    depth = located.shape.depth
+    eta = bound(located) if eta is None else eta
 
     def distributions(layer: int) -> Mapping[str, Tensor]:
         with withdrawal.recording(asker.loaded.adapter, withdrawal.Withdrawal(layer=layer)) as method:

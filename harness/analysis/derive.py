@@ -14,10 +14,12 @@ import yaml
 from harness.analysis import stages
 from harness.analysis.asker import Asker
 from harness.analysis.eye import ShallowProbe
+from harness.analysis.observe import padded
 from harness.analysis.stages import Calibrated, Probe, Stages, Trial, Tried
 from harness.core import budget as budgets
 from harness.method import Method
 from harness.models.load import Located
+from harness.runner.sizes import visual_tokens
 
 
 def file_name(model: str) -> str:
@@ -59,7 +61,7 @@ def derive(
         method = ShallowProbe(shallow=shallow > 0, shallow_mid_layer=shallow, middle=False, deep=False)
         first.ask(method)
         lowest, norms = zip(*(method.into[key] for key in first.keys), strict=True)
-        return Probe(np.stack(lowest), np.stack(norms))
+        return Probe(np.stack(lowest), padded(norms, np.nan))
 
     def trial(asker: Asker) -> Trial:
         unpruned = asker.by_task(asker.scores(asker.texts("unpruned", Method())))
@@ -72,11 +74,12 @@ def summary(derived: Calibrated, located: Located, asker: Asker) -> dict[str, An
     def numbers(tried: Tried) -> dict[str, Any]:
         return {"accuracy": tried.accuracy, "by_task": dict(tried.by_task), "kept": tried.kept, "flops": tried.flops}
 
+    counts = [n for task in asker.tasks for n in visual_tokens(located, task)]
     return {
         "knobs": derived.knobs,
         "calibrated": numbers(derived.outcome),
         "scaled_defaults": numbers(_tried(located, asker, {})),
-        "unpruned": {"by_task": dict(derived.unpruned), "kept": float(located.usual.n_visual), "flops": 1.0},
+        "unpruned": {"by_task": dict(derived.unpruned), "kept": float(np.mean(counts)), "flops": 1.0},
         "questions": len(asker.keys),
         "criterion": derived.criterion,
         "notes": list(derived.notes),

@@ -25,6 +25,16 @@ COSINE, NORM = 0.995, 0.2
 #: knobs must hold on so many times the analysed questions, which alone cannot tell a loss of one point
 KNOBS = 3
 LENS_TOKENS = 5
+#: one number a visual token, (depth, v); the value of tokens that a prompt does not have, where others have more
+OF_TOKENS = {
+    "state_norm": 0.0,
+    "attention_last": 0.0,
+    "attention_question": 0.0,
+    "value_l1": 0.0,
+    "value_l2": 0.0,
+    "contribution": 0.0,
+    "cosine": 1.0,
+}
 
 
 # -------------------------------------------------------------------------------------------------------------- the eye
@@ -32,8 +42,8 @@ LENS_TOKENS = 5
 
 @dataclass
 class Observed:
-    """What the eye saw, by sample key: arrays (depth, ...) on the host. `pending` is the prefill whose last layer has
-    run."""
+    """What the eye saw, by sample key: arrays (depth, ...) on the host, of the sample's own visual tokens alone.
+    `pending` is the prefill whose last layer has run."""
 
     samples: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     pending: Run | None = None
@@ -81,8 +91,10 @@ class Observer(Method):
         for name in memo["seen"][0]:
             read[name] = torch.stack([layer[name] for layer in memo["seen"]])
         host = {name: values.transpose(0, 1).cpu().numpy() for name, values in read.items()}
-        for row, key in enumerate(run.samples):
-            self.into.samples[key] = {name: values[row] for name, values in host.items()}
+        for row, (key, n) in enumerate(zip(run.samples, run.layout.visual_counts, strict=True)):
+            self.into.samples[key] = {
+                name: values[row][:, :n] if name in OF_TOKENS else values[row] for name, values in host.items()
+            }
 
 
 def _reduced(attn: LayerAttention) -> dict[str, Tensor]:
@@ -161,7 +173,8 @@ def watching(adapter: Adapter, observer: Observer) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ShallowProbe(VisiPruner):
-    """VisiPruner's shallow stage alone, recording contributions. Not registered."""
+    """VisiPruner's shallow stage alone, recording the lowest cosine (depth,) and falling norms (depth, v) of each
+    sample's own visual tokens. Not registered."""
 
     into: dict[str, tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=dict)
 
@@ -172,12 +185,13 @@ class ShallowProbe(VisiPruner):
         if layer == 0:
             run.memo["probe"] = []
         norm, cosine = contributions(attn)
-        run.memo["probe"].append((norm.sort(1, descending=True).values, cosine.amin(1)))
+        own = cosine.masked_fill(~run.visual_valid, OF_TOKENS["cosine"])
+        run.memo["probe"].append((norm.sort(1, descending=True).values, own.amin(1)))
         if layer == run.shape.depth - 1:
             assert run.samples is not None
             norms, lowest = (torch.stack(x, 1).cpu().numpy() for x in zip(*run.memo["probe"], strict=True))
-            for row, key in enumerate(run.samples):
-                self.into[key] = (lowest[row], norms[row])
+            for row, (key, count) in enumerate(zip(run.samples, run.layout.visual_counts, strict=True)):
+                self.into[key] = (lowest[row], norms[row][:, :count])
 
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         return None

@@ -163,7 +163,7 @@ def _attention(document: Mapping[str, Any], plt: Any) -> tuple[Figure, str]:
     left.set_title("Attention mass on visual tokens")
     _line(middle, layers, "entropy", BLUE, "last token")
     _line(middle, layers, "entropy_question", ORANGE, "all text behind the image", "s")
-    most = float(np.log(document["n_visual"]))
+    most = float(document.get("entropy_uniform", np.log(document["n_visual"])))
     middle.axhline(most, color=GREY, linewidth=0.9, linestyle=":")
     middle.text(depth - 0.6, most, f"uniform: {most:.2f}", ha="right", va="bottom", fontsize=7.5, color=GREY)
     middle.set_ylim(0, 1.12 * most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,38 +12,76 @@ from numpy.typing import NDArray
 
 from harness.analysis import stages
 from harness.analysis.asker import Asker
-from harness.analysis.eye import COSINE, LENS_TOKENS, NORM, RANKS, SINK_DRAW, SINK_NORM, Observer, watching
+from harness.analysis.eye import COSINE, LENS_TOKENS, NORM, OF_TOKENS, RANKS, SINK_DRAW, SINK_NORM, Observer, watching
 from harness.analysis.stages import Cut, Outcome
 from harness.models.load import LoadedModel
 
 
 def observe(asker: Asker, seen: Callable[[], object] = lambda: None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Arrays (samples, depth, ...) by name, in the order of the asker's keys, and the unpruned answers."""
+    """Arrays (samples, depth, ...) by name, in the order of the asker's keys, and the unpruned answers.
+
+    Where prompts differ in visual tokens, the last axis of `OF_TOKENS` is the largest prompt's; `n_visual (samples,)`
+    says how many each one has.
+    """
     adapter = asker.loaded.adapter
     observer = Observer(adapter=adapter)
     with watching(adapter, observer):
         texts = {key: a.text for key, a in asker.ask(observer, seen).items()}
     rows = [observer.into.samples[key] for key in asker.keys]
-    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    arrays = {name: padded([row[name] for row in rows], OF_TOKENS.get(name, 0.0)) for name in rows[0]}
+    arrays["n_visual"] = np.array([row["state_norm"].shape[-1] for row in rows])
     return _with_sinks(arrays), texts
+
+
+def padded(parts: Sequence[NDArray[Any]], value: float) -> NDArray[Any]:
+    """The arrays (..., v) on a new first axis, `value` behind the end of those that are shorter than the longest."""
+    width = max(part.shape[-1] for part in parts)
+    if all(part.shape[-1] == width for part in parts):
+        return np.stack(parts)
+    return np.stack(
+        [
+            np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])], constant_values=value)
+            for part in parts
+        ]
+    )
+
+
+def token_counts(counts: NDArray[Any]) -> dict[str, Any]:
+    """For a document: how many visual tokens the prompts have; where they differ their mean, fewest and most, and the
+    mean entropy (nats) of even attention to all of them."""
+    fewest, most = int(counts.min()), int(counts.max())
+    if fewest == most:
+        return {"n_visual": most}
+    even = float(np.log(counts).mean())
+    return {"n_visual": float(counts.mean()), "n_visual_range": [fewest, most], "entropy_uniform": even}
+
+
+def _of_real(numbers: NDArray[Any], counts: NDArray[Any], what: Callable[..., Any]) -> NDArray[Any]:
+    """(samples, depth): `what` of each sample's real tokens, the first of `numbers (samples, depth, v)`."""
+    return np.stack([what(one[:, :n], axis=-1) for one, n in zip(numbers, counts, strict=True)])
 
 
 def _with_sinks(seen: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Adds what follows from the rule for sinks: their number, share of the last row's visual attention, and value
     norms."""
     draw = seen["attention_last"] / np.maximum(seen["attention_last"].sum(-1, keepdims=True), 1e-30)
-    shared = np.median(draw, axis=0) * draw.shape[-1] > SINK_DRAW
-    sink = (seen["state_norm"] > SINK_NORM * np.median(seen["state_norm"], axis=-1, keepdims=True)) | shared[None]
+    counts, width = seen["n_visual"], draw.shape[-1]
+    there = (np.arange(width) < counts[:, None])[:, None]  # (samples, 1, v)
+    # a prompt's fair share is one of its own tokens; a place that it does not have draws nothing there
+    fair = (counts / width).astype(draw.dtype)[:, None, None]
+    shared = np.median(draw * fair, axis=0) * width > SINK_DRAW
+    usual = _of_real(seen["state_norm"], counts, np.median)[..., None]
+    sink = ((seen["state_norm"] > SINK_NORM * usual) | shared[None]) & there
     seen["n_sinks"] = sink.sum(-1)
     seen["sink_share"] = (draw * sink).sum(-1)
     for name in ("value_l1", "value_l2"):
-        for kind, where in (("sink", sink), ("other", ~sink)):
+        for kind, where in (("sink", sink), ("other", ~sink & there)):
             count = where.sum(-1)
             total = (seen[name] * where).sum(-1)
             seen[f"{name}_{kind}"] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
     norms = -np.sort(-seen["contribution"], axis=-1)
-    seen["contribution_ranked"] = norms
-    seen["norm_max"], seen["norm_mean"] = norms[..., 0], norms.mean(-1)
+    seen["contribution_ranked"] = np.where(there, norms, np.nan)
+    seen["norm_max"], seen["norm_mean"] = norms[..., 0], _of_real(norms, counts, np.mean)
     seen["cosine_lowest"] = seen["cosine"].min(-1)
     seen["n_cosine_below"] = (seen["cosine"] < COSINE).sum(-1)
     seen["n_norm_above"] = (seen["contribution"] > NORM).sum(-1)
@@ -70,6 +108,7 @@ def by_layer(
         counts = sorted(Counter(int(t) for t in tokens).items(), key=lambda item: (-item[1], item[0]))
         return [[word(t), c / n] for t, c in counts[:LENS_TOKENS]]
 
+    ranks = [r for r in RANKS if r <= seen["n_visual"].min()]  # those that every prompt has
     out = []
     for layer in range(depth):
         entry: dict[str, Any] = {"layer": layer}
@@ -97,7 +136,7 @@ def by_layer(
         for name in ("norm_max", "norm_mean", "cosine_lowest", "n_cosine_below", "n_norm_above"):
             add(name, seen[name][:, layer], contribution)
         ranked = seen["contribution_ranked"][:, layer]
-        contribution["norm_at_rank"] = {str(r): float(ranked[:, r - 1].mean()) for r in RANKS if r <= ranked.shape[1]}
+        contribution["norm_at_rank"] = {str(r): float(ranked[:, r - 1].mean()) for r in ranks}
         entry["contribution"] = contribution
         out.append(entry)
     return out
@@ -121,7 +160,7 @@ def knockout_row(kind: str, start: int, end: int, outcome: Outcome, weights: NDA
 
 
 def sample_table(seen: Mapping[str, NDArray[Any]], asker: Asker, loaded: LoadedModel) -> Any:
-    """One row per sample and layer."""
+    """One row per sample and layer; nan for the norm at a rank that a prompt has too few visual tokens for."""
     import pandas as pd
 
     n, depth = seen["n_sinks"].shape

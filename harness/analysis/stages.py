@@ -282,15 +282,17 @@ class Trial:
 class Probe:
     """Contributions of visual tokens on the calibration samples, under the shallow stage that was chosen.
 
-    `lowest (samples, depth)`: the lowest cosine of any token; `norms (samples, depth, tokens)`: |C_i| in falling order.
+    `lowest (samples, depth)`: the lowest cosine of any token; `norms (samples, depth, tokens)`: |C_i| in falling order,
+    nan behind those of a prompt with fewer tokens.
     """
 
     lowest: Floats
     norms: Floats
 
 
-#: kept tokens that are tried, few first, by a norm threshold that keeps about as many where selection happens
-KEPT_GRID = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+#: kept tokens that are tried, few first, by a norm threshold that keeps about as many where selection happens; those
+#: that leave a token to drop in every prompt, so that each threshold is a mean over the same prompts
+KEPT_GRID = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 576, 768, 1024, 1536, 2048)
 EXIT_GRID = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
 #: quantiles of the fusion layers' lowest cosines that are tried as layer threshold beside the separating one: lower
 #: fires later
@@ -414,9 +416,12 @@ def calibrate(
             at = np.array(searched)[fires[fired].argmax(1)]
             norms = measured.norms[fired, at]  # (fired, tokens) where each sample selects
             on, than = {**knobs, "middle": True, "layer_threshold": threshold}, None if middle is None else middle[1]
-            grid = [
-                {**on, "tokens_threshold": float(f"{norms[:, k].mean():.3g}")} for k in KEPT_GRID if k < norms.shape[1]
-            ]
+            fewest = int((~np.isnan(norms)).sum(1).min())
+            grid = [{**on, "tokens_threshold": float(f"{norms[:, k].mean():.3g}")} for k in KEPT_GRID if k < fewest]
+            if not grid:
+                few = f"no norm threshold is tried where a prompt has fewer than {KEPT_GRID[0] + 1} visual tokens"
+                notes += [few] if few not in notes else []
+                continue
             if than is not None and not judged(0, "middle", grid[0], than)[2]:
                 continue
             # the fewest tokens that hold in the first trial: fewer lose more, and more cost more

@@ -45,7 +45,16 @@ from harness.analysis import calibrate, stages
 from harness.analysis.asker import MAX_NEW_TOKENS, Asker, knockout
 from harness.analysis.derive import derive, file_name, summary, write_config
 from harness.analysis.eye import COSINE, KNOBS, NORM, SINK_DRAW, SINK_NORM
-from harness.analysis.observe import by_layer, knockout_row, knockout_table, observe, rounded, sample_table, with_bounds
+from harness.analysis.observe import (
+    by_layer,
+    knockout_row,
+    knockout_table,
+    observe,
+    rounded,
+    sample_table,
+    token_counts,
+    with_bounds,
+)
 from harness.analysis.stages import TEXT, Cut, Outcome
 from harness.core.command import rendered, whole_number
 from harness.core.errors import PrunebenchError, unknown
@@ -129,11 +138,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
     check_batch(request.batch)
     located = locate_model(request.model, request.device, request.dtype)
-    if not located.one_size:
-        raise PrunebenchError(
-            f"analysis of {located.config.name}: expected a model whose images all have the same visual tokens,"
-            " over which questions are averaged; found one whose images differ: use another model"
-        )
+    calibrate.check_model(request.method, located)
     depth = located.shape.depth
     layers = parse_layers(request.layers, depth)
     limit = parse_limit(request.limit, DEFAULT_LIMIT)
@@ -279,6 +284,9 @@ def _identity(loaded: LoadedModel, split: Mapping[str, Any]) -> str:
         loaded.template_hash,
         loaded.image_backend,
     ]
+    limits = [loaded.config.min_pixels, loaded.config.max_pixels]
+    if any(limits):
+        model += [str(limit) for limit in limits]
     parts = [*model, MAX_NEW_TOKENS, split]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -352,7 +360,7 @@ def _measured(
         "tasks": list(request.tasks),
         "command": _command(request),
         "depth": depth,
-        "n_visual": loaded.usual.n_visual,
+        **token_counts(observed["n_visual"]),
         "accuracy": with_bounds(stages.interval(weights, unpruned.score)),
         "stages": {} if found is None else found.as_dict(),
         "interval": "95 % percentile bootstrap over images",

@@ -47,6 +47,9 @@ def report(document: Mapping[str, Any]) -> str:
         rows, headers=heads, floatfmt=("d", ".3f", ".2f", ".3f", ".3f", ".4f", ".1f", ".1f", ".1f"), missingval="-"
     )
     text += f"\n\nunpruned accuracy {100 * document['accuracy']['mean']:.1f} % of {document['n_samples']} questions"
+    if "n_visual_range" in document:
+        fewest, most = document["n_visual_range"]
+        text += f"\nprompts of {fewest} to {most} visual tokens, {document['n_visual']:.1f} on average"
     found = document["stages"]
     if found:
         text += (

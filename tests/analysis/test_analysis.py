@@ -150,6 +150,7 @@ def test_sinks_by_norm_and_by_place() -> None:
         "value_l2": np.full((n, depth, v), 2.0),
         "contribution": rng.random((n, depth, v)),
         "cosine": rng.random((n, depth, v)),
+        "n_visual": np.full(n, v),
     }
     arrays["state_norm"][0, 0, 3] = 3.5  # one sample's outlier
     arrays["attention_last"][:, 1, 7] = 0.5  # a place that every sample attends
