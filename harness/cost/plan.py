@@ -205,7 +205,8 @@ def report(
         )
     owns = [own.with_text(n_text) for own in shrunk] or [prompt] * len(methods)
     schedules = [
-        [own.n_visual] * own.depth if shrunk else schedule(each, own) for each, own in zip(methods, owns, strict=True)
+        [prompt.n_visual] * prompt.depth if shrunk else schedule(each, prompt)
+        for each, prompt in zip(methods, owns, strict=True)
     ]
     traces = [planned_trace(m, own, v, n_before) for m, own, v in zip(methods, owns, schedules, strict=True)]
     base = planned_trace(Method(), prompt, [prompt.n_visual] * prompt.depth, n_before)
