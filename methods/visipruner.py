@@ -28,6 +28,10 @@ no published budget: at `BUDGET=k` the k tokens with the largest |C_i| stay in p
 layer has fired by `last_fusion_layer` (default: half the depth) selection happens there, so that the budget is always
 met; results record how often that was forced. Hidden shallow keys and values stay in the cache and its cost.
 
+Places are those of each prompt. The code's column 35 is the prompt's first visual token, which is the "first" sink. Its
+column 611 is the first text behind the last visual token. "half" hides the first half of the prompt's own visual
+tokens, rounded down. On LLaVA-NeXT the first token is the overview's first patch, and newlines are visual tokens.
+
 For benchmarks on weights or inputs that decide nothing: `force_fusion_layer` and `force_exit_layer` (-1: never) put a
 layer in place of the threshold and of the votes. What these look at is still computed, so that the cost is a real
 run's; the note `forced` is then 1 for every prompt.

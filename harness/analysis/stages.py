@@ -292,7 +292,7 @@ class Probe:
 
 #: kept tokens that are tried, few first, by a norm threshold that keeps about as many where selection happens; those
 #: that leave a token to drop in every prompt, so that each threshold is a mean over the same prompts
-KEPT_GRID = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 576, 768, 1024, 1536, 2048)
+KEPT_GRID = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 640, 768, 1024, 1536, 2048)
 EXIT_GRID = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
 #: quantiles of the fusion layers' lowest cosines that are tried as layer threshold beside the separating one: lower
 #: fires later

@@ -23,6 +23,9 @@ is more than `SINK_NORM` times as long as the median visual token's, or where it
 logit lens reads the residual stream of the last token behind a layer through the final norm and the head; the
 value-output lens reads what attention alone adds there (attention output through W_O) in the same way. A contribution
 is VisiPruner's: |C_i|, and the cosine of the last token's attention output with and without visual token i.
+
+Where prompts differ in visual tokens, medians, fair shares, ranks and means are of a prompt's own tokens. A place in
+the image is then the token's number from the first visual token; a prompt without that place does not draw there.
 """
 
 from __future__ import annotations
