@@ -10,8 +10,9 @@ feed-forward as the official code runs them, without the deleted tokens. Deletio
 answer and are neither made nor counted. Text-only prompts stop the official code. Its schedules hold for 32 layers;
 BUDGET=native is its ratio of 60 and is refused at another depth. There BUDGET=calibrated takes a schedule that
 `prunebench analyze MODEL --method fitprune` derives with the official statistics and bisection. The official script
-prints the last schedule that it tried, also where that misses the budget. Ours takes the last one that met it. `keep`
-is ours: the deletions of ratio 60, stretched to the depth and scaled so that `keep` tokens enter the last layer.
+prints the last schedule that it tried, also where that misses the budget. Ours takes the last one that met it.
+Where images differ in tokens, only `keep` is taken: a schedule counts tokens. `keep` is ours: the deletions of ratio
+60, stretched to the depth and scaled so that `keep` tokens enter the last layer.
 """
 
 from __future__ import annotations
@@ -87,8 +88,15 @@ class FitPrune(Method):
                     f" give {given('budget', 'calibrated')} (`prunebench analyze MODEL --method fitprune"
                     f" --write-config` derives a schedule) or a number ({given('budget', 64)})"
                 )
-            return cls(**{"reduction_ratio": NATIVE, **knobs})
-        return super().at_budget(budget, knobs, prompt)
+            built = cls(**{"reduction_ratio": NATIVE, **knobs})
+        else:
+            built = super().at_budget(budget, knobs, prompt)
+        if built.keep is None and not all(image.one_size for image in prompt.images):
+            raise PrunebenchError(
+                "fitprune: a schedule counts the tokens that leave prompts of one size, and images of this model"
+                f" differ: give a share of each prompt's own tokens ({given('budget', '0.25kept')})"
+            )
+        return built
 
     def for_model(self, shape: ModelShape) -> FitPrune:
         if sum(knob is not None for knob in (self.keep, self.reduction_ratio, self.scheme)) != 1:

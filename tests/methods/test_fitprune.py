@@ -125,3 +125,16 @@ def test_refusals_are_one_line_that_says_what_works(budget: str | None, knobs: d
     with pytest.raises(PrunebenchError, match=says) as refused:
         build("fitprune", parse(budget), knobs, S13)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"scheme": (5, 5, 5)}], ids=["native", "scheme"])
+def test_a_schedule_of_counts_is_refused_where_images_differ(knobs: dict[str, Any]) -> None:
+    """On LLaVA-NeXT the schedule for 576 tokens would save a fraction of what it promises."""
+    usual = SHAPES["llava-v1.6-vicuna-7b"]
+    budget = "none" if knobs else "native"
+    with pytest.raises(PrunebenchError, match="images of this model differ: give a share"):
+        build("fitprune", parse(budget), knobs, usual)
+    plan = build("fitprune", parse("25%"), {}, usual).plan(usual)
+    assert plan is not None
+    assert plan[-1] == usual.n_visual // 4
+    assert build("fitprune", parse(budget), knobs, S7).plan(S7) is not None
