@@ -21,13 +21,15 @@ from harness.bench.measure import Contender, CudaDevice, Device, PassTimes, Time
 from harness.bench.settings import BARE, Settings, knobs_by_method
 from harness.cli import app
 from harness.core import flops
+from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP as REPOSITORY
-from harness.core.shape import SHAPES, PromptShape
+from harness.core.shape import SHAPES, PromptShape, Share
 from harness.gpu_check import timing
-from harness.method import Attention, Method, Reduction, Stream, Traits, method_class
+from harness.method import Attention, Method, Reduction, Stream, Traits, build, method_class
 from harness.method import Run as MethodRun
-from harness.models.adapters import LlavaAdapter, adapter_for
+from harness.models.adapters import ADAPTERS, LlavaAdapter, adapter_for
+from harness.proof.conformance.family_models import VOCAB, family_model
 
 S7 = SHAPES["llava-1.5-7b"]
 CPU = Device(torch.device("cpu"))
@@ -604,3 +606,26 @@ def test_knobs_are_read_as_they_are_printed() -> None:
             PrunebenchError, match="cannot be spelt: expected a method's name without =, and a value without blanks"
         ):
             Settings(methods=(name,), knobs={name: {"boundary": value}})
+
+
+@pytest.mark.parametrize("family", [name for name, adapter in ADAPTERS.items() if not adapter.one_size])
+def test_random_input_of_any_size_is_an_image_of_640_x_480(family: str) -> None:
+    """Two prompts that the tower and the model take, whose caches are as long as the trace says."""
+    tiny = family_model(family)
+    given = random_model.random_input(tiny.model, 2, 8, 0)
+    image = random_model.image_of(ADAPTERS[family], tiny.model.config)
+    assert ((given.ids == tiny.adapter.image_token_ids[0]).sum(1) == image.tokens).all()
+    assert given.ids.shape == (2, image.tokens + 8)
+    fastv = Contender("fastv", "0.25kept", build("fastv", Budget("kept", Share(0.25)), {}, tiny.adapter.usual))
+    for turn in (BARE_TURN, fastv):
+        timed = measure.run_once(tiny.model, turn, given, CPU, 2, 0)
+        assert timed.kv_bytes > 0
+    assert timed.trace is not None
+    assert timed.trace.kept(0) == int(0.25 * image.tokens + 0.5)
+    assert set(random_model.random_input(tiny.model, 1, 80, 1).ids[0].tolist()) < set(range(VOCAB))
+
+
+def test_published_checkpoints_have_random_weights_of_their_sizes() -> None:
+    for name, hidden in (("qwen2.5-vl-7b", 3584), ("qwen3-vl-4b", 2560), ("llava-v1.6-vicuna-7b", 4096)):
+        config = random_model.random_config(Settings(model=name, random_weights=True, layers=2))
+        assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (hidden, 2)

@@ -50,6 +50,10 @@ def run(place: Path, request: Request, results: str = "r", **pace: Any) -> Finis
 def test_an_evaluation_is_sealed_with_grids_and_costs_of_each_image(place: Path) -> None:
     finished = run(place, asked(place, "fastv,uniform", "0.25kept"), batch=3)
     assert len(finished.cells) == 3
+    # a control has no official code, and FastV's was not recorded on tiles
+    family = "LlavaNextForConditionalGeneration"
+    assert {c.cell.method: c.unproven for c in finished.cells.values()} == {"none": "", "uniform": "", "fastv": family}
+    assert f"Not proven against official code on {family}: fastv." in (place / "r" / "LEADERBOARD.md").read_text()
     for sealed in finished.cells.values():
         frame = sealed.samples()
         assert sorted(set(frame["n_visual"])) == sorted(TOKENS)
