@@ -33,6 +33,8 @@ def test_its_counts_are_counted() -> None:
     assert f"holds {len(cells)} measured cells" in words
     recorded = [case["method"] for case in json.loads((ROOT / "tests" / "goldens" / "index.json").read_text())]
     assert f"reproduce {len(recorded)} recorded runs" in words
+    families = json.loads((ROOT / "tests" / "goldens-families" / "index.json").read_text())
+    assert f"{len(families)} recorded runs on LLaVA-NeXT and Qwen-VL" in words
     assert len({*recorded} - {"vanilla"}) == 16
     assert "Sixteen methods" in words
 
