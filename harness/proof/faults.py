@@ -209,9 +209,9 @@ def failing_sharing(method: str, knobs: Mapping[str, Any]) -> tuple[str, ...]:
     class Watched(Answerer):
         """Notes the logits of the first new token, by sample: a small error need not change an answer."""
 
-        def _decode(self, logits: Any, cache: Any, prompts: Any) -> list[list[int]]:
-            first.update({p.key: row.clone() for p, row in zip(prompts, logits, strict=True)})
-            return super()._decode(logits, cache, prompts)
+        def _decode(self, logits: Any, cache: Any, batch: Any) -> list[list[int]]:
+            first.update({p.key: row.clone() for (_, p), row in zip(batch, logits, strict=True)})
+            return super()._decode(logits, cache, batch)
 
     loaded, prompts = _asked()
     asks = budget.parse("48") if method_class(method).budget_knobs else budget.NONE

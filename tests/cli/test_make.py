@@ -81,8 +81,8 @@ TAKES = {
     },
 }
 SWITCHES = {
-    "eval": {"FRESH": "--fresh", "WIDE": "--wide"},
-    "sweep": {"FRESH": "--fresh", "DRY_RUN": "--dry-run", "WIDE": "--wide"},
+    "eval": {"CLAMP": "--clamp", "FRESH": "--fresh", "WIDE": "--wide"},
+    "sweep": {"CLAMP": "--clamp", "FRESH": "--fresh", "DRY_RUN": "--dry-run", "WIDE": "--wide"},
 }
 HOSTILE = (
     "a'b",
@@ -365,7 +365,7 @@ def test_the_python_of_a_new_environment_is_one_word(tmp_path: Path, value: str)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["eval", "BUGDET=64"], "`make eval` does not take BUGDET, it takes AS BATCH BUDGET DATA"),
+        (["eval", "BUGDET=64"], "`make eval` does not take BUGDET, it takes AS BATCH BUDGET CLAMP DATA"),
         (["eval", "-j", "BUGDET=64", "TASKS=x"], "does not take BUGDET,"),
         (["methods", "LIMIT=3"], "`make methods` does not take LIMIT, it takes METHOD PYTHON."),
         (["LIMIT=3"], "`make help` does not take LIMIT"),

@@ -473,7 +473,7 @@ def test_none_and_the_bare_model_are_compared_on_the_device(on_cuda: tuple[fakec
 def test_a_request_of_the_bench_runs_on_the_device(on_cuda: tuple[fakecuda.Device, LoadedModel]) -> None:
     model = on_cuda[1].model
     given = random_model.random_input(model, 2, 8, 0)
-    assert given.ids.device == given.pixels.device == fakecuda.CUDA
+    assert given.ids.device == given.images["pixel_values"].device == fakecuda.CUDA
     contender = measure.Contender("fastv", "64", method_class("fastv")(keep=64))
     ran = measure.run_once(model, contender, given, measure.Device(fakecuda.CUDA), 3, 0)
     assert ran.trace is not None

@@ -16,8 +16,6 @@ from checkpoints import refused
 from torch import Tensor
 
 import prunebench
-from harness.analysis.study import AnalysisRequest, analyse
-from harness.bench.random_model import random_input
 from harness.core import budget as budgets
 from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
@@ -282,14 +280,6 @@ def test_an_evaluation_from_files_to_sealed_cells(located: Located, tmp_path: Pa
     assert cells["hiprune"].cell.knobs["official"] == "qwen"
     again = evaluate(request, Options(tmp_path / "results"), said.append)
     assert set(again.cells) == set(finished.cells)
-
-
-def test_what_needs_images_of_one_size_is_refused(located: Located, tmp_path: Path) -> None:
-    folder = located.config.path or ""
-    request = AnalysisRequest(folder, tasks=("pope",), device="cpu", out=tmp_path / "out")
-    assert "found one whose images differ" in refused(lambda: analyse(request))
-    loaded = located.load()
-    assert "all images are of one size" in refused(lambda: random_input(loaded.model, 1, 8, 0))
 
 
 @torch.inference_mode()

@@ -291,10 +291,9 @@ def method_file(folder: Path, name: str, change: tuple[str, str]) -> str:
         ('TowerLook("cls_row", 40)', r"expected a layer from -4 to 3 \(of the vision tower\), found 40"),
         (
             'TowerLook("values", -2)',
-            r"with what one of cls_row, .*, hidden, column_sums; found TowerLook\(what='values'",
+            r"with what one of cls_row, .*, whole_column_sums; found TowerLook\(what='values'",
         ),
         ('("keys", -2)', r"expected TowerLook\(what, layer\)"),
-        ("shape.nothing", r"AttributeError: .* \(looks.py, line \d+\)"),
     ],
 )
 def test_looks_that_do_not_fit_are_their_own_methods_failure(tmp_path, look, message):
@@ -309,6 +308,18 @@ def test_looks_that_do_not_fit_are_their_own_methods_failure(tmp_path, look, mes
         sweep.run(sweep.load(file), Options(tmp_path), say=lambda _: None)
     assert {c.cell.method for c in Store(tmp_path).cells()} == {"none", "first"}
     assert (tmp_path / "LEADERBOARD.md").is_file(), "tables of what is there"
+
+
+def test_looks_that_raise_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    """They are asked where a method is built: whether it fits the family's tower."""
+    text = (Path(__file__).parents[1] / "examples" / "cls_top.py").read_text()
+    (tmp_path / "looks.py").write_text(text.replace("return (ROW,)", "return (shape.nothing,)"))
+    file = write(
+        tmp_path, f"models: [mini]\ntasks: [pope]\nbudgets: [32]\nmethods: [none, '{tmp_path}/looks.py:ClsTop']"
+    )
+    with pytest.raises(PrunebenchError, match=r"cls_top: AttributeError: .* \(looks.py, line \d+\)"):
+        sweep.run(sweep.load(file), Options(tmp_path), say=lambda _: None)
+    assert not Store(tmp_path).cells()
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -396,6 +396,7 @@ class FakePrompt:
     image_key: str
     max_new_tokens: int
     until: tuple[str, ...]
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
