@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli import kernels
 from harness.cli import options as given_as
 from harness.cli.options import one_budget, pairs
 from harness.cli.say import loading, put
@@ -157,6 +158,7 @@ def regress(
     ] = None,
 ) -> None:
     """Run a small sweep afresh and compare each sample; exit code 1 on a difference."""
+    kernels.hold()
     loading()
     if faults is not None:
         from harness.proof import gate_faults
@@ -186,6 +188,7 @@ def baseline(
 
     Refused if anything outside results/ is uncommitted.
     """
+    kernels.hold()
     loading()
     from harness.proof.gate import command
 
