@@ -56,7 +56,7 @@ def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     except PrunebenchError:
         method = None  # from elsewhere, and gone: its code is in the identity
     if method is not None and source_of(method) == cell.cell.method_source:
-        wrong += _unlike("method_info", cell.method_info, info_of(method))
+        wrong += _unlike("method_info", cell.method_info, _info(method, cell.method_info))
     try:
         located = _located(cell.asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
         if method is None:
@@ -65,6 +65,13 @@ def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     except PrunebenchError as error:
         left.append(f"costs not recomputed, model not at hand: {error}")
     return wrong, left
+
+
+def _info(method: type[Method], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell holds of a method, without knobs that came later than the cell."""
+    found, known = info_of(method), stated.get("variant_knobs", {})
+    knobs = {n: v for n, v in found.pop("variant_knobs", {}).items() if n in known or n not in method.later_knobs}
+    return found | ({"variant_knobs": knobs} if knobs else {})
 
 
 @cache
@@ -133,7 +140,8 @@ def _costs(
     if cell.provenance["decoder_layers"] != usual.depth:
         return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
     inside = method is not None and method.drops_inside
-    asked = Method() if method is None else method(**dict(typed_knobs(method, cell.cell.knobs)))
+    shrinks = method is not None and not located.one_size and method.picture is not Method.picture
+    asked = method(**dict(typed_knobs(method, cell.cell.knobs))) if method is not None and shrinks else Method()
     for row in frame.to_dict("records"):
         stages = keeps.decode(row["keeps"], int(row["n_visual"]))
         if not stages:

@@ -161,3 +161,19 @@ def test_a_forged_shape_is_no_traceback(tmp_path: Path, grids: object) -> None:
     body["provenance"]["grids"] = grids
     resign(folder, body)
     assert found(tmp_path)
+
+
+def test_a_cell_from_before_a_knob_is_not_wrong() -> None:
+    """HiPrune's variants came later than its first cells; a knob that was always there must be in its cell."""
+    from harness.method import method_class
+    from harness.proof.recomputed import _info
+    from harness.runner.running import info_of
+
+    hiprune, cdpruner = method_class("hiprune"), method_class("cdpruner")
+    now = info_of(hiprune)
+    assert now["variant_knobs"] == {"official": "llava"}
+    before = {name: value for name, value in now.items() if name != "variant_knobs"}
+    assert _info(hiprune, before) == before
+    assert _info(hiprune, now) == now
+    assert _info(cdpruner, {}) == info_of(cdpruner)
+    assert "variant_knobs" in _info(cdpruner, {})
