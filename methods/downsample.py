@@ -54,12 +54,12 @@ class Downsample(Method):
         image = prompt.images[0]
         patch = isqrt(image.vision.patch_inputs // 3)
         side = min(round(patch * quota(method.keep, image.tokens) ** 0.5), patch * image.views[0].rows)
-        expected = side if image.one_size else None
+        expected = None if prompt.one_of_many else side
         if method.side not in (None, expected):
             raise PrunebenchError(
                 f"downsample: keep={method.keep} makes side={expected}, found side={method.side}: leave side out"
             )
-        if method.fewest and image.one_size:
+        if method.fewest and not prompt.one_of_many:
             raise PrunebenchError(
                 "downsample: expected fewest where images differ in tokens, found a model whose images have one size:"
                 " leave fewest out"
@@ -67,8 +67,7 @@ class Downsample(Method):
         return replace(method, side=expected)
 
     def plan(self, prompt: PromptShape) -> list[int]:
-        one_size = all(image.one_size for image in prompt.images)
-        return [prompt.n_visual if one_size else prompt.quota(self.keep)] * prompt.depth
+        return [prompt.quota(self.keep) if prompt.one_of_many else prompt.n_visual] * prompt.depth
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
         return 0

@@ -91,7 +91,7 @@ class FitPrune(Method):
             built = cls(**{"reduction_ratio": NATIVE, **knobs})
         else:
             built = super().at_budget(budget, knobs, prompt)
-        if built.keep is None and not all(image.one_size for image in prompt.images):
+        if built.keep is None and prompt.one_of_many:
             raise PrunebenchError(
                 "fitprune: a schedule counts the tokens that leave prompts of one size, and images of this model"
                 f" differ: give a share of each prompt's own tokens ({given('budget', '0.25kept')})"

@@ -32,7 +32,6 @@ from harness.bench.tables import markdown, overhead, remarks, schedules, summary
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.paths import make_folder
 from harness.core.provenance import git_state, versions
-from harness.core.shape import PromptShape
 from harness.core.shown import printable_lines
 from harness.models.adapters import adapter_class
 from harness.models.config import model_config
@@ -54,7 +53,7 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
     dtype = located.dtype if located is not None else auto if settings.dtype == "auto" else settings.dtype
     if config is not None:
         adapter = adapter_class(config)
-        usual = PromptShape(adapter.shape_of(config, DTYPES[dtype].itemsize), (image_of(adapter, config),))
+        usual = adapter.prompt(adapter.shape_of(config, DTYPES[dtype].itemsize), image_of(adapter, config))
     else:
         assert located is not None
         stated = located.prompter.stated

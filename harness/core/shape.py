@@ -124,11 +124,6 @@ class ImageShape:
         """Is the image one grid of patches in raster order, without newlines?"""
         return len(self.views) == 1 and not self.views[0].newline
 
-    @property
-    def one_size(self) -> bool:
-        """Do all images of such a model look like this one: a square of patches, each of them a token?"""
-        return self.whole and self.views[0].rows == self.views[0].cols and self.vision.merge == 1
-
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -226,7 +221,8 @@ def _llava15(decoder: ModelShape) -> PromptShape:
 def _llava_next(decoder: ModelShape) -> PromptShape:
     """With an image of the most tokens: 2 x 2 tiles without padding, beside the overview."""
     vision = VisionShape(**_CLIP_L_336, projector_hidden=decoder.hidden, tiles=5)
-    return PromptShape(decoder, (ImageShape((Grid(24, 24), Grid(48, 48, newline=True)), vision, (2, 2)),))
+    image = ImageShape((Grid(24, 24), Grid(48, 48, newline=True)), vision, (2, 2))
+    return PromptShape(decoder, (image,), one_of_many=True)
 
 
 _VICUNA_7B = ModelShape(

@@ -84,7 +84,7 @@ def seen_prompts(name: str, methods: Sequence[Method], size: Size | None) -> lis
     """Per method the prompt of one image of `size` as it is after the method has shrunk the picture; none where no
     method shrinks pictures of this model. Raises PrunebenchError without a size, and as `Method.picture`."""
     usual = usual_prompt(name)
-    if usual.images[0].one_size or not any(map(shrinks_pictures, methods)):
+    if not usual.one_of_many or not any(map(shrinks_pictures, methods)):
         return []
     if size is None:
         raise PrunebenchError(

@@ -102,7 +102,9 @@ class RunView:
             layout = self._per_layer_prompt
             images = self._images or self._adapter.images(layout.visual_counts, self._facts)
             texts = [n - v for n, v in zip(layout.counts, layout.visual_counts, strict=True)]
-            self._prompts = [PromptShape(self._shape, of, n_text) for of, n_text in zip(images, texts, strict=True)]
+            self._prompts = [
+                self._adapter.prompt(self._shape, *of, n_text=n_text) for of, n_text in zip(images, texts, strict=True)
+            ]
         return self._prompts
 
     @property

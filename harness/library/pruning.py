@@ -103,7 +103,7 @@ def _built(
         own |= own_knobs(cls, {}, text_encoder)
     if asked.unit == "calibrated" and cls.traits.calibrated:
         own |= calibrated_knobs(cls.name, _calibration(checkpoint, config))
-    made = build(method, asked, {**own, **knobs}, adapter.usual.with_text(text_tokens), shares=not adapter.one_size)
+    made = build(method, asked, {**own, **knobs}, adapter.usual.with_text(text_tokens))
     made.check_text_tower()
     return made
 

@@ -41,18 +41,16 @@ def check_budget(cls: type[Method], budget: Budget, knobs: Iterable[str]) -> Non
         raise PrunebenchError(f"{cls.name}: knob {given[0]!r} is what the budget sets; {either}")
 
 
-def build(
-    name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape, *, shares: bool = False
-) -> Method:
+def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], prompt: PromptShape) -> Method:
     """The method `name`, or the class given in its place, at `budget` with `knobs` (values or strings), checked against
     prompts like this one.
 
-    `avg` and `flops` budgets are solved on `prompt`; `shares`: prompts have unlike numbers of visual tokens, so that a
-    share of the FLOPs becomes a share of each prompt's own tokens. Raises PrunebenchError for unknown methods and
-    knobs, values of the wrong type, and budgets out of reach.
+    `avg` and `flops` budgets are solved on `prompt`. Where that is one of many, a share of the FLOPs becomes a share of
+    each prompt's own tokens. Raises PrunebenchError for unknown methods and knobs, values of the wrong type, and
+    budgets out of reach.
     """
     cls = method_class(name)
-    prompt = dataclasses.replace(prompt, one_of_many=shares)
+    shares = prompt.one_of_many
     typed = dict(typed_knobs(cls, knobs))
     # calibrated knobs come with the budget; who asks has checked those of the user
     check_budget(cls, budget, () if budget.unit == "calibrated" else typed)

@@ -84,7 +84,7 @@ class Located:
         config = self._stated
         adapter = adapter_class(config)
         image = adapter.image_of(config) if adapter.one_size else adapter.largest(config, self._processor)
-        return PromptShape(adapter.shape_of(config, DTYPES[self.dtype].itemsize), (image,))
+        return adapter.prompt(adapter.shape_of(config, DTYPES[self.dtype].itemsize), image)
 
     @property
     def _processor(self) -> Any:
@@ -164,7 +164,7 @@ class Located:
                 f" `prunebench eval`, or give a number of tokens ({given('budget', 64)} or {given('budget', '64avg')})"
             )
         prompt = (usual or self.usual).with_text(n_text or 0)
-        built = build(name, budget, {**own, **(knobs or {})}, prompt, shares=not self.one_size)
+        built = build(name, budget, {**own, **(knobs or {})}, prompt)
         return with_text_tower(built, self.usual.images[0].vision.hidden)
 
     @cached_property

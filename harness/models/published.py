@@ -43,4 +43,4 @@ def published_prompt(name: str) -> PromptShape | None:
     if config is None:
         return None
     adapter = adapter_class(config)
-    return PromptShape(adapter.shape_of(config, BYTES), (adapter.image_of(config),))
+    return adapter.prompt(adapter.shape_of(config, BYTES), adapter.image_of(config))

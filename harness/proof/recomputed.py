@@ -8,13 +8,13 @@ at hand, every cost that follows from kept tokens and lengths is computed again.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from harness.core import keeps
 from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
-from harness.core.shape import PromptShape
 from harness.core.trace import LayerTrace, Trace
 from harness.method import Method, method_class, source_of, typed_knobs
 from harness.runner.running import info_of, scored
@@ -160,7 +160,7 @@ def _costs(
         prompt = usual
         if task is not None and not located.one_size:
             size = located.prompter.shown(asked, task.sizes[str(row["image"])])
-            prompt = PromptShape(usual.decoder, (located.prompter.image_at(size),))
+            prompt = replace(usual, images=(located.prompter.image_at(size),))
             if method is None and prompt.n_visual != int(row["n_visual"]):
                 raise PrunebenchError("it takes the method, which may have shrunk the images")
         found = sample_cost(prompt, trace, 0, int(row["n_new_tokens"]))

@@ -189,15 +189,13 @@ def check(request: Request) -> Checked:
             calibrated_knobs(spec, key)
     usual = published_prompt(request.model)
     if usual is not None and budget.unit != "calibrated":  # sizes that are known without its files
-        own, shares = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower), not usual.images[0].one_size
-        asked = _asked_before(budget, usual) if shares else budget
-        method = build(spec, asked, {**own, **request.knobs}, usual, shares=shares)
+        own = own_knobs(spec, config.knobs.get(spec, {}), config.text_tower)
+        method = build(spec, _asked_before(budget, usual), {**own, **request.knobs}, usual)
         method.check_text_tower()
     else:
         located = locate_model(request.model, "cpu", request.dtype, **words)
         usual = located.usual
-        asked = budget if located.one_size else _asked_before(budget, usual)
-        method = located.method(spec, asked, request.knobs, n_text=0)
+        method = located.method(spec, _asked_before(budget, usual), request.knobs, n_text=0)
     from tasks.sources import source_of_data
 
     return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.stands_for), method, usual)
@@ -246,7 +244,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
 def _asked_before(budget: Budget, usual: PromptShape) -> Budget:
     """What stands for a budget before a task is known, where images differ: a mean in tokens is one of the task's
     prompts, and keeps at most all tokens."""
-    mean = budget.unit == "avg" and not isinstance(budget.tokens, Share)
+    mean = usual.one_of_many and budget.unit == "avg" and not isinstance(budget.tokens, Share)
     return Budget("kept", usual.n_visual) if mean else budget
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.errors import PrunebenchError
@@ -47,7 +48,7 @@ def mean_prompt(located: Located, task: LoadedTask) -> PromptShape:
         return usual
     counts = visual_tokens(located, task)
     row = Grid(1, round(sum(counts) / len(counts)))
-    return PromptShape(usual.decoder, (ImageShape((row,), usual.images[0].vision),), usual.n_text)
+    return replace(usual, images=(ImageShape((row,), usual.images[0].vision),))
 
 
 def check_counts(method: Method, located: Located, task: LoadedTask) -> None:

@@ -39,6 +39,7 @@ from harness.engine.attach import attach
 from harness.method import Method, build, registered
 from harness.models.adapters import LlavaAdapter, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
+from harness.proof.conformance.kit import one_thread
 from methods.fastv import FastV
 from methods.sparsevlm import SparseVLM
 from methods.visipruner import VisiPruner
@@ -53,10 +54,8 @@ BUDGETS = (64, 32, 9)
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tensors this small take many times longer where threads fight for cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from harness.engine.attach import attach
 from harness.method import Method, method_class
 from harness.models.adapters import adapter_for
 from harness.models.adapters.qwen_sizes import windows_of
+from harness.proof.conformance.kit import one_thread
 from methods.hiprune import HiPrune
 
 #: several sizes: whole windows, windows cut on either side, less than one window
@@ -29,10 +30,8 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def counted(call: Callable[[], Any]) -> int:

@@ -12,7 +12,7 @@ from families import PINPOINTS, llava_next
 from transformers import LlavaNextForConditionalGeneration
 
 from harness.core import budget, flops
-from harness.core.shape import SHAPES, PromptShape
+from harness.core.shape import SHAPES
 from harness.models.adapters import LlavaNextAdapter
 from harness.models.config import model_config
 from harness.models.load import locate_model
@@ -43,7 +43,9 @@ def test_the_published_configuration_is_the_shipped_shape(name: str) -> None:
     with torch.device("meta"):
         model = LlavaNextForConditionalGeneration(config)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    assert SHAPES[name] == PromptShape(LlavaNextAdapter.shape_of(config, 2), (LlavaNextAdapter.image_of(config),))
+    assert SHAPES[name] == LlavaNextAdapter.prompt(
+        LlavaNextAdapter.shape_of(config, 2), LlavaNextAdapter.image_of(config)
+    )
     shipped = model_config(name)
     assert (shipped.hub, shipped.image) == (f"llava-hf/{name}-hf", "plain")
     tensors = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -452,12 +452,12 @@ def test_the_kit_says_so_and_the_matrix_knows_a_control() -> None:
         assert fitted(Downsample, family) == (OWN, "")
 
 
-def test_shapes_of_one_size_are_those_of_families_of_one_size(loaded: LoadedModel) -> None:
-    assert not adapter_for(loaded.model).usual.images[0].one_size
+def test_a_prompt_says_whether_others_have_other_tokens(loaded: LoadedModel) -> None:
+    assert adapter_for(loaded.model).usual.one_of_many
     for checkpoint in ("llava-1.5-7b", *published_models()):
         prompt, config = published_prompt(checkpoint), published_config(checkpoint)
         assert prompt is not None
-        assert prompt.images[0].one_size == (config is None or adapter_class(config).one_size)
+        assert prompt.one_of_many == (config is not None and not adapter_class(config).one_size)
 
 
 def test_images_of_one_size_are_shrunk_as_pixels() -> None:

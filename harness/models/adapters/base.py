@@ -85,15 +85,16 @@ class Adapter(ABC):
     # ---------------------------------------------------------------------------------------------------------- modules
 
     @property
-    @abstractmethod
     def core(self) -> nn.Module:
         """The module whose forward takes `input_ids` and merges image features."""
+        core: nn.Module = self.model.model
+        return core
 
     @property
-    @abstractmethod
     def text(self) -> Any:
         """The language model without its head: has `layers`, `norm`, `rotary_emb` and `config`; its forward takes what
         `core` computed."""
+        return self.model.model.language_model
 
     @property
     @abstractmethod
@@ -310,7 +311,12 @@ class Adapter(ABC):
     @property
     def usual(self) -> PromptShape:
         """A prompt of one image as this model is usually asked, without text: what plans before a run are made from."""
-        return PromptShape(self.shape, (self.image_of(self.model.config),))
+        return self.prompt(self.shape, self.image_of(self.model.config))
+
+    @classmethod
+    def prompt(cls, decoder: ModelShape, *images: ImageShape, n_text: int = 0) -> PromptShape:
+        """A prompt of these images for a model of this family."""
+        return PromptShape(decoder, images, n_text, one_of_many=not cls.one_size)
 
     @classmethod
     def shape_of(cls, config: Any, bytes_per_value: int) -> ModelShape:

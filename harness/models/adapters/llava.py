@@ -107,15 +107,6 @@ class LlavaAdapter(Adapter):
     proven: ClassVar[tuple[str, ...] | None] = None
 
     @property
-    def core(self) -> nn.Module:
-        core: nn.Module = self.model.model
-        return core
-
-    @property
-    def text(self) -> Any:
-        return self.model.model.language_model
-
-    @property
     def tower(self) -> nn.Module:
         tower: nn.Module = self.model.model.vision_tower
         return tower

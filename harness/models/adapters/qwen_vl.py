@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape
@@ -26,15 +26,6 @@ class QwenVLAdapter(QwenImages):
     axes = 3
     image_facts = (GRIDS,)
     one_size = False
-
-    @property
-    def core(self) -> nn.Module:
-        core: nn.Module = self.model.model
-        return core
-
-    @property
-    def text(self) -> Any:
-        return self.model.model.language_model
 
     def positions(self, text_kwargs: Mapping[str, Any]) -> Tensor | None:
         given: Tensor | None = text_kwargs.get("position_ids")

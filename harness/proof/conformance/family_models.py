@@ -16,7 +16,7 @@ from harness.core.shape import Grid, ImageShape, ModelShape, PromptShape, Size, 
 from harness.engine.run import EngineRun
 from harness.engine.tower import Seen
 from harness.models.adapters import ADAPTERS, Adapter, Features, adapter_for
-from harness.proof.conformance.tiny import STEPS
+from harness.proof.conformance.tiny import STEPS, peaked
 
 VOCAB = 128
 #: of the vocabulary: an image, a video, and what stands around them where the family has it
@@ -76,7 +76,8 @@ class FamilyModel:
     def shape_of(self, asked: FamilyPrompt) -> PromptShape:
         """The shape of a prompt."""
         images = tuple(self.image(number) for number in asked.images)
-        return PromptShape(self.adapter.shape, images, len(asked.ids) - sum(image.tokens for image in images))
+        n_text = len(asked.ids) - sum(image.tokens for image in images)
+        return self.adapter.prompt(self.adapter.shape, *images, n_text=n_text)
 
     def inputs(self, number: int) -> dict[str, Tensor]:
         """What a processor would make of image `number`: random pixels, and facts."""
@@ -116,18 +117,7 @@ def family_model(family: str) -> FamilyModel:
     with torch.random.fork_rng([]):
         torch.manual_seed(2)
         model: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
-    generator = torch.Generator().manual_seed(7)
-    decoding = {id(weight) for weight in adapter_for(model).text.parameters()}
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim >= 2:
-                fan_in = 1 if "embed" in name and "patch" not in name else weight[0].numel()
-                gain = 2.0 if name.endswith(("q_proj.weight", "k_proj.weight")) and id(weight) in decoding else 1.0
-                weight.copy_(torch.randn(weight.shape, generator=generator) * gain / fan_in**0.5)
-            elif not name.endswith("bias"):
-                # norms, and rows that the library starts at one number, would hide mistakes
-                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    peaked(model, norms=True)
     return FamilyModel(family, model.eval())
 
 

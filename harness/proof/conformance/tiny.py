@@ -52,19 +52,28 @@ def tiny_model(depth: int = DEPTH, kv_heads: int = 4, dtype: torch.dtype = torch
             2
         )  # the library starts the tower's class embedding; of the first numbers, 1 to 3 leave no method at a tie
         model: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+    peaked(model, norms=False)
+    if beacon:
+        plant_beacon(model)
+    return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def peaked(model: Any, norms: bool) -> None:
+    """Give a model random weights with which attention is peaked; only its length ends a generation.
+
+    `norms`: norms and rows that the library starts at one number are random as well, or they would hide mistakes.
+    """
     generator = torch.Generator().manual_seed(7)
     decoding = {id(weight) for weight in adapter_for(model).text.parameters()}
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim >= 2:
-                fan_in = 1 if "embed" in name and "patch" not in name else weight[0].numel()
-                gain = 2.0 if name.endswith(("q_proj.weight", "k_proj.weight")) and id(weight) in decoding else 1.0
-                weight.copy_(torch.randn(weight.shape, generator=generator) * gain / fan_in**0.5)
-        if beacon:
-            plant_beacon(model)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model.to(dtype).eval()
+    for name, weight in model.named_parameters():
+        if weight.ndim >= 2:
+            fan_in = 1 if "embed" in name and "patch" not in name else weight[0].numel()
+            gain = 2.0 if name.endswith(("q_proj.weight", "k_proj.weight")) and id(weight) in decoding else 1.0
+            weight.copy_(torch.randn(weight.shape, generator=generator) * gain / fan_in**0.5)
+        elif norms and not name.endswith("bias"):
+            weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
 
 
 @contextmanager
