@@ -1,8 +1,8 @@
 """Images in tiles, pruned as official codes of LLaVA-NeXT do: each tile alone, on every patch that the tower saw.
 
 Those codes switch newline tokens and un-padding off. What they keep of the overview comes first; what they keep of the
-tiles follows as one raster over all tiles. So no visual token of the prompt stays: kept patches are made anew, by the
-projector from the tower's features, also where the patch is padding and the model itself has no token for it.
+tiles follows as one raster over all tiles. So no visual token of the prompt stays. The projector makes kept patches
+anew from the tower's features, also where a patch is padding and the model itself has no token for it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,11 @@ def tiled(prompt: PromptShape) -> bool:
     return prompt.images[0].vision.tiles > 1
 
 
-def patches(image: ImageShape) -> int:
-    """Patches of a tile."""
-    return image.vision.tokens - 1
-
-
 def tile_quotas(prompt: PromptShape, keep: int | Share) -> list[int]:
     """What each tile keeps of `keep` tokens of a prompt: an equal part of its image's, rounded down, at most all."""
     found = []
     for image, quota in zip(prompt.images, image_quotas(prompt, keep), strict=True):
-        found += [min(quota // image.vision.tiles, patches(image))] * image.vision.tiles
+        found += [min(quota // image.vision.tiles, image.vision.patches)] * image.vision.tiles
     return found
 
 
@@ -43,7 +38,7 @@ class ByTile(ByImage):
     def __init__(self, run: Run) -> None:
         self._prompts, self._alone = run.prompts, False
         device = run.visual_valid.device
-        each = [[patches(image) for image in prompt.images for _ in _numbers(image)] for prompt in run.prompts]
+        each = [[image.vision.patches for image in prompt.images for _ in _numbers(image)] for prompt in run.prompts]
         self.row = [row for row, tiles in enumerate(each) for _ in tiles]
         self.image = [tile for tiles in each for tile in range(len(tiles))]
         self.counts = [count for tiles in each for count in tiles]

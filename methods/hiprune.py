@@ -89,9 +89,7 @@ class HiPrune(Method):
         own = "next" if tiled(prompt) else "llava" if vision.prefix else "qwen"
         given = {"official": own, **knobs}
         built = cls(**{"keep": 192, **given}) if budget.unit == "native" else super().at_budget(budget, given, prompt)
-        if (built.official == "next") != tiled(prompt):
-            found = "tiles" if tiled(prompt) else "no tiles"
-            raise PrunebenchError(f"hiprune: official={built.official}: found a model with {found}: leave official out")
+        built._check_tiles(prompt)
         depth, (official, of) = vision.layers_used, OBJECT_LAYERS[built.official]
         layer = max(1, round(official * depth / of)) if built.object_layer is None else built.object_layer
         if not 1 <= layer <= depth:
@@ -100,6 +98,18 @@ class HiPrune(Method):
                 " tower"
             )
         return replace(built, object_layer=layer)
+
+    @property
+    def _tiled(self) -> bool:
+        return self.official == "next"
+
+    def _check_tiles(self, prompt: PromptShape) -> None:
+        if self._tiled != tiled(prompt):
+            found, fits = ("tiles", "next") if tiled(prompt) else ("no tiles", "llava or qwen")
+            raise PrunebenchError(
+                f"hiprune: official={self.official}: expected official={fits}, found a model with {found}: a budget"
+                " chooses it, as build() does"
+            )
 
     def for_model(self, shape: ModelShape) -> HiPrune:
         check_keep(self.name, self.keep)
@@ -115,7 +125,7 @@ class HiPrune(Method):
         return round(quota * self.alpha / GROUP)
 
     def plan(self, prompt: PromptShape) -> list[int] | None:
-        if self.official == "next":
+        if self._tiled:
             return plan_of(prompt, tile_quotas(prompt, self.keep))
         if self.official != "llava":
             return None  # how many are chosen twice, the image decides
@@ -123,11 +133,11 @@ class HiPrune(Method):
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
         looked = sum(
-            flops.look(image.vision, look.what, look.layer % image.vision.layers_used)
+            flops.look(image.vision, look.what, look.layer)
             for look in self.looks(prompt.decoder)
             for image in prompt.images
         )
-        if self.official != "next":
+        if not self._tiled:
             return looked
         return looked + flops.projector(prompt.decoder, prompt.images[0].vision, tokens=visual[0])
 
@@ -137,7 +147,7 @@ class HiPrune(Method):
                 "hiprune: object_layer=None is a relative depth of the vision tower, which is known where a budget is"
                 " set: use build(), or give the layer (9 of 24)"
             )
-        if self.official == "next":
+        if self._tiled:
             sums = (TowerLook("column_sums", layer, tiles=True) for layer in (self.object_layer - 1, -2))
             return (*sums, FEATURES)
         what: What = "whole_column_sums" if self.official == "qwen" else "column_sums"
@@ -151,7 +161,8 @@ class HiPrune(Method):
     def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
         if layer != 0:
             return None
-        if self.official == "next":
+        self._check_tiles(run.prompts[0])
+        if self._tiled:
             tiles = ByTile(run)
             kept = self._kept(run, tiles, [q for prompt in run.prompts for q in tile_quotas(prompt, self.keep)])
             run.memo["tiles"] = kept
@@ -166,9 +177,8 @@ class HiPrune(Method):
         """(u, p) bool: the patches that each of `images`, or of tiles, keeps."""
         objects, scores = images.split(run.memo["objects"]), images.split(run.memo["scores"])
         anchors = images.top(objects, [self.n_anchors(quota) for quota in quotas])
-        columns = [run.prompts[row].images[0].views[0].cols for row in images.row]
-        if not isinstance(images, ByTile):
-            columns = [image.views[0].cols for prompt in run.prompts for image in prompt.images]
+        shapes = [image for prompt in run.prompts for image in prompt.images]
+        columns = [shape.views[0].cols for shape in shapes for _ in range(shape.vision.tiles if self._tiled else 1)]
         buffers = neighbours(anchors, images.counts, columns)
         # anchors are never more than the budget; buffers may be
         ranked = scores.masked_fill(anchors, float("inf"))

@@ -47,7 +47,7 @@ from harness.method import (
     register,
 )
 from methods._select import ByImage, at, exact, image_quotas
-from methods._tiles import ByTile, patches, picked, plan_of, tile_quotas, tiled
+from methods._tiles import ByTile, picked, plan_of, tile_quotas, tiled
 
 ROW, KEYS, HIDDEN, CLS = (TowerLook(what, -2, tiles=True) for what in ("cls_row", "keys", "hidden", "cls_hidden"))
 #: contextual tokens of every 64, as in the paper's pairs 162 + 30, 108 + 20 and 54 + 10
@@ -127,7 +127,7 @@ class VisionZip(Method):
         assert self.dominant is not None
         assert self.contextual is not None
         wanted = self.dominant - 1 + self.contextual
-        least = min(patches(image) if tiled(prompt) else image.tokens for image in prompt.images)
+        least = min(image.vision.patches if tiled(prompt) else image.tokens for image in prompt.images)
         if wanted > least:
             raise PrunebenchError(
                 f"visionzip: dominant={self.dominant} and contextual={self.contextual} take {wanted} patches, found an"
@@ -141,7 +141,7 @@ class VisionZip(Method):
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:
         def merging(image: ImageShape, parts: Parts) -> int:
             vision, tiles = image.vision, tiled(prompt)
-            each = patches(image) if tiles else image.tokens
+            each = image.vision.patches if tiles else image.tokens
             merging = 2 * parts.contextual * each * (vision.hidden // vision.heads + vision.hidden)
             # on tiles the kept patches are projected once more
             projected = parts.contextual + (parts.dominant if tiles else parts.dominant > 0)

@@ -28,16 +28,19 @@ def observe(asker: Asker, seen: Callable[[], object] = lambda: None) -> tuple[di
     with watching(adapter, observer):
         texts = {key: a.text for key, a in asker.ask(observer, seen).items()}
     rows = [observer.into.samples[key] for key in asker.keys]
-    arrays = {name: padded([row[name] for row in rows], OF_TOKENS.get(name, 0.0)) for name in rows[0]}
+    arrays = {name: _stacked([row[name] for row in rows], name) for name in rows[0]}
     arrays["n_visual"] = np.array([row["state_norm"].shape[-1] for row in rows])
     return _with_sinks(arrays), texts
+
+
+def _stacked(parts: Sequence[NDArray[Any]], name: str) -> NDArray[Any]:
+    """One array of what was observed of each sample; only what has an axis of tokens may differ in length."""
+    return padded(parts, OF_TOKENS[name]) if name in OF_TOKENS else np.stack(parts)
 
 
 def padded(parts: Sequence[NDArray[Any]], value: float) -> NDArray[Any]:
     """The arrays (..., v) on a new first axis, `value` behind the end of those that are shorter than the longest."""
     width = max(part.shape[-1] for part in parts)
-    if all(part.shape[-1] == width for part in parts):
-        return np.stack(parts)
     return np.stack(
         [
             np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])], constant_values=value)

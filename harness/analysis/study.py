@@ -287,9 +287,6 @@ def _identity(loaded: LoadedModel, split: Mapping[str, Any]) -> str:
         loaded.template_hash,
         loaded.image_backend,
     ]
-    limits = [loaded.config.min_pixels, loaded.config.max_pixels]
-    if any(limits):
-        model += [str(limit) for limit in limits]
     parts = [*model, MAX_NEW_TOKENS, split]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

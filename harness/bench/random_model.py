@@ -24,6 +24,8 @@ from harness.models.published import published_config, published_models
 WEIGHT_STD = 0.02
 #: (height, width) in pixels of an image that is measured, where images differ in tokens
 SIZE: Size = (480, 640)
+#: names under which a config has tokens of images and videos
+SPECIAL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,10 @@ def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
     weight = next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
     token, processor = adapter.image_token_ids[0], adapter.usual_processor(config)
-    if adapter.one_size:
-        ids = torch.randint(config.text_config.vocab_size - 1, (batch, text_tokens), generator=generator)
-        ids += ids >= token  # every token but the image's
-    else:  # the tokens behind it stand around images, or for videos
-        ids = torch.randint(token - 8, (batch, text_tokens), generator=generator)
+    # no token that stands for an image or a video, or around one
+    special = {getattr(config, name, None) for name in SPECIAL}
+    text = torch.tensor([t for t in range(config.text_config.vocab_size) if t not in special])
+    ids = text[torch.randint(len(text), (batch, text_tokens), generator=generator)]
     before = min(published.N_SYSTEM, text_tokens // 2)
     visual = torch.full((batch, image_of(type(adapter), config).tokens), token)
     n, *shape = adapter.pixels_at(config, processor, SIZE)

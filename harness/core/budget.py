@@ -56,7 +56,7 @@ class Budget:
             return f"{self.ratio!r}flops".replace(".0flops", "flops")
         return self.unit
 
-    def asked(self, n_visual: int) -> float:
+    def asked(self, n_visual: float) -> float:
         """`tokens` of a prompt of `n_visual` visual tokens, not rounded; 0 where the unit counts no tokens."""
         return self.tokens.ratio * n_visual if isinstance(self.tokens, Share) else float(self.tokens or 0)
 

@@ -146,8 +146,8 @@ def column_sums(vision: VisionShape) -> int:
 
 
 def look(vision: VisionShape, what: str, layer: int) -> int:
-    """FLOPs of what a method asks to see of a tower layer (`TowerLook`), counted from 0, for one image; 0 for what the
-    layer computes anyway."""
+    """FLOPs of what a method asks to see of a tower layer (`TowerLook`), for one image; 0 for what the layer computes
+    anyway."""
     if what == "cls_row":
         return cls_row(vision)
     if what == "whole_column_sums":

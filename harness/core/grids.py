@@ -46,5 +46,9 @@ def read(record: Any) -> Mapping[str, list[Grid]] | list[Grid]:
 
 def of_image(record: Any, image: str) -> list[Grid]:
     """The grids of one image, in the order of its tokens; none where they are not recorded."""
-    found = read(record)
+    return own(read(record), image)
+
+
+def own(found: Mapping[str, list[Grid]] | list[Grid], image: str) -> list[Grid]:
+    """Of what `read` gave, the grids of one image."""
     return found if isinstance(found, list) else found.get(image, [])

@@ -99,8 +99,9 @@ class VisionShape:
         return self.tokens - self.prefix
 
     def attended(self, layer: int) -> tuple[int, ...]:
-        """Tokens of each part of a tile within which a layer, counted from 0, attends."""
-        return self.windows if self.windows and layer not in self.whole_layers else (self.tokens,)
+        """Tokens of each part of a tile within which a layer attends, counted from 0 or back from -1."""
+        windowed = self.windows and layer % self.layers_used not in self.whole_layers
+        return self.windows if windowed else (self.tokens,)
 
 
 @dataclass(frozen=True)
@@ -218,13 +219,6 @@ def _llava15(decoder: ModelShape) -> PromptShape:
     )
 
 
-def _llava_next(decoder: ModelShape) -> PromptShape:
-    """With an image of the most tokens: 2 x 2 tiles without padding, beside the overview."""
-    vision = VisionShape(**_CLIP_L_336, projector_hidden=decoder.hidden, tiles=5)
-    image = ImageShape((Grid(24, 24), Grid(48, 48, newline=True)), vision, (2, 2))
-    return PromptShape(decoder, (image,), one_of_many=True)
-
-
 _VICUNA_7B = ModelShape(
     depth=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, mlp=11008, vocab=32064, bytes_per_value=2
 )
@@ -237,6 +231,4 @@ _VICUNA_13B = ModelShape(
 SHAPES = {
     "llava-1.5-7b": _llava15(_VICUNA_7B),
     "llava-1.5-13b": _llava15(_VICUNA_13B),
-    "llava-v1.6-vicuna-7b": _llava_next(_VICUNA_7B),
-    "llava-v1.6-vicuna-13b": _llava_next(_VICUNA_13B),
 }

@@ -21,7 +21,7 @@ from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # 
 
 from harness.core import flops
 from harness.core.errors import PrunebenchError
-from harness.core.shape import ModelShape, PromptShape, Share, Size
+from harness.core.shape import ImageShape, ModelShape, PromptShape, Share, Size
 from harness.core.trace import LayerTrace, Trace
 from harness.cost import papers as published
 from harness.engine.attention import edited_pairs
@@ -70,14 +70,17 @@ def usual_prompt(name: str, size: Size | None = None) -> PromptShape:
 
     `size`: of the image, (height, width) in pixels; None: of the most tokens, where images differ in tokens.
     """
-    usual, config = published_prompt(name), published_config(name)
-    if usual is not None and (size is None or config is None):  # images of one size have no config here
-        return usual
-    if usual is not None and size is not None:
-        adapter = adapter_class(config)
-        return replace(usual, images=(adapter.image_at(config, adapter.usual_processor(config), size),))
-    located = locate_model(name, "cpu")
-    return located.usual if size is None else replace(located.usual, images=(located.prompter.image_at(size),))
+    usual = published_prompt(name) or locate_model(name, "cpu").usual
+    return usual if size is None or not usual.one_of_many else replace(usual, images=(_image_at(name)(size),))
+
+
+def _image_at(name: str) -> Callable[[Size], ImageShape]:
+    """What makes an image of a size to a model by name."""
+    config = published_config(name)
+    if config is None:
+        return locate_model(name, "cpu").prompter.image_at
+    adapter = adapter_class(config)
+    return partial(adapter.image_at, config, adapter.usual_processor(config))
 
 
 def seen_prompts(name: str, methods: Sequence[Method], size: Size | None) -> list[PromptShape]:
@@ -91,15 +94,9 @@ def seen_prompts(name: str, methods: Sequence[Method], size: Size | None) -> lis
             f"{methods[0].name}: expected --image WIDTHxHEIGHT, for it shrinks the picture before the processor, found"
             " none: give --image 640x480"
         )
-    config = published_config(name)
-    if config is None:
-        prompter = locate_model(name, "cpu").prompter
-        sizes = [prompter.shown(method, size) for method in methods]
-    else:
-        adapter = adapter_class(config)
-        count = partial(adapter.tokens_at, config, adapter.usual_processor(config))
-        sizes = [shown_size(method, size, count) for method in methods]
-    return [usual_prompt(name, shown) for shown in sizes]
+    at = _image_at(name)
+    sizes = (shown_size(method, size, lambda shown: at(shown).tokens) for method in methods)
+    return [replace(usual, images=(at(shown),)) for shown in sizes]
 
 
 def size_of(text: str) -> Size:
@@ -205,8 +202,7 @@ def report(
         )
     owns = [own.with_text(n_text) for own in shrunk] or [prompt] * len(methods)
     schedules = [
-        [prompt.n_visual] * prompt.depth if shrunk else schedule(each, prompt)
-        for each, prompt in zip(methods, owns, strict=True)
+        [own.n_visual] * own.depth if shrunk else schedule(each, own) for each, own in zip(methods, owns, strict=True)
     ]
     traces = [planned_trace(m, own, v, n_before) for m, own, v in zip(methods, owns, schedules, strict=True)]
     base = planned_trace(Method(), prompt, [prompt.n_visual] * prompt.depth, n_before)

@@ -122,9 +122,8 @@ class EngineRun(RunView):
                 f"{name}: expected one vision-tower output for each of the prompts' {sum(images)} images, found"
                 f" {len(seen)}"
             )
-        depth = len(self._adapter.tower_layers)
         per_row = [
-            sum(flops.look(i.vision, look.what, look.layer % depth) for look in looks for i in prompt.images)
+            sum(flops.look(i.vision, look.what, look.layer) for look in looks for i in prompt.images)
             for prompt in self.prompts
         ]
         self._count_scoring(sum(per_row), per_row)

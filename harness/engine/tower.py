@@ -77,9 +77,7 @@ class TowerEye:
         wanted = sorted(set(looks))
         try:
             if wanted and adapter.joined:
-                self._handles.append(
-                    adapter.tower.register_forward_pre_hook(partial(self._start, adapter), with_kwargs=True)
-                )
+                self._handles.append(adapter.tower.register_forward_pre_hook(self._start, with_kwargs=True))
             for look in wanted:
                 if adapter.joined:
                     layer = layers[look.layer]
@@ -134,8 +132,8 @@ class TowerEye:
 
         self._handles.append(module.register_forward_hook(hook))
 
-    def _start(self, adapter: Adapter, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        self._order = adapter.tower_order(kwargs)
+    def _start(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        self._order = self._adapter.tower_order(kwargs)
 
     def _sums(self, look: TowerLook, scaling: float, q: Tensor, k: Tensor, parts: list[int]) -> None:
         """Keep column sums of a layer with `q`, `k (heads, patches, d)`: within the parts in which it attends, or

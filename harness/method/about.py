@@ -19,6 +19,7 @@ from harness.core.budget import NONE, Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES, PromptShape, VisionShape
 from harness.method.build import build
+from harness.method.fits import PER_IMAGE
 from harness.method.interface import Method, Published, TowerLook, What
 from harness.method.knob_values import TextTower
 from harness.method.registry import blaming
@@ -27,7 +28,7 @@ SHAPE = "llava-1.5-7b"
 #: text tokens of the prompt that schedules are made for, and the budget at which a method's looks are asked
 TEXT_TOKENS, TOKENS = 74, 64
 #: looks that need a tower with [CLS], and looks in words
-OF_CLS: tuple[What, ...] = ("cls_row", "cls_hidden", "cls_query", "cls_key")
+OF_CLS: tuple[What, ...] = ("cls_row", *PER_IMAGE)
 LOOKS: dict[What, str] = {
     "cls_row": "[CLS] row",
     "column_sums": "all attention rows, some at a time,",

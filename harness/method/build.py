@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from harness.core import spelling
-from harness.core.budget import Budget, amount, lowest, solve
+from harness.core.budget import NONE, Budget, amount, lowest, solve
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.shape import PromptShape, Share
 from harness.method.fits import check_fits
@@ -54,7 +54,12 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
     typed = dict(typed_knobs(cls, knobs))
     # calibrated knobs come with the budget; who asks has checked those of the user
     check_budget(cls, budget, () if budget.unit == "calibrated" else typed)
-    if budget.asked(prompt.n_visual) > prompt.n_visual and not (budget.clamp and shares):
+    if budget.clamp and not shares:
+        raise PrunebenchError(
+            f"{spelling.given('budget', budget)}: every prompt of this model has {prompt.n_visual} visual tokens, so"
+            f" there is nothing to clamp: give {spelling.given('budget', budget.tokens)}"
+        )
+    if budget.asked(prompt.n_visual) > prompt.n_visual and not budget.clamp:
         has = "a prompt has at most" if shares and budget.unit == "kept" else "an image of this model has"
         has = "the mean prompt has" if shares and budget.unit == "avg" else has
         raise PrunebenchError(
@@ -102,6 +107,19 @@ def build(name: str | type[Method], budget: Budget, knobs: Mapping[str, Any], pr
             f"{cls.name}: expected a plan of {prompt.depth} numbers, one a decoder layer, found {len(plan)}"
         )
     return built
+
+
+def usually(cls: type[Method], prompt: PromptShape, share: Share) -> Method:
+    """The method as a table asks it: at a share of the prompt's tokens, else at its published defaults, else as it
+    stands. Raises the first PrunebenchError where none can be built."""
+    refused: PrunebenchError | None = None
+    for budget in (Budget("kept", share), Budget("native"), NONE):
+        try:
+            return build(cls, budget, {}, prompt)
+        except PrunebenchError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 def _made(cls: type[Method], budget: Budget, typed: Mapping[str, Any], prompt: PromptShape) -> Method:

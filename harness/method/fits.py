@@ -45,18 +45,27 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
             " newlines in this model, where its official code is not ported: choose another method",
             "one grid only",
         )
-    pixels = getattr(method.on_pixels, "__func__", None) is not Method.on_pixels
-    if vision.merge > 1 and pixels and not shrinks_pictures(method):
+    if vision.merge > 1 and changes_pixels(method) and not shrinks_pictures(method):
         raise UnfitError(
             f"{method.name} changes pixels (images, 3, h, w), found a model whose images come cut into patches",
             "pixels are patches",
         )
 
 
-def shrinks_pictures(method: Method) -> bool:
+def changes_pixels(method: Method | type[Method]) -> bool:
+    """Has the method a hook that changes pixels before the vision tower?"""
+    return _has(method, "on_pixels")
+
+
+def shrinks_pictures(method: Method | type[Method]) -> bool:
     """Has the method a hook that shrinks pictures before the processor, where images differ in tokens?"""
-    hook = getattr(method, "picture", None)
-    return hook is not None and getattr(hook, "__func__", None) is not Method.picture
+    return _has(method, "picture")
+
+
+def _has(method: Method | type[Method], name: str) -> bool:
+    """Has a method, a class, or what stands in for a method, this hook of its own?"""
+    hook = getattr(method, name, None)
+    return hook is not None and getattr(hook, "__func__", hook) is not getattr(Method, name)
 
 
 def check_pictures(method: Method, one_size: bool) -> None:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
-from harness.core.budget import NONE, Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Share
-from harness.method import Method, build
+from harness.method import Method
+from harness.method.build import usually
 from harness.method.fits import UnfitError
 from harness.models.adapters import ADAPTERS
 from harness.models.published import published_prompt
@@ -38,20 +38,16 @@ def fitted(cls: type[Method], family: str) -> Fitted:
     adapter = FAMILIES[family]
     prompt = published_prompt(adapter.checkpoint)
     assert prompt is not None, f"sizes of {adapter.checkpoint} are kept in configs/published/"
-    refused: PrunebenchError | None = None
-    for budget in (Budget("kept", Share(0.5)), Budget("native"), NONE):
-        try:
-            build(cls, budget, {}, prompt.with_text(TEXT_TOKENS))
-        except PrunebenchError as error:
-            refused = refused or error
-            continue
-        if cls.published is None:
-            return Fitted(OWN)
-        return Fitted(PROVEN if adapter.proven is None or cls.name in adapter.proven else RUNS)
-    return Fitted(refused.short if isinstance(refused, UnfitError) else "does not fit", str(refused))
+    try:
+        usually(cls, prompt.with_text(TEXT_TOKENS), Share(0.5))
+    except PrunebenchError as refused:
+        return Fitted(refused.short if isinstance(refused, UnfitError) else "does not fit", str(refused))
+    if cls.published is None:
+        return Fitted(OWN)
+    return Fitted(PROVEN if adapter.proven is None or cls.name in adapter.proven else RUNS)
 
 
 def matrix(methods: Iterable[type[Method]], form: str = "simple") -> str:
-    """A row a method, a column a family, and below it the reasons that stand for themselves."""
+    """A row a method, a column a family."""
     body = [[cls.name, *(fitted(cls, family).short for family in FAMILIES)] for cls in methods]
     return str(tabulate(body, headers=["method", *FAMILIES], tablefmt=form, disable_numparse=True))

@@ -9,7 +9,7 @@ from PIL import Image
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Size
 from harness.method import Method, source_of
-from harness.method.fits import shrinks_pictures
+from harness.method.fits import changes_pixels, shrinks_pictures
 from harness.method.registry import blaming
 
 
@@ -37,6 +37,6 @@ def shrunk(image: Image.Image, size: Size) -> Image.Image:
 def pixels_key(method: Method) -> str:
     """Names what a method does to pixels and pictures, by its knobs; "" for nothing. One that changes them has features
     and prefixes of its own."""
-    if type(method).on_pixels is Method.on_pixels and not shrinks_pictures(method):
+    if not changes_pixels(method) and not shrinks_pictures(method):
         return ""
     return f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())}"

@@ -70,11 +70,11 @@ def check_asked(config: ModelConfig, adapter: type[Adapter], label: str) -> None
 def limited(processor: Any, config: ModelConfig) -> Any:
     """The processor with the limits of pixels of a model's config; what is read from files stays as it is."""
     limits = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
-    if all(limit is None for limit in limits.values()):
+    if all(limit is None for limit in limits.values()) or getattr(processor, "image_processor", None) is None:
         return processor
     made = copy.copy(processor)
     made.image_processor = copy.deepcopy(processor.image_processor)
-    own = dict(made.image_processor.size)
+    own = dict(made.image_processor.size or {})
     made.image_processor.size = {name: own.get(name) if limit is None else limit for name, limit in limits.items()}
     return made
 

@@ -193,7 +193,8 @@ class Prompter:
             raise PrunebenchError(
                 f"{self.config.name}: expected the size of each image, on which its tokens depend; found none"
             )
-        key = (text, (PROBED,) if self.one_size and (sizes is None or len(sizes) == 1) else sizes or ())
+        # where sizes decide nothing, prompts of all sizes are one
+        key = (text, (PROBED,) * len(sizes or (PROBED,)) if self.one_size or sizes is None else sizes)
         known = self._prompts.get(key)
         if known is None:
             known = self._prompts[key] = array("i", self._tokenised(*key))
@@ -212,14 +213,18 @@ class Prompter:
         spelt = bool(tokenizer.bos_token) and full.startswith(tokenizer.bos_token)
         ids: list[int] = tokenizer(full, add_special_tokens=not spelt)["input_ids"]
         found = ids.count(self.image_token_id)
-        if found != 1:
+        if found != len(sizes):
+            expected = "one image token" if len(sizes) == 1 else f"{len(sizes)} image tokens"
             raise PrunebenchError(
-                f"{self.config.name}: expected one image token in the prompt, found {found}: does the question itself"
-                f" hold {self.processor.image_token!r}?"
+                f"{self.config.name}: expected {expected} in the prompt, found {found}: does the question itself hold"
+                f" {self.processor.image_token!r}?"
             )
         # behind the tokenizer: hundreds of image tokens take it 20 times as long, and `check_processor` compares both
-        place = ids.index(self.image_token_id)
-        return ids[:place] + [self.image_token_id] * self.image_at(sizes[0]).tokens + ids[place + 1 :]
+        left = iter(sizes)
+        whole: list[int] = []
+        for token in ids:
+            whole += [token] * (self.image_at(next(left)).tokens if token == self.image_token_id else 1)
+        return whole
 
 
 def check_prompts(prompter: Prompter, questions: Iterable[tuple[str, str, Sizes | None]], max_new_tokens: int) -> None:

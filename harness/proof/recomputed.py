@@ -17,6 +17,7 @@ from harness.core.costs import sample_cost
 from harness.core.errors import PrunebenchError
 from harness.core.trace import LayerTrace, Trace
 from harness.method import Method, method_class, source_of, typed_knobs
+from harness.method.fits import shrinks_pictures
 from harness.runner.running import info_of, scored
 from harness.store.sealed import SealedCell, finite
 from harness.store.verify import same
@@ -140,7 +141,7 @@ def _costs(
     if cell.provenance["decoder_layers"] != usual.depth:
         return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
     inside = method is not None and method.drops_inside
-    shrinks = method is not None and not located.one_size and method.picture is not Method.picture
+    shrinks = method is not None and not located.one_size and shrinks_pictures(method)
     asked = method(**dict(typed_knobs(method, cell.cell.knobs))) if method is not None and shrinks else Method()
     for row in frame.to_dict("records"):
         stages = keeps.decode(row["keeps"], int(row["n_visual"]))

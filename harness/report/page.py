@@ -121,6 +121,12 @@ def fitting(
     return page
 
 
+def _raster(sealed: SealedCell, image: str, n_visual: int) -> list[int] | None:
+    """[rows, cols, newline, start] of the finest grid of a sample's tokens, as the page draws them."""
+    found = views.raster_of(sealed, image, n_visual)
+    return found and [*map(int, found.grid), found.start]
+
+
 class _Builder:
     """Reads the cells once; pages with fewer samples come from the same reading."""
 
@@ -274,7 +280,7 @@ class _Builder:
                     "question": row["question"],
                     "target": row["target"],
                     "n_visual": (n_visual := int(row["n_visual"]) if "n_visual" in row else 0),
-                    "grid": views.grid_of(questions.cells[0], str(row["image"]), n_visual),
+                    "grid": _raster(questions.cells[0], str(row["image"]), n_visual),
                 }
             )
         base = (
@@ -290,10 +296,10 @@ class _Builder:
             )
             part = frame.loc[keys]
             own = {
-                i: {"n_visual": int(n), "grid": views.grid_of(sealed, str(part["image"].iloc[i]), int(n))}
+                i: {"n_visual": int(n), "grid": _raster(sealed, str(part["image"].iloc[i]), int(n))}
                 for i, n in enumerate(part.get("n_visual", ()))
-                if int(n) != shown[i]["n_visual"]
             }
+            own = {i: seen for i, seen in own.items() if any(seen[name] != shown[i][name] for name in seen)}
             cells.append(
                 {
                     "answer": [str(a) for a in part["answer"]],

@@ -149,13 +149,6 @@ def command(
     return evaluation(asked, tasks=tasks)
 
 
-def grid_of(sealed: SealedCell, image: str, n_visual: int) -> Grid | None:
-    """The grid that the `n_visual` tokens of a sample form; None where they form several, or none that the cell
-    names."""
-    own = grids.of_image(sealed.provenance.get("grids"), image)
-    return own[0] if len(own) == 1 and own[0].tokens == n_visual and not own[0].newline else None
-
-
 class Raster(NamedTuple):
     """The finest grid of an image's tokens, and the number of its first token among them."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.core import budget as budgets
@@ -212,7 +213,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
     unpruned = method_class("none")()
     settings = []
     for task in dict.fromkeys(request.tasks):
-        method = _method_of(checked, located, lambda: session.task(task, source, limit))  # noqa: B023  called at once
+        method = _method_of(checked, located, partial(session.task, task, source, limit))
         seed, positions = (
             checked.seed if method.uses_seed else 0,
             ("method" if method.name == "none" else request.positions),
@@ -255,21 +256,15 @@ def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask
     from harness.runner import sizes
 
     spec, budget, knobs = checked.spec, checked.budget, checked.request.knobs
-    if located.one_size:
-        if budget.clamp:
-            raise PrunebenchError(
-                f"{given('budget', budget)}: every prompt of {located.config.name} has {located.usual.n_visual} visual"
-                f" tokens, so there is nothing to clamp: give {given('budget', budget.tokens)}"
-            )
-        return located.method(
-            spec, budget, knobs, n_text=sizes.mean_text(located, task()) if budget.unit == "flops" else 0
-        )
-    usual = sizes.mean_prompt(located, task()) if budget.unit in ("avg", "flops") else None
+    solved = budget.unit == "flops" or (budget.unit == "avg" and not located.one_size)
+    usual = sizes.mean_prompt(located, task()) if solved else None
     method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
+    if located.one_size:
+        return method
     if not budget.clamp:
         sizes.check_counts(method, located, task())
     if shrinks_pictures(method):
-        sizes.check_pictures(method, located, task())
+        sizes.check_reach(method, located, task())
     return method
 
 

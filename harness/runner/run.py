@@ -15,11 +15,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from harness.core import flops
 from harness.core.errors import PrunebenchError
-from harness.method import Method
-from harness.method.fits import shrinks_pictures
-from harness.runner import sizes
+from harness.method.fits import changes_pixels, shrinks_pictures
 from harness.runner.environment import environment
 from harness.runner.execute import Executor
 from harness.runner.jobs import Job, prepare, provenance
@@ -34,6 +31,7 @@ from harness.store.sealed import SealedCell
 from harness.store.store import CellSealed, Store
 from harness.tables import leaderboard
 from harness.tables.kept import Kept
+from harness.tables.sections import baseline
 
 Say = Callable[[str], None]
 
@@ -235,18 +233,15 @@ def missed(jobs: Sequence[Job], cells: Mapping[str, SealedCell]) -> list[str]:
         sealed, budget, label = cells.get(job.identity), job.setting.budget, job.setting.label
         if sealed is None:
             continue
-        costs, n_visual = sealed.costs, round(sealed.costs["n_visual"])
-        unpruned = costs["prefill_unpruned_flops"]
-        if not job.setting.located.one_size and shrinks_pictures(job.setting.method):
-            prompt = sizes.mean_prompt(job.setting.located, job.task)  # of pictures as they were
-            n_visual, unpruned = (
-                prompt.n_visual,
-                flops.prefill_unpruned(prompt.decoder, prompt.n_visual + prompt.n_text),
-            )
-        elif type(job.setting.method).on_pixels is not Method.on_pixels:
+        shrinks = not job.setting.located.one_size and shrinks_pictures(job.setting.method)
+        if changes_pixels(job.setting.method) and not shrinks:
             continue
-        share = costs["prefill_dense_flops"] / unpruned
-        tokens = budget.asked(n_visual)
+        whole = baseline(sealed, cells) if shrinks else sealed  # pictures as they were
+        if whole is None:
+            continue
+        costs = sealed.costs
+        share = costs["prefill_dense_flops"] / whole.costs["prefill_unpruned_flops"]
+        tokens = budget.asked(whole.costs["n_visual"])
         if budget.unit == "kept" and abs(costs["kept"] - tokens) > 0.5:
             said.append(f"{label} kept {costs['kept']:.1f} visual tokens on average, {tokens:g} were asked")
         elif budget.unit == "avg" and abs(costs["mean_visual"] - tokens) > 1:

@@ -14,7 +14,6 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, PromptShape, Size
 from harness.core.spelling import given
 from harness.method import Method, PictureError
-from harness.method.fits import shrinks_pictures
 from harness.models.load import Located
 
 if TYPE_CHECKING:
@@ -54,10 +53,10 @@ def mean_prompt(located: Located, task: LoadedTask) -> PromptShape:
 def check_counts(method: Method, located: Located, task: LoadedTask) -> None:
     """Raise PrunebenchError where a method is to keep a number of visual tokens that a prompt of the task does not
     have."""
-    if located.one_size:
+    if method.solves_budgets:  # no number of tokens decides
         return
     knobs = method.knobs()
-    asked = [(name, knobs[name]) for name in method.budget_knobs if type(knobs.get(name)) is int and name != "layer"]
+    asked = [(name, knobs[name]) for name in method.budget_knobs if type(knobs.get(name)) is int]
     counts = visual_tokens(located, task)
     for name, number in asked:
         if number > min(counts):
@@ -73,11 +72,9 @@ def _too_many(method: str, knob: str, number: int, task: str, counts: Sequence[i
     )
 
 
-def check_pictures(method: Method, located: Located, task: LoadedTask) -> None:
+def check_reach(method: Method, located: Located, task: LoadedTask) -> None:
     """Raise PrunebenchError where a method that shrinks pictures cannot shrink one of the task's as far as it is to,
     with what all of them can do."""
-    if located.one_size or not shrinks_pictures(method):
-        return
     prompter, sizes = located.prompter, list(dict.fromkeys(task.sizes.values()))
     refused: dict[Size, PictureError] = {}
     for size in sizes:

@@ -245,7 +245,7 @@ def _kept(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
         depth = cell.provenance.get("decoder_layers")
         names = ("key", "image", "keeps", "n_visual", "kept", "mean_visual")
         for key, image, text, n_visual, kept, mean in zip(*(frame[name].tolist() for name in names), strict=True):
-            own = record if isinstance(record, list) else record.get(image, [])
+            own = grids.own(record, image)
             tokens = sum(grid.tokens for grid in own)
             if n_visual != tokens:
                 shown = [list(grid) for grid in own]

@@ -14,6 +14,7 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES
 from harness.cost.plan import planned_trace
 from harness.method import build
+from harness.models.published import published_prompt
 from methods.fitprune import SCHEMES, FitPrune
 
 S7, S13 = SHAPES["llava-1.5-7b"], SHAPES["llava-1.5-13b"]
@@ -130,7 +131,8 @@ def test_refusals_are_one_line_that_says_what_works(budget: str | None, knobs: d
 @pytest.mark.parametrize("knobs", [{}, {"scheme": (5, 5, 5)}], ids=["native", "scheme"])
 def test_a_schedule_of_counts_is_refused_where_images_differ(knobs: dict[str, Any]) -> None:
     """On LLaVA-NeXT the schedule for 576 tokens would save a fraction of what it promises."""
-    usual = SHAPES["llava-v1.6-vicuna-7b"]
+    usual = published_prompt("llava-v1.6-vicuna-7b")
+    assert usual is not None
     budget = "none" if knobs else "native"
     with pytest.raises(PrunebenchError, match="images of this model differ: give a share"):
         build("fitprune", parse(budget), knobs, usual)

@@ -12,11 +12,10 @@ from families import PINPOINTS, llava_next
 from transformers import LlavaNextForConditionalGeneration
 
 from harness.core import budget, flops
-from harness.core.shape import SHAPES
 from harness.models.adapters import LlavaNextAdapter
 from harness.models.config import model_config
 from harness.models.load import locate_model
-from harness.models.published import published_config
+from harness.models.published import published_config, published_prompt
 
 #: LLaVA-1.5's published counts (tests/bench/test_bench.py) and one newline vector of the decoder's width
 PARAMETERS = {"llava-v1.6-vicuna-7b": 7_063_427_072 + 4096, "llava-v1.6-vicuna-13b": 13_351_494_656 + 5120}
@@ -43,9 +42,10 @@ def test_the_published_configuration_is_the_shipped_shape(name: str) -> None:
     with torch.device("meta"):
         model = LlavaNextForConditionalGeneration(config)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    assert SHAPES[name] == LlavaNextAdapter.prompt(
-        LlavaNextAdapter.shape_of(config, 2), LlavaNextAdapter.image_of(config)
-    )
+    usual = published_prompt(name)
+    assert usual is not None
+    # the overview, and 2 x 2 tiles without padding: an image of the most tokens
+    assert (usual.n_visual, usual.images[0].cut, usual.one_of_many) == (576 + 48 * 49, (2, 2), True)
     shipped = model_config(name)
     assert (shipped.hub, shipped.image) == (f"llava-hf/{name}-hf", "plain")
     tensors = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -55,7 +55,8 @@ def test_the_published_configuration_is_the_shipped_shape(name: str) -> None:
 
 def test_an_image_of_640_x_480_costs_what_the_closed_form_says() -> None:
     """33.8 T for the decoder at 40 text tokens, and 2.03 T for tower and projector, of which tiles are five."""
-    prompt = SHAPES["llava-v1.6-vicuna-7b"]
+    prompt = published_prompt("llava-v1.6-vicuna-7b")
+    assert prompt is not None
     image = LlavaNextAdapter.image_at(published("llava-v1.6-vicuna-7b"), None, (480, 640))
     assert image.vision.tiles == 5
     assert flops.prefill_unpruned(prompt.decoder, image.tokens + 40) / 1e12 == pytest.approx(33.8, abs=0.05)

@@ -4,7 +4,6 @@ fetched."""
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import PromptShape
 from harness.method import build
 from harness.models.adapters import ADAPTERS, adapter_class, adapter_for
-from harness.models.adapters.qwen_sizes import fitted
 from harness.models.load import locate_model
 from harness.models.published import FOLDER, published_prompt
 from harness.models.requirements import check
@@ -185,24 +183,3 @@ def test_methods_that_need_another_tower_are_refused_where_they_are_built(name: 
     built = build("hiprune", Budget("kept", 20), {}, usual)
     assert built.knobs()["official"] == "qwen"
     assert built.plan(usual) is None
-
-
-def test_images_are_fitted_as_transformers_does() -> None:
-    """Over sizes at and around every limit; a strip of one pixel included."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    draw = random.Random(0)
-    limits = [(3136, 12_845_056), (200_704, 1_605_632), (65_536, 16_777_216), (1, 1 << 30)]
-    for side in (28, 32):
-        for least, most in limits:
-            for _ in range(400):
-                height = draw.choice([draw.randint(1, 60), draw.randint(1, 4000)])
-                width = min(max(1, round(height * 2 ** draw.uniform(-7, 7))), 200 * height, 9000)
-                if height > 200 * width:
-                    continue
-                try:
-                    theirs = smart_resize(height, width, side, least, most)
-                except ZeroDivisionError:  # a limit below one square
-                    continue
-                ours = fitted((height, width), side, least, most)
-                assert (ours[0] * side, ours[1] * side) == theirs, (height, width, side, least, most)

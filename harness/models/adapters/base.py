@@ -234,7 +234,10 @@ class Adapter(ABC):
         """One entry an image, from what the processor made of the images: their pixels and facts."""
         core: Any = self.core
         out = core.get_image_features(**inputs, return_dict=True)
-        return [self.featured(pooled, image, inputs) for image, pooled in enumerate(out.pooler_output)]
+        deep = list(zip(*(getattr(out, "deepstack_features", None) or ()), strict=True)) or [()] * len(
+            out.pooler_output
+        )
+        return [self.featured(pooled, image, inputs, deep[image]) for image, pooled in enumerate(out.pooler_output)]
 
     def featured(
         self, pooled: Tensor, image: int, inputs: Mapping[str, Any], deepstack: tuple[Tensor, ...] = ()
@@ -288,6 +291,10 @@ class Adapter(ABC):
 
         Raises PrunebenchError where the tokens are no whole images.
         """
+
+    def plain(self, look: TowerLook) -> TowerLook:
+        """The look as it is kept: by tiles only where images are cut into tiles, so that methods share it elsewhere."""
+        return look if self.usual.images[0].vision.tiles > 1 else look._replace(tiles=False)
 
     def per_image(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
         """What the tower showed to a look of kind `what`, one entry an image, in the order of its visual tokens.

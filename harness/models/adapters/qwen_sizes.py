@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from math import isqrt
 from typing import Any, NamedTuple
+
+# of the processor that needs no torchvision, which a GPU check does not have
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid, ImageShape, ModelShape, Size, VisionShape
@@ -37,30 +39,14 @@ def largest_grid(vision: Any, most: int = MOST_PIXELS) -> tuple[int, int]:
 def grid_at(image_processor: Any, size: Size) -> tuple[int, int]:
     """Patches (rows, columns) of an image of this size, as a processor resizes it within its own limits. Raises
     PrunebenchError for a strip, which it refuses."""
-    if max(size) > 200 * min(size):
+    patch, merge, limits = image_processor.patch_size, image_processor.merge_size, image_processor.size
+    try:
+        height, width = smart_resize(*size, patch * merge, limits["shortest_edge"], limits["longest_edge"])
+    except ValueError:
         raise PrunebenchError(
             f"expected an image at most 200 times as long as wide, found {size[1]} x {size[0]}: leave it out"
-        )
-    patch, merge, limits = image_processor.patch_size, image_processor.merge_size, image_processor.size
-    rows, columns = fitted(size, patch * merge, limits["shortest_edge"], limits["longest_edge"])
-    return rows * merge, columns * merge
-
-
-def fitted(size: Size, side: int, least: int, most: int) -> Size:
-    """(rows, columns) of squares of `side` pixels into which Qwen-VL's processor fits an image: each length to the
-    nearest whole square, and within `least` to `most` pixels in all, the shape kept.
-
-    The rule of `smart_resize` in transformers, whose module needs torchvision; a test holds both to each other.
-    """
-    lengths = [round(length / side) for length in size]
-    pixels = lengths[0] * lengths[1] * side**2
-    if pixels > most:
-        shrink = math.sqrt(size[0] * size[1] / most)
-        lengths = [max(1, math.floor(length / shrink / side)) for length in size]
-    elif pixels < least:
-        grow = math.sqrt(least / (size[0] * size[1]))
-        lengths = [math.ceil(length * grow / side) for length in size]
-    return lengths[0], lengths[1]
+        ) from None
+    return height // patch, width // patch
 
 
 def patch_inputs(vision: Any) -> int:

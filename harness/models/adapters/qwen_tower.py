@@ -73,12 +73,7 @@ class QwenTower(Adapter):
             raise PrunebenchError(
                 f"{type(self.model).__name__}: expected {GRIDS} of the processor beside pixel_values, found none"
             )
-        made = self.model.model.get_image_features(**inputs, return_dict=True)
-        deep = list(zip(*(getattr(made, "deepstack_features", None) or ()), strict=True))
-        return [
-            self.featured(pooled, image, inputs, tuple(deep[image]) if deep else ())
-            for image, pooled in enumerate(made.pooler_output)
-        ]
+        return super().encode(**inputs)
 
     def inputs(self, images: Sequence[Features], ids: Tensor) -> dict[str, Any]:
         types = (ids == self.image_token_ids[0]).int()

@@ -18,6 +18,7 @@ from harness.core.shape import ImageShape
 from harness.models.adapters.qwen_images import QwenImages
 from harness.models.adapters.qwen_places import grids_of
 from harness.models.adapters.qwen_tower import GRIDS
+from harness.models.adapters.tiles import of_prompts
 
 
 class QwenVLAdapter(QwenImages):
@@ -54,10 +55,4 @@ class QwenVLAdapter(QwenImages):
 
     def images(self, counts: Sequence[int], facts: Mapping[str, Any]) -> list[tuple[ImageShape, ...]]:
         left = [self.shape_at(self.model.config, h, w) for _, h, w in torch.as_tensor(facts[GRIDS]).tolist()]
-        found = []
-        for count in counts:
-            images: list[ImageShape] = []
-            while sum(image.tokens for image in images) < count:
-                images.append(left.pop(0))
-            found.append(tuple(images))
-        return found
+        return of_prompts(counts, left)

@@ -83,7 +83,7 @@ def of_prompts(counts: Sequence[int], images: Sequence[ImageShape]) -> list[tupl
             mine.append(left.pop(0))
         if sum(image.tokens for image in mine) != n:
             raise PrunebenchError(
-                f"expected whole images of the sizes in image_sizes in every prompt, found {n} visual tokens for images"
+                f"expected whole images in every prompt, found {n} visual tokens for images"
                 f" of {', '.join(str(image.tokens) for image in mine) or 'none'}"
             )
         found.append(tuple(mine))

@@ -1,10 +1,7 @@
 """The conformance kit across families, `prunebench check METHOD --families`: every method on a tiny model of every
 family, on prompts of unlike images.
 
-A method that does not run on a family says why in one line where it is built. Of every other, each property holds: a
-full budget is the unpruned model, the asked share of each prompt's own tokens stays, a padded batch is its rows,
-prefill and decode equal a pass from scratch over the kept tokens, a shared prefix changes nothing, and the counter
-finds every product that was charged.
+A method that does not run on a family says why in one line where it is built. Every other method is held to `CHECKS`.
 """
 
 from __future__ import annotations
@@ -19,13 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.core import flops
-from harness.core.budget import NONE, Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Share
 from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, roomy_cache
 from harness.engine.run import EngineRun
-from harness.method import Method, build
+from harness.method import Method
+from harness.method.build import usually
 from harness.method.fits import check_pictures
 from harness.method.registry import NOBODYS
 from harness.models.adapters import ADAPTERS, Features
@@ -77,17 +74,9 @@ class FamilyVerdicts(NamedTuple):
 def built(cls: type[Method], tiny: FamilyModel, amount: Share = SHARE) -> Method:
     """The method as an evaluation builds it for prompts of this family. Raises PrunebenchError where it does not fit,
     or takes no budget that it could be asked at."""
-    usual = tiny.shape_of(tiny.prompts[0])
-    refused = None
-    for budget in (Budget("kept", amount), Budget("native"), NONE):
-        try:
-            method = build(cls, budget, {}, usual)
-            check_pictures(method, tiny.adapter.one_size)
-            return method
-        except PrunebenchError as error:
-            refused = refused or error
-    assert refused is not None
-    raise refused
+    method = usually(cls, tiny.shape_of(tiny.prompts[0]), amount)
+    check_pictures(method, tiny.adapter.one_size)
+    return method
 
 
 def fits(cls: type[Method], families: Iterable[str] = ADAPTERS) -> Iterator[FamilyVerdicts]:
@@ -148,10 +137,8 @@ def full_budget(pairing: Pairing) -> str:
 
 
 def share_kept(pairing: Pairing) -> str:
-    """Half of each prompt's own tokens stay, and as many as planned in each layer.
-
-    A method may say by its plan, or by having none, that its official code keeps fewer there.
-    """
+    """Half of each prompt's own tokens stay, or less by the rounding of each tile, and as many as planned in each
+    layer."""
     tiny = pairing.tiny
     with _attached(pairing) as run:
         answer = ask_family(run, tiny, tiny.prompts, steps=0)
@@ -171,11 +158,10 @@ def share_kept(pairing: Pairing) -> str:
     if not pairing.by_budget:
         return f"n/a: no budget says how many tokens stay; kept {kept}"
     asked = [shape.quota(SHARE) for shape in shapes]
-    plans = [pairing.method.plan(prompt) for prompt in shapes]
-    for k, most, plan in zip(kept, asked, plans, strict=True):
-        # the official code of a family may keep fewer: its plan says how many, or it has none
-        fewer = 0 < k <= most and (plan is None or k == plan[-1])
-        require(k == most or fewer, f"kept {kept}, asked {asked}")
+    for k, most, prompt in zip(kept, asked, shapes, strict=True):
+        # codes that prune tile by tile round down in each tile
+        slack = sum(image.vision.tiles for image in prompt.images if image.vision.tiles > 1)
+        require(most - slack < k <= most or k == most, f"kept {kept}, asked {asked}")
     return f"kept {kept} of {[prompt.n_visual for prompt in shapes]}" + (
         f", {asked} were asked" if kept != asked else ""
     )
@@ -276,9 +262,8 @@ def shared(pairing: Pairing) -> str:
     with torch.inference_mode(), _attached(pairing) as run:
         alone = [ask_family(run, tiny, (asked,), steps=0) for asked in prompts]
         run.samples = run.questions = [asked.key for asked in prompts]
-        ((features, seen),) = encoded(run, tiny, prompts[:1])[0:1][0]
+        ((features, seen),) = encoded(run, tiny, prompts[:1])[0]
         prefix = _captured(run, tiny, prompts[0], features, seen)
-        run.samples = run.questions = [asked.key for asked in prompts]
         inputs = padded([asked.ids for asked in prompts])
         run.see([seen, seen])
         window = run.share([prefix, prefix], inputs["input_ids"], inputs["attention_mask"])

@@ -12,6 +12,7 @@ from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ModelShape
 from harness.method import Method, check_budget
+from harness.method.fits import changes_pixels
 from harness.method.registry import NOBODYS
 from harness.models.adapters import adapter_for
 from harness.proof.conformance.tiny import N_VISUAL, KitAnswer, difference, tiny_model
@@ -52,7 +53,7 @@ class Subject:
 
     @property
     def edits_pixels(self) -> bool:
-        return self.cls.on_pixels is not Method.on_pixels
+        return changes_pixels(self.cls)
 
     @property
     def excused(self) -> str:

@@ -677,16 +677,16 @@
     }
   }
   function shade(canvas, image, at, sample) {
-    const context = canvas.getContext("2d"), size = canvas.width, n = sample.n_visual;
+    const context = canvas.getContext("2d"), size = canvas.width;
     context.drawImage(image, 0, 0, size, size);
     canvas.dataset.dimmed = "0";
-    if (!at || !sample.grid || at.count === n) return;
-    const [rows, cols] = sample.grid;
+    if (!at || !sample.grid || at.count === sample.n_visual) return;
+    const [rows, cols, newline, start] = sample.grid, step = cols + newline;
     const dim = getComputedStyle(document.documentElement).getPropertyValue("--dim").trim();
     const edge = (k, of) => Math.round((k * size) / of);
     let dimmed = 0;
-    for (let k = 0; k < n; k += 1) {
-      if (at.bits[k]) continue;
+    for (let k = 0; k < rows * cols; k += 1) {
+      if (at.bits[start + Math.floor(k / cols) * step + (k % cols)]) continue;
       const x = edge(k % cols, cols), y = edge(Math.floor(k / cols), rows);
       context.fillStyle = `rgba(${dim}, 0.86)`;
       context.fillRect(x, y, edge((k % cols) + 1, cols) - x, edge(Math.floor(k / cols) + 1, rows) - y);
