@@ -109,8 +109,8 @@ class EngineRun(RunView):
         looks = self._method.looks(self._shape)
         if not looks:
             return
-        name = self._method.name
-        if seen is None or any(look not in one for look in looks for one in seen):
+        name, plain = self._method.name, {look: self._adapter.plain(look) for look in looks}
+        if seen is None or any(look not in one for look in plain.values() for one in seen):
             raise PrunebenchError(
                 f"{name} looks at the vision tower, but this prefill came with features made elsewhere: pass"
                 " pixel_values, or make the features with encode() of this attach() and announce what it saw with"
@@ -128,7 +128,7 @@ class EngineRun(RunView):
         ]
         self._count_scoring(sum(per_row), per_row)
         with self._naming("on_image"):
-            self._method.on_image(self, batched(seen, images, looks))
+            self._method.on_image(self, batched(seen, images, plain))
 
     # ---------------------------------------------------------------------------------------------------------- sharing
 

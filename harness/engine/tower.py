@@ -74,7 +74,7 @@ class TowerEye:
         layers = adapter.tower_layers
         looks = list(looks)
         check_looks(adapter, looks)
-        wanted = sorted(set(looks))
+        wanted = sorted({adapter.plain(look) for look in looks})
         try:
             if wanted and adapter.joined:
                 self._handles.append(adapter.tower.register_forward_pre_hook(self._start, with_kwargs=True))
@@ -169,18 +169,19 @@ def _summed_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:
     return total
 
 
-def batched(seen: Sequence[Seen], images: Sequence[int], looks: Iterable[TowerLook]) -> TowerView:
+def batched(seen: Sequence[Seen], images: Sequence[int], looks: Mapping[TowerLook, TowerLook]) -> TowerView:
     """The looks at a batch of prompts with `images` images each: patches (or images) of a prompt one after the other, 0
     beyond a row's count.
 
-    The tensors are copies: what a method writes into them stays its own.
+    `looks`: of each look as the method declares it, the look as it was kept (`Adapter.plain`). The tensors are copies:
+    what a method writes into them stays its own.
     """
     view = TowerView()
-    for look in looks:
+    for look, kept in looks.items():
         patches = -1 if look.what in ROWS else 0
         rows, start = [], 0
         for n in images:
-            rows.append(torch.cat([one[look] for one in seen[start : start + n]], patches).movedim(patches, 0))
+            rows.append(torch.cat([one[kept] for one in seen[start : start + n]], patches).movedim(patches, 0))
             start += n
         view[look] = nn.utils.rnn.pad_sequence(rows, batch_first=True).movedim(1, -1 if patches else 1)
     return view

@@ -162,6 +162,7 @@ class Answerer:
         with blaming(where), naming(where):
             self._looks = tuple(method.for_model(shape).looks(shape))
             check_looks(loaded.adapter, self._looks)
+        self._looks = tuple(map(loaded.adapter.plain, self._looks))
         self.features.looks.update(self._looks)
         # a cache may serve several models
         self._variant = f"/{loaded.fingerprint} {loaded.dtype} {loaded.image_backend} {pixels_key(method)}"

@@ -283,3 +283,18 @@ def test_looks_count_towards_the_caches_limit() -> None:
         cache.get(name, lambda: image)
     assert cache.used == 2 * image.nbytes
     assert cache.encoded == 3
+
+
+def test_a_look_by_tiles_is_the_plain_look_where_there_are_no_tiles() -> None:
+    """VisionZip asks by tiles and VisPruner does not: LLaVA-1.5's tower shows both the same, once."""
+    from harness.method import method_class
+    from harness.proof.conformance.family_models import family_model
+
+    kept = {}
+    for family in ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"):
+        adapter = family_model(family).adapter
+        asked = [method_class(name)(keep=4).looks(adapter.shape) for name in ("visionzip", "vispruner")]
+        kept[family] = [{adapter.plain(look) for look in looks} for looks in asked]
+    one, other = kept["LlavaForConditionalGeneration"]
+    assert one > other
+    assert not set.intersection(*kept["LlavaNextForConditionalGeneration"])

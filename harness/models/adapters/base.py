@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, ModelShape, PromptShape, Size
+from harness.method import TowerLook
 from harness.models.requirements import DECODER, Requirement
 
 #: kinds of looks at the tower that hold one number a patch and head
