@@ -165,8 +165,8 @@ def test_only_adapters_spell_class_names_and_attribute_paths_of_models() -> None
 
 
 def test_nobody_asks_a_model_for_its_number_of_visual_tokens() -> None:
-    """A prompt has one: `prompt.n_visual`, `usual.n_visual`; so has a sample as it is shown."""
-    owners = {"prompt", "usual", "self", "sample", "shown"}
+    """A prompt has one: `prompt.n_visual`, `usual.n_visual`, `own.n_visual`; so has a sample as it is shown."""
+    owners = {"prompt", "own", "usual", "self", "sample", "shown"}
 
     def asked(tree: ast.Module) -> set[str]:
         found = (ast.unparse(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "n_visual")
