@@ -237,6 +237,7 @@ def load_vision(adapter: LlavaAdapter, weights: Mapping[str, Tensor]) -> None:
         module.load_state_dict({name.removeprefix(prefix): value for name, value in own.items()})
 
 
+@torch.no_grad()
 def plant_beacon(model: Any) -> None:
     """Let every head of every layer score keys by a flag: channel 1 of the stream, which no layer writes to, beside a
     constant in channel 0.
