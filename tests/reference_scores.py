@@ -1,7 +1,7 @@
-"""lmms-eval's own scores of given answers, untouched: `python reference_scores.py ANSWERS RESULTS`, in a folder of data.
+"""lmms-eval's own scores of given answers: `python reference_scores.py ANSWERS RESULTS`, in a folder of data.
 
-Its own `simple_evaluate` with its defaults, its own TaskManager and its own YAMLs, by name. Only the model is a stand-in
-that returns the answers. `load_dataset("owner/name")` takes the folder `owner/name` below the working directory.
+Its own `simple_evaluate` with its defaults, its own TaskManager and its own YAMLs, by name. Only the model is a
+stand-in that returns the answers. `load_dataset("owner/name")` takes that folder below the working directory.
 
 ANSWERS is JSON: {set: {task: [answer per question]}}. RESULTS: {set: {task: {"metric,filter": value}}}. Each set is
 scored in a process of its own, because some tasks keep sums in globals from one evaluation to the next.
@@ -44,9 +44,7 @@ class GivenAnswers(lmms):  # type: ignore[misc]
 
 def scores(name: str, answers: list[str], manager: TaskManager) -> dict[str, float]:
     """Every number that lmms-eval's result has for a task, without its errors of estimate."""
-    result = simple_evaluate(
-        model=GivenAnswers({name: answers}), tasks=[name], task_manager=manager, bootstrap_iters=0
-    )
+    result = simple_evaluate(model=GivenAnswers({name: answers}), tasks=[name], task_manager=manager, bootstrap_iters=0)
     n = len(result["samples"][name])
     if n != len(answers):
         raise ValueError(f"{name}: {len(answers)} answers for {n} questions")
