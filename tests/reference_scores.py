@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
+#: MMMU guesses an option where an answer names none
+ALONE = ("mmmu_val",)
+
 
 class GivenAnswers(lmms):  # type: ignore[misc]
     """A model whose answer to question `doc_id` of a task is `answers[task][doc_id]`."""
 
     is_simple = False
 
-    def __init__(self, answers: dict[str, list[str]]) -> None:
+    def __init__(self, answers: Mapping[str, list[str]]) -> None:
         super().__init__()
         self.answers = answers
 
@@ -42,15 +46,31 @@ class GivenAnswers(lmms):  # type: ignore[misc]
         raise NotImplementedError
 
 
-def scores(name: str, answers: list[str], manager: TaskManager) -> dict[str, float]:
-    """Every number that lmms-eval's result has for a task, without its errors of estimate."""
-    result = simple_evaluate(model=GivenAnswers({name: answers}), tasks=[name], task_manager=manager, bootstrap_iters=0)
-    n = len(result["samples"][name])
-    if n != len(answers):
-        raise ValueError(f"{name}: {len(answers)} answers for {n} questions")
-    found = {key: value for key, value in result["results"][name].items() if "," in key and "_stderr" not in key}
-    # upstream leaves what it cannot add up as it is: VizWiz's entries for a submission, which its list does not name
-    return {key: float(value) for key, value in found.items() if isinstance(value, int | float | np.number)}
+def scores(answers: Mapping[str, list[str]], manager: TaskManager) -> dict[str, dict[str, float]]:
+    """Every number that lmms-eval's result has for each task, without its errors of estimate."""
+    result = simple_evaluate(model=GivenAnswers(answers), tasks=list(answers), task_manager=manager, bootstrap_iters=0)
+    numbers = {}
+    for name, given in answers.items():
+        n = len(result["samples"][name])
+        if n != len(given):
+            raise ValueError(f"{name}: {len(given)} answers for {n} questions")
+        found = {key: value for key, value in result["results"][name].items() if "," in key and "_stderr" not in key}
+        # upstream leaves what it cannot add up as it is: VizWiz's entries for a submission, which no list names
+        numbers[name] = {
+            key: float(value) for key, value in found.items() if isinstance(value, int | float | np.number)
+        }
+    return numbers
+
+
+def scored(answers: Mapping[str, list[str]], manager: TaskManager) -> dict[str, dict[str, float]]:
+    """As a command per task would score them: a task that draws random numbers is evaluated alone, after its seed."""
+    alone = [{name: answers[name]} for name in ALONE if name in answers]
+    together = {name: given for name, given in answers.items() if name not in ALONE}
+    found: dict[str, dict[str, float]] = {}
+    for part in (*alone, together):
+        if part:
+            found |= scores(part, manager)
+    return found
 
 
 def main(answers: Path, results: Path) -> int:
@@ -62,8 +82,7 @@ def main(answers: Path, results: Path) -> int:
             child = os.fork()
             if child == 0:
                 try:
-                    found = {name: scores(name, given, manager) for name, given in tasks.items()}
-                    Path(kept.name).write_text(json.dumps(found))
+                    Path(kept.name).write_text(json.dumps(scored(tasks, manager)))
                 except BaseException:
                     traceback.print_exc()
                     os._exit(1)
