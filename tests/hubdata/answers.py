@@ -16,7 +16,8 @@ from hubdata import HUB_TASKS
 Answers = Mapping[str, Sequence[str]]  # task -> an answer per question
 Scores = Mapping[str, Mapping[str, float]]  # task -> lmms-eval's "metric,filter" -> value
 
-ODD = ("", ".", "A.", "?!", "b", " (C) ", "the", "D. because it is", "12%", "\n", "AB", "[0.1, 0.1, 0.6, 0.5]")
+#: odd shapes of a right answer, and answers that say nothing
+ODD = ("{}.", "", "({})", "?!", "{}. because of the hut", "the", " {}\n", "A.", "{lower}", "[0.1, 0.1, 0.6, 0.5]")
 SEED = 7
 
 
@@ -36,7 +37,7 @@ def spoiled(name: str) -> list[str]:
 
 
 def odd(name: str) -> list[str]:
-    return [ODD[i % len(ODD)] for i in range(len(HUB_TASKS[name].right))]
+    return [ODD[i % len(ODD)].format(right, lower=right.lower()) for i, right in enumerate(HUB_TASKS[name].right)]
 
 
 WAYS = {"right": lambda name: list(HUB_TASKS[name].right), "mixed": mixed, "odd": odd, "spoiled": spoiled}

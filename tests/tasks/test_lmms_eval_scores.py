@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy
 import pytest
 from hubdata import HUB_TASKS, answers, write
 
+from tasks.lmms import LoadedTask, Scored, load_task, score
+from tasks.sources import DataSource
 from tasks.verified import VERIFIED
 
 NAMES = list(HUB_TASKS)
@@ -61,3 +65,82 @@ def test_one_wrong_answer_moves_lmms_eval(name: str, reference: Mapping[str, ans
 
 def test_captions_need_java() -> None:
     assert shutil.which("java"), "flickr30k_test_lite is scored by pycocoevalcap, which starts Java: install a JRE"
+
+
+# ------------------------------------------------------------------------------------------------------- ours beside it
+
+
+@pytest.fixture(scope="module")
+def loaded(root: Path) -> Mapping[str, LoadedTask]:
+    """By name, and as `name:metric` where papers print another metric than the first."""
+    source = DataSource.parse(str(root))
+    named = [f"{name}:{VERIFIED[name].papers}" for name in NAMES if VERIFIED[name].papers]
+    return {name: load_task(name, source, None, 0) for name in (*NAMES, *named)}
+
+
+def ours(loaded: Mapping[str, LoadedTask], name: str, way: str) -> Scored:
+    """Our scores of the same answers: questions stand in the order of the source."""
+    task, texts = loaded[name], answers.WAYS[way](name.split(":")[0])
+    return score(task, {sample.key: text for sample, text in zip(task.samples, texts, strict=True)})
+
+
+def theirs(scored: Scored) -> dict[str, float | None]:
+    """lmms-eval's own numbers: those beside ours where ours is mended, which are named after it."""
+    mended = {name.removeprefix("lmms_eval/"): value for name, value in scored.metrics.items() if "/" in name}
+    return {name: value for name, value in scored.metrics.items() if "/" not in name} | mended
+
+
+ASKED = [(name, way) for name in NAMES for way in answers.WAYS if name not in JAVA or way in ("mixed", "spoiled")]
+
+
+@pytest.mark.parametrize(("name", "way"), ASKED)
+def test_every_metric_equals_lmms_eval(
+    name: str, way: str, loaded: Mapping[str, LoadedTask], reference: Mapping[str, answers.Scores]
+) -> None:
+    generators = random.getstate(), numpy.random.get_state()[1].tolist()
+    scored, own = ours(loaded, name, way), of(reference, way, name)
+    assert theirs(scored) == pytest.approx(own, abs=1e-9)
+    headline = VERIFIED[name].metrics[0]
+    assert loaded[name].headline == headline.metric
+    assert scored.headline == scored.metrics[headline.metric]
+    # lmms-eval rounds MMMU's mean to five digits; ours is the mean itself, with lmms-eval's beside it
+    assert scored.headline == pytest.approx(own[headline.metric], abs=5e-6 if name == "mmmu_val" else 1e-9)
+    if headline.kind == "mean":
+        values = [value for value in scored.scores.values() if value is not None]
+        assert len(values) == len(loaded[name].samples)
+        scale = headline.scale_of(len(values))
+        assert scored.headline == pytest.approx(scale * sum(values) / len(values), abs=1e-9)
+    assert (random.getstate(), numpy.random.get_state()[1].tolist()) == generators
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_wrong_answer_moves_both_alike(
+    name: str, loaded: Mapping[str, LoadedTask], reference: Mapping[str, answers.Scores]
+) -> None:
+    metric = VERIFIED[name].papers or VERIFIED[name].headline
+    asked = f"{name}:{metric}" if VERIFIED[name].papers else name
+    before, after = (ours(loaded, asked, way) for way in ("mixed", "spoiled"))
+    moved = after.headline - before.headline
+    expected = of(reference, "spoiled", name)[metric] - of(reference, "mixed", name)[metric]
+    assert moved < -1e-4
+    assert moved == pytest.approx(expected, abs=1e-5 if name == "mmmu_val" else 1e-9)
+    assert loaded[asked].headline == metric
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in JAVA])
+def test_nothing_carries_over_to_the_next_scores(name: str, loaded: Mapping[str, LoadedTask]) -> None:
+    """lmms-eval's OCRBench adds up in a global; its MMMU switches its prompts for good; its MMBench sets the seed."""
+    first = ours(loaded, name, "odd")
+    ours(loaded, name, "right")
+    again = ours(loaded, name, "odd")
+    assert again == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["right", "odd"])
+def test_captions_of_every_kind_equal_lmms_eval(
+    way: str, root: Path, loaded: Mapping[str, LoadedTask], tmp_path: Path
+) -> None:
+    (name,) = JAVA
+    own = answers.lmms_eval_scores(root, tmp_path, answers.given([name], [way]))
+    assert theirs(ours(loaded, name, way)) == pytest.approx(of(own, way, name), abs=1e-9)
