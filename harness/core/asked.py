@@ -41,6 +41,8 @@ class Asked:
     prompt: str | None = None
     image: str | None = None
     stands_for: str | None = None
+    judge: str | None = None
+    """ "1" where a service may score answers; written only then."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "knobs", plain_knobs(self.method, self.knobs))
@@ -50,17 +52,19 @@ class Asked:
         return replace(self, method="none", budget=None, knobs={}, seed=0, positions="method")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return asdict(self)
+        """All fields as JSON values; `judge` only where it was given."""
+        values = asdict(self)
+        return values if self.judge is not None else {k: v for k, v in values.items() if k != "judge"}
 
     @classmethod
     def from_dict(cls, values: Any) -> Asked:
         """What `to_dict` wrote. Raises PrunebenchError where a field is missing, unknown or of another type."""
         names = {f.name: _TYPES[str(f.type)] for f in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != set(names):
+        if not isinstance(values, Mapping) or set(values) | {"judge"} != set(names):
             found = sorted(values) if isinstance(values, Mapping) else values
-            raise PrunebenchError(f"a request as sealed holds {', '.join(names)}; found {found!r}")
-        for name, kinds in names.items():
+            known = ", ".join(name for name in names if name != "judge")
+            raise PrunebenchError(f"a request as sealed holds {known}; found {found!r}")
+        for name, kinds in ((name, kinds) for name, kinds in names.items() if name in values):
             if not isinstance(values[name], kinds) or isinstance(values[name], bool):
                 raise PrunebenchError(
                     f"a request as sealed: {name} is {values[name]!r}, expected"

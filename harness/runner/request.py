@@ -51,7 +51,8 @@ class Request:
 
     No budget: the method takes none, or `knobs` say how many tokens it keeps. `limit` "" or None: the model's default;
     "all": every question. `data` None: mini for the mini model, else hub. `knobs` are every method's. `prompt`,
-    `image` None: as the model says. `stands_for`: the shipped config that a folder or hub id is.
+    `image` None: as the model says. `stands_for`: the shipped config that a folder or hub id is. `include`: a folder
+    with tasks as YAML. `judge`: a service may score answers.
     """
 
     methods: Words
@@ -68,6 +69,8 @@ class Request:
     prompt: str | None = None
     image: str | None = None
     stands_for: str | None = None
+    include: str | None = None
+    judge: bool = False
 
     def __post_init__(self) -> None:
         for name in ("methods", "budgets", "tasks", "seeds"):
@@ -168,7 +171,7 @@ def check(request: Request) -> Checked:
     from harness.models.config import calibrated_knobs, calibration_key, model_config
     from harness.models.load import locate_model
     from harness.models.published import published_prompt
-    from tasks.sources import task_spec
+    from tasks import choice
 
     spec, budget = request.methods[0], budgets.parse(request.budgets[0] if request.budgets else None)
     cls = method_class(spec)
@@ -179,8 +182,7 @@ def check(request: Request) -> Checked:
         raise unknown("position policy", request.positions, POSITION_POLICIES)
     if not request.tasks:
         raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
-    for task in request.tasks:
-        task_spec(task)
+    request = replace(request, tasks=choice.chosen(request.tasks, request.include, request.judge), include=None)
     seed, words = _seed(request.seeds[0]), request.model_words
     config = model_config(request.model, **words)
     limit = parse_limit(request.limit, config.default_limit)
@@ -199,7 +201,9 @@ def check(request: Request) -> Checked:
         method = located.method(spec, _asked_before(budget, usual), request.knobs, n_text=0)
     from tasks.sources import source_of_data
 
-    return Checked(request, spec, budget, limit, seed, source_of_data(request.data, config.stands_for), method, usual)
+    source = source_of_data(request.data, config.stands_for)
+    choice.check_source(request.tasks, source)
+    return Checked(request, spec, budget, limit, seed, source, method, usual)
 
 
 def settings_of(checked: Checked, session: Session) -> list[Setting]:
@@ -233,6 +237,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
             prompt=request.prompt or None,
             image=request.image or None,
             stands_for=request.stands_for or None,
+            judge="1" if request.judge else None,
         )
         if method.name != "none":
             settings.append(

@@ -65,6 +65,9 @@ def test_lmms_eval_is_imported_by_the_bridge_and_the_plugin() -> None:
     }
     assert users == {
         "tasks/lmms.py",
+        "tasks/rules.py",
+        "tasks/scoring.py",
+        "tasks/upstream.py",
         "harness/plugin/__init__.py",
         "harness/plugin/cache.py",
         "harness/plugin/model.py",

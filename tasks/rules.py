@@ -1,0 +1,146 @@
+"""How the headline of a task of lmms-eval comes about: as a mean of its questions' scores, or otherwise.
+
+A mean has an interval and tests; everything else has not. The rule is decided by the task and its rows before a
+question is asked, never by a run's answers: by the list of verified tasks, else by the aggregation that the task's file
+names. `mean` counts where scoring gives every question a number from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lmms_eval.api.registry import get_aggregation
+
+from harness.core.errors import PrunebenchError
+from harness.core.metric import Metric
+from tasks.aggregate import aggregate, unchanged
+from tasks.named import NamedTask
+from tasks.verified import VERIFIED, Aggregation
+
+#: rows that scoring is tried on, spread over the task, where it need not be tried on all
+TRIALS = 8
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a headline is."""
+
+    name: str
+    """As results call it: with its filter where a task has several."""
+    base: str
+    """The metric alone."""
+    filter: str
+    filters: tuple[str, ...]
+    how: Aggregation
+    higher_is_better: bool
+
+    def metric(self, n_questions: int) -> Metric:
+        """For the tables, of a task of `n_questions`."""
+        if self.how.kind == "mean":
+            return Metric(self.name, "mean", self.how.scale_of(n_questions), self.higher_is_better)
+        return Metric(self.name, "corpus", higher_is_better=self.higher_is_better, maximum=self.how.maximum)
+
+    def shown(self, metric: str, filter_name: str) -> str:
+        """A metric's name in results."""
+        return metric if len(self.filters) == 1 else f"{metric},{filter_name}"
+
+    def score(self, task: Any, entry: Mapping[str, Any], n_questions: int, folder: str) -> float | None:
+        """A question's score, 0 to 1, from its logged sample; None where it has none."""
+        value = entry.get(self.base)
+        if value is None or self.how.score is None:
+            return None
+        if self.how.score == "field" and isinstance(value, Mapping):
+            value = value.get("score")
+        elif self.how.score == "alone":
+            value = aggregate(task, self.base, [value], folder) / self.how.scale_of(n_questions)
+        return number(value)
+
+
+def number(value: Any) -> float | None:
+    """A finite number as float; None for everything else."""
+    try:
+        found = float(value) if not isinstance(value, str) else math.nan
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def rules_of(
+    task: NamedTask, loaded: Any, keys: Sequence[str], tried: Callable[[int], Mapping[str, Any]], judged: bool
+) -> Rules:
+    """The rules of a task. Tries its scoring, unless a service is `judged` to score.
+
+    Raises PrunebenchError where scoring fails on a row, gives the headline no number, or needs a package that is not
+    installed.
+    """
+    base, _, filter_name = (task.headline or default_headline(task)).partition(",")
+    filters = task.filters
+    filter_name = filter_name or filters[0]
+    name = base if len(filters) == 1 else f"{base},{filter_name}"
+    higher = bool(loaded.higher_is_better().get(base, True))
+    verified = VERIFIED.get(task.task) if task.shipped else None
+    how = next((a for a in verified.metrics if a.metric == base), None) if verified else None
+    mean = loaded.aggregation().get(base) is get_aggregation("mean")
+    if judged:
+        return Rules(name, base, filter_name, filters, how or _other(base), higher)
+    every = how is None and mean
+    rows = range(len(keys)) if every else sorted({n * len(keys) // TRIALS for n in range(TRIALS)})
+    with unchanged(loaded):
+        results = [tried(row) for row in rows]
+    if how is None:
+        how = _mean(base) if mean and all(_share(found.get(base)) for found in results) else _other(base)
+    _check_aggregation(task, loaded, base, results)
+    return Rules(name, base, filter_name, filters, how, higher)
+
+
+def default_headline(task: NamedTask) -> str:
+    """The first metric that is no file to be handed in elsewhere."""
+    return next((metric for metric in task.metrics if "submission" not in metric), task.metrics[0])
+
+
+def _share(value: Any) -> bool:
+    found = number(value)
+    return found is not None and 0 <= found <= 1
+
+
+def _mean(metric: str) -> Aggregation:
+    return Aggregation(metric, "api/metrics.py: mean", "mean", 1.0)
+
+
+def _other(metric: str) -> Aggregation:
+    """A number that no rule is known for; what a question's logged sample says is kept where it is from 0 to 1."""
+    return Aggregation(metric, "", "corpus", None, score="field")
+
+
+def _check_aggregation(task: NamedTask, loaded: Any, metric: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """Call the aggregation of the headline once before inference. Some need more rows than these, or both of a pair,
+    so only what more rows cannot mend is an error: packages and programs, and a result that is no number."""
+    items = [found[metric] for found in results if metric in found]
+    if not items:
+        return
+    kind: Literal["package", "program"]
+    try:
+        with unchanged(loaded), tempfile.TemporaryDirectory() as folder:
+            value = aggregate(loaded, metric, items, folder)
+    except ModuleNotFoundError as error:
+        kind, needed = "package", error.name
+    except FileNotFoundError as error:
+        kind, needed = "program", error.filename
+    except Exception:
+        return
+    else:
+        if number(value) is None and not (isinstance(value, float) and math.isnan(value)):
+            others = [name for name in task.metrics if name != metric]
+            raise PrunebenchError(
+                f"task {task.name}: expected a number as its metric {metric}, found {type(value).__name__}; name"
+                f" another, as in TASKS={task.task}:METRIC, of {', '.join(others) or 'which it has none'}"
+            )
+        return
+    raise PrunebenchError(
+        f"task {task.name}: its metric {metric} needs the {kind} {needed}, which is not installed: install it, or"
+        " choose another task or metric"
+    )
