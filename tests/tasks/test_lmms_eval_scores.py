@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -78,16 +79,22 @@ def loaded(root: Path) -> Mapping[str, LoadedTask]:
     return {name: load_task(name, source, None, 0) for name in (*NAMES, *named)}
 
 
-def ours(loaded: Mapping[str, LoadedTask], name: str, way: str) -> Scored:
-    """Our scores of the same answers: questions stand in the order of the source."""
-    task, texts = loaded[name], answers.WAYS[way](name.split(":")[0])
+@pytest.fixture(scope="module")
+def ours(loaded: Mapping[str, LoadedTask]) -> Callable[[str, str], Scored]:
+    """Our scores of the same answers, each made once."""
+    return cache(lambda name, way: scored(loaded[name], way))
+
+
+def scored(task: LoadedTask, way: str) -> Scored:
+    """Questions stand in the order of the source."""
+    texts = answers.WAYS[way](task.name)
     return score(task, {sample.key: text for sample, text in zip(task.samples, texts, strict=True)})
 
 
-def theirs(scored: Scored) -> dict[str, float | None]:
+def theirs(found: Scored) -> dict[str, float | None]:
     """lmms-eval's own numbers: those beside ours where ours is mended, which are named after it."""
-    mended = {name.removeprefix("lmms_eval/"): value for name, value in scored.metrics.items() if "/" in name}
-    return {name: value for name, value in scored.metrics.items() if "/" not in name} | mended
+    mended = {name.removeprefix("lmms_eval/"): value for name, value in found.metrics.items() if "/" in name}
+    return {name: value for name, value in found.metrics.items() if "/" not in name} | mended
 
 
 ASKED = [(name, way) for name in NAMES for way in answers.WAYS if name not in JAVA or way in ("mixed", "spoiled")]
@@ -95,45 +102,53 @@ ASKED = [(name, way) for name in NAMES for way in answers.WAYS if name not in JA
 
 @pytest.mark.parametrize(("name", "way"), ASKED)
 def test_every_metric_equals_lmms_eval(
-    name: str, way: str, loaded: Mapping[str, LoadedTask], reference: Mapping[str, answers.Scores]
+    name: str,
+    way: str,
+    ours: Callable[[str, str], Scored],
+    loaded: Mapping[str, LoadedTask],
+    reference: Mapping[str, answers.Scores],
 ) -> None:
     generators = random.getstate(), numpy.random.get_state()[1].tolist()
-    scored, own = ours(loaded, name, way), of(reference, way, name)
-    assert theirs(scored) == pytest.approx(own, abs=1e-9)
+    found, own = ours(name, way), of(reference, way, name)
+    assert theirs(found) == pytest.approx(own, abs=1e-9)
     headline = VERIFIED[name].metrics[0]
     assert loaded[name].headline == headline.metric
-    assert scored.headline == scored.metrics[headline.metric]
+    assert found.headline == found.metrics[headline.metric]
     # lmms-eval rounds MMMU's mean to five digits; ours is the mean itself, with lmms-eval's beside it
-    assert scored.headline == pytest.approx(own[headline.metric], abs=5e-6 if name == "mmmu_val" else 1e-9)
+    assert found.headline == pytest.approx(own[headline.metric], abs=5e-6 if name == "mmmu_val" else 1e-9)
     if headline.kind == "mean":
-        values = [value for value in scored.scores.values() if value is not None]
+        values = [value for value in found.scores.values() if value is not None]
         assert len(values) == len(loaded[name].samples)
         scale = headline.scale_of(len(values))
-        assert scored.headline == pytest.approx(scale * sum(values) / len(values), abs=1e-9)
+        assert found.headline == pytest.approx(scale * sum(values) / len(values), abs=1e-9)
     assert (random.getstate(), numpy.random.get_state()[1].tolist()) == generators
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_wrong_answer_moves_both_alike(
-    name: str, loaded: Mapping[str, LoadedTask], reference: Mapping[str, answers.Scores]
+    name: str,
+    ours: Callable[[str, str], Scored],
+    loaded: Mapping[str, LoadedTask],
+    reference: Mapping[str, answers.Scores],
 ) -> None:
+    """In the metric that papers print, which can be the headline."""
     metric = VERIFIED[name].papers or VERIFIED[name].headline
-    asked = f"{name}:{metric}" if VERIFIED[name].papers else name
-    before, after = (ours(loaded, asked, way) for way in ("mixed", "spoiled"))
-    moved = after.headline - before.headline
+    assert loaded[f"{name}:{metric}" if VERIFIED[name].papers else name].headline == metric
+    before, after = (ours(name, way).metrics[metric] for way in ("mixed", "spoiled"))
+    assert before is not None
+    assert after is not None
     expected = of(reference, "spoiled", name)[metric] - of(reference, "mixed", name)[metric]
-    assert moved < -1e-4
-    assert moved == pytest.approx(expected, abs=1e-5 if name == "mmmu_val" else 1e-9)
-    assert loaded[asked].headline == metric
+    assert after - before < -1e-4
+    assert after - before == pytest.approx(expected, abs=1e-5 if name == "mmmu_val" else 1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in JAVA])
 def test_nothing_carries_over_to_the_next_scores(name: str, loaded: Mapping[str, LoadedTask]) -> None:
-    """lmms-eval's OCRBench adds up in a global; its MMMU switches its prompts for good; its MMBench sets the seed."""
-    first = ours(loaded, name, "odd")
-    ours(loaded, name, "right")
-    again = ours(loaded, name, "odd")
-    assert again == first
+    """lmms-eval's OCRBench adds up in a global; its MMMU switches its prompts for good and guesses at random; its
+    MMBench sets the seed."""
+    first = scored(loaded[name], "odd")
+    scored(loaded[name], "right")
+    assert scored(loaded[name], "odd") == first
 
 
 @pytest.mark.slow
@@ -143,4 +158,4 @@ def test_captions_of_every_kind_equal_lmms_eval(
 ) -> None:
     (name,) = JAVA
     own = answers.lmms_eval_scores(root, tmp_path, answers.given([name], [way]))
-    assert theirs(ours(loaded, name, way)) == pytest.approx(of(own, way, name), abs=1e-9)
+    assert theirs(scored(loaded[name], way)) == pytest.approx(of(own, way, name), abs=1e-9)
