@@ -7,9 +7,9 @@ unexport $(given)
 MAKEOVERRIDES :=
 
 # The variables of each command: --option=VARIABLE or --option=VARIABLE=default; --=VARIABLE is given by position and stands last.
-eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --seed=SEED --device=DEVICE \
+eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --include=INCLUDE --limit=LIMIT --batch=BATCH --seed=SEED --device=DEVICE \
   --dtype=DTYPE --data=DATA --prompt=PROMPT --image=IMAGE --as=AS --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE \
-  --clamp=CLAMP
+  --clamp=CLAMP --judge=JUDGE
 sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=DEVICE --results=RESULTS --fresh=FRESH --dry-run=DRY_RUN \
   --wide=WIDE --clamp=CLAMP \
   --=CONFIG=configs/mini.yaml
@@ -28,6 +28,7 @@ kind.FRESH := switch
 kind.DRY_RUN := switch
 kind.WIDE := switch
 kind.CLAMP := switch
+kind.JUDGE := switch
 kind.BENCH := several
 venv.takes := --locked=LOCKED
 kind.LOCKED := switch
@@ -86,7 +87,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt; LOCKED=1 takes no file whose hash requirements.lock lacks
 
-eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' CLAMP=1 FRESH=1 WIDE=1]
+eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' INCLUDE= JUDGE=1 CLAMP=1 FRESH=1 WIDE=1]
 sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= CLAMP=1 FRESH=1 DRY_RUN=1 WIDE=1]
 ablate:  ## CONFIG=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
 analyze:  ## where MODEL uses vision, and a config for VisiPruner, or for METHOD [METHOD= TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]

@@ -11,7 +11,7 @@ import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ from harness.core.spelling import given
 PLACING = ("tag", "group", "group_alias", "task_alias")
 #: what a group's entry for a member may hold beside the member's name
 _GROUP_KEYS = frozenset({"group", "group_alias", "task", "task_alias", "tag", "aggregate_metric_list", "metadata"})
+#: tokens of an answer where a task's file names no length: lmms-eval's own models take this for it
+MAX_NEW_TOKENS = 1024
 #: folders that lmms-eval passes over
 _PASSED_OVER = ("__pycache__", ".ipynb_checkpoints")
 _SUFFIX = ".yaml"
@@ -211,8 +213,13 @@ def _split_word(word: str) -> tuple[str, str | None]:
     return name.strip(), metric.strip().replace(":", ",") if colon else None
 
 
-def _looks_like_file(name: str) -> bool:
+def looks_like_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or os.sep in name
+
+
+@cache
+def _shipped(word: str, name: str, metric: str | None, file: Path) -> NamedTask:
+    return _checked(NamedTask(word, _called(name, metric), file, True, metric))
 
 
 def find(word: str) -> NamedTask:
@@ -221,7 +228,7 @@ def find(word: str) -> NamedTask:
     Raises PrunebenchError for an unknown name, a file that is no task, and a metric that the task has not.
     """
     name, metric = _split_word(word)
-    if _looks_like_file(name):
+    if looks_like_file(name):
         file = Path(name).expanduser().resolve()
         body = resolved(file)
         if not isinstance(body.get("task"), str):
@@ -241,7 +248,22 @@ def find(word: str) -> NamedTask:
         )
     if name not in shipped.tasks:
         raise unknown_task(name)
-    return _checked(NamedTask(word, _called(name, metric), shipped.tasks[name], True, metric))
+    return _shipped(word, name, metric, shipped.tasks[name])
+
+
+def find_shipped(name: str) -> NamedTask:
+    """lmms-eval's own task of a name, also of one that has a specification here."""
+    return _shipped(name, name, None, index(upstream_folder()).tasks[_files.get(name, name)])
+
+
+#: names of ours that lmms-eval has by another
+_files = {"textvqa": "textvqa_val", "textvqa_ocr": "textvqa_val"}
+
+
+def short(file: Path) -> str:
+    """A file below lmms-eval's folder from there on; others in full."""
+    top = upstream_folder().parent.parent
+    return file.relative_to(top).as_posix() if file.is_relative_to(top) else str(file)
 
 
 def _called(name: str, metric: str | None) -> str:
@@ -272,6 +294,23 @@ def unknown_task(name: str, ours: Iterable[str] = ()) -> PrunebenchError:
     )
 
 
+def stop_strings(generation: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the file of a task names under `until`. lmms-eval's own default, a blank line, is not taken over."""
+    stops = generation.get("until") or ()
+    return (stops,) if isinstance(stops, str) else tuple(map(str, stops))
+
+
+def sampling(generation: Mapping[str, Any]) -> str:
+    """How a task asks for answers to be drawn at random, for people; "" for greedy, which is what runs here."""
+    asked = []
+    if generation.get("do_sample") and float(generation.get("temperature") or 0) != 0:
+        asked = [f"{key}={generation[key]}" for key in ("temperature", "top_p", "top_k") if generation.get(key)]
+        asked = ["do_sample", *asked]
+    if int(generation.get("num_beams") or 1) > 1:
+        asked.append(f"num_beams={generation['num_beams']}")
+    return ", ".join(asked)
+
+
 # -------------------------------------------------------------------------------------------------- groups and folders
 
 
@@ -286,7 +325,7 @@ def expand(words: Sequence[str], ours: Iterable[str] = (), include: Path | None 
     found: dict[str, None] = {}
     for word in words:
         name, metric = _split_word(word)
-        members = [name] if name in own or _looks_like_file(name) else _members(name, included, own, ())
+        members = [name] if name in own or looks_like_file(name) else _members(name, included, own, ())
         for member in members:
             found[member if metric is None else f"{member}:{metric.replace(',', ':')}"] = None
     return tuple(found)

@@ -39,6 +39,8 @@ def fixed_reason(task: NamedTask) -> str | None:
         return "its file names no test_split and no validation_split"
     if not task.metrics:
         return "its file names no metric"
+    if all("submission" in metric for metric in task.metrics):
+        return "its answers are handed in elsewhere and have no score here"
     return None
 
 

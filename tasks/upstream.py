@@ -27,7 +27,7 @@ from harness.core.picture import check_size
 from harness.core.shape import Size
 from tasks import judges, repository
 from tasks.lmms import LoadedTask, RowsTask, Sample, choose, named_config, sha256
-from tasks.named import PLACING, NamedTask
+from tasks.named import MAX_NEW_TOKENS, PLACING, NamedTask, sampling, stop_strings
 from tasks.pictures import SampleImage, check_image
 from tasks.rules import rules_of
 from tasks.sources import DataSource
@@ -44,8 +44,6 @@ from tasks.unread import (
 
 #: column with the number of a row in the source, while `process_docs` has the rows
 _ROW = "prunebench_row"
-#: tokens of an answer where a task's file names no length: lmms-eval's own models take this for it
-MAX_NEW_TOKENS = 1024
 #: keys that say where rows come from and in which order they are tried: the rows themselves are identified
 _UNIDENTIFIED = ("dataset_path", "dataset_name", "dataset_kwargs", "process_docs", *PLACING)
 #: an answer of no worth, to try the scoring with
@@ -88,23 +86,6 @@ def load(task: NamedTask, source: DataSource, limit: int | None, seed: int) -> L
 
 
 # ------------------------------------------------------------------------------------------------------- configurations
-
-
-def stop_strings(generation: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the file of a task names under `until`. lmms-eval's own default, a blank line, is not taken over."""
-    stops = generation.get("until") or ()
-    return (stops,) if isinstance(stops, str) else tuple(map(str, stops))
-
-
-def sampling(generation: Mapping[str, Any]) -> str:
-    """How a task asks for answers to be drawn at random, for people; "" for greedy, which is what runs here."""
-    asked = []
-    if generation.get("do_sample") and float(generation.get("temperature") or 0) != 0:
-        asked = [f"{key}={generation[key]}" for key in ("temperature", "top_p", "top_k") if generation.get(key)]
-        asked = ["do_sample", *asked]
-    if int(generation.get("num_beams") or 1) > 1:
-        asked.append(f"num_beams={generation['num_beams']}")
-    return ", ".join(asked)
 
 
 def _config(task: NamedTask) -> dict[str, Any]:

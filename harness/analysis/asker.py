@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.analysis.stages import TEXT, VISION, Cut
+from harness.core.errors import PrunebenchError
 from harness.method import Method
 from harness.models.load import LoadedModel
 from harness.runner.answering import Answer
@@ -100,6 +101,11 @@ class Asker:
             mine = {s.key: texts[s.key] for s in task.samples}
             if any(pair not in self._scores for pair in mine.items()):
                 for key, value in lmms.score(task, mine).scores.items():
+                    if value is None:
+                        raise PrunebenchError(
+                            f"task {task.name}: its metric {task.headline} gives a question no score, and an analysis"
+                            " averages over them: name a metric that is a mean, or another task"
+                        )
                     self._scores[key, mine[key]] = value
         return np.array([self._scores[key, texts[key]] for key in self.keys])
 

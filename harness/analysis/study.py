@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +129,13 @@ def parse_layers(text: str | None, depth: int) -> tuple[int, int] | None:
 def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Path:
     """Run the analysis and return the path of analysis.json. Raises PrunebenchError for anything a user can mend,
     before weights are read."""
-    from tasks import calibration
-    from tasks.sources import task_spec
+    from tasks import calibration, choice
+    from tasks.sources import TASKS as KNOWN
 
     began = time.perf_counter()
     check_alone()
     _check_method(request)
-    for name in request.tasks:
-        task_spec(name)
+    request = replace(request, tasks=choice.chosen(request.tasks))
     if not request.tasks:
         raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
     check_batch(request.batch)
@@ -146,7 +145,14 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     layers = parse_layers(request.layers, depth)
     limit = parse_limit(request.limit, DEFAULT_LIMIT)
     test = source_of_data(request.data, located.config.stands_for)
+    choice.check_source(request.tasks, test)
     chosen = request.calibration_data or ("fresh" if test.name == "mini" else None)
+    by_name = [name for name in request.tasks if not choice.is_ours(name)]
+    if by_name and chosen is not None:
+        raise PrunebenchError(
+            f"task {by_name[0]}: knobs are derived on calibration data of {', '.join(KNOWN)} only, whose images are"
+            " compared with the test data's: leave --calibration-data out, or name those tasks"
+        )
     if request.config is not None and (chosen is None or layers is not None):
         raise PrunebenchError(
             "a config is derived from all layers on data that is no test data: give --calibration-data (a folder, or"

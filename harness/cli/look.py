@@ -161,24 +161,3 @@ def models() -> None:
     head = ["name", "weights", "layers", "visual tokens\nan image", "calibrated settings"]
     put(tabulate(rows, headers=head, disable_numparse=True, maxcolwidths=[None, None, None, None, 40]))
     put(f"\nAny hub id or local folder of {', '.join(sorted(ADAPTERS))} is a model too.")
-
-
-def tasks() -> None:
-    """List the tasks, with their data sets, metrics and numbers of questions."""
-    from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
-
-    from tasks.sources import TASKS, mini_rows
-
-    head = ["name", "metric", "questions\nof mini", "data set on the hub", "by default"]
-    rows = [
-        [name, spec.headline, mini_rows(spec), f"{spec.hub_id} ({spec.table.split})", "yes" if name in _USUAL else "no"]
-        for name, spec in TASKS.items()
-    ]
-    put(tabulate(rows, headers=head, disable_numparse=True, colalign=("left", "left", "right", "left", "left")))
-    put(
-        "\nThe mini model reads the shipped mini data. Every other model reads the data sets on the hub, or a folder of"
-        " copies: --data FOLDER."
-    )
-
-
-_USUAL = given_as.TASKS.split(",")

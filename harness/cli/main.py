@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli import dev, look, run, understand
+from harness.cli import dev, known_tasks, look, run, understand
 from harness.cli.encoding import settle
 from harness.cli.guard import DEBUG, EXIT_BAD_INPUT, guarded, refused, sturdy
 from harness.cli.refusals import Group, UsageError, said
@@ -39,7 +39,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "show": look.show,
         "methods": look.methods,
         "models": look.models,
-        "tasks": look.tasks,
+        "tasks": known_tasks.tasks,
     },
     UNDERSTAND: {
         "cost": understand.cost,

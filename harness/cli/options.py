@@ -112,12 +112,22 @@ ModelInstead = Annotated[
 Tasks = Annotated[
     str,
     typer.Option(
-        "--tasks", "--task", metavar="NAMES", help="from `prunebench tasks`; with commas", autocompletion=complete_task
+        "--tasks",
+        "--task",
+        metavar="NAMES",
+        help="from `prunebench tasks`, NAME:METRIC, or path/to/task.yaml; with commas",
+        autocompletion=complete_task,
     ),
 ]
 TasksInstead = Annotated[
     str,
     typer.Option("--tasks", metavar="NAMES", help="in place of the file's; with commas", autocompletion=complete_task),
+]
+Include = Annotated[
+    str, typer.Option("--include", "--include-path", metavar="FOLDER", help="tasks as YAML that `--tasks` may name")
+]
+Judge = Annotated[
+    bool, typer.Option("--judge", "--allow-judge", help="let tasks have answers judged by a service over the network")
 ]
 Limit = Annotated[
     str,

@@ -22,6 +22,7 @@ def evaluate(
     budget: given_as.Budget = "",
     model: given_as.Model = "mini",
     tasks: given_as.Tasks = TASKS,
+    include: given_as.Include = "",
     limit: given_as.Limit = "",
     batch: given_as.Batch = 16,
     seed: given_as.Seeds = "0",
@@ -38,6 +39,7 @@ def evaluate(
     share: given_as.Share = True,
     wide: given_as.Wide = False,
     clamp: given_as.Clamp = False,
+    judge: given_as.Judge = False,
 ) -> None:
     """Evaluate methods at budgets beside the unpruned model.
 
@@ -71,6 +73,8 @@ def evaluate(
         stands_for=stands_for,
         positions=positions,
         knobs=knobs,
+        include=include or None,
+        judge=judge,
     )
     finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh), put)
     say_finished(finished, results, wide)

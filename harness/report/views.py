@@ -217,15 +217,42 @@ class Pictures:
             )
         return data
 
-    def square(self, sealed: SealedCell, key: str, image: str, side: int) -> Image.Image:
-        """What the model saw, RGB, at most `side` pixels: padded to a square or cut to one, as its image processor
-        does; stretched to one of `side` where the model saw all of an image of any shape."""
+    def _upright(self, sealed: SealedCell, key: str, image: str) -> Image.Image:
+        from tasks.choice import is_ours
+
+        if not is_ours(sealed.asked.task):
+            return self._by_name(sealed, key, image)
         data = self.encoded(sealed, key, image)
         try:
             with Image.open(io.BytesIO(data)) as opened:
-                picture = ImageOps.exif_transpose(opened).convert("RGB")
+                return ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise PrunebenchError(f"{key}: the image does not decode ({error}); replace the data file") from None
+
+    def _by_name(self, sealed: SealedCell, key: str, image: str) -> Image.Image:
+        """The image of a task that lmms-eval's own code shows. Raises PrunebenchError for a prompt of several."""
+        from tasks import lmms  # heavy: lmms-eval
+
+        table = name, _ = self.table(sealed)
+        if table not in self._rows:
+            limit = sealed.asked.limit
+            task = lmms.load_task(
+                sealed.asked.task, self._source(sealed), int(limit) if limit and limit.isdecimal() else None, 0
+            )
+            self._rows[table] = {sample.key: sample for sample in task.samples}
+        sample = self._rows[table].get(key)
+        if sample is None or sample.image_key != image:
+            raise PrunebenchError(
+                f"{key}: expected a question with image key {image} in the {name} data, found"
+                f" {sample.image_key if sample else 'no such question'}; name the data that was measured with --data"
+            )
+        picture: Image.Image = sample.load_image()
+        return picture
+
+    def square(self, sealed: SealedCell, key: str, image: str, side: int) -> Image.Image:
+        """What the model saw, RGB, at most `side` pixels: padded to a square or cut to one, as its image processor
+        does; stretched to one of `side` where the model saw all of an image of any shape."""
+        picture = self._upright(sealed, key, image)
         if isinstance(sealed.provenance.get("grids"), Mapping) and not sealed.images_by.endswith("+pad"):
             return picture.resize((side, side), Image.Resampling.LANCZOS)  # seen whole, whatever its shape
         if sealed.images_by.endswith("+pad"):

@@ -65,8 +65,9 @@ def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, Content,
 
 
 def task_settings(task: LoadedTask) -> dict[str, Any]:
-    """The open description that `Cell.task_settings` is a digest of."""
-    return {"stop_strings": list(task.until)}
+    """The open description that `Cell.task_settings` is a digest of; `sampling` only where the task asks for it."""
+    asked = {"sampling": f"greedy, though the task asks for {task.sampling}"} if task.sampling else {}
+    return {"stop_strings": list(task.until), **asked}
 
 
 def cell_of(setting: Setting, task: LoadedTask) -> Cell:

@@ -72,6 +72,8 @@ class Sweep(BaseModel):
     prompt: str | None = None
     image: str | None = None
     stands_for: str | None = None
+    include: str | None = None
+    judge: bool = False
 
     def clamped(self) -> Sweep:
         """The same with numbers of tokens clamped to each prompt's own. Raises as `budgets.clamped`."""
@@ -167,6 +169,8 @@ def requests(sweep: Sweep, device: str = "auto", limit: str = "") -> list[Reques
                 device=device,
                 dtype=sweep.dtype,
                 data=sweep.data,
+                include=sweep.include,
+                judge=sweep.judge,
                 prompt=sweep.prompt,
                 image=sweep.image,
                 stands_for=sweep.stands_for,
