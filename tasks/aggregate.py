@@ -8,8 +8,11 @@ import contextlib
 import copy
 import inspect
 import io
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy
 
 #: values of a module that code counts in; others are not taken for its memory
 _COUNTERS = (dict, list, set, int, float, bool, str, type(None))
@@ -22,7 +25,9 @@ def arguments(folder: str) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def unchanged(task: Any) -> Iterator[None]:
-    """Afterwards the modules of a task's functions hold the values that they held before, and nothing was printed."""
+    """Afterwards the modules of a task's functions hold the values that they held before, as do the process's random
+    numbers, of which some scoring takes or which it seeds; and nothing was printed."""
+    generators = random.getstate(), numpy.random.get_state()
     places = {id(f.__globals__): f.__globals__ for f in _functions(vars(task.config)) if hasattr(f, "__globals__")}
     before = [(place, _counted(place)) for place in places.values()]
     try:
@@ -31,6 +36,8 @@ def unchanged(task: Any) -> Iterator[None]:
     finally:
         for place, values in before:
             place.update(values)
+        random.setstate(generators[0])
+        numpy.random.set_state(generators[1])
 
 
 def _functions(value: Any) -> Iterator[Any]:

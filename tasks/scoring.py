@@ -7,6 +7,7 @@ them: an answer that says nothing is wrong (`says_nothing`), and POPE's metrics 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import string
 import tempfile
@@ -94,6 +95,12 @@ def _check_answers(loaded: LoadedTask, answers: Mapping[str, str]) -> None:
             raise PrunebenchError(f"{key}: expected the answer's text, found {type(text).__name__}")
 
 
+#: the process's generators are not lmms-eval's to reset
+_NO_SEEDS: Mapping[str, int | None] = {"random_seed": None, "numpy_random_seed": None}
+#: as lmms-eval's own command seeds a scoring that guesses, as MMMU's does where an answer names no option
+_SEEDS = {name: inspect.signature(simple_evaluate).parameters[name].default for name in _NO_SEEDS}
+
+
 def score(loaded: LoadedTask, answers: Mapping[str, str]) -> Scored:
     """Score answers (by sample key) with lmms-eval's own evaluation; raises on a missing or a surplus answer."""
     _check_answers(loaded, answers)
@@ -101,7 +108,9 @@ def score(loaded: LoadedTask, answers: Mapping[str, str]) -> Scored:
     return _ours(loaded, answers, texts) if loaded.rules is None else _named(loaded, loaded.rules, texts)
 
 
-def _evaluated(loaded: LoadedTask, texts: Sequence[str]) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+def _evaluated(
+    loaded: LoadedTask, texts: Sequence[str], seeds: Mapping[str, int | None] = _NO_SEEDS
+) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     """Results by metric and filter, and the logged samples, question by question and within each filter by filter."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -114,9 +123,8 @@ def _evaluated(loaded: LoadedTask, texts: Sequence[str]) -> tuple[dict[str, Any]
             cli_args=arguments(folder),  # not None: TextVQA's submission would go into the folder of the command
             bootstrap_iters=0,
             process_docs_parallel=1,
-            random_seed=None,  # the process's generators are not lmms-eval's to reset
-            numpy_random_seed=None,
             torch_random_seed=None,
+            **seeds,
         )
     if result is None:
         raise PrunebenchError(
@@ -171,7 +179,7 @@ def _named(loaded: LoadedTask, rules: Rules, texts: Sequence[str]) -> Scored:
 
     try:
         with unchanged(loaded._task), names_as_images():
-            results, logged = _evaluated(loaded, texts)
+            results, logged = _evaluated(loaded, texts, _SEEDS)
     except PrunebenchError:
         raise
     except Exception as error:
