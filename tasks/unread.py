@@ -287,8 +287,9 @@ def named_rows(store: EncodedImages, hidden: str) -> datasets.Dataset:
     if hidden not in table.column_names:
         table = table.append_column(hidden, pa.array(range(len(rows)), pa.int64()))
     features[hidden] = datasets.Value("int64")
-    ordered = datasets.Features({name: features[name] for name in table.column_names})
-    return datasets.Dataset(table.cast(ordered.arrow_schema), info=datasets.DatasetInfo(features=ordered))
+    ordered = datasets.Features({name: features[name] for name in (*rows.column_names, hidden)})
+    table = table.select(list(ordered)).cast(ordered.arrow_schema)
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=ordered))
 
 
 def _name(store: EncodedImages, row: int, column: int, place: int) -> dict[str, Any]:

@@ -59,10 +59,9 @@ def load(task: NamedTask, source: DataSource, limit: int | None, seed: int) -> L
     config = _config(task)
     prepared = _prepare(task, config, source)
     chosen = choose(prepared.groups, None, limit, seed) if limit is not None else list(range(len(prepared.docs)))
-    rows = prepared.docs.select(chosen)
-    with naming(f"task {task.name}"), names_as_images():
-        loaded = _UpstreamTask.made(task, config, rows)
-    keys = [prepared.keys[at] for at in chosen]
+    rows, keys = prepared.docs.select(chosen), [prepared.keys[at] for at in chosen]
+    with names_as_images():
+        loaded = _UpstreamTask.made(config, rows, keys[0])
     judged = judges.judge(task) is not None
     samples, parts = [], [_identity(task, config), importlib.metadata.version("lmms-eval").encode()]
     with names_as_images():
@@ -146,7 +145,7 @@ class _UpstreamTask(RowsTask):
         self.dataset_no_image = datasets.DatasetDict({split: seen})
 
     @classmethod
-    def made(cls, task: NamedTask, config: Mapping[str, Any], rows: datasets.Dataset) -> _UpstreamTask:
+    def made(cls, config: Mapping[str, Any], rows: datasets.Dataset, key: str) -> _UpstreamTask:
         """Raises PrunebenchError where the first row lacks what its code reads."""
         kept = {k: v for k, v in config.items() if k not in ("dataset_kwargs", "process_docs")}
         for key in ("training_split", "fewshot_split", "fewshot_config", "num_fewshot"):
@@ -158,7 +157,7 @@ class _UpstreamTask(RowsTask):
         except PrunebenchError:
             raise
         except Exception as error:
-            raise _failed("the first row", "doc_to_text and doc_to_target", error, rows.column_names) from None
+            raise _failed(key, "doc_to_text and doc_to_target", error, rows.column_names) from None
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows

@@ -114,7 +114,9 @@ def _list(what: str, names: list[str] | tuple[str, ...]) -> None:
             rows.append([name, "", "", _short(str(error).partition(": ")[2])])
             continue
         why = refusals.reason(task, judge=len(names) > _LOOKED_AT)
-        rows.append([name, _headline(task), task.config.get("dataset_path"), "yes" if why is None else _short(why)])
+        rows.append(
+            [name, _headline(task), str(task.config.get("dataset_path")), "yes" if why is None else _short(why)]
+        )
     _table(rows, ["name", "metric", "data set", "runs"])
     judged = "" if len(names) <= _LOOKED_AT else "; judges are looked for in lists of fewer"
     put(f"\n{what}: {len(names)}{judged}")
