@@ -41,7 +41,8 @@ _DOORS = {
 }
 #: what lmms-eval's doors read from the environment
 _VARIABLES = ("API_TYPE", "OPENAI_API_KEY", "OPENAI_API_URL", "MODEL_VERSION")
-_SETTING = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|URL|TYPE|VERSION|ENDPOINT|BASE)[A-Z0-9_]*")
+#: names of settings; `YOUR_API_KEY` and the like stand where a value belongs
+_SETTING = re.compile(r"(?!YOUR_)[A-Z][A-Z0-9_]*(KEY|TOKEN|URL|TYPE|VERSION|ENDPOINT|BASE)[A-Z0-9_]*")
 
 
 class Judge(NamedTuple):
