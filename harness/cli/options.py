@@ -79,10 +79,11 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_task(incomplete: str) -> list[str]:
-    """Every task."""
+    """Every task: ours, and where none of them fits, lmms-eval's."""
+    from tasks import named
     from tasks.sources import TASKS as KNOWN
 
-    return _completed(incomplete, list(KNOWN))
+    return _completed(incomplete, list(KNOWN)) or _completed(incomplete, sorted(named.known_names()))
 
 
 # ----------------------------------------------------------------------------------------------- arguments and options

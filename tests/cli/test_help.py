@@ -160,6 +160,7 @@ def test_names_are_completed_behind_commas(capsys, monkeypatch) -> None:
     }
     assert options.complete_method("none,spar") == ["none,sparsevlm"]
     assert options.complete_task("gqa,textvqa") == ["gqa,textvqa", "gqa,textvqa_ocr"]
+    assert options.complete_task("gqa,mmst")[0] == "gqa,mmstar"
     assert options.complete_model("llava-1.5-1") == ["llava-1.5-13b"]
     monkeypatch.setenv("_PRUNEBENCH_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "prunebench eval --method fastv")

@@ -15,7 +15,7 @@ from harness.core.asked import Asked
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
 from harness.runner.evaluate import evaluate
-from harness.runner.jobs import prepare, task_settings
+from harness.runner.jobs import notes, prepare, task_settings
 from harness.runner.request import Request, resolve
 from harness.runner.run import Options
 from harness.runner.session import Session
@@ -86,6 +86,10 @@ def test_the_settings_of_a_cell_say_that_sampling_is_left_out(tmp_path: Path, se
         "stop_strings": [],
         "sampling": "greedy, though the task asks for do_sample, temperature=0.5",
     }
+    jobs = prepare(resolve(asked(str(tmp_path / "drawn" / "colours.yaml"), limit=2), session), session)
+    (note,) = notes(jobs)
+    assert note.startswith("task colours asks for do_sample, temperature=0.5: answers are greedy here")
+    assert notes(prepare(resolve(asked("pope", limit=2), session), session)) == []
 
 
 def test_a_sweep_takes_the_same_words(tmp_path: Path, session: Session) -> None:
