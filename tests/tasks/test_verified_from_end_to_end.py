@@ -76,7 +76,7 @@ def test_verify_scores_again_from_the_folder(
     evaluated: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the captions, whose scores take Java."""
-    data, results = evaluated
+    _, results = evaluated
     shutil.copytree(results, tmp_path / "r")
     shutil.rmtree(tmp_path / "r" / "cells" / "flickr30k_test_lite")
     code, out, err = run(capsys, monkeypatch, "results", "verify", "--results", str(tmp_path / "r"))
