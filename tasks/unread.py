@@ -30,6 +30,15 @@ _numbers = itertools.count()
 _stores: weakref.WeakValueDictionary[str, EncodedImages] = weakref.WeakValueDictionary()
 
 
+class Head(NamedTuple):
+    """What an image's file says before its pixels."""
+
+    size: Size
+    """(height, width) in pixels, turned upright."""
+    mode: str
+    format: str | None
+
+
 @dataclass(eq=False)
 class EncodedImages:
     """The columns of images of a table, encoded, by row, column and place in the row's list (0 where it is no list)."""
@@ -43,6 +52,7 @@ class EncodedImages:
     mend: str
     _one: dict[str, datasets.Dataset] = field(default_factory=dict)
     _digests: dict[tuple[int, int, int], str] = field(default_factory=dict)
+    _heads: dict[tuple[int, int, int], Head] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.number = str(next(_numbers))
@@ -78,10 +88,23 @@ class EncodedImages:
         """sha256 of the file. Raises PrunebenchError where it is no image of a bearable size."""
         where = row, column, place
         if where not in self._digests:
-            data = self.encoded(*where)
-            check_image(data, self.key(row))
-            self._digests[where] = hashlib.sha256(data).hexdigest()
+            self._read(where)
         return self._digests[where]
+
+    def head(self, row: int, column: int, place: int) -> Head:
+        """What the head of the file says, read once. Raises PrunebenchError as `digest`."""
+        where = row, column, place
+        if where not in self._heads:
+            self._read(where)
+        return self._heads[where]
+
+    def _read(self, where: tuple[int, int, int]) -> None:
+        data, key = self.encoded(*where), self.key(where[0])
+        check_image(data, key)
+        with Image.open(io.BytesIO(data)) as opened:
+            mode, kind = opened.mode, opened.format
+        self._heads[where] = Head(image_size(lambda: {"bytes": data}, key), mode, kind)
+        self._digests[where] = hashlib.sha256(data).hexdigest()
 
     def near(self, row: int) -> tuple[Any, ...]:
         """What tells the images of a row from others without reading them: lengths of the files and their last bytes.
@@ -127,8 +150,7 @@ class Origin(NamedTuple):
 
     def size(self) -> Size:
         """(height, width) in pixels, turned upright as its file says."""
-        data = self.encoded
-        return image_size(lambda: {"bytes": data}, self.key)
+        return self.store.head(self.row, self.column, self.place).size
 
     def decode(self) -> Image.Image:
         """As `datasets` decodes it: upright. Raises PrunebenchError where the file is no whole image."""
@@ -152,13 +174,9 @@ class UnreadImage(Image.Image):
         super().__init__()
         self.origin: Origin | None = origin
         self._rgb = rgb
-        data = origin.encoded
-        check_image(data, origin.key)
-        with Image.open(io.BytesIO(data)) as opened:
-            self._mode = "RGB" if rgb else opened.mode
-            self.format = opened.format
-        height, width = image_size(lambda: {"bytes": data}, origin.key)
-        self._size = (width, height)
+        head = origin.store.head(origin.row, origin.column, origin.place)
+        self._mode, self.format = "RGB" if rgb else head.mode, head.format
+        self._size = (head.size[1], head.size[0])
         # `datasets` writes an image that has a file name as that name, without its pixels
         self.filename = origin.store.name(origin.row, origin.column, origin.place)
 

@@ -58,7 +58,8 @@ def load(task: NamedTask, source: DataSource, limit: int | None, seed: int) -> L
     """
     config = _config(task)
     prepared = _prepare(task, config, source)
-    chosen = choose(prepared.groups, None, limit, seed) if limit is not None else list(range(len(prepared.docs)))
+    groups = range(len(prepared.docs)) if limit is None else _groups(prepared.docs, prepared.store)
+    chosen = choose(groups, None, limit, seed)
     rows, keys = prepared.docs.select(chosen), [prepared.keys[at] for at in chosen]
     with names_as_images():
         loaded = _UpstreamTask.made(config, rows, keys[0])
@@ -164,11 +165,10 @@ class _UpstreamTask(RowsTask):
 
 
 class _Prepared(NamedTuple):
-    """Rows as the task's code wants them, the key of each, and what tells its images from others'."""
+    """Rows as the task's code wants them, and the key of each."""
 
     docs: datasets.Dataset
     keys: list[str]
-    groups: list[Hashable]
     store: EncodedImages
 
 
@@ -196,7 +196,7 @@ def _prepare(task: NamedTask, config: Mapping[str, Any], source: DataSource) -> 
     for row in rows:
         again = seen[row] = seen.get(row, -1) + 1
         keys.append(f"{task.name}/{row:06d}" + (f".{again}" if again else ""))
-    return _Prepared(docs, keys, _groups(docs, store), store)
+    return _Prepared(docs, keys, store)
 
 
 def _source_rows(docs: datasets.Dataset) -> list[int]:

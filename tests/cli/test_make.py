@@ -31,6 +31,7 @@ TAKES = {
         "PROMPT": "--prompt",
         "IMAGE": "--image",
         "AS": "--as",
+        "INCLUDE": "--include",
         "POSITIONS": "--positions",
         "SET": "--set",
         "RESULTS": "--results",
@@ -81,7 +82,7 @@ TAKES = {
     },
 }
 SWITCHES = {
-    "eval": {"CLAMP": "--clamp", "FRESH": "--fresh", "WIDE": "--wide"},
+    "eval": {"CLAMP": "--clamp", "JUDGE": "--judge", "FRESH": "--fresh", "WIDE": "--wide"},
     "sweep": {"CLAMP": "--clamp", "FRESH": "--fresh", "DRY_RUN": "--dry-run", "WIDE": "--wide"},
 }
 HOSTILE = (
