@@ -8,6 +8,7 @@ names. `mean` counts where scoring gives every question a number from 0 to 1.
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ def _check_aggregation(task: NamedTask, loaded: Any, metric: str, results: Seque
     if not items:
         return
     kind: Literal["package", "program"]
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None  # a scorer that lacks its program fails once more while it is thrown away
     try:
         with unchanged(loaded), tempfile.TemporaryDirectory() as folder:
             value = aggregate(loaded, metric, items, folder)
@@ -140,6 +143,8 @@ def _check_aggregation(task: NamedTask, loaded: Any, metric: str, results: Seque
                 f" another, as in TASKS={task.task}:METRIC, of {', '.join(others) or 'which it has none'}"
             )
         return
+    finally:
+        sys.unraisablehook = hook
     raise PrunebenchError(
         f"task {task.name}: its metric {metric} needs the {kind} {needed}, which is not installed: install it, or"
         " choose another task or metric"

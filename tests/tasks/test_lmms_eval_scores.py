@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import numpy
 import pytest
 from hubdata import HUB_TASKS, answers, write
 
+from harness.core.errors import PrunebenchError
 from tasks.lmms import LoadedTask, Scored, load_task, score
 from tasks.sources import DataSource
 from tasks.verified import VERIFIED
@@ -159,3 +161,11 @@ def test_captions_of_every_kind_equal_lmms_eval(
     (name,) = JAVA
     own = answers.lmms_eval_scores(root, tmp_path, answers.given([name], [way]))
     assert theirs(scored(loaded[name], way)) == pytest.approx(of(own, way, name), abs=1e-9)
+
+
+def test_captions_are_refused_without_java(root: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PrunebenchError, match="needs the program java, which is not installed: install it, or"):
+        load_task(*JAVA, DataSource.parse(str(root)), None, 0)
+    gc.collect()
+    assert "Exception ignored" not in capfd.readouterr().err

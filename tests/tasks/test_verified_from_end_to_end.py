@@ -11,6 +11,7 @@ import pytest
 from helpers import run
 from hubdata import HUB_TASKS, write
 
+from harness.proof import recomputed
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from tasks.verified import VERIFIED
@@ -76,10 +77,29 @@ def test_verify_scores_again_from_the_folder(
     evaluated: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the captions, whose scores take Java."""
-    data, results = evaluated
+    _, results = evaluated
     shutil.copytree(results, tmp_path / "r")
     shutil.rmtree(tmp_path / "r" / "cells" / "flickr30k_test_lite")
     code, out, err = run(capsys, monkeypatch, "results", "verify", "--results", str(tmp_path / "r"))
     assert code == 0, err
     assert out.splitlines()[-1] == f"{2 * (len(NAMES) - 1)} cells sealed and whole, 0 unfinished (0 answers), 0 wrong"
     assert "note:" not in out
+
+
+def test_verify_says_where_the_folder_is_gone(
+    evaluated: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, results = evaluated
+    name, gone = "scienceqa_img", data / "lmms-lab-encoder" / "ScienceQA"
+    shutil.copytree(results / "cells" / name, tmp_path / "r" / "cells" / name)
+    gone.rename(gone.with_suffix(".away"))
+    recomputed._task.cache_clear()
+    try:
+        code, out, _ = run(capsys, monkeypatch, "results", "verify", "--results", str(tmp_path / "r"))
+    finally:
+        gone.with_suffix(".away").rename(gone)
+        recomputed._task.cache_clear()
+    assert code == 0
+    (note,) = [line for line in out.splitlines() if line.startswith("note: scores not recomputed")]
+    assert note.startswith(f"note: scores not recomputed, data not at hand: {name}: ")
+    assert note.endswith("(2 cells)")
