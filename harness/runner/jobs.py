@@ -70,16 +70,6 @@ def task_settings(task: LoadedTask) -> dict[str, Any]:
     return {"stop_strings": list(task.until), **asked}
 
 
-def notes(jobs: Iterable[Job]) -> list[str]:
-    """What is done otherwise than a task's file asks, once a task, for people."""
-    tasks = {job.task.name: job.task for job in jobs}
-    return [
-        f"task {name} asks for {task.sampling}: answers are greedy here, and the cells say so"
-        for name, task in tasks.items()
-        if task.sampling
-    ]
-
-
 def cell_of(setting: Setting, task: LoadedTask) -> Cell:
     """The cell that a setting is with its data."""
     prompter, method = setting.located.prompter, setting.method

@@ -15,7 +15,7 @@ from harness.core.asked import Asked
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
 from harness.runner.evaluate import evaluate
-from harness.runner.jobs import notes, prepare, task_settings
+from harness.runner.jobs import prepare, task_settings
 from harness.runner.request import Request, resolve
 from harness.runner.run import Options
 from harness.runner.session import Session
@@ -86,10 +86,6 @@ def test_the_settings_of_a_cell_say_that_sampling_is_left_out(tmp_path: Path, se
         "stop_strings": [],
         "sampling": "greedy, though the task asks for do_sample, temperature=0.5",
     }
-    jobs = prepare(resolve(asked(str(tmp_path / "drawn" / "colours.yaml"), limit=2), session), session)
-    (note,) = notes(jobs)
-    assert note.startswith("task colours asks for do_sample, temperature=0.5: answers are greedy here")
-    assert notes(prepare(resolve(asked("pope", limit=2), session), session)) == []
 
 
 def test_a_sweep_takes_the_same_words(tmp_path: Path, session: Session) -> None:
@@ -104,12 +100,17 @@ def test_a_sweep_takes_the_same_words(tmp_path: Path, session: Session) -> None:
 def test_a_task_of_ones_own_from_a_command_to_a_sealed_cell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_task(tmp_path / "task")
-    finished = evaluate(asked(str(file), limit=2), Options(tmp_path / "results"), lambda _: None)
+    sampled = {"max_new_tokens": 8, "until": "###", "num_beams": 2}
+    file = write_task(tmp_path / "task", generation_kwargs=sampled)
+    said: list[str] = []
+    finished = evaluate(asked(str(file), limit=2), Options(tmp_path / "results"), said.append)
+    note = "note: task colours asks for num_beams=2: answers are greedy here, as its cells say"
+    assert said.count(note) == 1
     assert len(finished.cells) == 2
     sealed = next(cell for cell in Store(tmp_path / "results").cells() if cell.cell.method == "random")
     assert (sealed.cell.task, sealed.headline, sealed.counts["answered"]) == ("colours", "exact_match", 2)
-    assert (sealed.provenance["task_settings"], sealed.asked.task) == ({"stop_strings": ["###"]}, str(file))
+    settings = {"stop_strings": ["###"], "sampling": "greedy, though the task asks for num_beams=2"}
+    assert (sealed.provenance["task_settings"], sealed.asked.task) == (settings, str(file))
     code, _, err = run(
         capsys, monkeypatch, "show", "--sample", "colours/000000", "--method", "random", "--budget", "64",
         "--results", str(tmp_path / "results"), "--out", str(tmp_path / "one.png"),
