@@ -19,6 +19,7 @@ from harness.core.trace import LayerTrace, Trace
 from harness.method import Method, method_class, source_of, typed_knobs
 from harness.method.fits import shrinks_pictures
 from harness.runner.running import info_of, scored
+from harness.runner.sizes import sizes_of
 from harness.store.sealed import SealedCell, finite
 from harness.store.verify import same
 
@@ -136,8 +137,9 @@ def _costs(
     taken as stated. Raises PrunebenchError where images differ in size and the task's data are not at hand.
     """
     usual = located.usual
-    if task is None and not located.one_size:
+    if task is None and (not located.one_size or isinstance(cell.provenance.get("grids"), Mapping)):
         raise PrunebenchError("it takes the sizes of the images, whose data are not")
+    samples = {} if task is None else {sample.key: sample for sample in task.samples}
     if cell.provenance["decoder_layers"] != usual.depth:
         return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
     inside = method is not None and method.drops_inside
@@ -159,9 +161,10 @@ def _costs(
             scoring=[int(row["scoring_flops"])],
         )
         prompt = usual
-        if task is not None and not located.one_size:
-            size = located.prompter.shown(asked, task.sizes[str(row["image"])])
-            prompt = replace(usual, images=(located.prompter.image_at(size),))
+        if task is not None:
+            sizes = sizes_of(located, task, samples[str(row["key"])])
+            images = (located.prompter.image_at(located.prompter.shown(asked, size)) for size in sizes)
+            prompt = replace(usual, images=tuple(images))
             if method is None and prompt.n_visual != int(row["n_visual"]):
                 raise PrunebenchError("it takes the method, which may have shrunk the images")
         found = sample_cost(prompt, trace, 0, int(row["n_new_tokens"]))

@@ -45,15 +45,20 @@ def mean_text(located: Located, task: LoadedTask) -> int:
     return round(sum(texts) / len(texts))
 
 
+def alike(located: Located, task: LoadedTask) -> bool:
+    """Has every prompt of the task the same visual tokens, those of one image of a model with one size?"""
+    return located.one_size and all(len(sample.images) == 1 for sample in task.samples)
+
+
 def mean_prompt(located: Located, task: LoadedTask) -> PromptShape:
     """A prompt of the task's mean visual tokens and mean text tokens, to the nearest whole ones: budgets in `avg` and
-    `flops` are solved on it. Where images differ, its visual tokens are one row, for no one image has them."""
+    `flops` are solved on it. Where prompts differ, its visual tokens are one row, for no one image has them."""
     usual = located.usual.with_text(mean_text(located, task))
-    if located.one_size:
+    if alike(located, task):
         return usual
     counts = visual_tokens(located, task)
     row = Grid(1, round(sum(counts) / len(counts)))
-    return replace(usual, images=(ImageShape((row,), usual.images[0].vision),))
+    return replace(usual, images=(ImageShape((row,), usual.images[0].vision),), one_of_many=True)
 
 
 def check_counts(method: Method, located: Located, task: LoadedTask) -> None:
