@@ -215,8 +215,8 @@ def prompts_of(
 def chunks(
     images: set[str], usual: PromptShape, pace: Pace, prefix_bytes: int | None, most: int = 1
 ) -> Iterator[list[str]]:
-    """The keys of this shard's images, in parts whose prefixes fit into `prefix_bytes`, if there are any. `most`: images
-    that a prompt has, which one key names together."""
+    """The keys of this shard's images, in parts whose prefixes fit into `prefix_bytes`, if there are any. `most`:
+    images that a prompt has, which one key names together."""
     shard, n_shards = pace.shard
     # shards are of images, not of chunks, whose size depends on the memory that each process finds
     mine = sorted(images)[shard::n_shards]

@@ -264,15 +264,25 @@ def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask
     method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
     if sizes.alike(located, task()):
         return method
-    if located.one_size and usual is None and not (budget.unit == "kept" and isinstance(budget.tokens, int)):
+    if shrinks_pictures(method):
+        sizes.check_shares(method, _shares(method, budget, knobs), task())
+    elif located.one_size and usual is None and not (budget.unit == "kept" and isinstance(budget.tokens, int)):
         usual = replace(located.usual, one_of_many=True)
         usual = sizes.mean_prompt(located, task()) if budget.unit == "avg" else usual
         method = located.method(spec, budget, knobs, n_text=usual.n_text, usual=usual)
     if not budget.clamp:
         sizes.check_counts(method, located, task())
-    if shrinks_pictures(method):
+    if shrinks_pictures(method) and not located.one_size:
         sizes.check_reach(method, located, task())
     return method
+
+
+def _shares(method: Method, budget: Budget, knobs: Mapping[str, Any]) -> bool:
+    """Is a method asked to keep a share of each prompt's tokens, by its budget or by a knob?"""
+    from harness.method import typed_knobs
+
+    said = [value for name, value in typed_knobs(type(method), knobs) if name in method.budget_knobs]
+    return any(isinstance(value, Share) for value in [budget.tokens, *said])
 
 
 def _check_spelt(cls: type[Method], knobs: Mapping[str, Any]) -> None:

@@ -83,6 +83,18 @@ def _too_many(method: str, knob: str, number: int, task: str, counts: Sequence[i
     )
 
 
+def check_shares(method: Method, shares: bool, task: LoadedTask) -> None:
+    """Raise PrunebenchError where a method that shrinks each picture is to keep a number of a prompt's tokens, and
+    prompts have several pictures. `shares`: it is to keep a share, which each picture can."""
+    several = sum(len(sample.images) > 1 for sample in task.samples)
+    if several and not shares:
+        raise PrunebenchError(
+            f"{method.name}: expected a share of the tokens ({given('budget', '0.25kept')}) where prompts have several"
+            f" images, for each image is shrunk by itself; found another budget, and {several} of"
+            f" {len(task.samples)} prompts of {task.name} with several"
+        )
+
+
 def check_reach(method: Method, located: Located, task: LoadedTask) -> None:
     """Raise PrunebenchError where a method that shrinks pictures cannot shrink one of the task's as far as it is to,
     with what all of them can do."""
