@@ -27,7 +27,9 @@ def content(row: int, question: str) -> tuple[str | None, ...]:
 
 
 def with_several(task: lmms.LoadedTask) -> lmms.LoadedTask:
-    """The task with its images shared out anew: row i begins with its own."""
+    """The task with its images shared out anew: row i begins with its own. A task that has been so stays."""
+    if any(len(sample.images) > 1 for sample in task.samples):
+        return task
     own = {sample.images[0].key: sample.images[0] for sample in task.samples}
     images = list(own.values())
     samples = []
