@@ -7,6 +7,7 @@ at hand, every cost that follows from kept tokens and lengths is computed again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -117,12 +118,15 @@ def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str
     expected["image"] = [sample.image_key for sample in task.samples]
     wrong = []
     for name, values in expected.items():
-        for key, stated, found in zip(keys, frame[name].tolist(), values, strict=True):
+        for key, told, found in zip(keys, frame[name].tolist(), values, strict=True):
+            stated = None if isinstance(told, float) and math.isnan(told) else told  # a sample without a score
             if not same(stated, found):
                 wrong.append(f"{name} of {key} is {stated!r}, but its data and its answer give {found!r}")
                 break
     if task.headline != cell.headline:
         wrong.append(f"its headline is {cell.headline}, expected {task.headline}")
+    elif task.metric != cell.metric:
+        wrong.append(f"its metric {cell.headline} differs in {cell.stated}, expected {task.metric.stated()}")
     again = finite(metrics)
     wrong += _unlike("metric", cell.metrics, again)
     return wrong
