@@ -24,6 +24,8 @@ from harness.tables.sections import Section, Series
 from harness.tables.style import look, outline
 
 if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
     from tasks.sources import DataSource
 
 RIGHT = 0.5
@@ -176,6 +178,12 @@ def check_one_image(sealed: SealedCell, key: str, image: str) -> None:
             f"{key}: expected a sample of one image, found {n}: kept tokens are drawn on one image; samples.parquet of"
             f" {sealed.folder} records those of all {n}, in order"
         )
+
+
+def how_well(sealed: SealedCell, frame: pd.DataFrame) -> pd.Series:
+    """Of each row of samples how well it is answered, 0..1: its score, or 1 less it where lower is better; NaN where
+    the metric gives it none."""
+    return frame["score"] if sealed.metric.higher_is_better else 1.0 - frame["score"]
 
 
 def depth(protocol: Protocol) -> int | None:

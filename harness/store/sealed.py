@@ -67,7 +67,8 @@ class SealedCell:
     costs: Mapping[str, float]
     """Every cost column over the samples, as `cost_means` says."""
     counts: Mapping[str, int]
-    """Samples `expected` and `answered`, and those that the `headline` metric is computed from."""
+    """Samples `expected` and `answered`, and those that the `headline` metric is computed from; `images` where no
+    interval says how many."""
     method_info: Mapping[str, Any]
     provenance: Mapping[str, Any]
     samples_sha256: str

@@ -218,6 +218,7 @@ class CellWriter:
                 "expected": len(self.expected),
                 "answered": len(rows),
                 "headline": found.questions,
+                **({} if metric.tested else {"images": found.images}),  # no interval says it
             },
             "answering_wall_s": math.fsum(record.wall_s for record, _ in rows),
             "method_info": dict(method_info),

@@ -202,7 +202,7 @@ def _processed(cell: SealedCell) -> list[str]:
 
 
 def _counted(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
-    counted = {name: n for name, n in cell.counts.items() if name != "headline"}
+    counted = {name: n for name, n in cell.counts.items() if name not in ("headline", "images")}
     rows = {"cell": cell.cell.n_samples, **counted, "keys": int(frame["key"].nunique())}
     if set(rows.values()) != {len(frame)}:
         return [f"expected {len(frame)} samples, as {SAMPLES} has, everywhere; found {rows}"]
@@ -218,6 +218,8 @@ def _headline(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
             f"{cell.headline} is said to be of {cell.counts.get('headline')} questions, but its categories have"
             f" {found.questions}"
         )
+    if cell.counts.get("images", found.images) != found.images:
+        wrong.append(f"it is said to be of {cell.counts['images']} images, but its samples have {found.images}")
     if cell.metric.tested and not math.isclose(found.point, cell.score, rel_tol=0.0, abs_tol=1e-6 * found.maximum):
         wrong.append(f"{cell.headline} is {cell.score}, but the samples' scores add up to {found.point}")
     if found.maximum != cell.maximum and not (math.isnan(found.maximum) and math.isnan(cell.maximum)):
