@@ -296,3 +296,26 @@ def lmms_eval(context: typer.Context) -> None:
     from harness.plugin.command import lmms_cli
 
     raise typer.Exit(lmms_cli(context.args))
+
+
+def import_run(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="the folder of --output_path, or a *_results.json in it", show_default=False
+        ),
+    ],
+    data: given_as.Data = "",
+    results: given_as.WriteTo = RESULTS,
+) -> None:
+    """Seal cells from a run of lmms-eval's own command line.
+
+    The run needs --model prunebench, --log_samples and every question of its tasks.
+    """
+    loading()
+    from harness.plugin.importing import import_run as importer
+    from harness.tables import frame, terminal
+
+    cells = importer(path, results, data or None, put)
+    put()
+    put(terminal.table(frame.rows(cells)))

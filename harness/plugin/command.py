@@ -17,6 +17,7 @@ from harness.core.errors import PrunebenchError
 from harness.core.shown import one_line
 from harness.plugin import manifests
 from harness.plugin.model import Abort
+from harness.plugin.names import MINI, SHIPPED, own
 from tasks import sources as src
 from tasks.lmms import UPSTREAM
 
@@ -38,8 +39,8 @@ def mini_task_files(folder: Path) -> list[str]:
     source = src.DataSource.parse("mini")
     mini_data.verify()
     names = []
-    for spec in (src.task_spec(n) for n in ("gqa", "mme", "pope", "textvqa")):
-        name = f"{spec.name}_mini"
+    for spec in map(src.task_spec, SHIPPED):
+        name = spec.name + MINI
         paths = [str(p) for p in src.files(spec, spec.table, source)]
         lines = [
             f"include: {json.dumps(str(UPSTREAM / spec.yaml))}",
@@ -60,7 +61,7 @@ def mini_task_files(folder: Path) -> list[str]:
 
 def _check_limit(options: argparse.Namespace) -> None:
     """MME is scored in pairs: a limit that cuts one fails in upstream's aggregation, after all inference."""
-    mme = [t for t in (options.tasks or "").split(",") if t in ("mme", "mme_mini")]
+    mme = [t for t in (options.tasks or "").split(",") if own(t) == "mme"]
     if mme and options.limit is not None and options.limit > 0 and options.limit % 2 != 0:
         raise Abort(
             f"prunebench: --limit {options.limit:g} would cut a pair of {mme[0]}: expected an even whole number"
@@ -106,9 +107,11 @@ def lmms_cli(args: Sequence[str]) -> int:
                 if options.tasks in ("list", "list_groups", "list_tags", "list_subtasks") and not stop.code:
                     failures.pop()
                 raise
-            if not _saved(options.output_path, began):
+            if os.environ.get("RANK", "0").strip() not in ("", "0"):
+                failures.pop()  # the results of a group of ranks are the first rank's
+            elif not _saved(options.output_path, began):
                 failures[-1] = f"no results file was written under {options.output_path}"
-            elif (results and results.get("results")) or os.environ.get("RANK", "0").strip() not in ("", "0"):
+            elif results and results.get("results"):
                 failures.pop()
             return results, samples
 
