@@ -24,6 +24,7 @@ def evaluate(
     tasks: given_as.Tasks = TASKS,
     limit: given_as.Limit = "",
     batch: given_as.Batch = 16,
+    workers: given_as.Workers = 1,
     seed: given_as.Seeds = "0",
     device: given_as.Device = "auto",
     dtype: given_as.Dtype = "auto",
@@ -72,7 +73,7 @@ def evaluate(
         positions=positions,
         knobs=knobs,
     )
-    finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh), put)
+    finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh), put, workers=workers)
     say_finished(finished, results, wide)
     finished.check_whole()
 
