@@ -121,12 +121,14 @@ def _records(logged: LoggedTask, task: LoadedTask) -> tuple[dict[str, Record], d
     records = {}
     for sample in task.samples:
         answer, entry = logged.lines[sample.index]
-        if sample.image_key not in shown:
-            image = sample.load_image()
-            shown[sample.image_key] = log.pixels(image.mode, image.size, image.tobytes())
-            for spelt in entry.get(log.GRIDS) or ():
-                grids.setdefault(spelt, []).append(sample.image_key)
-        asked = log.asked((None, sample.prompt), [shown[sample.image_key]])
+        for place, image in enumerate(sample.images):
+            if image.key in shown:
+                continue
+            picture = image.load()
+            shown[image.key] = log.pixels(picture.mode, picture.size, picture.tobytes())
+            if log.GRIDS in entry:
+                grids.setdefault(entry[log.GRIDS][place], []).append(image.key)
+        asked = log.asked(sample.content, [shown[image.key] for image in sample.images])
         told = {"until": entry["until"], "max_new_tokens": entry["max_new_tokens"]}
         if told != {"until": until, "max_new_tokens": most}:
             raise PrunebenchError(

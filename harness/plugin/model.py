@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from harness.core.command import natural
 from harness.core.errors import PrunebenchError
 from harness.plugin import log, names
+from harness.plugin.turns import turn
 from harness.store.journal import Record
-from tasks.lmms import one_image
+from tasks.pictures import cluster_key
 
 # isort: split
 # behind tasks.lmms, which looks whether lmms-eval was imported before it
@@ -154,6 +155,8 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             if key not in prompts:  # `repeats` sends a request several times, and so do ranks that pad their share
                 messages = partial(self._messages, doc_to_messages, task, split, doc_id, key)
                 prompts[key] = self._asked(key, task, doc_id, messages, settings)
+        for asked in groups.values():
+            self._opened.check(one.prompt for one in asked.values())
         results: dict[tuple[str, str, str], dict[str, GenerationResult]] = {}
         described: set[str] = set()  # in each call: an instance may be evaluated several times
         for group, asked in groups.items():
@@ -172,31 +175,36 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
     def _asked(
         self, key: str, task: str, doc_id: int, messages: Callable[[], Any], settings: Mapping[str, Any]
     ) -> Asked:
-        from harness.runner.answering import Prompt
+        from harness.runner.answering import Prompt, PromptImage
 
         # temperature, top_p and the like say nothing when nothing is sampled
         if settings.get("do_sample") or (settings.get("num_beams") or 1) != 1:
             raise PrunebenchError(
                 f"{key}: expected greedy decoding, found {dict(settings)}; drop do_sample and num_beams"
             )
-        text, image = one_image(messages(), key)
+        content, images = turn(messages(), key)
         until = settings.get("until") or ()
         if list(until) == UPSTREAM_STOP:
             until = ()
-        shown = log.pixels(image.mode, image.size, image.tobytes())
-        size = (image.height, image.width)
+        shown = [log.pixels(image.mode, image.size, image.tobytes()) for image in images]
+        sizes = [(image.height, image.width) for image in images]
+
+        def load(place: int) -> Image.Image:
+            # decoded again: 10,000 images do not fit in memory
+            return turn(messages(), key)[1][place].convert("RGB")
+
         prompt = Prompt(
             key=key,
-            text=text,
-            image=lambda: one_image(messages(), key)[1].convert(
-                "RGB"
-            ),  # decoded again: 10,000 images do not fit in memory
-            image_key=shown,
+            content=content,
+            images=tuple(
+                PromptImage(name, partial(load, place), size)
+                for place, (name, size) in enumerate(zip(shown, sizes, strict=True))
+            ),
+            image_key=cluster_key(shown),
             max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens", self._max_new_tokens)),
             until=(until,) if isinstance(until, str) else tuple(until),
-            size=size,
         )
-        return Asked(prompt, task, doc_id, log.asked((None, text), [shown]), self._opened.grids([size]))
+        return Asked(prompt, task, doc_id, log.asked(content, shown), self._opened.grids(sizes))
 
     def _answer(self, prompts: Sequence[Prompt]) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,8 @@ from harness.method.build import from_anywhere
 from harness.method.registry import method_class
 from harness.models.device import pick_device
 from harness.models.load import Located, locate_model
-from harness.runner.answering import Answerer
+from harness.models.prompt import PROBED
+from harness.runner.answering import Answerer, Prompt
 from harness.runner.environment import environment
 from harness.runner.jobs import measured_with, setting_values
 from harness.runner.launch.launchers import check_alone
@@ -58,6 +59,14 @@ class Opened:
             "environment": environment(located.device),
             "grids": [list(view) for view in located.usual.images[0].views] if one else None,
         }
+
+    def check(self, prompts: Iterable[Prompt]) -> None:
+        """Tokenise every prompt before the first is answered. Raises PrunebenchError naming the sample that the model
+        cannot be asked."""
+        prompter, method = self.located.prompter, self.answerer.method
+        for prompt in prompts:
+            sizes = tuple(prompter.shown(method, image.size or PROBED) for image in prompt.images)
+            prompter.asked(prompt.key, prompt.content, prompt.max_new_tokens, sizes)
 
     def grids(self, sizes: Sequence[Size]) -> tuple[str, ...] | None:
         """The grids of the tokens of images of these (height, width), as harness/core/grids.py spells them; None where

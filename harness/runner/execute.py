@@ -22,7 +22,7 @@ from harness.engine.prefix import PrefixCache, prefix_kind
 from harness.method import Method, source_of
 from harness.models.load import LoadedModel
 from harness.models.pictures import pixels_key
-from harness.runner.answering import Answer, Answerer, Prompt, batch_for
+from harness.runner.answering import Answer, Answerer, Prompt, PromptImage, batch_for
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting
@@ -200,7 +200,15 @@ def prompts_of(
     most = task.max_new_tokens if max_new_tokens is None else min(task.max_new_tokens, max_new_tokens)
     until = tuple(task.until)
     return [
-        Prompt(s.key, s.prompt, s.load_image, s.image_key, most, until, sizes.get(s.image_key)) for s in task.samples
+        Prompt(
+            s.key,
+            s.content,
+            tuple(PromptImage(image.key, image.load, sizes.get(image.key)) for image in s.images),
+            s.image_key,
+            most,
+            until,
+        )
+        for s in task.samples
     ]
 
 

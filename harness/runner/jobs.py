@@ -16,10 +16,11 @@ from harness.method import Method, source_of
 from harness.models.device import device_name
 from harness.models.load import Located
 from harness.models.pictures import pixels_key
-from harness.models.prompt import Sizes, check_prompts
+from harness.models.prompt import Content, Sizes, check_prompts
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting
+from harness.runner.sizes import sizes_of
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask
@@ -54,15 +55,15 @@ def _job(setting: Setting, session: Session) -> Job:
     return Job(setting, task, cell, cell.identity())
 
 
-def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, str, Sizes | None]]:
-    """(key, text, sizes of images as the method shows them) of a task's questions; no sizes for a model to which they
-    say nothing."""
-    located = setting.located
+def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, Content, Sizes]]:
+    """(key, content, sizes of images as the method shows them) of a task's questions."""
+    prompter = setting.located.prompter
     for sample in task.samples:
-        if located.one_size:
-            yield sample.key, sample.prompt, None
-        else:
-            yield sample.key, sample.prompt, (located.prompter.shown(setting.method, task.sizes[sample.image_key]),)
+        yield (
+            sample.key,
+            sample.content,
+            tuple(prompter.shown(setting.method, size) for size in sizes_of(setting.located, task, sample)),
+        )
 
 
 def task_settings(task: LoadedTask) -> dict[str, Any]:

@@ -15,17 +15,24 @@ from harness.core.shape import Grid, ImageShape, PromptShape, Size
 from harness.core.spelling import given
 from harness.method import Method, PictureError
 from harness.models.load import Located
+from harness.models.prompt import PROBED, Sizes
 
 if TYPE_CHECKING:
-    from tasks.lmms import LoadedTask
+    from tasks.lmms import LoadedTask, Sample
+
+
+def sizes_of(located: Located, task: LoadedTask, sample: Sample) -> Sizes:
+    """(height, width) of each of a sample's images as its file has it; `PROBED` for a model to which they say
+    nothing."""
+    if located.one_size:
+        return (PROBED,) * len(sample.images)
+    return tuple(task.sizes[image.key] for image in sample.images)
 
 
 def visual_tokens(located: Located, task: LoadedTask) -> list[int]:
     """Visual tokens of each of a task's prompts, of images whose sizes are read and whose pixels are not."""
-    if located.one_size:
-        return [located.usual.n_visual] * len(task.samples)
-    image_at, sizes = located.prompter.image_at, task.sizes
-    return [image_at(sizes[sample.image_key]).tokens for sample in task.samples]
+    image_at = located.prompter.image_at
+    return [sum(image_at(size).tokens for size in sizes_of(located, task, sample)) for sample in task.samples]
 
 
 def mean_text(located: Located, task: LoadedTask) -> int:
@@ -33,8 +40,7 @@ def mean_text(located: Located, task: LoadedTask) -> int:
     prompter = located.prompter
     texts = []
     for sample in task.samples:
-        sizes = None if located.one_size else (task.sizes[sample.image_key],)
-        ids = prompter.prompt_ids(sample.prompt, sizes)
+        ids = prompter.prompt_ids(sample.content, sizes_of(located, task, sample))
         texts.append(len(ids) - ids.count(prompter.image_token_id))
     return round(sum(texts) / len(texts))
 
@@ -85,7 +91,7 @@ def check_reach(method: Method, located: Located, task: LoadedTask) -> None:
     if not refused:
         return
     share, worst = max((error.fewest / prompter.tokens_at(size), size) for size, error in refused.items())
-    n = sum(task.sizes[sample.image_key] in refused for sample in task.samples)
+    n = sum(any(task.sizes[image.key] in refused for image in sample.images) for sample in task.samples)
     mend = ", as is a smaller min_pixels in the model's config" if prompter.family.joined else ""
     raise PrunebenchError(
         f"{refused[worst]} ({n} of {len(task.samples)} prompts of {task.name} on {located.config.name} are out of"
