@@ -52,7 +52,7 @@ def _fatal() -> Iterator[None]:
         raise Abort(f"prunebench: {type(error).__name__}: {error}") from error
 
 
-class Asked(NamedTuple):
+class LoggedPrompt(NamedTuple):
     """A prompt, with what the log says of it: its task and document, the digest of the turn, and the grids of its
     images' tokens where images differ."""
 
@@ -144,7 +144,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             return self._generate(requests)
 
     def _generate(self, requests: list[Any]) -> list[GenerationResult]:
-        groups: dict[tuple[str, str, str], dict[str, Asked]] = {}
+        groups: dict[tuple[str, str, str], dict[str, LoggedPrompt]] = {}
         places = []
         for request in requests:
             _, doc_to_messages, settings, doc_id, task, split = request.args
@@ -174,7 +174,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
 
     def _asked(
         self, key: str, task: str, doc_id: int, messages: Callable[[], Any], settings: Mapping[str, Any]
-    ) -> Asked:
+    ) -> LoggedPrompt:
         from harness.runner.answering import Prompt, PromptImage
 
         # temperature, top_p and the like say nothing when nothing is sampled
@@ -204,7 +204,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens", self._max_new_tokens)),
             until=(until,) if isinstance(until, str) else tuple(until),
         )
-        return Asked(prompt, task, doc_id, log.asked(content, shown), self._opened.grids(sizes))
+        return LoggedPrompt(prompt, task, doc_id, log.asked(content, shown), self._opened.grids(sizes))
 
     def _answer(self, prompts: Sequence[Prompt]) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
@@ -218,7 +218,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             raise RuntimeError(f"{len(lost)} of {len(prompts)} samples were not answered, the first {lost[0]}")
         return answers
 
-    def _result(self, asked: Asked, answer: Answer, described: set[str]) -> GenerationResult:
+    def _result(self, asked: LoggedPrompt, answer: Answer, described: set[str]) -> GenerationResult:
         """The answer with its entry in the log; the first of a task describes the run."""
         task, opened = asked.task, self._opened
         run = None if task in described else self._run

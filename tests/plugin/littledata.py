@@ -22,6 +22,10 @@ GROUP = "few"
 UPSTREAM = {name: Path(TASKS[name].yaml).stem for name in SHIPPED}
 #: as torchrun does, on a free port
 TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
 #: after which a command hangs; torchrun ends the ranks that are left within 30
 SECONDS = 300
 

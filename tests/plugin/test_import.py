@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -377,10 +379,13 @@ def ranked(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["torchrun", "accelerate"])
-def test_two_ranks_log_every_sample_once_as_one_process_does(how: str, data: Path, tmp_path: Path) -> None:
+def test_two_ranks_log_every_sample_once_as_one_process_does(
+    how: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, launcher = tmp_path / "out", littledata.TWO_RANKS
     if how == "accelerate":
-        launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        launcher = littledata.ACCELERATE
     done = littledata.lmms_eval(
         data,
         *("--output_path", str(out), "--log_samples", "--batch_size", "2"),
@@ -431,3 +436,31 @@ def test_an_evaluation_as_two_ranks_says_the_command_that_does_the_same(
     assert code == 0, err
     cell = next(cell for cell in Store(tmp_path / "r").cells() if cell.cell.method == "fastv")
     assert cell.samples_sha256 == measured["pope"].samples_sha256
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+PAGE = Path(__file__).parents[2] / "docs" / "lmms-eval.md"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_as_they_stand(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that need no hub."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.S | re.M)
+    typed = [shlex.split(block.replace("\\\n", " ")) for block in blocks if ".venv/bin/prunebench" in block]
+    assert [words[1] for words in typed] == ["lmms-eval", "import"]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *typed[0][1:]], capture_output=True, text=True, timeout=littledata.SECONDS
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    code, out, err = run(capsys, monkeypatch, *typed[1][1:])
+    assert code == 0, err
+    assert "sealed  results/local/cells/pope/mini-fastv-64-" in out
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.S | re.M)
+    shutil.copy(next(tmp_path.rglob("*_samples_pope_mini.jsonl")), "samples.jsonl")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert set(found["kept"]) == {64}
