@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from harness.plugin.opened import Opened
     from harness.runner.answering import Answer, Prompt
 
-#: tokens for a task that names no limit; llava_hf's 1024 makes TextVQA hours of rambling
-MAX_NEW_TOKENS = 16
+#: tokens for a task that names no limit, as lmms-eval's own models take it, and for TextVQA, where 1024 would be hours
+#: of rambling
+MAX_NEW_TOKENS, SHORT = 1024, 16
 #: lmms-eval's stop strings for a task whose YAML names none; an answer that begins with a blank line would be empty
 UPSTREAM_STOP = ["\n\n"]
 
@@ -101,7 +102,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
         batch_size: str | int = 1,
         seed: int = 0,
         positions: str = "method",
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        max_new_tokens: int | None = None,
         max_batch_size: int | None = None,
         prompt: str | None = None,
         image: str | None = None,
@@ -114,7 +115,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             from harness.plugin.cache import identity_of, key_by
             from harness.plugin.opened import opened
 
-            self._max_new_tokens = _whole("max_new_tokens", max_new_tokens)
+            self._longest = None if max_new_tokens is None else _whole("max_new_tokens", max_new_tokens)
             self._opened: Opened = opened(
                 pretrained,
                 method=method,
@@ -191,7 +192,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
 
         def load(place: int) -> Image.Image:
             # decoded again: 10,000 images do not fit in memory
-            return turn(messages(), key)[1][place].convert("RGB")
+            return turn(messages(), key)[1][place]
 
         prompt = Prompt(
             key=key,
@@ -201,10 +202,14 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
                 for place, (name, size) in enumerate(zip(shown, sizes, strict=True))
             ),
             image_key=cluster_key(shown),
-            max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens", self._max_new_tokens)),
+            max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens") or self._unnamed(task)),
             until=(until,) if isinstance(until, str) else tuple(until),
         )
         return LoggedPrompt(prompt, task, doc_id, log.asked(content, shown), self._opened.grids(sizes))
+
+    def _unnamed(self, task: str) -> int:
+        """Tokens of an answer for a task that names no limit: as typed, else as `prunebench eval` has them."""
+        return self._longest or (SHORT if names.own(task) in names.SHIPPED else MAX_NEW_TOKENS)
 
     def _answer(self, prompts: Sequence[Prompt]) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}

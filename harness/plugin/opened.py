@@ -55,6 +55,7 @@ class Opened:
             "settings": self.settings,
             "request": {name: value for name, value in self.asked.to_dict().items() if name != "task"},
             "method_info": info_of(type(method)),
+            "uses_seed": method.uses_seed,
             "provenance": measured_with(located, method, Pace(self.answerer.batch_size, share=False)),
             "environment": environment(located.device),
             "grids": [list(view) for view in located.usual.images[0].views] if one else None,

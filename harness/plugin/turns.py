@@ -11,9 +11,9 @@ from harness.core.picture import check_size
 
 
 def turn(messages: Any, key: str) -> tuple[tuple[str | None, ...], list[Image.Image]]:
-    """The parts of a turn in order, None standing for the next image, and the images.
+    """The parts of a turn in order, None standing for the next image, and the images in RGB.
 
-    Raises PrunebenchError naming the sample for anything but one user turn with a text and at least one decoded image.
+    Raises PrunebenchError naming the sample for anything but one user turn of texts and at least one decoded image.
     """
     turns = list(messages or [])
     roles = [str(one.get("role")) for one in turns]
@@ -23,10 +23,10 @@ def turn(messages: Any, key: str) -> tuple[tuple[str | None, ...], list[Image.Im
         )
     kinds = [str(part.get("type")) for part in turns[0]["content"]]
     strange = sorted(set(kinds) - {"image", "text"})
-    if strange or "image" not in kinds or "text" not in kinds:
+    if strange or "image" not in kinds:
         found = strange or kinds
         raise PrunebenchError(
-            f"{key}: expected a text and at least one image, found {', '.join(found) or 'nothing'}; choose tasks that"
+            f"{key}: expected texts and at least one image, found {', '.join(found) or 'nothing'}; choose tasks that"
             " ask about images"
         )
     content: list[str | None] = []
@@ -41,5 +41,5 @@ def turn(messages: Any, key: str) -> tuple[tuple[str | None, ...], list[Image.Im
         with naming(key):
             check_size(*image.size)
         content.append(None)
-        images.append(image)
+        images.append(image.convert("RGB"))
     return tuple(content), images

@@ -160,7 +160,10 @@ def test_settings_are_read_but_never_changed(engine: FakeEngine) -> None:
     model_with({"a": [[1]]}).generate_until([request("a", 0, settings)])
     assert settings == {"until": ["ASSISTANT:"], "temperature": 0.0}
     prompt = engine.calls.pop()[0]
-    assert (prompt.max_new_tokens, prompt.until) == (16, ("ASSISTANT:",))
+    assert (prompt.max_new_tokens, prompt.until) == (1024, ("ASSISTANT:",))
+    for name, words, most in (("textvqa_val", {}, 16), ("textvqa_val", {"max_new_tokens": 9}, 9), ("a", {}, 1024)):
+        model_with({name: [[1]]}, **words).generate_until([request(name, 0, {})])
+        assert engine.calls.pop()[0].max_new_tokens == most
     model_with({"a": [[1]]}).generate_until([request("a", 0, {"until": ["\n\n"]})])
     assert engine.calls[0][0].until == (), "lmms-eval's default, which no YAML names"
     with pytest.raises(SystemExit, match="a/000000: expected greedy decoding"):
@@ -190,9 +193,8 @@ def parts(*kinds: str) -> Any:
 @pytest.mark.parametrize(
     ("turns", "said"),
     [
-        (parts("text"), "expected a text and at least one image, found text; choose"),
-        (parts("image"), "expected a text and at least one image, found image; choose"),
-        (parts("video", "text"), "expected a text and at least one image, found video; choose"),
+        (parts("text"), "expected texts and at least one image, found text; choose"),
+        (parts("video", "text"), "expected texts and at least one image, found video; choose"),
         (parts("path", "text"), "expected a decoded image in the prompt, found str"),
         (lambda doc: [], "expected one turn of a user, found none"),
         (
