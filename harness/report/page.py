@@ -319,6 +319,7 @@ class _Builder:
 
     def _picture(self, sealed: SealedCell, key: str, image: str, images: dict[str, int]) -> int:
         """The number of the sample's image in the page; encoded once, however many samples and pages show it."""
+        views.check_one_image(sealed, key, image)
         where = self.pictures.table(sealed)
         if where in self._lost:
             raise PrunebenchError(self._lost[where])
