@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core import grids
 from harness.core.asked import Asked
 from harness.core.budget import parse
 from harness.core.cell import Cell
@@ -73,17 +74,12 @@ def _arrival(logged: LoggedTask, data: str | None) -> Arrival:
     name, run = names.own(logged.name), logged.run
     settings, request = run["settings"], run["request"]
     mini = names.is_mini(logged.name) or settings["stands_for"] == "mini"
-    with naming(str(logged.file)):
-        if run["grids"] is None and parse(str(settings["budget"])).unit == "avg":
-            raise PrunebenchError(
-                f"{given('budget', settings['budget'])} is solved for each task where images differ: expected a number"
-                " of kept tokens; measure it with `prunebench eval`"
-            )
     source = DataSource.parse(data or ("mini" if mini else "hub"))
     task = lmms.load_task(name, source, None, SUBSET_SEED)
     with naming(str(logged.file)):
         _check_whole(logged, task)
-        records, grids = _records(logged, task)
+        _check_budget(logged, task)
+        records, shown = _records(logged, task)
         metrics, scores = scored(task, {key: record.answer for key, record in records.items()})
         _check_metrics(logged, metrics)
         asked_of = data or ("mini" if names.is_mini(logged.name) and settings["stands_for"] != "mini" else None)
@@ -91,7 +87,7 @@ def _arrival(logged: LoggedTask, data: str | None) -> Arrival:
             "request": Asked.from_dict({**request, "task": name, "data": asked_of}).to_dict(),
             **run["provenance"],
             "task_settings": task_settings(task),
-            "grids": run["grids"] if run["grids"] is not None else grids,
+            "grids": grids.recorded(shown, run["one_size"]),
             "origin": ORIGIN,
             "imported": {"task": logged.name, "date": logged.date},
             "wall_s": round(math.fsum(record.wall_s for record in records.values()), 3),
@@ -112,23 +108,37 @@ def _check_whole(logged: LoggedTask, task: LoadedTask) -> None:
         )
 
 
-def _records(logged: LoggedTask, task: LoadedTask) -> tuple[dict[str, Record], dict[str, list[str]]]:
-    """The answers by key, and the images by the grids of their tokens. Raises PrunebenchError for the first question
-    that these data do not make."""
+def _check_budget(logged: LoggedTask, task: LoadedTask) -> None:
+    """Raise PrunebenchError for a budget that an evaluation solves on the prompts of its task, and that a run without
+    a task in hand took for the model's usual prompt."""
+    text = str(logged.run["settings"]["budget"])
+    budget = parse(text)
+    if budget.unit == "none" or (budget.unit == "kept" and isinstance(budget.tokens, int)):
+        return
+    several = any(len(sample.images) > 1 for sample in task.samples)
+    own = not logged.run["one_size"] and not logged.run["shrinks_pictures"]  # a share is each prompt's own
+    if (several and not own) or (budget.unit == "avg" and (several or not logged.run["one_size"])):
+        raise PrunebenchError(
+            f"{given('budget', text)} is solved for each task where prompts differ in visual tokens: expected a number"
+            " of kept tokens; measure it with `prunebench eval`"
+        )
+
+
+def _records(logged: LoggedTask, task: LoadedTask) -> tuple[dict[str, Record], dict[str, grids.Images]]:
+    """The answers by key, and the grids of each prompt's images by the key of these. Raises PrunebenchError for the
+    first question that these data do not make."""
     until, most = list(task.until), task.max_new_tokens
-    shown: dict[str, str] = {}
-    grids: dict[str, list[str]] = {}
+    pixels: dict[str, str] = {}
+    shown: dict[str, grids.Images] = {}
     records = {}
     for sample in task.samples:
         answer, entry = logged.lines[sample.index]
-        for place, image in enumerate(sample.images):
-            if image.key in shown:
-                continue
-            picture = image.load()
-            shown[image.key] = log.pixels(picture.mode, picture.size, picture.tobytes())
-            if log.GRIDS in entry:
-                grids.setdefault(entry[log.GRIDS][place], []).append(image.key)
-        asked = log.asked(sample.content, [shown[image.key] for image in sample.images])
+        for image in sample.images:
+            if image.key not in pixels:
+                picture = image.load()
+                pixels[image.key] = log.pixels(picture.mode, picture.size, picture.tobytes())
+        shown.setdefault(sample.image_key, [grids.spelt(words) for words in entry["grids"]])
+        asked = log.asked(sample.content, [pixels[image.key] for image in sample.images])
         told = {"until": entry["until"], "max_new_tokens": entry["max_new_tokens"]}
         if told != {"until": until, "max_new_tokens": most}:
             raise PrunebenchError(
@@ -154,7 +164,7 @@ def _records(logged: LoggedTask, task: LoadedTask) -> tuple[dict[str, Record], d
             wall_s=entry["wall_s"],
             kept=entry["keeps"],
         )
-    return records, grids
+    return records, shown
 
 
 def _check_metrics(logged: LoggedTask, metrics: Mapping[str, float | None]) -> None:
@@ -214,7 +224,7 @@ def _seal(store: Store, one: Arrival, say: Callable[[str], None]) -> SealedCell:
             one.metrics,
             one.scores,
             one.provenance,
-            headline=one.task.headline,
+            headline=one.task.metric,
             method_info=run["method_info"],
         )
     say(f"sealed  {sealed.folder}")

@@ -19,9 +19,12 @@ from harness.store.journal import Record, number
 #: of the entry's layout
 VERSION = 1
 #: what an entry holds beside the costs
-FIELDS = ("prunebench", "task", "doc_id", "sample", "settings", "asked", "until", "max_new_tokens", "keeps", "wall_s")
+FIELDS = (
+    *("prunebench", "task", "doc_id", "sample", "settings", "asked", "until", "max_new_tokens"),
+    *("grids", "keeps", "wall_s"),
+)
 UPSTREAM = ("input_tokens", "output_tokens", "reasoning_tokens")
-RUN, SUM, GRIDS = "run", "sum", "grids"
+RUN, SUM = "run", "sum"
 
 
 def digest(*values: Any) -> str:
@@ -53,11 +56,11 @@ def entry(
     until: Sequence[str],
     max_new_tokens: int,
     n_input_tokens: int,
-    grids: Sequence[str] | None = None,
+    grids: Sequence[str],
     run: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The entry of an answer, as JSON values. `record.image` says nothing here. `grids`: of each image's tokens as
-    harness/core/grids.py spells them, where images differ. `run`: what `Opened.run` gives.
+    harness/core/grids.py spells them. `run`: what `Opened.run` gives.
 
     Raises PrunebenchError for a cost that is no number or has the name of another field.
     """
@@ -73,11 +76,11 @@ def entry(
         "max_new_tokens": max_new_tokens,
         "keeps": record.kept,
         "wall_s": record.wall_s,
-        **({GRIDS: list(grids)} if grids is not None else {}),
+        "grids": list(grids),
         **({RUN: dict(run)} if run is not None else {}),
     }
     counts = {"input_tokens": n_input_tokens, "output_tokens": record.n_new_tokens}
-    taken = {*values, *counts, RUN, GRIDS, SUM, *UPSTREAM} & set(costs)
+    taken = {*values, *counts, RUN, SUM, *UPSTREAM} & set(costs)
     if taken:
         raise PrunebenchError(f"{record.key}: expected costs of other names, found {', '.join(sorted(taken))}")
     whole = {**counts, **costs, **values}
@@ -103,5 +106,5 @@ def whole(found: Mapping[str, Any], answer: str) -> bool:
 
 def costs_of(found: Mapping[str, Any]) -> dict[str, float]:
     """The cost columns of an entry."""
-    others = {*FIELDS, *UPSTREAM, RUN, SUM, GRIDS}
+    others = {*FIELDS, *UPSTREAM, RUN, SUM}
     return {name: value for name, value in found.items() if name not in others}

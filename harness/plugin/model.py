@@ -55,13 +55,13 @@ def _fatal() -> Iterator[None]:
 
 class LoggedPrompt(NamedTuple):
     """A prompt, with what the log says of it: its task and document, the digest of the turn, and the grids of its
-    images' tokens where images differ."""
+    images' tokens."""
 
     prompt: Prompt
     task: str
     doc_id: int
     digest: str
-    grids: tuple[str, ...] | None
+    grids: list[str]
 
 
 @dataclass

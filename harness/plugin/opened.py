@@ -14,9 +14,10 @@ from harness.core.asked import Asked
 from harness.core.budget import Budget
 from harness.core.cell import KEY_VERSION, NUMERICS_VERSION
 from harness.core.errors import PrunebenchError
-from harness.core.grids import recorded
+from harness.core.grids import in_words
 from harness.core.shape import Size
 from harness.method.build import from_anywhere
+from harness.method.fits import shrinks_pictures
 from harness.method.registry import method_class
 from harness.models.device import pick_device
 from harness.models.load import Located, locate_model
@@ -48,7 +49,6 @@ class Opened:
     def run(self) -> dict[str, Any]:
         """The open description of a run, as JSON values."""
         located, method = self.located, self.answerer.method
-        one = located.one_size
         return {
             "key_version": KEY_VERSION,
             "numerics_version": NUMERICS_VERSION,
@@ -56,9 +56,10 @@ class Opened:
             "request": {name: value for name, value in self.asked.to_dict().items() if name != "task"},
             "method_info": info_of(type(method)),
             "uses_seed": method.uses_seed,
+            "shrinks_pictures": shrinks_pictures(method),
             "provenance": measured_with(located, method, Pace(self.answerer.batch_size, share=False)),
             "environment": environment(located.device),
-            "grids": [list(view) for view in located.usual.images[0].views] if one else None,
+            "one_size": located.one_size,
         }
 
     def check(self, prompts: Iterable[Prompt]) -> None:
@@ -69,16 +70,10 @@ class Opened:
             sizes = tuple(prompter.shown(method, image.size or PROBED) for image in prompt.images)
             prompter.asked(prompt.key, prompt.content, prompt.max_new_tokens, sizes)
 
-    def grids(self, sizes: Sequence[Size]) -> tuple[str, ...] | None:
-        """The grids of the tokens of images of these (height, width), as harness/core/grids.py spells them; None where
-        every image has the same."""
-        located, method = self.located, self.answerer.method
-        if located.one_size:
-            return None
-        prompter = located.prompter
-        return tuple(
-            next(iter(recorded({"": prompter.image_at(prompter.shown(method, size)).views}))) for size in sizes
-        )
+    def grids(self, sizes: Sequence[Size]) -> list[str]:
+        """The grids of the tokens of images of these (height, width), as harness/core/grids.py spells them."""
+        prompter, method = self.located.prompter, self.answerer.method
+        return [in_words(prompter.image_at(prompter.shown(method, size)).views) for size in sizes]
 
 
 def opened(

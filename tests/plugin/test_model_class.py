@@ -40,8 +40,8 @@ class FakeEngine:
         assert not self.calls, "every prompt is checked before the first is answered"
         self.checked += [prompt.key for prompt in prompts]
 
-    def grids(self, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-        return tuple(f"{rows}x{cols}" for rows, cols in sizes)
+    def grids(self, sizes: Sequence[tuple[int, int]]) -> list[str]:
+        return [f"{rows}x{cols}" for rows, cols in sizes]
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
         self.calls.append(list(prompts))
@@ -141,7 +141,7 @@ def test_the_log_says_what_an_answer_cost_and_what_it_was_made_with(engine: Fake
     }
     assert log.costs_of(first) == {"kept": 64, "kv_bytes": 1.5}
     assert first["settings"] == log.digest(FakeEngine.settings)
-    assert first[log.GRIDS] == ["6x4"]
+    assert first["grids"] == ["6x4"]
     assert log.whole(first, results[0].text)
     assert not log.whole(first, results[1].text)
     engine.calls.clear()
