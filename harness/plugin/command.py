@@ -23,7 +23,7 @@ from tasks.lmms import UPSTREAM
 
 # isort: split
 # behind tasks.lmms, which looks whether lmms-eval was imported before it
-from lmms_eval.utils import load_yaml_config
+from lmms_eval.utils import load_yaml_config, simple_parse_args_string
 
 from tasks.mini import data as mini_data
 
@@ -68,6 +68,23 @@ def _check_limit(options: argparse.Namespace) -> None:
         )
 
 
+def _check_output(options: argparse.Namespace) -> None:
+    """lmms-eval reads the folder out of a list with commas, and numbers as numbers: it would fail, or only warn after
+    all inference."""
+    path = options.output_path
+    if not path:
+        return
+    try:
+        found = simple_parse_args_string(f"output_path={path}").get("output_path")
+    except ValueError:
+        found = None
+    if found != path:
+        raise Abort(
+            f"prunebench: --output_path {path}: expected a folder without a comma in its name, and not a number alone:"
+            " lmms-eval cannot read it; try ./ in front of a number"
+        )
+
+
 def _saved(output: str | None, since: float) -> bool:
     """Whether a results file was written; lmms-eval only warns when saving fails."""
     if not output:
@@ -101,6 +118,7 @@ def lmms_cli(args: Sequence[str]) -> int:
             )
             options.include_path = [folder, *theirs]
             _check_limit(options)
+            _check_output(options)
             try:
                 results, samples = original(options)
             except SystemExit as stop:

@@ -438,6 +438,25 @@ def test_an_evaluation_as_two_ranks_says_the_command_that_does_the_same(
     assert cell.samples_sha256 == measured["pope"].samples_sha256
 
 
+@pytest.mark.slow
+def test_answers_of_the_cache_and_answers_alone_as_lmms_eval_writes_them(
+    data: Path, measured: dict[str, SealedCell], tmp_path: Path
+) -> None:
+    cached = ("--log_samples", "--use_cache", str(tmp_path / "cache"), "--model_args", MODEL_ARGS)
+    for out in ("first", "again"):
+        done = littledata.lmms_eval(data, "--output_path", str(tmp_path / out), "--batch_size", "4", *cached)
+        assert done.returncode == 0, done.stdout[-3000:]
+    with pytest.raises(PrunebenchError, match="found none: run it again without --use_cache"):
+        imported(tmp_path / "again", data, tmp_path / "r")
+    args = ("--predict_only", "--model_args", MODEL_ARGS)
+    done = littledata.lmms_eval(data, "--output_path", str(tmp_path / "alone"), "--batch_size", "4", *args)
+    assert done.returncode == 0, done.stdout[-3000:]
+    for folder in ("first", "alone"):
+        cells, _ = imported(tmp_path / folder, data, tmp_path / f"{folder}-r")
+        for cell in cells:
+            assert cell.samples_sha256 == measured[cell.cell.task].samples_sha256
+
+
 # ------------------------------------------------------------------------------------------------------------ the page
 
 PAGE = Path(__file__).parents[2] / "docs" / "lmms-eval.md"

@@ -471,3 +471,16 @@ def test_cli_passes_upstreams_own_exits_on(evaluation: Any) -> None:
     evaluation(stops)
     assert command.lmms_cli(["--tasks", "list"]) == 0
     assert command.lmms_cli(["--no_such_option"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "fine"), [("a,b", False), ("7", False), ("True", False), ("./7", True), ("a=b c", True)]
+)
+def test_cli_refuses_a_folder_that_lmms_eval_cannot_read(
+    evaluation: Any, path: str, fine: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = evaluation(results)
+    assert command.lmms_cli([*ARGS, "--output_path", path]) == 1, "nothing is saved here"
+    assert bool(seen) is fine
+    said = f"prunebench: --output_path {path}: expected a folder without a comma in its name"
+    assert (said in capsys.readouterr().err) is not fine
