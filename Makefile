@@ -7,8 +7,8 @@ unexport $(given)
 MAKEOVERRIDES :=
 
 # The variables of each command: --option=VARIABLE or --option=VARIABLE=default; --=VARIABLE is given by position and stands last.
-eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --include=INCLUDE --limit=LIMIT --batch=BATCH --seed=SEED --device=DEVICE \
-  --dtype=DTYPE --data=DATA --prompt=PROMPT --image=IMAGE --as=AS --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE \
+eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --include=INCLUDE --limit=LIMIT --batch=BATCH --workers=WORKERS --seed=SEED \
+  --device=DEVICE --dtype=DTYPE --data=DATA --prompt=PROMPT --image=IMAGE --as=AS --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE \
   --clamp=CLAMP --judge=JUDGE
 sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=DEVICE --results=RESULTS --fresh=FRESH --dry-run=DRY_RUN \
   --wide=WIDE --clamp=CLAMP \

@@ -32,6 +32,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "analyze": run.analyze,
         "bench": run.bench,
         "lmms-eval": run.lmms_eval,
+        "import": run.import_run,
     },
     LOOK: {
         "leaderboard": look.leaderboard,

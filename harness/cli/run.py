@@ -25,6 +25,7 @@ def evaluate(
     include: given_as.Include = "",
     limit: given_as.Limit = "",
     batch: given_as.Batch = 16,
+    workers: given_as.Workers = 1,
     seed: given_as.Seeds = "0",
     device: given_as.Device = "auto",
     dtype: given_as.Dtype = "auto",
@@ -76,7 +77,7 @@ def evaluate(
         include=include or None,
         judge=judge,
     )
-    finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh), put)
+    finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh), put, workers=workers)
     say_finished(finished, results, wide)
     finished.check_whole()
 
@@ -300,3 +301,26 @@ def lmms_eval(context: typer.Context) -> None:
     from harness.plugin.command import lmms_cli
 
     raise typer.Exit(lmms_cli(context.args))
+
+
+def import_run(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="the folder of --output_path, or a *_results.json in it", show_default=False
+        ),
+    ],
+    data: given_as.Data = "",
+    results: given_as.WriteTo = RESULTS,
+) -> None:
+    """Seal cells from a run of lmms-eval's own command line.
+
+    The run needs --model prunebench, --log_samples and every question of its tasks.
+    """
+    loading()
+    from harness.plugin.importing import import_run as importer
+    from harness.tables import frame, terminal
+
+    cells = importer(path, results, data or None, put)
+    put()
+    put(terminal.table(frame.rows(cells)))

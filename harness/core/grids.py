@@ -30,13 +30,19 @@ def recorded(prompts: Mapping[str, Images], one_size: bool = False) -> Any:
         return next(([list(grid) for grid in images[0]] for images in prompts.values()), [])
     found: dict[str, list[str]] = {}
     for key, images in prompts.items():
-        parts = [" ".join(map(_spelt, own)) for own in images]
+        parts = [in_words(own) for own in images]
         found.setdefault(f"{len(parts)} of {parts[0]}" if one_size else _BETWEEN.join(parts), []).append(key)
     return found
 
 
-def _spelt(grid: Grid) -> str:
-    return f"{grid.rows}x{grid.cols}" + ("+1" if grid.newline else "")
+def in_words(image: Sequence[Grid]) -> str:
+    """The grids of one image, spelt."""
+    return " ".join(f"{grid.rows}x{grid.cols}" + ("+1" if grid.newline else "") for grid in image)
+
+
+def spelt(words: str) -> list[Grid]:
+    """The grids of one image from their words. Raises ValueError for other words."""
+    return [_read(word) for word in words.split(" ")]
 
 
 def read(record: Any) -> Mapping[str, list[list[Grid]]] | list[Grid]:
@@ -46,10 +52,10 @@ def read(record: Any) -> Mapping[str, list[list[Grid]]] | list[Grid]:
         if not isinstance(record, Mapping):
             return [Grid(int(rows), int(cols), bool(newline)) for rows, cols, newline in record or ()]
         by_prompt: dict[str, list[list[Grid]]] = {}
-        for spelt, keys in record.items():
-            several = _ALIKE.fullmatch(spelt)
-            parts = [several[2]] * int(several[1]) if several else spelt.split(_BETWEEN)
-            images = [[_read(word) for word in part.split(" ")] for part in parts]
+        for words, keys in record.items():
+            several = _ALIKE.fullmatch(words)
+            parts = [several[2]] * int(several[1]) if several else words.split(_BETWEEN)
+            images = [spelt(part) for part in parts]
             by_prompt |= dict.fromkeys(keys, images)
         return by_prompt
     except (TypeError, ValueError, OverflowError) as error:

@@ -17,12 +17,13 @@ from harness.core.errors import PrunebenchError
 from harness.core.shown import one_line
 from harness.plugin import manifests
 from harness.plugin.model import Abort
+from harness.plugin.names import MINI, SHIPPED, own
 from tasks import sources as src
 from tasks.lmms import UPSTREAM
 
 # isort: split
 # behind tasks.lmms, which looks whether lmms-eval was imported before it
-from lmms_eval.utils import load_yaml_config
+from lmms_eval.utils import load_yaml_config, simple_parse_args_string
 
 from tasks.mini import data as mini_data
 
@@ -38,8 +39,8 @@ def mini_task_files(folder: Path) -> list[str]:
     source = src.DataSource.parse("mini")
     mini_data.verify()
     names = []
-    for spec in (src.task_spec(n) for n in ("gqa", "mme", "pope", "textvqa")):
-        name = f"{spec.name}_mini"
+    for spec in map(src.task_spec, SHIPPED):
+        name = spec.name + MINI
         paths = [str(p) for p in src.files(spec, spec.table, source)]
         lines = [
             f"include: {json.dumps(str(UPSTREAM / spec.yaml))}",
@@ -60,10 +61,27 @@ def mini_task_files(folder: Path) -> list[str]:
 
 def _check_limit(options: argparse.Namespace) -> None:
     """MME is scored in pairs: a limit that cuts one fails in upstream's aggregation, after all inference."""
-    mme = [t for t in (options.tasks or "").split(",") if t in ("mme", "mme_mini")]
+    mme = [t for t in (options.tasks or "").split(",") if own(t) == "mme"]
     if mme and options.limit is not None and options.limit > 0 and options.limit % 2 != 0:
         raise Abort(
             f"prunebench: --limit {options.limit:g} would cut a pair of {mme[0]}: expected an even whole number"
+        )
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    """lmms-eval reads the folder out of a list with commas, and numbers as numbers: it would fail, or only warn after
+    all inference."""
+    path = options.output_path
+    if not path:
+        return
+    try:
+        found = simple_parse_args_string(f"output_path={path}").get("output_path")
+    except ValueError:
+        found = None
+    if found != path:
+        raise Abort(
+            f"prunebench: --output_path {path}: expected a folder without a comma in its name, and not a number alone:"
+            " lmms-eval cannot read it; try ./ in front of a number"
         )
 
 
@@ -100,15 +118,18 @@ def lmms_cli(args: Sequence[str]) -> int:
             )
             options.include_path = [folder, *theirs]
             _check_limit(options)
+            _check_output(options)
             try:
                 results, samples = original(options)
             except SystemExit as stop:
                 if options.tasks in ("list", "list_groups", "list_tags", "list_subtasks") and not stop.code:
                     failures.pop()
                 raise
-            if not _saved(options.output_path, began):
+            if os.environ.get("RANK", "0").strip() not in ("", "0"):
+                failures.pop()  # the results of a group of ranks are the first rank's
+            elif not _saved(options.output_path, began):
                 failures[-1] = f"no results file was written under {options.output_path}"
-            elif (results and results.get("results")) or os.environ.get("RANK", "0").strip() not in ("", "0"):
+            elif results and results.get("results"):
                 failures.pop()
             return results, samples
 

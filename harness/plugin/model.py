@@ -6,15 +6,18 @@ import contextlib
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from harness.core.command import natural
 from harness.core.errors import PrunebenchError
-from harness.runner.launch.launchers import check_alone
-from tasks.lmms import one_image, sha256
+from harness.plugin import log, names
+from harness.plugin.turns import turn
+from harness.store.journal import Record
+from tasks.pictures import cluster_key
 
 # isort: split
 # behind tasks.lmms, which looks whether lmms-eval was imported before it
@@ -22,10 +25,14 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 
 if TYPE_CHECKING:
-    from harness.runner.answering import Answer, Answerer, Prompt
+    import torch
 
-#: tokens for a task that names no limit; llava_hf's 1024 makes TextVQA hours of rambling
-MAX_NEW_TOKENS = 16
+    from harness.plugin.opened import Opened
+    from harness.runner.answering import Answer, Prompt
+
+#: tokens for a task that names no limit, as lmms-eval's own models take it, and for TextVQA, where 1024 would be hours
+#: of rambling
+MAX_NEW_TOKENS, SHORT = 1024, 16
 #: lmms-eval's stop strings for a task whose YAML names none; an answer that begins with a blank line would be empty
 UPSTREAM_STOP = ["\n\n"]
 
@@ -44,6 +51,27 @@ def _fatal() -> Iterator[None]:
     except Exception as error:
         traceback.print_exc()
         raise Abort(f"prunebench: {type(error).__name__}: {error}") from error
+
+
+class LoggedPrompt(NamedTuple):
+    """A prompt, with what the log says of it: its task and document, the digest of the turn, and the grids of its
+    images' tokens."""
+
+    prompt: Prompt
+    task: str
+    doc_id: int
+    digest: str
+    grids: list[str]
+
+
+@dataclass
+class LoggedCounts(TokenCounts):  # type: ignore[misc]
+    """Token counts that spell out the whole entry of the log."""
+
+    entry: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), **self.entry}
 
 
 def _whole(name: str, value: Any) -> int:
@@ -74,7 +102,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
         batch_size: str | int = 1,
         seed: int = 0,
         positions: str = "method",
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        max_new_tokens: int | None = None,
         max_batch_size: int | None = None,
         prompt: str | None = None,
         image: str | None = None,
@@ -83,13 +111,12 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         with _fatal():
-            check_alone("give each GPU its own runs")
             from harness.core import budget as budgets
             from harness.plugin.cache import identity_of, key_by
-            from harness.runner.answering import Answerer
+            from harness.plugin.opened import opened
 
-            self._max_new_tokens = _whole("max_new_tokens", max_new_tokens)
-            self._answerer: Answerer = Answerer.open(
+            self._longest = None if max_new_tokens is None else _whole("max_new_tokens", max_new_tokens)
+            self._opened: Opened = opened(
                 pretrained,
                 method=method,
                 budget=budgets.parse(None if budget is None else str(budget)),  # lmms-eval has parsed 64 to an int
@@ -103,7 +130,13 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
                 image=image,
                 stands_for=stands_for,
             )
-            key_by(identity_of(self._answerer))
+            self._run = self._opened.run  # says when it began
+            key_by(identity_of(self._opened.answerer))
+
+    @property
+    def device(self) -> torch.device:
+        """lmms-eval makes the tensors here that its ranks exchange."""
+        return self._opened.located.device
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
         """Answers in the order of the requests. Tasks, splits and generation settings are never mixed in one call
@@ -112,20 +145,25 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             return self._generate(requests)
 
     def _generate(self, requests: list[Any]) -> list[GenerationResult]:
-        groups: dict[tuple[str, str, str], dict[str, Prompt]] = {}
+        groups: dict[tuple[str, str, str], dict[str, LoggedPrompt]] = {}
         places = []
         for request in requests:
             _, doc_to_messages, settings, doc_id, task, split = request.args
             group = (task, split, json.dumps(settings, sort_keys=True, default=str))
-            key = f"{task}/{doc_id:06d}"
+            key = f"{names.own(task)}/{doc_id:06d}"
             places.append((group, key))
             prompts = groups.setdefault(group, {})
-            if key not in prompts:  # `repeats` sends the same request several times
-                prompts[key] = self._prompt(
-                    key, partial(self._messages, doc_to_messages, task, split, doc_id, key), settings
-                )
-        answers = {group: self._answer(list(prompts.values())) for group, prompts in groups.items()}
-        return [self._result(answers[group][key]) for group, key in places]
+            if key not in prompts:  # `repeats` sends a request several times, and so do ranks that pad their share
+                messages = partial(self._messages, doc_to_messages, task, split, doc_id, key)
+                prompts[key] = self._asked(key, task, doc_id, messages, settings)
+        for asked in groups.values():
+            self._opened.check(one.prompt for one in asked.values())
+        results: dict[tuple[str, str, str], dict[str, GenerationResult]] = {}
+        described: set[str] = set()  # in each call: an instance may be evaluated several times
+        for group, asked in groups.items():
+            answers = self._answer([one.prompt for one in asked.values()])
+            results[group] = {key: self._result(one, answers[key], described) for key, one in asked.items()}
+        return [results[group][key] for group, key in places]
 
     def _messages(self, doc_to_messages: Callable[[Any], Any], task: str, split: str, doc_id: int, key: str) -> Any:
         ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms_eval.api.task sets it
@@ -135,34 +173,48 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             reason = f"{type(error).__name__}: {error}"
             raise PrunebenchError(f"{key}: the prompt cannot be built ({reason}); check the data file") from None
 
-    def _prompt(self, key: str, messages: Callable[[], Any], settings: Mapping[str, Any]) -> Prompt:
-        from harness.runner.answering import Prompt
+    def _asked(
+        self, key: str, task: str, doc_id: int, messages: Callable[[], Any], settings: Mapping[str, Any]
+    ) -> LoggedPrompt:
+        from harness.runner.answering import Prompt, PromptImage
 
         # temperature, top_p and the like say nothing when nothing is sampled
         if settings.get("do_sample") or (settings.get("num_beams") or 1) != 1:
             raise PrunebenchError(
                 f"{key}: expected greedy decoding, found {dict(settings)}; drop do_sample and num_beams"
             )
-        text, image = one_image(messages(), key)
+        content, images = turn(messages(), key)
         until = settings.get("until") or ()
         if list(until) == UPSTREAM_STOP:
             until = ()
-        return Prompt.of_one(
+        shown = [log.pixels(image.mode, image.size, image.tobytes()) for image in images]
+        sizes = [(image.height, image.width) for image in images]
+
+        def load(place: int) -> Image.Image:
+            # decoded again: 10,000 images do not fit in memory
+            return turn(messages(), key)[1][place]
+
+        prompt = Prompt(
             key=key,
-            text=text,
-            image=lambda: one_image(messages(), key)[1].convert(
-                "RGB"
-            ),  # decoded again: 10,000 images do not fit in memory
-            image_key=sha256(image.mode.encode(), str(image.size).encode(), image.tobytes())[:16],
-            max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens", self._max_new_tokens)),
+            content=content,
+            images=tuple(
+                PromptImage(name, partial(load, place), size)
+                for place, (name, size) in enumerate(zip(shown, sizes, strict=True))
+            ),
+            image_key=cluster_key(shown),
+            max_new_tokens=_whole("max_new_tokens", settings.get("max_new_tokens") or self._unnamed(task)),
             until=(until,) if isinstance(until, str) else tuple(until),
-            size=(image.height, image.width),
         )
+        return LoggedPrompt(prompt, task, doc_id, log.asked(content, shown), self._opened.grids(sizes))
+
+    def _unnamed(self, task: str) -> int:
+        """Tokens of an answer for a task that names no limit: as typed, else as `prunebench eval` has them."""
+        return self._longest or (SHORT if names.own(task) in names.SHIPPED else MAX_NEW_TOKENS)
 
     def _answer(self, prompts: Sequence[Prompt]) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
         keys = {p.key for p in prompts}
-        for answer in self._answerer.answer(prompts):
+        for answer in self._opened.answerer.answer(prompts):
             if answer.key not in keys or answer.key in answers:
                 raise RuntimeError(f"{answer.key}: answered twice or never asked")
             answers[answer.key] = answer
@@ -171,11 +223,25 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             raise RuntimeError(f"{len(lost)} of {len(prompts)} samples were not answered, the first {lost[0]}")
         return answers
 
-    @staticmethod
-    def _result(answer: Answer) -> GenerationResult:
-        return GenerationResult(
-            answer.text, TokenCounts(input_tokens=answer.n_input_tokens, output_tokens=answer.n_new_tokens)
+    def _result(self, asked: LoggedPrompt, answer: Answer, described: set[str]) -> GenerationResult:
+        """The answer with its entry in the log; the first of a task describes the run."""
+        task, opened = asked.task, self._opened
+        run = None if task in described else self._run
+        described.add(task)
+        record = Record(answer.key, "", answer.text, answer.n_new_tokens, answer.cost, answer.wall_s, answer.kept)
+        entry = log.entry(
+            record,
+            task=task,
+            doc_id=asked.doc_id,
+            settings=log.digest(opened.settings),
+            asked=asked.digest,
+            until=asked.prompt.until,
+            max_new_tokens=asked.prompt.max_new_tokens,
+            n_input_tokens=answer.n_input_tokens,
+            grids=asked.grids,
+            run=run,
         )
+        return GenerationResult(answer.text, LoggedCounts(answer.n_input_tokens, answer.n_new_tokens, entry=entry))
 
     def loglikelihood(self, requests: list[Any]) -> Any:
         raise Abort("prunebench: tasks scored by log-likelihood are not supported; choose tasks that generate text")

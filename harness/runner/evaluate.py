@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.runner.launch.launchers import check_alone
 from harness.runner.launch.processes import executor
 from harness.runner.request import Request, resolve
 from harness.runner.run import Finished, Options, Say, run
@@ -9,17 +10,19 @@ from harness.runner.session import Session
 from harness.runner.setting import Setting
 
 
-def evaluate(request: Request, options: Options | None = None, say: Say = print) -> Finished:
+def evaluate(request: Request, options: Options | None = None, say: Say = print, *, workers: int = 1) -> Finished:
     """Run (or reuse) the cells of a request: per task every method and the unpruned model, and write the tables.
+    `workers` > 1 spreads the images over processes, one per GPU or CPU share.
 
     Cells that another runner holds are left to it and named; `Finished.check_whole` raises for them. Raises
     PrunebenchError for anything a user can mend; answers that were journalled by then are kept, and the same request
     continues.
     """
+    check_alone()  # before data and models are looked for
     session = Session()
     settings = resolve(request, session)
     say(_banner(request, settings))
-    return run(settings, session, executor(1, session), options or Options(), say)
+    return run(settings, session, executor(workers, session), options or Options(), say)
 
 
 def _banner(request: Request, settings: list[Setting]) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from harness.core import grids
+from harness.core.budget import Budget
 from harness.core.cell import Cell, processing_digest
 from harness.core.provenance import git_now, versions_now
-from harness.method import source_of
+from harness.method import Method, source_of
 from harness.models.device import device_name
+from harness.models.load import Located
 from harness.models.pictures import pixels_key
 from harness.models.prompt import Content, Sizes, check_prompts
 from harness.runner.pace import Pace
@@ -88,33 +90,56 @@ def task_settings(task: LoadedTask) -> dict[str, Any]:
 
 def cell_of(setting: Setting, task: LoadedTask) -> Cell:
     """The cell that a setting is with its data."""
-    prompter, method = setting.located.prompter, setting.method
+    return cell_with(
+        setting_values(setting.located, setting.method, setting.budget, setting.positions, setting.seed), task
+    )
+
+
+def setting_values(located: Located, method: Method, budget: Budget, positions: str, seed: int) -> dict[str, Any]:
+    """The fields of `Cell` that a model and a method decide, by name."""
+    prompter = located.prompter
+    return {
+        "model": prompter.config.name,
+        "model_fingerprint": prompter.fingerprint,
+        "stands_for": prompter.config.stands_for,
+        "method": method.name,
+        "knobs": method.knobs(),
+        "method_source": source_of(type(method)),
+        "budget": str(budget),
+        "processing": processing_digest(prompter.processing),
+        "dtype": prompter.dtype,
+        "device_type": prompter.device.type,
+        "positions": positions,
+        "seed": seed,
+    }
+
+
+def cell_with(values: Mapping[str, Any], task: LoadedTask) -> Cell:
+    """The cell of `setting_values` on a task's questions."""
     return Cell(
-        model=prompter.config.name,
-        model_fingerprint=prompter.fingerprint,
-        stands_for=prompter.config.stands_for,
-        method=method.name,
-        knobs=method.knobs(),
-        method_source=source_of(type(method)),
-        budget=str(setting.budget),
+        **values,
         task=task.name,
         data_fingerprint=task.fingerprint,
         n_samples=len(task.samples),
-        processing=processing_digest(prompter.processing),
         task_settings=processing_digest(task_settings(task)),
-        dtype=prompter.dtype,
-        device_type=prompter.device.type,
-        positions=setting.positions,
-        seed=setting.seed,
         max_new_tokens=task.max_new_tokens,
     )
 
 
 def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]:
     """Where a cell's numbers come from: what was asked, and with what it is measured."""
-    prompter = setting.located.prompter
     return {
         "request": setting.asked.to_dict(),
+        **measured_with(setting.located, setting.method, pace),
+        "task_settings": task_settings(task),
+        "grids": _grids(setting, task),
+    }
+
+
+def measured_with(located: Located, method: Method, pace: Pace) -> dict[str, Any]:
+    """What `provenance` says that no task decides."""
+    prompter = located.prompter
+    return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "batch_size": pace.batch,
         "prefix_sharing": pace.share,
@@ -125,10 +150,8 @@ def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]
         "model_source": prompter.config.hub or prompter.config.name,
         "revision": prompter.revision,
         "processing": dict(prompter.processing),
-        "task_settings": task_settings(task),
-        "decoder_layers": setting.located.shape.depth,
-        **({"unproven": family} if (family := setting.located.unproven(setting.method)) else {}),
-        "grids": _grids(setting, task),
+        "decoder_layers": located.shape.depth,
+        **({"unproven": family} if (family := located.unproven(method)) else {}),
     }
 
 

@@ -32,6 +32,7 @@ from harness.method import Method, method_class
 from harness.runner import run as runner
 from harness.runner.answering import Clock
 from harness.runner.jobs import Job, prepare
+from harness.runner.launch.launchers import check_alone
 from harness.runner.launch.processes import executor
 from harness.runner.request import TASKS, Checked, Request, resolve_each, settings_of
 from harness.runner.request import check as check_request
@@ -201,6 +202,7 @@ def run(
     Cells that another process is running are left to it and named. Raises PrunebenchError naming the method and budget
     that does not fit.
     """
+    check_alone()  # before data and models are looked for
     began = time.perf_counter()
     session = Session()
     asked = requests(sweep, device, limit)

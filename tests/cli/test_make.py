@@ -24,6 +24,7 @@ TAKES = {
         "TASKS": "--tasks",
         "LIMIT": "--limit",
         "BATCH": "--batch",
+        "WORKERS": "--workers",
         "SEED": "--seed",
         "DEVICE": "--device",
         "DTYPE": "--dtype",

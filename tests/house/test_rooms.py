@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "cost": {"core", "method", "models", "engine"},
     "tables": {"core", "store", "tasks"},
     "runner": {"core", "method", "models", "engine", "store", "tables", "tasks"},
-    "plugin": {"core", "method", "models", "engine", "runner", "tasks"},
+    "plugin": {"core", "method", "models", "engine", "store", "runner", "tables", "tasks"},
     "report": {"core", "method", "store", "tables", "tasks"},
     "analysis": {"core", "method", "models", "engine", "runner", "tasks", "methods"},
     "bench": {"core", "method", "models", "engine", "cost", "runner"},

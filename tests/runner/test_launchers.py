@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 
 import pytest
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import CALLER, COMMAND
 from harness.runner.launch.launchers import check_alone, without_launcher
 
 SEVERAL = [
@@ -62,8 +65,26 @@ def test_one_of_several_processes_is_refused_in_a_line(
         check_alone()
     text = str(error.value)
     assert any(f"found {name}={value[:40]} " in text for name, value in variables.items())
-    assert "workers=2 of a sweep uses several processes" in text
+    assert re.search(r"workers=[0-9]+ of an evaluation or a sweep uses several processes", text)
     assert len(text) < 400
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("eval --method fastv --budget 64", "`prunebench eval --method fastv --budget 64 --workers 3` uses several"),
+        ("sweep my.yaml --workers=4", "`prunebench sweep my.yaml --workers=4` uses several"),
+        ("sweep --debug my.yaml", "`prunebench sweep my.yaml --workers 3` uses several"),
+        ("ablate my.yaml", "as `prunebench ablate my.yaml`"),
+    ],
+)
+def test_a_command_is_told_how_it_is_started_once(typed: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given({"WORLD_SIZE": "3", "RANK": "0"}, monkeypatch)
+    monkeypatch.setenv(CALLER, COMMAND)
+    monkeypatch.setattr(sys, "argv", ["anything.py", *typed.split()])
+    with pytest.raises(PrunebenchError, match="found WORLD_SIZE=3 ") as error:
+        check_alone()
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("variables", ONE, ids=repr)
@@ -102,10 +123,17 @@ def test_scores_do_not_depend_on_a_launcher(monkeypatch: pytest.MonkeyPatch) -> 
         assert scored(task, answers) == alone
 
 
-def test_an_evaluation_and_a_sweep_look_before_they_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_an_evaluation_and_a_sweep_look_before_they_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.runner import sweep
+    from harness.runner.evaluate import evaluate
+    from harness.runner.request import Request
     from harness.runner.run import Options, run
     from harness.runner.session import Session
 
     given({"WORLD_SIZE": "2"}, monkeypatch)
     with pytest.raises(PrunebenchError, match="WORLD_SIZE=2"):
         run([], Session(), None, Options(), print)  # type: ignore[arg-type]
+    with pytest.raises(PrunebenchError, match="WORLD_SIZE=2"):
+        evaluate(Request("fastv", model="a-model-that-is-not-there"))
+    with pytest.raises(PrunebenchError, match="WORLD_SIZE=2"):
+        sweep.run(None, Options())  # type: ignore[arg-type]

@@ -4,25 +4,19 @@ one."""
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import subprocess
 import sys
-import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from harness.core.budget import Budget
 from harness.core.errors import PrunebenchError
-from harness.plugin import cache as plugin_cache
 from harness.plugin import command
 from harness.plugin.model import Abort, PrunebenchLmms
 from tasks import lmms, sources
@@ -385,182 +379,6 @@ def test_sources_and_manifest_stay_light() -> None:
     assert run.stdout.strip() == "[]"
 
 
-# --------------------------------------------------------------------------------------------------------- model class
-
-
-@dataclass(frozen=True)
-class FakePrompt:
-    key: str
-    text: str
-    image: Callable[[], Image.Image]
-    image_key: str
-    max_new_tokens: int
-    until: tuple[str, ...]
-    size: tuple[int, int] | None = None
-
-    @classmethod
-    def of_one(cls, **fields: Any) -> FakePrompt:
-        return cls(**fields)
-
-
-@dataclass(frozen=True)
-class FakeAnswer:
-    key: str
-    text: str
-    n_input_tokens: int = 600
-    n_new_tokens: int = 2
-
-
-class FakeAnswerer:
-    """Answers with the prompt's text, last prompt first; `fault` names what goes wrong."""
-
-    opened: dict[str, Any]
-    calls: list[list[FakePrompt]]
-    fault = ""
-
-    @classmethod
-    def open(cls, model: str, **settings: Any) -> FakeAnswerer:
-        cls.opened = {"model": model, **settings}
-        cls.calls = []
-        if cls.fault == "open":
-            raise PrunebenchError("unknown model 'x'")
-        return cls()
-
-    def answer(self, prompts: Sequence[FakePrompt]) -> Iterator[FakeAnswer]:
-        self.calls.append(list(prompts))
-        for prompt in list(prompts)[::-1]:
-            if self.fault == "engine":
-                raise ValueError("boom")
-            if self.fault != "lost" or prompt is not prompts[0]:
-                yield FakeAnswer(prompt.key, f"{prompt.text} {prompt.image().getpixel((0, 0))[0]}")
-
-
-@pytest.fixture
-def answerer(monkeypatch: pytest.MonkeyPatch) -> type[FakeAnswerer]:
-    module = types.ModuleType("harness.runner.answering")
-    module.Answerer, module.Prompt, module.Answer = FakeAnswerer, FakePrompt, FakeAnswer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "harness.runner.answering", module)
-    monkeypatch.setattr(FakeAnswerer, "fault", "")
-    monkeypatch.setattr(plugin_cache, "identity_of", lambda answerer: "fake")
-    return FakeAnswerer
-
-
-def messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
-    images = [{"type": "image", "url": Image.new("RGB", (4, 4), (shade, 0, 0))} for shade in doc["shades"]]
-    return [{"role": "user", "content": [*images, {"type": "text", "text": doc["text"]}]}]
-
-
-def request(task: str, doc_id: int, settings: dict[str, Any] | None = None) -> Any:
-    args = (
-        "",
-        messages,
-        settings if settings is not None else {"max_new_tokens": 8, "until": ["\n\n"]},
-        doc_id,
-        task,
-        "test",
-    )
-    return types.SimpleNamespace(args=args)
-
-
-def model_with(docs: dict[str, list[list[int]]], **settings: Any) -> PrunebenchLmms:
-    model = PrunebenchLmms(**settings)
-    model.task_dict = {
-        task: {"test": [{"text": f"{task}{i}", "shades": shades} for i, shades in enumerate(rows)]}
-        for task, rows in docs.items()
-    }
-    return model
-
-
-def test_model_arguments_reach_the_engine(answerer: type[FakeAnswerer]) -> None:
-    args = "pretrained=mini,method=fastv,budget=64,boundary=3,seed=5"
-    model = PrunebenchLmms.create_from_arg_string(args, {"batch_size": "4", "device": "cpu"})
-    assert answerer.opened == {
-        "model": "mini",
-        "method": "fastv",
-        "budget": Budget("kept", 64),
-        "knobs": {"boundary": 3},
-        "device": "cpu",
-        "dtype": "auto",
-        "batch_size": 4,
-        "seed": 5,
-        "positions": "method",
-        **dict.fromkeys(("prompt", "image", "stands_for")),
-    }
-    assert model.is_simple is False
-
-
-def test_answers_come_in_request_order_and_tasks_are_not_mixed(answerer: type[FakeAnswerer]) -> None:
-    model = model_with({"a": [[10], [11]], "b": [[20], [21]]})
-    short = {"max_new_tokens": 4, "until": ["\n\n"]}
-    order = [("a", 0), ("b", 1), ("a", 1), ("b", 0), ("a", 0)]
-    requests = [request(*r) for r in order] + [request("a", 1, short)]
-    results = model.generate_until(requests)
-    assert [r.text for r in results] == ["a0 10", "b1 21", "a1 11", "b0 20", "a0 10", "a1 11"]
-    assert results[0].token_counts.to_dict() == {"input_tokens": 600, "output_tokens": 2}
-    calls = [[p.key for p in call] for call in answerer.calls]
-    assert calls == [["a/000000", "a/000001"], ["b/000001", "b/000000"], ["a/000001"]]
-    assert [call[0].max_new_tokens for call in answerer.calls] == [8, 8, 4]
-    assert len({p.image_key for call in answerer.calls for p in call}) == 4
-
-
-def test_settings_are_read_but_never_changed(answerer: type[FakeAnswerer]) -> None:
-    settings: dict[str, Any] = {"until": ["ASSISTANT:"], "temperature": 0.0}
-    model_with({"a": [[1]]}).generate_until([request("a", 0, settings)])
-    assert settings == {"until": ["ASSISTANT:"], "temperature": 0.0}
-    prompt = answerer.calls[0][0]
-    assert (prompt.max_new_tokens, prompt.until) == (16, ("ASSISTANT:",))
-    model_with({"a": [[1]]}).generate_until([request("a", 0, {"until": ["\n\n"]})])
-    assert answerer.calls[0][0].until == (), "lmms-eval's default, which no YAML names"
-    with pytest.raises(SystemExit, match="a/000000: expected greedy decoding"):
-        model_with({"a": [[1]]}).generate_until([request("a", 0, {"do_sample": True})])
-
-
-@pytest.mark.parametrize("shades", [[], [1, 2]])
-def test_prompts_without_or_with_two_images_name_the_sample(answerer: type[FakeAnswerer], shades: list[int]) -> None:
-    with pytest.raises(SystemExit, match=f"a/000001: expected a prompt with exactly one image, found {len(shades)}"):
-        model_with({"a": [[1], shades]}).generate_until([request("a", 0), request("a", 1)])
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"), [("engine", "boom"), ("lost", "1 of 2 samples were not answered, the first a/0")]
-)
-def test_no_failure_can_be_swallowed(
-    answerer: type[FakeAnswerer], monkeypatch: pytest.MonkeyPatch, fault: str, message: str
-) -> None:
-    model = model_with({"a": [[1], [2]]})
-    monkeypatch.setattr(FakeAnswerer, "fault", fault)
-
-    def as_lmms_eval_does() -> None:
-        with contextlib.suppress(Exception):
-            model.generate_until([request("a", 0), request("a", 1)])
-
-    with pytest.raises(SystemExit, match=message) as caught:
-        as_lmms_eval_does()
-    assert caught.value.code not in (0, None)
-
-
-def test_bad_model_arguments_abort(answerer: type[FakeAnswerer], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="batch_size: expected a whole number of at least 1, found 'auto'"):
-        PrunebenchLmms(batch_size="auto")
-    monkeypatch.setattr(FakeAnswerer, "fault", "open")
-    with pytest.raises(SystemExit, match="prunebench: unknown model 'x'"):
-        PrunebenchLmms()
-    monkeypatch.setattr(FakeAnswerer, "fault", "")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit, match="expected one process"):
-        PrunebenchLmms()
-
-
-def test_only_generation_of_one_turn_is_supported(answerer: type[FakeAnswerer]) -> None:
-    model = PrunebenchLmms()
-    with pytest.raises(SystemExit, match="log-likelihood"):
-        model.loglikelihood([])
-    with pytest.raises(SystemExit, match="multi-round"):
-        model.generate_until_multi_round([])
-    model.clean()
-    assert model._answerer is not None
-
-
 # ---------------------------------------------------------------------------------------------------------------- CLI
 
 
@@ -653,3 +471,16 @@ def test_cli_passes_upstreams_own_exits_on(evaluation: Any) -> None:
     evaluation(stops)
     assert command.lmms_cli(["--tasks", "list"]) == 0
     assert command.lmms_cli(["--no_such_option"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "fine"), [("a,b", False), ("7", False), ("True", False), ("./7", True), ("a=b c", True)]
+)
+def test_cli_refuses_a_folder_that_lmms_eval_cannot_read(
+    evaluation: Any, path: str, fine: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = evaluation(results)
+    assert command.lmms_cli([*ARGS, "--output_path", path]) == 1, "nothing is saved here"
+    assert bool(seen) is fine
+    said = f"prunebench: --output_path {path}: expected a folder without a comma in its name"
+    assert (said in capsys.readouterr().err) is not fine

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from harness.core.errors import PrunebenchError
-from harness.core.spelling import given
+from harness.core.spelling import CALLER, COMMAND, given
 
 #: how many processes there are, by what says so; srun's and mpirun's count those of one step, which a batch script that
 #: calls prunebench once does not have
@@ -21,13 +23,15 @@ _SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", 
 _RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 #: what else torch.distributed, accelerate and lmms-eval read of it
 _GROUP = ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE")
+#: commands that start processes themselves
+_WITH_WORKERS = ("eval", "sweep", "regress", "baseline")
 _PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "DEEPSPEED_")
 
 
 def check_alone(instead: str = "") -> None:
     """Raise PrunebenchError where a launcher says that this is one of several processes, or says what nobody can read.
 
-    `instead`: what to do about it.
+    `instead`: what to do about it; "": the command that was typed, started once.
     """
     for names, most in ((_SIZES, 1), (_RANKS, 0)):
         for name in names:
@@ -38,10 +42,23 @@ def check_alone(instead: str = "") -> None:
             # a rank of -1 is what torch calls none
             if number is None or number > most:
                 raise PrunebenchError(
-                    f"expected one process, found {name}={text[:40]} in the environment: start prunebench without"
-                    f" torchrun, accelerate, mpirun or srun (`unset {name}`); "
-                    f"{instead or given('workers', 2) + ' of a sweep uses several processes or GPUs'}"
+                    f"expected one process, found {name}={text[:40]} in the environment: start prunebench once,"
+                    f" without torchrun, accelerate, mpirun or srun (`unset {name}`); {instead or _once()}"
                 )
+
+
+def _once() -> str:
+    """What does the same without a launcher: the command as it was typed, with as many workers as there are ranks."""
+    text = os.environ.get("WORLD_SIZE", "").strip()
+    n = int(text) if re.fullmatch(r"[0-9]{1,4}", text) and int(text) > 1 else 2
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    if os.environ.get(CALLER) != COMMAND or not words:
+        return f"{given('workers', n)} of an evaluation or a sweep uses several processes or GPUs"
+    if words[0] not in _WITH_WORKERS:
+        return f"as `{shlex.join(['prunebench', *words])}`"
+    own = any(word.partition("=")[0] == "--workers" for word in words)
+    line = shlex.join(["prunebench", *words, *([] if own else ["--workers", str(n)])])
+    return f"`{line}` uses several processes or GPUs itself"
 
 
 def _launchers(name: str) -> bool:
