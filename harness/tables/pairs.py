@@ -81,8 +81,12 @@ def study_pairs(section: Section, kept: Kept | None = None) -> tuple[Findings, l
         return [one.statistic for one in here]
 
     found = study(section, kept, further)
-    made = [shown(kept.of(key, dict)) for key, shown in asked]  # all are known by now
+    made = [shown(kept.of(key, _never)) for key, shown in asked]
     return found, judged([c for c in made if c], lambda c: (c.budget, c.task == AVERAGE))
+
+
+def _never() -> Any:
+    raise AssertionError("expected every statistic of the blocks to be known: `study` computes what `further` names")
 
 
 def _of_block(section: Section, block: Block, tasks: Mapping[str, TaskAnswers], kept: Kept) -> list[_Asked]:
