@@ -18,7 +18,6 @@ once:
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from harness.core import stats
 from harness.store.sealed import SealedCell
 from harness.tables.answers import TaskAnswers
+from harness.tables.difference import ends_of, tested
 from harness.tables.kept import Kept
 from harness.tables.relevant import Relevant, relevant
 from harness.tables.sections import NAN, Block, Line, Section, average, mean
@@ -289,17 +289,13 @@ def paired(
     unit = 100.0 if seeds[0].maximum == 1 else 1.0
 
     def compute() -> list[float]:
-        away = [read.scores(s) - read.scores(o) for s, o in itertools.product(seeds, others)]
-        better, worse = ([int((sign * d > stats.TINY).sum()) for d in away] for sign in (1, -1))
-        low, high = NAN, NAN
-        if read.images < stats.FEW:
-            pass
-        elif not any(better) and not any(worse):  # a bootstrap sees no other kind of image
-            low, high = -unit * read.unlike, unit * read.unlike
-        else:
-            low, high = stats.quantiles(unit * (read.line(line.name, seeds) - read.line(name, others)))
-        p = stats.combined_p([stats.mcnemar(b, w) for b, w in zip(better, worse, strict=True)])
-        return [low, high, mean([float(b) for b in better]), mean([float(w) for w in worse]), p]
+        return tested(
+            [read.scores(s) for s in seeds],
+            [read.scores(s) for s in others],
+            lambda: unit * (read.line(line.name, seeds) - read.line(name, others)),
+            read.images,
+            unit * read.unlike,
+        )
 
     def shown(numbers: Sequence[float]) -> Comparison:
         apart = unit * (mean([s.score for s in seeds]) - mean([s.score for s in others]))
@@ -337,12 +333,8 @@ def percents(line: Line, tasks: Mapping[str, TaskAnswers]) -> NDArray[np.float64
 
 
 def ends(resampled: NDArray[np.float64], tasks: Mapping[str, TaskAnswers]) -> tuple[float, float]:
-    """The interval of an average, or of a difference of two. Where no resample differs, what the tasks' binomial limits
-    come to."""
-    if np.ptp(resampled) > stats.TINY:
-        return stats.quantiles(resampled)
-    width = mean([100.0 * read.unlike / read.base.score for read in tasks.values() if read.base])
-    return float(resampled[0]) - width, float(resampled[0]) + width
+    """The interval of an average of these tasks, or of a difference of two."""
+    return ends_of(resampled, lambda: [100.0 * read.unlike / read.base.score for read in tasks.values() if read.base])
 
 
 def as_average(c: Comparison, read: TaskAnswers) -> Comparison:
