@@ -76,6 +76,8 @@ def compare(
         )
     if samples < 1:
         raise PrunebenchError(f"{given('samples', samples)}: expected a number of pictures of at least 1")
+    for file in filter(None, (out, page)):
+        _writable(file)
     read = [reading.read_folder(folder) for folder in folders]
     reader = Reader()
     found = versus(reading.resolve(texts, read, listed(tasks), model), reader)
@@ -85,13 +87,11 @@ def compare(
     if out:
         frame = versus_text.flips_frame(found)
         frame = frame.map(lambda value: in_csv(value) if isinstance(value, str) else value)
-        _writable(out)
         write_atomic(out, frame.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
         put(f"\nflips   {out}  ({len(frame):,} answers)")
     if page:
         from harness.report import flips
 
-        _writable(page)
         written = flips.page(found, samples, data)
         write_atomic(page, written.html.encode())
         put(f"\npage    {page}  ({written.shown:,} of {written.all:,} flipped answers)")

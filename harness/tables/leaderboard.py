@@ -23,6 +23,7 @@ from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
 from harness.tables.kept import Kept
 from harness.tables.markdown import footer, section_text
+from harness.tables.models import models_text
 from harness.tables.pairs import study_pairs
 from harness.tables.sections import NAN, Section, distinct, sections
 
@@ -73,6 +74,7 @@ def write(
     write_changed(folder / EQUAL_FLOPS, _csv(equal.frame(section for section, _ in studied)))
     write_changed(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
+    parts += [f"{part}\n" for part in models_text(studied)]
     parts += [
         section_text(section, found, shown, two)
         for (section, found), shown, two in zip(studied, drawn, pairs, strict=True)

@@ -52,7 +52,8 @@ def frame(found: Iterable[Versus]) -> pd.DataFrame:
             on = next((on for on in v.tasks if on.task == task), None)
             tasks = [task] if on else [one.task for one in v.tasks]
             records.append(_record(v, task, on) | _costs_of(v, tasks))
-    return pd.DataFrame(records)
+    whole = dict.fromkeys(("n", "images", "n_a", "n_b"), "Int64")
+    return pd.DataFrame(records).astype(whole)
 
 
 def _record(v: Versus, task: str, on: OnTask | None) -> dict[str, Any]:
