@@ -168,7 +168,7 @@ def _equal(v: Versus, letters: dict[int, str]) -> str:
     tokens = _close(mine["kept"], theirs["kept"])
     flops = _close(mine["prefill_dense_gflops"], theirs["prefill_dense_gflops"])
     if tokens is None or flops is None:
-        return f"{a} and {b}: whether tokens and FLOPs are equal is not known, for a cell has no such cost."
+        return f"{a} and {b}: whether tokens and FLOPs are equal is not known, for a cell lacks a cost."
     kept = f"{a} keeps {decimal(mine['kept'])} tokens and {b} {decimal(theirs['kept'])}"
     spent = _times(a, b, mine["prefill_dense_gflops"], theirs["prefill_dense_gflops"])
     if tokens and flops:
