@@ -16,7 +16,7 @@ from harness.core.errors import PrunebenchError
 from harness.report import show, views
 from harness.tables.sections import baseline
 from harness.tables.sides import Side
-from harness.tables.versus import Flip, Versus
+from harness.tables.versus import FlippedAnswer, Versus
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -62,7 +62,7 @@ def page(found: Sequence[Versus], most: int, data: str = "") -> FlipPage:
     return FlipPage(html, shown, sum(len(v.flips) for v in found), tuple(dict.fromkeys(drawer.notes)))
 
 
-def _by_turns(v: Versus, most: int) -> list[Flip]:
+def _by_turns(v: Versus, most: int) -> list[FlippedAnswer]:
     """The first flips, of each direction by turns."""
     ahead = [f for f in v.flips if f.scores[0] > f.scores[1]]
     behind = [f for f in v.flips if f.scores[0] < f.scores[1]]
@@ -79,7 +79,7 @@ class _Drawer:
         self._frames: dict[tuple[str, str], pd.DataFrame] = {}
         self._lost: dict[tuple[str, str], str] = {}
 
-    def figure(self, v: Versus, flip: Flip) -> str:
+    def figure(self, v: Versus, flip: FlippedAnswer) -> str:
         facts = [("question", flip.question), ("expected", flip.target)]
         sides = zip((v.one, v.other), flip.answers, flip.scores, strict=True)
         facts += [(side.label, f"{answer} (score {score:g})") for side, answer, score in sides]
@@ -87,7 +87,7 @@ class _Drawer:
         image = self._image(v, flip)
         return f"<figure><code>{escape(flip.key)}</code><dl>{listed}</dl>{image}</figure>"
 
-    def _image(self, v: Versus, flip: Flip) -> str:
+    def _image(self, v: Versus, flip: FlippedAnswer) -> str:
         cells = [side.cells[flip.task][0] for side in (v.one, v.other)]
         table = str(cells[0].folder), flip.task
         if table in self._lost:
@@ -107,7 +107,7 @@ class _Drawer:
         sheet.save(data, "JPEG", quality=80)
         return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
 
-    def _sample(self, v: Versus, flip: Flip, cells: Sequence[SealedCell], image: object) -> show.ShownSample:
+    def _sample(self, v: Versus, flip: FlippedAnswer, cells: Sequence[SealedCell], image: object) -> show.ShownSample:
         base = baseline(cells[0], v.one.folder.known)
         unpruned = self._shown("none", base, flip.key, None) if base else None
         was = unpruned.right if unpruned else None

@@ -48,7 +48,7 @@ _Drawn = Callable[[Line], "NDArray[np.float64] | None"]
 """The resamples of a line's Avg %."""
 
 
-class _Asked(NamedTuple):
+class _Wanted(NamedTuple):
     """A statistic of two lines, and the comparison that comes of it."""
 
     statistic: Statistic
@@ -89,7 +89,7 @@ def _never() -> Any:
     raise AssertionError("expected every statistic of the blocks to be known: `study` computes what `further` names")
 
 
-def _of_block(section: Section, block: Block, tasks: Mapping[str, TaskAnswers], kept: Kept) -> list[_Asked]:
+def _of_block(section: Section, block: Block, tasks: Mapping[str, TaskAnswers], kept: Kept) -> list[_Wanted]:
     reference = reference_line(block)
     drawn = _remembered(tasks)
     return [
@@ -114,12 +114,12 @@ def _remembered(tasks: Mapping[str, TaskAnswers]) -> _Drawn:
 
 def _of_two(
     section: Section, line: Line, other: Line, tasks: Mapping[str, TaskAnswers], kept: Kept, drawn: _Drawn
-) -> list[_Asked]:
+) -> list[_Wanted]:
     """The comparisons of two lines: at the tasks that both have, then at the average where both have all."""
     found = []
     for task in (task for task in tasks if task in line.cells and task in other.cells):
         seeds, others = line.cells[task], other.cells[task]
-        found.append(_Asked(*paired(tasks[task], line, seeds, others, other.name, other.name, kept)))
+        found.append(_Wanted(*paired(tasks[task], line, seeds, others, other.name, other.name, kept)))
     if not (whole_line(line, tasks) and whole_line(other, tasks)):
         return found
     if len(tasks) == 1:
@@ -136,7 +136,7 @@ def _of_two(
         at = line.budget, line.name, AVERAGE
         return at_average(at, other.name, sizes, apart, numbers) if numbers else None
 
-    return [*found, _Asked(Statistic(key, lambda: _apart(drawn(line), drawn(other), tasks), cells), shown)]
+    return [*found, _Wanted(Statistic(key, lambda: _apart(drawn(line), drawn(other), tasks), cells), shown)]
 
 
 def _alone(shown: Callable[[Any], Comparison | None], read: TaskAnswers, numbers: Any) -> Comparison | None:

@@ -34,7 +34,7 @@ OF_MODEL = frozenset({"weights", "stands_for", "processing", "kernel"})
 """Of `ALIKE`, those that go with a model's name."""
 
 
-class Flip(NamedTuple):
+class FlippedAnswer(NamedTuple):
     """A question that one side answers better than the other, by the first seed of each."""
 
     task: str
@@ -74,7 +74,7 @@ class Versus:
     tasks: Sequence[OnTask]
     comparisons: Mapping[str, Comparison]
     """task, or `AVERAGE` -> the comparison of `one` against `other`."""
-    flips: Sequence[Flip]
+    flips: Sequence[FlippedAnswer]
     notes: Sequence[str]
     """What does not match, and what is left out."""
 
@@ -148,7 +148,7 @@ class _Pair:
         self.sides = one, other
         self.reader, self.kept = reader, kept
         self.notes: list[str] = []
-        self.flips: list[Flip] = []
+        self.flips: list[FlippedAnswer] = []
         self.comparisons: dict[str, Comparison] = {}
 
     def compared(self) -> Versus:
@@ -399,10 +399,10 @@ def _mean_score(seeds: Sequence[Sequence[SealedCell]]) -> tuple[float, float]:
     return one, other
 
 
-def _flips(task: str, one: _Table, other: _Table) -> Iterable[Flip]:
+def _flips(task: str, one: _Table, other: _Table) -> Iterable[FlippedAnswer]:
     """The questions with unequal scores, by key."""
     for i in np.flatnonzero(np.abs(one.score - other.score) > stats.TINY):
         c = {name: str(column[i]) for name, column in one.columns.items()}
         answers = str(one.columns["answer"][i]), str(other.columns["answer"][i])
         scores = float(one.score[i]), float(other.score[i])
-        yield Flip(task, c["key"], c["image"], c["question"], c["target"], answers, scores)
+        yield FlippedAnswer(task, c["key"], c["image"], c["question"], c["target"], answers, scores)

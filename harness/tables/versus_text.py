@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.tables.sections import NAN, baseline, mean, percent_of_flops
 from harness.tables.sides import Side
 from harness.tables.terminal import WIDTH, laid_out
 from harness.tables.text import DASH, decimal, significant
-from harness.tables.versus import Flip, OnTask, Versus
+from harness.tables.versus import FlippedAnswer, OnTask, Versus
 
 AVERAGE_SHOWN = "Avg %"
 NEAR = 0.01
@@ -97,7 +98,7 @@ def flips_frame(found: Iterable[Versus]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=head)
 
 
-def _first_is_ahead(flip: Flip) -> bool:
+def _first_is_ahead(flip: FlippedAnswer) -> bool:
     return flip.scores[0] > flip.scores[1]
 
 
@@ -111,7 +112,7 @@ def text(found: Sequence[Versus], most: int) -> str:
     tasks = {id(side): [on.task for v in found if side in (v.one, v.other) for on in v.tasks] for side in sides}
     own = [costs(side, dict.fromkeys(tasks[id(side)])) for side in sides]
     parts = [_places(sides, letters), _sides(sides, letters, own)]
-    parts += ["\n".join(dict.fromkeys(_equal(v, letters) for v in found))]
+    parts += ["\n".join(dict.fromkeys(textwrap.fill(_equal(v, letters), WIDTH) for v in found))]
     parts += [_comparisons(found, letters)]
     notes = dict.fromkeys(f"note    {_named(note, v, letters)}" for v in found for note in v.notes)
     parts += ["\n".join(notes)] if notes else []
@@ -169,7 +170,7 @@ def _equal(v: Versus, letters: dict[int, str]) -> str:
     flops = _close(mine["prefill_dense_gflops"], theirs["prefill_dense_gflops"])
     if tokens is None or flops is None:
         return f"{a} and {b}: whether tokens and FLOPs are equal is not known, for a cell lacks a cost."
-    kept = f"{a} keeps {decimal(mine['kept'])} tokens and {b} {decimal(theirs['kept'])}"
+    kept = f"{a} keeps {decimal(mine['kept'])} tokens, {b} {decimal(theirs['kept'])}"
     spent = _times(a, b, mine["prefill_dense_gflops"], theirs["prefill_dense_gflops"])
     if tokens and flops:
         return f"{a} and {b}: equal tokens and equal prefill FLOPs, within {NEAR:.0%}."
@@ -243,7 +244,7 @@ def _flips(v: Versus, letters: dict[int, str], most: int) -> str:
     return "\n".join(lines)
 
 
-def _flip(flip: Flip, a: str, b: str) -> str:
+def _flip(flip: FlippedAnswer, a: str, b: str) -> str:
     answers = "  ".join(f"{name}: {_short(said, 16)}" for name, said in zip((a, b), flip.answers, strict=True))
     rest = f"  expected: {_short(flip.target, 16)}  {answers}"
     room = max(10, WIDTH - len(f"  {a} better  {flip.key}  ") - len(rest))

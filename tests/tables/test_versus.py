@@ -264,7 +264,7 @@ def test_equal_tokens_and_equal_flops_are_both_stated(
         cells.append(answered(tmp_path, method, "64", right(40, 4), costs=costs))
     base = answered(tmp_path, "none", "none", right(40, 0), costs={"kept": 576, "prefill_dense_flops": 4e9})
     found = compared("dart@64", "fastv@64", at=folder(base, *cells))
-    said = said.replace("kept", "A keeps 64.0 tokens and B 32.0")
+    said = said.replace("kept", "A keeps 64.0 tokens, B 32.0")
     said = re.sub(r"([AB]) (\d\.\d\d) ([AB])", r"the prefill of \1 costs \2 times that of \3.", said)
     assert said in versus_text.text(found, 3).splitlines()
     (row,) = versus_text.frame(found).to_dict("records")
