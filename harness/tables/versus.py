@@ -215,6 +215,11 @@ class _Pair:
         for side, left in zip(self.sides, seeds, strict=True):
             if not left:
                 return no(f"the samples of {side.label} are damaged")
+        cells = seeds[0][0].cell, seeds[1][0].cell
+        for name in ("max_new_tokens", "task_settings"):
+            mine, theirs = (getattr(cell, name) for cell in cells)
+            if mine != theirs:
+                self.notes.append(f"{task}: the two differ in {name}: {mine} and {theirs}")
         metrics = [mine[0].headline for mine in seeds]
         if metrics[0] != metrics[1]:
             return no(f"its metric is {metrics[0]} on one side and {metrics[1]} on the other")

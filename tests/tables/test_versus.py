@@ -499,6 +499,13 @@ def test_a_damaged_cell_is_named_and_left_out(tmp_path: Path) -> None:
     assert str(path) in why
 
 
+def test_other_settings_of_the_task_are_noted(tmp_path: Path) -> None:
+    cells = three(tmp_path)
+    longer = answered(tmp_path, "uniform", "64", right(100, 0), max_new_tokens=32, data_fingerprint="d2")
+    v = one("fastv@64", "uniform@64", at=folder(cells[1], longer))
+    assert v.notes == ["pope: the two differ in max_new_tokens: 16 and 32"]
+
+
 def test_another_metric_is_said(tmp_path: Path) -> None:
     cells = three(tmp_path)
     odd = dataclasses.replace(cells[1], headline="pope_f1_score", metrics={"pope_f1_score": 0.94})
