@@ -23,19 +23,21 @@ baseline.takes := $(regress.takes)
 leaderboard.takes := --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
-# FRESH, DRY_RUN, WIDE, CLAMP, WHEELS and LOCKED are on unless 0 or empty; BENCH holds any number of arguments
+compare.takes := --tasks=TASKS --model=MODEL --results=RESULTS --results=RESULTS2 --out=OUT --page=PAGE --samples=SAMPLES --data=DATA --=METHODS
+# FRESH, DRY_RUN, WIDE, CLAMP, WHEELS and LOCKED are on unless 0 or empty; BENCH and METHODS hold any number of arguments
 kind.FRESH := switch
 kind.DRY_RUN := switch
 kind.WIDE := switch
 kind.CLAMP := switch
 kind.JUDGE := switch
 kind.BENCH := several
+kind.METHODS := several
 venv.takes := --locked=LOCKED
 kind.LOCKED := switch
 gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
 kind.WHEELS := switch
 
-commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard report show
+commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard compare report show
 targets := $(commands) help venv gpu-check mini-data mini mini-clip test lint check docs clean clean-venv
 .PHONY: $(targets)
 
@@ -98,6 +100,7 @@ bench:  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weigh
 regress:  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [CONFIG= BASELINE= WORKERS=]
 baseline:  ## renew that baseline, and show what changes; needs a clean checkout
 leaderboard:  ## tables, comparisons and figures from the sealed cells in RESULTS
+compare:  ## METHODS='fastv@64 sparsevlm@64' [TASKS= MODEL= RESULTS= RESULTS2= OUT=flips.csv PAGE=flips.html]: method against method
 report:  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
 show:  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]
 

@@ -1,8 +1,8 @@
 """prunebench: evaluate and run visual-token pruning of multimodal language models.
 
-`prune(model, "fastv", budget=64)` prunes a model inside a `with` block, `results(folder)` and `samples(folder)` read
-what was measured, and everything that the author of a method needs is here. torch is imported with the first name that
-needs it.
+`prune(model, "fastv", budget=64)` prunes a model inside a `with` block. `results(folder)`, `samples(folder)` and
+`compare(side, side)` read what was measured. Everything that the author of a method needs is here too. torch is
+imported with the first name that needs it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.core.costs import Costs
     from harness.core.errors import PrunebenchError
     from harness.engine.run import EngineRun
-    from harness.library.frames import results, samples
+    from harness.library.frames import compare, results, samples
     from harness.library.pruning import prune
     from harness.library.version import __version__
     from harness.method import (
@@ -65,6 +65,7 @@ _ELSEWHERE = {
     "EngineRun": "harness.engine.run",
     "PrunebenchError": "harness.core.errors",
     "__version__": "harness.library.version",
+    "compare": "harness.library.frames",
     "prune": "harness.library.pruning",
     "results": "harness.library.frames",
     "samples": "harness.library.frames",
@@ -102,6 +103,7 @@ __all__ = [
     "check_budget",
     "check_keep",
     "check_layer",
+    "compare",
     "keep_top",
     "method_class",
     "prune",

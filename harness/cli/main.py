@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli import dev, known_tasks, look, run, understand
+from harness.cli.compare import compare
 from harness.cli.encoding import settle
 from harness.cli.guard import DEBUG, EXIT_BAD_INPUT, guarded, refused, sturdy
 from harness.cli.refusals import Group, UsageError, said
@@ -36,6 +37,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     LOOK: {
         "leaderboard": look.leaderboard,
+        "compare": compare,
         "report": look.report,
         "show": look.show,
         "methods": look.methods,

@@ -13,9 +13,12 @@ from harness.core import keeps
 from harness.core.errors import PrunebenchError
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
+from harness.tables import versus_text
 from harness.tables.frame import rows
 from harness.tables.kept import Kept
 from harness.tables.leaderboard import whole_rows
+from harness.tables.sides import read_folder, resolve
+from harness.tables.versus import versus
 
 Names = str | Sequence[str] | None
 #: what tells cells apart, in front of the columns of their samples
@@ -65,6 +68,37 @@ def samples(
         if wanted is not None:
             cells = _only(cells, name, [wanted] if isinstance(wanted, str | int) else wanted)
     return pd.concat([_answers(sealed) for sealed in cells], ignore_index=True)
+
+
+def compare(
+    *sides: str,
+    folder: str | Path | Sequence[str | Path] = "results/local",
+    task: Names = None,
+    model: str = "",
+    flips: bool = False,
+) -> pd.DataFrame:
+    """Methods against one another on the questions that both answered, as `prunebench compare` does.
+
+    A side is `method@budget`, as `fastv@64` or `random@64:boundary=2`, or the beginning of a cell's identity. Of one
+    `folder` all pairs of sides are compared, of two folders each side with itself.
+
+    One row per pair and task, and one for the average of several tasks. `difference` is a less b in points, between
+    `low` and `high` with 95 %; `better` and `worse` are questions; `p` is McNemar's, `p_holm` corrected over all rows
+    of tasks. Costs end in `_a` and `_b`. With `flips`: one row per question that one side answers better.
+
+    Raises PrunebenchError for a side that is unknown or that several settings answer to, and for sides that may not be
+    compared.
+    """
+    folders = [folder] if isinstance(folder, str | Path) else list(folder)
+    least = {1: 2, 2: 1}.get(len(folders))
+    if least is None or len(sides) < least:
+        raise PrunebenchError(
+            f"compare: expected two sides or more of one folder, or one side or more of two folders, found {len(sides)}"
+            f" of {len(folders)}"
+        )
+    tasks = [task] if isinstance(task, str) else list(task or ())
+    found = versus(resolve(sides, [read_folder(Path(one)) for one in folders], tasks, model))
+    return versus_text.flips_frame(found) if flips else versus_text.frame(found)
 
 
 def _cells(folder: str | Path) -> list[SealedCell]:

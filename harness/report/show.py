@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,24 +128,12 @@ def find(
     picked = [sealed for name in methods for sealed in _pick(questions, named, name, budget, spelt[name])]
     base = questions.baseline
 
-    def shown(sealed: SealedCell) -> Shown:
-        row = rows(sealed).loc[key].to_dict()
-        right = bool(views.how_well(sealed, rows(sealed)).loc[key] >= views.RIGHT)
-        was = bool(views.how_well(base, rows(base)).loc[key] >= views.RIGHT) if base else right
-        n_visual = int(row["n_visual"])
+    was = _right(base, rows(base).loc[key].to_dict()) if base else None
+
+    def named_row(sealed: SealedCell) -> Shown:
         at = "" if sealed.cell.budget == "none" else f" at {sealed.cell.budget}"
         seed = f", seed {sealed.cell.seed}" if sealed.cell.seed else ""
-        return Shown(
-            f"{named[sealed.identity]}{at}{seed}",
-            str(row["answer"]),
-            right,
-            right != was,
-            float(row["score"]),
-            _notes(row),
-            n_visual,
-            views.raster_of(sealed, str(row["image"]), n_visual),
-            _changes(keeps.decode(row["keeps"] or "", n_visual)) if "keeps" in row else (),
-        )
+        return shown(f"{named[sealed.identity]}{at}{seed}", sealed, rows(sealed).loc[key].to_dict(), was)
 
     row = rows(picked[0]).loc[key].to_dict()
     image = views.Pictures(partial(views.data_of, data)).square(picked[0], key, str(row["image"]), SIDE)
@@ -154,9 +142,30 @@ def find(
         str(row["question"]),
         str(row["target"]),
         image.resize((SIDE, SIDE)),
-        shown(base) if base else None,
-        tuple(shown(sealed) for sealed in picked),
+        named_row(base) if base else None,
+        tuple(named_row(sealed) for sealed in picked),
     )
+
+
+def shown(name: str, sealed: SealedCell, row: Mapping[Any, Any], was: bool | None) -> Shown:
+    """A cell's row of the picture under a name. `row`: its sample; `was`: whether the unpruned model was right, None
+    where that is not known."""
+    right, n_visual = _right(sealed, row), int(row["n_visual"])
+    return Shown(
+        name,
+        str(row["answer"]),
+        right,
+        was is not None and right != was,
+        float(row["score"]),
+        _notes(row),
+        n_visual,
+        views.raster_of(sealed, str(row["image"]), n_visual),
+        _changes(keeps.decode(row["keeps"] or "", n_visual)) if "keeps" in row else (),
+    )
+
+
+def _right(sealed: SealedCell, row: Mapping[Any, Any]) -> bool:
+    return bool(views.how_well(sealed, row) >= views.RIGHT)
 
 
 def _pick(questions: views.Questions, named: dict[str, str], method: str, budget: str, spelt: str) -> list[SealedCell]:

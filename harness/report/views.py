@@ -180,8 +180,8 @@ def check_one_image(sealed: SealedCell, key: str, image: str) -> None:
         )
 
 
-def how_well(sealed: SealedCell, frame: pd.DataFrame) -> pd.Series:
-    """Of each row of samples how well it is answered, 0..1: its score, or 1 less it where lower is better; NaN where
+def how_well(sealed: SealedCell, frame: Any) -> Any:
+    """Of each row of samples, or of one row, how well it is answered, 0..1: its score, or 1 less it where lower is better; NaN where
     the metric gives it none."""
     return frame["score"] if sealed.metric.higher_is_better else 1.0 - frame["score"]
 

@@ -20,7 +20,6 @@ once:
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
@@ -36,6 +35,7 @@ from numpy.typing import NDArray
 from harness.core import stats
 from harness.store.sealed import SealedCell
 from harness.tables.answers import TaskAnswers
+from harness.tables.difference import ends_of, tested
 from harness.tables.kept import Kept
 from harness.tables.relevant import Relevant, relevant
 from harness.tables.sections import NAN, Block, Line, Section, average, mean
@@ -52,7 +52,7 @@ TOO_FEW = f"fewer than {stats.FEW} images"
 OTHERS = 128
 """Lines of a block that each line is paired with for `Power`: all of up to 129 lines, so work grows with lines."""
 TOGETHER = 32
-"""Lines that are resampled at once: they hold 160 kB a cell."""
+"""Lines of a block that are resampled at once, so memory does not grow with the section: they hold 160 kB a cell."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ class Findings:
         return {(c.budget, c.line, c.task, c.against == "none"): c.verdict for c in self.comparisons}
 
 
-def study(section: Section, kept: Kept | None = None) -> Findings:
-    """Everything about one section; what `kept` knows is not computed again. Raises PrunebenchError where cells that
-    should share their questions do not."""
+def study(section: Section, kept: Kept | None = None, further: Further | None = None) -> Findings:
+    """Everything about one section; what `kept` knows is not computed again, and what `further` names is computed with
+    it. Raises PrunebenchError where cells that should share their questions do not."""
     kept = kept or Kept()
     tasks = {task: TaskAnswers(section, task, kept) for task in section.tasks}
     blocks = section.blocks()
@@ -153,8 +153,14 @@ def study(section: Section, kept: Kept | None = None) -> Findings:
     averages: dict[tuple[str, str], tuple[float, float]] = {}
     references: dict[str, str] = {}
     sizes = sum(tasks[t].n for t in section.averaged), sum(tasks[t].images for t in section.averaged)
-    lines = [_Asked(line, block, reference_line(block), tasks, kept) for block in blocks for line in block.lines]
-    _compute(lines, tasks, kept)
+    lines: list[_Asked] = []
+    for block in blocks:
+        here = [_Asked(line, block, reference_line(block), tasks, kept) for line in block.lines]
+        lines += here
+        more = further(block, tasks) if further else []
+        for start in range(0, len(here), TOGETHER):
+            some = [one for asked in here[start : start + TOGETHER] for one in asked.statistics]
+            _compute([*some, *(more if not start else [])], tasks, kept)
     for asked in lines:
         line, reference = asked.line, asked.reference
         if reference:
@@ -168,21 +174,21 @@ def study(section: Section, kept: Kept | None = None) -> Findings:
         mine = [shown(kept.of(key, compute)) for (key, compute, _), shown in asked.comparisons]
         comparisons += mine
         if averaged and len(section.averaged) == 1:
-            comparisons += [_alone(c, tasks[c.task]) for c in mine if c.task in section.averaged]
+            comparisons += [as_average(c, tasks[c.task]) for c in mine if c.task in section.averaged]
         elif averaged:
             point = average(line, section)
             at = line.budget, line.name, AVERAGE
-            comparisons.append(_at_average(at, "none", sizes, point - 100.0, averaged["none"]))
+            comparisons.append(at_average(at, "none", sizes, point - 100.0, averaged["none"]))
             if reference and averaged["reference"]:
                 apart = point - average(reference, section)
-                comparisons.append(_at_average(at, reference.label, sizes, apart, averaged["reference"]))
+                comparisons.append(at_average(at, reference.label, sizes, apart, averaged["reference"]))
     return Findings(
         relevant={sealed.identity: found for sealed in section.cells if (found := _relevant(sealed, kept))},
         agreement={identity: percent for task in tasks.values() for identity, percent in task.agreement.items()},
         hard={key: found for block in blocks for task in tasks.values() for key, found in _hard(task, block).items()},
         averages=averages,
         references=references,
-        comparisons=_judged(comparisons),
+        comparisons=judged(comparisons, _family),
         power=_powers(tasks, blocks, comparisons),
     )
 
@@ -207,12 +213,16 @@ def reference_line(block: Block) -> Line | None:
     )
 
 
-class _Job(NamedTuple):
+class Statistic(NamedTuple):
     """A statistic: the key under which it is kept, how it is computed, and the cells whose resamples that needs."""
 
     key: str
     compute: Callable[[], Any]
     needs: Sequence[tuple[TaskAnswers, SealedCell]]
+
+
+Further = Callable[[Block, Mapping[str, TaskAnswers]], Sequence[Statistic]]
+"""What else is to be computed of the lines of a block, while their resamples are there."""
 
 
 class _Asked:
@@ -221,8 +231,8 @@ class _Asked:
     def __init__(self, line: Line, block: Block, reference: Line | None, tasks: Mapping[str, TaskAnswers], kept: Kept):
         self.line = line
         self.reference = reference
-        self.comparisons: list[tuple[_Job, Callable[[Any], Comparison]]] = []
-        self.average: _Job | None = None
+        self.comparisons: list[tuple[Statistic, Callable[[Any], Comparison]]] = []
+        self.average: Statistic | None = None
         """None where a task is missing."""
         other = reference if reference and reference.name != line.name else None
         for task, seeds in line.cells.items() if line.method != "none" else ():
@@ -230,14 +240,12 @@ class _Asked:
             if not read.tested:
                 continue
             if read.base:
-                self.comparisons.append(_comparison(read, line, seeds, [read.base], "none", "none", kept))
+                self.comparisons.append(paired(read, line, seeds, [read.base], "none", "none", kept))
             if other and task in other.cells:
-                self.comparisons.append(
-                    _comparison(read, line, seeds, other.cells[task], other.name, other.label, kept)
-                )
+                self.comparisons.append(paired(read, line, seeds, other.cells[task], other.name, other.label, kept))
         tasks = {task: read for task, read in tasks.items() if read.averaged}
-        if _whole(line, tasks):
-            other = other if other and _whole(other, tasks) else None
+        if whole_line(line, tasks):
+            other = other if other and whole_line(other, tasks) else None
             cells = [(read, s) for read in tasks.values() for one in (line, other) if one for s in one.cells[read.task]]
             cells += [(read, read.base) for read in tasks.values() if read.base]
             shape = [
@@ -245,39 +253,35 @@ class _Asked:
                 for task, read in tasks.items()
             ]
             key = kept.key("average", [s for _, s in cells], json.dumps(shape), line.name, other.name if other else "")
-            self.average = _Job(key, lambda: _average(line, other, tasks), cells)
+            self.average = Statistic(key, lambda: _average(line, other, tasks), cells)
 
     @property
-    def jobs(self) -> list[_Job]:
+    def statistics(self) -> list[Statistic]:
         return [*(job for job, _ in self.comparisons), *([self.average] if self.average else [])]
 
 
-def _compute(lines: Sequence[_Asked], tasks: Mapping[str, TaskAnswers], kept: Kept) -> None:
-    """Compute what is not kept, `TOGETHER` lines at a time: one matrix product resamples them, and memory does not grow
-    with the section."""
-    fresh = [(asked, [job for job in asked.jobs if job.key not in kept]) for asked in lines]
-    fresh = [(asked, jobs) for asked, jobs in fresh if jobs]
-    for start in range(0, len(fresh), TOGETHER):
-        batch = [job for _, jobs in fresh[start : start + TOGETHER] for job in jobs]
-        needs: dict[str, list[SealedCell]] = {task: [] for task in tasks}
-        for job in batch:
-            for read, sealed in job.needs:
-                needs[read.task].append(sealed)
-        for task, read in tasks.items():
-            read.draw(needs[task])
-        for job in batch:
-            kept.of(job.key, job.compute)
-        for read in tasks.values():
-            read.forget()
+def _compute(asked: Sequence[Statistic], tasks: Mapping[str, TaskAnswers], kept: Kept) -> None:
+    """Compute what is not kept: one matrix product resamples all cells of a task."""
+    fresh = [statistic for statistic in asked if statistic.key not in kept]
+    needs: dict[str, list[SealedCell]] = {task: [] for task in tasks if fresh}
+    for statistic in fresh:
+        for read, sealed in statistic.needs:
+            needs[read.task].append(sealed)
+    for task, cells in needs.items():
+        tasks[task].draw(cells)
+    for statistic in fresh:
+        kept.of(statistic.key, statistic.compute)
+    for task in needs:
+        tasks[task].forget()
 
 
-def _whole(line: Line, tasks: Mapping[str, TaskAnswers]) -> bool:
+def whole_line(line: Line, tasks: Mapping[str, TaskAnswers]) -> bool:
     """Whether every task and its unpruned cell is there, with enough images and scores of questions."""
     enough = all(read.base and read.tested and read.images >= stats.FEW for read in tasks.values())
     return enough and bool(tasks) and all(task in line.cells for task in tasks)
 
 
-def _comparison(
+def paired(
     read: TaskAnswers,
     line: Line,
     seeds: Sequence[SealedCell],
@@ -285,23 +289,19 @@ def _comparison(
     name: str,
     against: str,
     kept: Kept,
-) -> tuple[_Job, Callable[[Any], Comparison]]:
+) -> tuple[Statistic, Callable[[Any], Comparison]]:
     """What is to be computed of a line and its reference, and the comparison that comes of it; its Holm-corrected p and
     verdict are still open."""
     unit = 100.0 if seeds[0].maximum == 1 else 1.0
 
     def compute() -> list[float]:
-        away = [read.scores(s) - read.scores(o) for s, o in itertools.product(seeds, others)]
-        better, worse = ([int((sign * d > stats.TINY).sum()) for d in away] for sign in (1, -1))
-        low, high = NAN, NAN
-        if read.images < stats.FEW:
-            pass
-        elif not any(better) and not any(worse):  # a bootstrap sees no other kind of image
-            low, high = -unit * read.unlike, unit * read.unlike
-        else:
-            low, high = stats.quantiles(unit * (read.line(line.name, seeds) - read.line(name, others)))
-        p = stats.combined_p([stats.mcnemar(b, w) for b, w in zip(better, worse, strict=True)])
-        return [low, high, mean([float(b) for b in better]), mean([float(w) for w in worse]), p]
+        return tested(
+            [read.scores(s) for s in seeds],
+            [read.scores(s) for s in others],
+            lambda: unit * (read.line(line.name, seeds) - read.line(name, others)),
+            read.images,
+            unit * read.unlike,
+        )
 
     def shown(numbers: Sequence[float]) -> Comparison:
         apart = unit * (mean([s.ahead for s in seeds]) - mean([s.ahead for s in others]))
@@ -314,21 +314,21 @@ def _comparison(
     words = [read.task, str(len(seeds)), str(read.unlike), line.name, name]
     key = kept.key("comparison", [*seeds, *others], *words)
     needs = [(read, s) for s in (*seeds, *others)] if read.images >= stats.FEW else []
-    return _Job(key, compute, needs), shown
+    return Statistic(key, compute, needs), shown
 
 
 def _average(line: Line, reference: Line | None, tasks: Mapping[str, TaskAnswers]) -> dict[str, Any] | None:
     """The interval of Avg %, and [low, high, p] of its differences from 100 and from the reference's; None where a draw
     of an unpruned cell scores 0. At the average there are no questions to count: the p is the bootstrap's own."""
-    mine, other = _percent(line, tasks), _percent(reference, tasks) if reference else None
+    mine, other = percents(line, tasks), percents(reference, tasks) if reference else None
     if mine is None:
         return None
     apart = {"none": mine - 100.0} | ({"reference": mine - other} if other is not None else {})
-    said = {name: [*_ends(d, tasks), stats.bootstrap_p(d)] for name, d in apart.items()}
-    return {"ends": _ends(mine, tasks), "reference": None} | said
+    said = {name: [*ends(d, tasks), stats.bootstrap_p(d)] for name, d in apart.items()}
+    return {"ends": ends(mine, tasks), "reference": None} | said
 
 
-def _percent(line: Line, tasks: Mapping[str, TaskAnswers]) -> NDArray[np.float64] | None:
+def percents(line: Line, tasks: Mapping[str, TaskAnswers]) -> NDArray[np.float64] | None:
     """(n,) resamples of Avg %; None where a draw of an unpruned cell scores 0."""
     bases = [read.resampled(read.base) for read in tasks.values() if read.base]
     if not all((whole > 0).all() for whole in bases):
@@ -338,23 +338,19 @@ def _percent(line: Line, tasks: Mapping[str, TaskAnswers]) -> NDArray[np.float64
     return np.asarray(np.mean(parts, axis=0), dtype=np.float64)
 
 
-def _ends(resampled: NDArray[np.float64], tasks: Mapping[str, TaskAnswers]) -> tuple[float, float]:
-    """The interval of an average, or of a difference of two. Where no resample differs, what the tasks' binomial limits
-    come to."""
-    if np.ptp(resampled) > stats.TINY:
-        return stats.quantiles(resampled)
-    width = mean([100.0 * read.unlike / read.base.score for read in tasks.values() if read.base])
-    return float(resampled[0]) - width, float(resampled[0]) + width
+def ends(resampled: NDArray[np.float64], tasks: Mapping[str, TaskAnswers]) -> tuple[float, float]:
+    """The interval of an average of these tasks, or of a difference of two."""
+    return ends_of(resampled, lambda: [100.0 * read.unlike / read.base.score for read in tasks.values() if read.base])
 
 
-def _alone(c: Comparison, read: TaskAnswers) -> Comparison:
+def as_average(c: Comparison, read: TaskAnswers) -> Comparison:
     """The comparison at the only task, in points of Avg %."""
     assert read.base is not None  # there is no Avg % without
     unit = (100.0 if read.base.maximum == 1 else 1.0) * read.base.score / 100.0
     return replace(c, task=AVERAGE, difference=c.difference / unit, low=c.low / unit, high=c.high / unit)
 
 
-def _at_average(
+def at_average(
     at: tuple[str, str, str], against: str, sizes: tuple[int, int], apart: float, numbers: Sequence[float]
 ) -> Comparison:
     low, high, p = numbers
@@ -385,23 +381,25 @@ def _hard(read: TaskAnswers, block: Block) -> dict[tuple[str, str], Hard]:
     return hard
 
 
-def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """With Holm-corrected p and verdict: a family per reference over all budgets, lines and tasks of the section, and
-    one over their averages."""
+def judged(comparisons: Sequence[Comparison], family_of: Callable[[Comparison], Any]) -> list[Comparison]:
+    """With Holm-corrected p and verdict; comparisons of which `family_of` says the same are corrected together."""
     found = list(comparisons)
-    enough = [i for i, c in enumerate(found) if c.images >= stats.FEW]
-    for kind in sorted({_family(c) for c in found}):
-        family = [i for i in enough if _family(found[i]) == kind]
+    families: dict[Any, list[int]] = {}
+    for i, c in enumerate(found):
+        if c.images >= stats.FEW:
+            families.setdefault(family_of(c), []).append(i)
+    for family in families.values():
         for i, p in zip(family, stats.holm([found[i].p for i in family]), strict=True):
             found[i] = replace(found[i], p_holm=p)
-    return [replace(c, verdict=_verdict(c)) for c in found]
+    return [replace(c, verdict=verdict_of(c)) for c in found]
 
 
 def _family(c: Comparison) -> tuple[bool, bool]:
+    """A family per reference over all budgets, lines and tasks of the section, and one over their averages."""
     return c.against == "none", c.task == AVERAGE
 
 
-def _verdict(c: Comparison) -> str:
+def verdict_of(c: Comparison) -> str:
     if c.images < stats.FEW:
         return TOO_FEW
     apart = c.low > stats.TINY or c.high < -stats.TINY

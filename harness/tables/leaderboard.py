@@ -23,6 +23,8 @@ from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
 from harness.tables.kept import Kept
 from harness.tables.markdown import footer, section_text
+from harness.tables.models import models_text
+from harness.tables.pairs import study_pairs
 from harness.tables.sections import NAN, Section, distinct, sections
 
 CSV, MARKDOWN, EQUAL_FLOPS, SIGNIFICANCE = FILES = (
@@ -52,7 +54,12 @@ def write(
     """
     known = distinct(cells)
     kept = kept or Kept(folder)
-    studied = [(section, study(section, kept) if samples else None) for section in sections(known)]
+    studied: list[tuple[Section, Findings | None]] = []
+    pairs: list[list[Comparison]] = []
+    for section in sections(known):
+        found, two = study_pairs(section, kept) if samples else (None, [])
+        studied.append((section, found))
+        pairs.append(two)
     csv, markdown = folder / CSV, folder / MARKDOWN
     make_folder(folder, "results")
     drawn: list[list[str]] = [[] for _ in studied]
@@ -63,11 +70,15 @@ def write(
     frame = rows(known.values())
     if samples:
         _with_answers(frame, studied)
-        write_changed(folder / SIGNIFICANCE, _csv(_significance(studied)))
+        write_changed(folder / SIGNIFICANCE, _csv(_significance(studied, pairs)))
     write_changed(folder / EQUAL_FLOPS, _csv(equal.frame(section for section, _ in studied)))
     write_changed(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
-    parts += [section_text(section, found, shown) for (section, found), shown in zip(studied, drawn, strict=True)]
+    parts += [f"{part}\n" for part in models_text(studied)]
+    parts += [
+        section_text(section, found, shown, two)
+        for (section, found), shown, two in zip(studied, drawn, pairs, strict=True)
+    ]
     write_changed(markdown, "\n".join([*parts, footer(folder)]).encode(errors="backslashreplace"))
     if samples or figures:
         kept.save()
@@ -105,12 +116,14 @@ def _with_answers(frame: pd.DataFrame, studied: Sequence[tuple[Section, Findings
     frame.insert(at + 5, "relevant_layers_pct", [one.layers if one else NAN for one in kept])
 
 
-def _significance(studied: Sequence[tuple[Section, Findings | None]]) -> pd.DataFrame:
-    """One row per comparison, its section first."""
+def _significance(
+    studied: Sequence[tuple[Section, Findings | None]], pairs: Sequence[Sequence[Comparison]]
+) -> pd.DataFrame:
+    """One row per comparison, its section first; in a section the pairs of lines stand last."""
     records = [
         {"section": section.title} | {f.name: getattr(c, f.name) for f in fields(c)}
-        for section, found in studied
+        for (section, found), two in zip(studied, pairs, strict=True)
         if found
-        for c in found.comparisons
+        for c in (*found.comparisons, *two)
     ]
     return pd.DataFrame(records, columns=["section", *(f.name for f in fields(Comparison))])

@@ -19,6 +19,7 @@ from harness.core.shown import fenced, in_markdown
 from harness.store.sealed import SealedCell
 from harness.tables import equal
 from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, TOO_FEW, Comparison, Findings, Hard, Power
+from harness.tables.matrix import matrix_text
 from harness.tables.sections import (
     NAN,
     QUESTIONS,
@@ -78,9 +79,11 @@ def footer(folder: Path) -> str:
     return FOOTER.format(page=f"[docs/leaderboard.md]({Path(os.path.relpath(page, here)).as_posix()})")
 
 
-def section_text(section: Section, found: Findings | None, figures: Sequence[str]) -> str:
-    """Everything of one section: figures, an overview, the front, a block per budget, the power of the comparison,
-    published numbers."""
+def section_text(
+    section: Section, found: Findings | None, figures: Sequence[str], pairs: Sequence[Comparison] = ()
+) -> str:
+    """Everything of one section: figures, an overview, the front, a block per budget with its `pairs` of lines, the
+    power of the comparison, published numbers."""
     parts = [f"## {in_markdown(', '.join(section.short))}", f"Protocol: {in_markdown(section.title)}."]
     parts += _metrics(section)
     parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in figures if path.endswith(".png")]
@@ -93,7 +96,7 @@ def section_text(section: Section, found: Findings | None, figures: Sequence[str
         parts += _equal_flops(section)
         parts += ["### Pareto front", _front_table(front)] if front else []
     for block in blocks:
-        parts += _block(section, block, found)
+        parts += _block(section, block, found, pairs)
     if found and found.power:
         parts += ["### How many questions a one-point claim needs", _power_table(found.power)]
     parts += _published(section, blocks)
@@ -167,12 +170,16 @@ def _gflops(line: Line) -> float:
     return line.mean(lambda sealed: sealed.costs.get("prefill_dense_flops", NAN)) / 1e9
 
 
-def _block(section: Section, block: Block, found: Findings | None) -> list[str]:
-    """Scores, what they say, agreement and the hard subset, costs and properties, commands."""
+def _block(section: Section, block: Block, found: Findings | None, pairs: Sequence[Comparison]) -> list[str]:
+    """Scores, what they say, method against method, agreement and the hard subset, costs and properties, commands."""
     unpruned = block.budget == "none"
     parts = [f"### {'unpruned' if unpruned else f'budget {block.budget}'}", _scores(section, block, found)]
     if found and any(line.method != "none" for line in block.lines):
-        parts += [*_said(section, block, found), _answers(section, block, found)]
+        parts += [
+            *_said(section, block, found),
+            *matrix_text(section, block, found, pairs),
+            _answers(section, block, found),
+        ]
     return [*parts, _costs(section, block, found), _commands(block)]
 
 

@@ -121,7 +121,7 @@ def _narrow(records: Sequence[Row], varying: Sequence[str]) -> str:
     for longest in NAMES:
         names = [[_wrapped(str(row[name]), longest) for name in varying] for row in records]
         body = [[*name, *value] for name, value in zip(names, values, strict=True)]
-        text = _laid_out(head, body, left=len(varying) + 1)
+        text = laid_out(head, body, left=len(varying) + 1)
         width = max(map(len, text.splitlines()))
         if width <= WIDTH:
             return text
@@ -146,7 +146,7 @@ def _wrapped(name: str, longest: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _laid_out(head: Sequence[str], body: Sequence[Sequence[str]], left: int) -> str:
+def laid_out(head: Sequence[str], body: Sequence[Sequence[str]], left: int) -> str:
     """Columns two blanks apart, the first `left` of them flush left; a cell may hold several lines."""
     widths = [max(len(line) for row in (head, *body) for line in row[i].split("\n")) for i in range(len(head))]
 

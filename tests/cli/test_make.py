@@ -72,6 +72,15 @@ TAKES = {
     "baseline": {"BASELINE": "--baseline", "WORKERS": "--workers", "CONFIG": "--"},
     "leaderboard": {"RESULTS": "--results"},
     "report": {"SAMPLES": "--samples", "DATA": "--data", "OUT": "--out", "RESULTS": "--results"},
+    "compare": {
+        "TASKS": "--tasks",
+        "MODEL": "--model",
+        "RESULTS": "--results",
+        "OUT": "--out",
+        "PAGE": "--page",
+        "SAMPLES": "--samples",
+        "DATA": "--data",
+    },
     "show": {
         "SAMPLE": "--sample",
         "METHOD": "--method",
@@ -404,6 +413,19 @@ def test_several_goals_take_the_variables_of_all(bench: Bench) -> None:
     ]
 
 
+def test_compare_takes_several_sides_and_two_folders(bench: Bench) -> None:
+    assert bench.argv("compare", "METHODS=fastv@64 random@64:boundary=2,seed=1 $HOME", "RESULTS=a b", "RESULTS2=c") == [
+        "compare",
+        "--results",
+        "a b",
+        "--results",
+        "c",
+        "fastv@64",
+        "random@64:boundary=2,seed=1",
+        "$HOME",
+    ]
+
+
 def test_a_dry_run_of_make_runs_nothing(bench: Bench) -> None:
     done = bench.make("-n", "eval", "METHOD=$(shell touch pwned)")
     assert "prunebench eval" in done.stdout
@@ -419,6 +441,7 @@ def test_the_help_names_variables_that_the_command_takes(bench: Bench) -> None:
         named = set(re.findall(r"([A-Z_]+)=", line))
         own = {
             "bench": {"BENCH"},
+            "compare": {"METHODS"},
             "venv": {"LOCKED"},
             "gpu-check": {"OUT", "DEVICE", "WHEELS"},
             "methods": {"METHOD"},

@@ -39,6 +39,7 @@ COMMANDS = (
     "results list --results results/reference",
     "report --results results/reference --samples 1 --out {}/p.html",
     "show --sample pope/000000 --method fastv --budget 64 --results results/reference --out {}/p.png",
+    "compare fastv@64 dart@64 --results results/reference --out {}/f.csv --page {}/f.html --samples 1",
     "eval --method uniform --budget 64 --tasks pope --limit 3 --results {}/r",
     "leaderboard --results {}/r --no-figures",
     "sweep configs/mini.yaml --dry-run --results {}/r",
@@ -47,7 +48,7 @@ COMMANDS = (
 
 def test_a_local_command_looks_nothing_up(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    asked = [command.format(tmp_path).split() for command in COMMANDS]
+    asked = [command.replace("{}", str(tmp_path)).split() for command in COMMANDS]
     script = [sys.executable, "-c", CLOSED, json.dumps(asked)]
     done = subprocess.run(script, cwd=TOP, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -157,6 +157,21 @@ HOSTILE: dict[str, Callable[[Path], list[str]]] = {
     "results on a file": lambda d: ["leaderboard", "--results", written(d, "f")],
     "nul in results": lambda d: ["leaderboard", "--results", "a\0b"],
     "long results": lambda d: ["leaderboard", "--results", "a" * 5000],
+    "sides on a file": lambda d: ["compare", "fastv@64", "dart@64", "--results", written(d, "f")],
+    "sides with nul": lambda d: ["compare", "fastv@64\0", "dart@64", "--results", "results/reference"],
+    "a side of many digits": lambda d: ["compare", f"fastv@{MANY}", "dart@64", "--results", "results/reference"],
+    "a long side": lambda d: ["compare", "a" * 5000, "dart@64:b=c", "--results", "results/reference"],
+    "no side": lambda d: ["compare", "--results", "results/reference"],
+    "flips onto a folder": lambda d: (
+        ["compare", "fastv@64", "dart@64", "--results", "results/reference", "--out", str(d)]
+    ),
+    "flips below a file": lambda d: (
+        ["compare", "fastv@64", "dart@64", "--results", "results/reference", "--page", written(d, "f") + "/p.html"]
+    ),
+    "no pictures": lambda d: ["compare", "fastv@64", "dart@64", "--results", "results/reference", "--samples", "0"],
+    "three results folders": lambda d: (
+        ["compare", "fastv@64", "--results", "results/reference", "--results", str(d), "--results", "a"]
+    ),
     "a list of a file": lambda d: ["results", "list", "--results", written(d, "f")],
     "verify with nul": lambda d: ["results", "verify", "--results", "\0"],
     "a picture onto a folder": lambda d: (

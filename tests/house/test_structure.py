@@ -63,6 +63,10 @@ EXCEPTIONS = {
         "proof.recomputed",
         "source_of_data",
     ): "a sealed cell holds the words of its request, and its data are found again",
+    (
+        "tables.sides",
+        "budgets.parse",
+    ): "a side of a comparison is words for cells that are sealed, and the command and Python read them alike",
     ("proof.recomputed", "parse_limit"): "a sealed cell holds the words of its request, and its questions are, too",
 }
 MOST_STOPS = 25
