@@ -20,7 +20,7 @@ goldens.takes := --=DIR
 bench.takes := --model=MODEL --device=DEVICE --dtype=DTYPE --=BENCH
 regress.takes := --baseline=BASELINE --workers=WORKERS --=CONFIG
 baseline.takes := $(regress.takes)
-leaderboard.takes := --results=RESULTS
+leaderboard.takes := --format=FORMAT --out=OUT --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
 # FRESH, DRY_RUN, WIDE, CLAMP, WHEELS and LOCKED are on unless 0 or empty; BENCH holds any number of arguments
@@ -96,7 +96,7 @@ goldens:  ## replay recorded official outputs; DIR=folder (default tests/goldens
 bench:  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
 regress:  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [CONFIG= BASELINE= WORKERS=]
 baseline:  ## renew that baseline, and show what changes; needs a clean checkout
-leaderboard:  ## tables, comparisons and figures from the sealed cells in RESULTS
+leaderboard:  ## tables, comparisons and figures from the sealed cells in RESULTS; FORMAT=latex OUT=table.tex: one wide table for a paper
 report:  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
 show:  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]
 

@@ -20,7 +20,6 @@ from harness.tables.sections import (
     amortised_flops,
     baseline,
     distinct,
-    limit,
     percent_of_flops,
     percent_of_unpruned,
     percent_with_tower,
@@ -128,7 +127,7 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
     return {
         "model": cell.model,
         "task": cell.task,
-        "limit": int(words) if (words := limit(sealed)).isdigit() else None,
+        "limit": int(sealed.limit) if sealed.limit.isdigit() else None,
         "n": sealed.counts["headline"],
         "metric": sealed.headline,
         "score": sealed.score,

@@ -17,6 +17,7 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are 
 from harness.core.paths import make_folder
 from harness.store.files import write_changed
 from harness.store.sealed import SealedCell
+from harness.store.store import Store
 from harness.tables import equal
 from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
@@ -73,6 +74,12 @@ def write(
     if samples or figures:
         kept.save()
     return csv, markdown
+
+
+def rewrite(folder: Path, damaged: list[str], *, figures: bool = False) -> tuple[Path, Path]:
+    """`write` from all cells of a results folder that are as they were sealed; the others are said in `damaged`."""
+    kept = Kept(folder)
+    return write(Store(folder).cells(damaged, kept.check), folder, figures=figures, kept=kept)
 
 
 def whole_rows(cells: Iterable[SealedCell], kept: Kept | None = None) -> pd.DataFrame:

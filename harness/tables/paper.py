@@ -9,12 +9,14 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
+from harness.core.errors import PrunebenchError
 from harness.core.shown import in_markdown, printable
+from harness.core.spelling import given
 from harness.store.sealed import SealedCell
 from harness.tables import latex
 from harness.tables.sections import Block, Line, Section, average, distinct, mean, sections
@@ -60,9 +62,12 @@ class PaperTable:
     blocks: Sequence[PaperBlock]
 
 
-def render(cells: Iterable[SealedCell], form: str) -> str:
-    """The tables of all sections of these cells as a text in one of `FORMATS`: full runs first."""
-    found = sections(distinct(cells))
+def render(cells: Iterable[SealedCell], form: str, known: Iterable[SealedCell] = ()) -> str:
+    """The tables of all sections of these cells as a text in one of `FORMATS`: full runs first. `known`: more cells,
+    among which unpruned ones are looked up."""
+    shown = distinct(cells)
+    every = distinct([*shown.values(), *known])
+    found = [replace(section, known=every) for section in sections(shown)]
     return _plain(found) if form == "csv" else RENDERED[form]([_table(section) for section in found])
 
 
@@ -159,6 +164,16 @@ RENDERED: dict[str, Callable[[Sequence[PaperTable]], str]] = {"markdown": _markd
 FORMATS = ("markdown", "csv", "latex", "html")
 #: the format that the name of a file stands for
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
+
+
+def ending(file: str) -> str:
+    """The format that a file's name stands for. Raises PrunebenchError for a name that stands for none."""
+    known = [form for end, form in ENDINGS.items() if file.lower().endswith(end)]
+    if not known:
+        raise PrunebenchError(
+            f"{given('out', file)}: expected a name that ends in {', '.join(ENDINGS)}, or {given('format')} beside it"
+        )
+    return known[0]
 
 
 def _plain(found: Sequence[Section]) -> str:

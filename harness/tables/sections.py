@@ -106,7 +106,7 @@ class Section:
     @property
     def limit(self) -> str:
         """The LIMIT that cut the questions of a try; "" for a full run."""
-        return limit(self.cells[0])
+        return self.cells[0].limit
 
     @property
     def questions(self) -> int:
@@ -222,11 +222,6 @@ def budget_order(budget: str) -> tuple[int, float, str]:
 def baseline(sealed: SealedCell, known: Mapping[str, SealedCell]) -> SealedCell | None:
     """The unpruned cell to compare with: the one with the identity `cell.baseline().identity()`, or none at all."""
     return known.get(sealed.baseline_identity)
-
-
-def limit(sealed: SealedCell) -> str:
-    """The LIMIT of a try; "" for a cell of all questions, or of as many as its model's data are asked by default."""
-    return "" if sealed.asked.limit in (None, "all") else str(sealed.asked.limit)
 
 
 def sections(known: Mapping[str, SealedCell]) -> list[Section]:
