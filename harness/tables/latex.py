@@ -1,6 +1,6 @@
 r"""Tables of LaTeX with booktabs, for pdflatex and every other engine: text that is escaped, and no unicode.
 
-A file of `document` is both a part of a paper (`\input`, with booktabs and longtable in its preamble) and a document of
+A file of `document` is both a part of a paper (`\input`, with booktabs and graphicx in its preamble) and a document of
 its own.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-#: rows from which a table may not fit a page, and is parted over pages
+#: rows of a float: with its head and caption it fits a page
 MOST_ROWS = 40
-#: sizes of letters, with the characters of a line that fit a page of 17 cm
-SIZES = ((100, r"\small"), (112, r"\footnotesize"), (125, r"\scriptsize"))
-SMALLEST = r"\tiny"
+#: sizes of letters, with the characters of a line that fit a page of 17 cm; a wider table is shrunk
+SIZES = ((95, r"\small"), (105, r"\footnotesize"), (118, r"\scriptsize"))
 #: characters of a line of a column's head
 HEAD = 12
 _ESCAPES = {
@@ -54,12 +53,11 @@ _ACCENTS = {
     "\u0327": "c",
 }
 # Inside a document \@nodocument is \relax: then this is a part of it.
-_BEGIN = r"""% A part of a paper: \usepackage{booktabs,longtable}, then \input this file. It compiles alone, too.
-% A table over several pages is aligned in the second run of LaTeX.
+_BEGIN = r"""% A part of a paper: \usepackage{booktabs,graphicx}, then \input this file. It compiles alone, too.
 \expandafter\ifx\csname @nodocument\endcsname\relax\else
   \documentclass[a4paper]{article}
   \usepackage[margin=2cm]{geometry}
-  \usepackage{booktabs,longtable}
+  \usepackage{booktabs,graphicx}
   \begin{document}
   \def\prunebenchalone{}
 \fi"""
@@ -90,41 +88,56 @@ def document(tables: Sequence[str]) -> str:
 
 
 def table(
-    caption: str, corner: str, heads: Sequence[tuple[str, str]], blocks: Sequence[tuple[str, Sequence[Sequence[str]]]]
+    caption: str, corner: str, heads: Sequence[Sequence[str]], blocks: Sequence[tuple[str, Sequence[Sequence[str]]]]
 ) -> str:
-    """One table. `caption` and the rows' texts are LaTeX; `heads` (name, unit) and the blocks' names are plain text.
+    """One table as floats over both columns of a page, each with at most `MOST_ROWS` rows below its head.
 
-    A table of few rows floats over both columns of a page; a longer one is a longtable, which needs one column.
+    `caption` and the rows' texts are LaTeX. `heads` are plain text: per column its name, and what stands below the
+    name. The blocks' names are plain text, too; a block that is parted has its name in each part.
     """
-    width = len(heads) + 1
-    head = _head(corner, heads)
-    body: list[str] = []
+    shaped = _shape(heads, blocks)
+    floats = []
+    for n, part in enumerate(_parts(blocks)):
+        body: list[str] = []
+        for name, rows in part:
+            body += [r"\midrule"]
+            body += [rf"\multicolumn{{{len(heads) + 1}}}{{l}}{{\emph{{{escaped(name)}}}}} \\"] if name else []
+            body += [" & ".join(row) + r" \\" for row in rows]
+        said = caption if n == 0 else f"{caption} Continued."
+        tabular = [rf"\begin{{tabular}}{{l*{{{len(heads)}}}{{r}}}}", r"\toprule", *_head(corner, heads), *body]
+        tabular += [r"\bottomrule", r"\end{tabular}"]
+        if shaped is None:
+            tabular = [r"\resizebox{\textwidth}{!}{", *tabular, "}"]
+        lines = [r"\begin{table*}", r"\centering", shaped or r"\scriptsize", r"\setlength{\tabcolsep}{4pt}"]
+        floats.append("\n".join([*lines, rf"\caption{{{said}}}", *tabular, r"\end{table*}"]))
+    return "\n\n".join(floats)
+
+
+def _parts(blocks: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> list[list[tuple[str, Sequence[Sequence[str]]]]]:
+    """The blocks in parts of at most `MOST_ROWS` rows; only a block that has more is parted itself."""
+    parts: list[list[tuple[str, Sequence[Sequence[str]]]]] = []
+    free = 0
     for name, rows in blocks:
-        body += [r"\midrule"] if body else []
-        body += [rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escaped(name)}}}}} \\*"] if name else []
-        body += [" & ".join(row) + r" \\" for row in rows]
-    spread = f"{{l*{{{width - 1}}}{{r}}}}"
-    setting = [_size(heads, blocks), r"\setlength{\tabcolsep}{4pt}"]
-    if len(body) + len(head) <= MOST_ROWS:
-        lines = [r"\begin{table*}", r"\centering", *setting, rf"\caption{{{caption}}}", rf"\begin{{tabular}}{spread}"]
-        lines += [r"\toprule", *head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table*}"]
-    else:
-        lines = [r"\begingroup", *setting, rf"\begin{{longtable}}{spread}", rf"\caption{{{caption}}} \\"]
-        lines += [r"\toprule", *head, r"\midrule", r"\endfirsthead", r"\toprule", *head, r"\midrule", r"\endhead"]
-        lines += [r"\bottomrule", r"\endfoot", *body, r"\end{longtable}", r"\endgroup"]
-    return "\n".join(lines)
+        for start in range(0, len(rows), MOST_ROWS):
+            some = rows[start : start + MOST_ROWS]
+            if len(some) > free or not parts:
+                parts.append([])
+                free = MOST_ROWS
+            parts[-1].append((name, some))
+            free -= len(some) + 1
+    return parts
 
 
-def _head(corner: str, heads: Sequence[tuple[str, str]]) -> list[str]:
-    """The rows of the head: long names parted behind underscores, each column's lines at its foot; then the units."""
-    names = [_parted(name) for name, _ in heads]
-    height = max(map(len, names))
-    rows = [
-        ["", *(escaped(name[n - height + len(name)]) if n >= height - len(name) else "" for name in names)]
-        for n in range(height)
+def _head(corner: str, heads: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of the head: names, parted behind underscores, stand on the line above what is below them."""
+    names = [_parted(name) for name, *_ in heads]
+    height, below = max(map(len, names)), max(len(rest) for _, *rest in heads)
+    columns = [
+        [*[""] * (height - len(name)), *name, *rest, *[""] * (below - len(rest))]
+        for name, (_, *rest) in zip(names, heads, strict=True)
     ]
-    rows.append([escaped(corner), *(escaped(f"({unit})") if unit else "" for _, unit in heads)])
-    return [" & ".join(row) + r" \\" for row in rows]
+    rows = list(zip(["", *[""] * (height + below - 2), corner], *columns, strict=True))
+    return [" & ".join(map(escaped, row)) + r" \\" for row in rows]
 
 
 def _parted(name: str) -> list[str]:
@@ -136,9 +149,9 @@ def _parted(name: str) -> list[str]:
     return lines
 
 
-def _size(heads: Sequence[tuple[str, str]], blocks: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str:
-    """The largest letters at which the table fits, by its characters."""
+def _shape(heads: Sequence[Sequence[str]], blocks: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str | None:
+    """The largest letters at which the table fits a page, by its characters; None if it fits with none."""
     labels = [row[0] for _, rows in blocks for row in rows]
-    columns = [max([8, len(unit), *map(len, _parted(name))]) for name, unit in heads]
+    columns = [max([8, *map(len, rest), *map(len, _parted(name))]) for name, *rest in heads]
     total = max(map(len, labels), default=0) + sum(columns) + len(columns)
-    return next((size for most, size in SIZES if total <= most), SMALLEST)
+    return next((size for most, size in SIZES if total <= most), None)

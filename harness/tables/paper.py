@@ -155,7 +155,8 @@ def _latex_table(table: PaperTable) -> str:
         for block in table.blocks
     ]
     caption = latex.escaped(f"Scores of {table.title}. {MARKS}")
-    heads = [*zip(table.tasks, table.units, strict=True), (AVERAGE, "")]
+    heads = [(task, *unit.split(", ")) for task, unit in zip(table.tasks, table.units, strict=True)]
+    heads.append((AVERAGE,))
     return latex.table(caption, "method", heads, blocks)
 
 
