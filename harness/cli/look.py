@@ -36,6 +36,7 @@ def leaderboard(
     With --format or --out it writes none of them, but one table for a paper: rows are methods, columns are tasks.
     """
     from harness.tables import leaderboard, paper
+    from harness.tables.kept import Kept
 
     wanted = given_as.wanted(task, model, method, budget, limit, full)
     with naming_damaged() as damaged:
@@ -51,8 +52,8 @@ def leaderboard(
                 f"leaderboard: filters are for the wide table: expected {given('format')} or {given('out')}"
                 " beside them, found neither"
             )
-        sound(results, [])
-        csv, markdown = leaderboard.rewrite(results, damaged, figures=figures)
+        kept = Kept(results)
+        csv, markdown = leaderboard.write(sound(results, damaged, kept.check), results, figures=figures, kept=kept)
         put(f"tables  {csv}  {markdown}")
         if figures:
             put(f"figures {results / 'figures'}")

@@ -76,10 +76,10 @@ def write(
     return csv, markdown
 
 
-def rewrite(folder: Path, damaged: list[str], *, figures: bool = False) -> tuple[Path, Path]:
+def rewrite(folder: Path, damaged: list[str]) -> tuple[Path, Path]:
     """`write` from all cells of a results folder that are as they were sealed; the others are said in `damaged`."""
     kept = Kept(folder)
-    return write(Store(folder).cells(damaged, kept.check), folder, figures=figures, kept=kept)
+    return write(Store(folder).cells(damaged, kept.check), folder, kept=kept)
 
 
 def whole_rows(cells: Iterable[SealedCell], kept: Kept | None = None) -> pd.DataFrame:
