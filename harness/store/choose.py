@@ -71,7 +71,9 @@ def by_identity(found: Sequence[Found], beginning: str) -> Found:
             f"cell {beginning!r}: expected the beginning of an identity, found none that begins so among"
             f" {len(folders)}: `prunebench results list` shows them"
         )
-    if len({identity(one) for one in same}) > 1 or len(same) > 1:
+    if len({identity(one) for one in same}) == 1 and sum(not one.wrong for one in same) == 1:
+        return next(one for one in same if not one.wrong)  # beside a copy under another name
+    if len(same) > 1:
         raise PrunebenchError(
             f"cell {beginning!r}: expected one cell, found {len(same)} that begin so:"
             f" {few([f'{identity(one)} ({one.path.parent.name}/{one.path.name[:-17]})' for one in same])}: give more"

@@ -107,7 +107,7 @@ def facts(sealed: SealedCell, cells: Sequence[SealedCell]) -> dict[str, Flat]:
     return {
         "cell": {"identity": sealed.identity, "setting": row["setting"], "section": row["section"]}
         | flat({name: value for name, value in sealed.cell.to_dict().items() if name != "identity"}),
-        "scores": {f"{sealed.headline} (headline)": f"{sealed.score:.6g}{spread} of {sealed.maximum:g}"}
+        "scores": {f"{sealed.headline} (headline)": f"{sealed.score:.6g}{spread}{_bound(sealed.maximum)}"}
         | {name: value for name, value in sealed.metrics.items() if name != sealed.headline}
         | {"per cent of unpruned": row["pct_of_unpruned"]}
         | {f"questions {name}": n for name, n in sealed.counts.items()},
@@ -117,6 +117,10 @@ def facts(sealed: SealedCell, cells: Sequence[SealedCell]) -> dict[str, Flat]:
         "files": {"folder": str(sealed.folder), "samples_sha256": sealed.samples_sha256},
         "command": {"measures it again": evaluation(sealed.asked, fresh=True, source=sealed.cell.method_source)},
     }
+
+
+def _bound(maximum: float | None) -> str:
+    return "" if maximum is None else f" of {maximum:g}"
 
 
 def facts_frame(parts: Mapping[str, Flat]) -> pd.DataFrame:

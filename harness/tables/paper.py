@@ -73,10 +73,15 @@ def render(cells: Iterable[SealedCell], form: str, known: Iterable[SealedCell] =
 
 def _table(section: Section) -> PaperTable:
     shown = [section.of_task(task) for task in section.tasks]
-    units = [f"{'%' if s.maximum == 1 else f'of {s.maximum:g}'}, n={s.counts['headline']:,}" for s in shown]
+    units = [", ".join(filter(None, [_unit(s.maximum), f"n={s.counts['headline']:,}"])) for s in shown]
     title = ", ".join(map(printable, section.short)) + (" (a try)" if section.limit else "")
     blocks = [_block(section, block) for block in section.blocks()]
     return PaperTable(title, bool(section.limit), [printable(task) for task in section.tasks], units, blocks)
+
+
+def _unit(maximum: float | None) -> str:
+    """Of a score; "" where nothing bounds the metric."""
+    return "" if maximum is None else "%" if maximum == 1 else f"of {maximum:g}"
 
 
 def _block(section: Section, block: Block) -> PaperBlock:

@@ -135,7 +135,7 @@ def fitted(
     for longest in widths:
         wrapped = [[_wrapped(name, longest) for name in row] for row in names]
         body = [[*name, *value] for name, value in zip(wrapped, values, strict=True)]
-        text = _laid_out(head, body, left=len(names[0]) + 1)
+        text = laid_out(head, body, left=len(names[0]) + 1)
         width = max(map(len, text.splitlines()))
         if width <= WIDTH:
             return text
@@ -160,7 +160,7 @@ def _wrapped(name: str, longest: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _laid_out(head: Sequence[str], body: Sequence[Sequence[str]], left: int) -> str:
+def laid_out(head: Sequence[str], body: Sequence[Sequence[str]], left: int) -> str:
     """Columns two blanks apart, the first `left` of them flush left; a cell may hold several lines."""
     widths = [max(len(line) for row in (head, *body) for line in row[i].split("\n")) for i in range(len(head))]
 
