@@ -26,7 +26,7 @@ AVERAGE = "Avg %"
 MARKS = "Best bold, second underlined, within a block. Avg %: score in per cent of the unpruned score, over all tasks."
 
 
-class Entry(NamedTuple):
+class PaperEntry(NamedTuple):
     """One number as printed, and its rank in the block."""
 
     text: str
@@ -38,7 +38,7 @@ class PaperRow(NamedTuple):
     """One method at one budget."""
 
     label: str
-    entries: Sequence[Entry]
+    entries: Sequence[PaperEntry]
 
 
 class PaperBlock(NamedTuple):
@@ -88,7 +88,7 @@ def _block(section: Section, block: Block) -> PaperBlock:
     ranked = [line.method != "none" for line in block.lines]
     columns = [[seeds_score(line.cells.get(task, ())) for line in block.lines] for task in section.tasks]
     columns.append([decimal(average(line, section)) for line in block.lines])
-    entries = [list(map(Entry, column, ranks(column, ranked))) for column in columns]
+    entries = [list(map(PaperEntry, column, ranks(column, ranked))) for column in columns]
     rows = [
         PaperRow(printable(line.label), row) for line, row in zip(block.lines, zip(*entries, strict=True), strict=True)
     ]
