@@ -165,7 +165,7 @@ def results_merge(
 
 def results_rm(
     cells: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="the first digits of each", show_default=False)
+        list[str] | None, typer.Argument(metavar="ID", help="the first digits of each cell", show_default=False)
     ] = None,
     results: given_as.WriteTo = RESULTS,
     task: given_as.OnlyTask = "",

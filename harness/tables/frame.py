@@ -106,10 +106,9 @@ def setting_names(section: Section) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for series in section.series():
-        crowded = len({line.budget for line in series.lines}) < len(series.lines)
         seeded = any(len(seeds) > 1 for line in series.lines for seeds in line.cells.values())
         for line in series.lines:
-            name = line.name if crowded else series.name
+            name = section.line_name(line)
             for sealed in (one for seeds in line.cells.values() for one in seeds):
                 found[sealed.identity] = f"{name} seed={sealed.cell.seed}" if seeded else name
     places = {s.identity: (found[s.identity], s.cell.budget, s.cell.task) for s in section.cells}

@@ -79,6 +79,11 @@ def _table(section: Section) -> PaperTable:
     return PaperTable(title, bool(section.limit), [printable(task) for task in section.tasks], units, blocks)
 
 
+def _label(section: Section, line: Line) -> str:
+    name = section.line_name(line)
+    return name if line.seeds == "1" else f"{name} ({line.seeds} seeds)"
+
+
 def _unit(maximum: float | None) -> str:
     """Of a score; "" where nothing bounds the metric."""
     return "" if maximum is None else "%" if maximum == 1 else f"of {maximum:g}"
@@ -90,7 +95,8 @@ def _block(section: Section, block: Block) -> PaperBlock:
     columns.append([decimal(average(line, section)) for line in block.lines])
     entries = [list(map(PaperEntry, column, ranks(column, ranked))) for column in columns]
     rows = [
-        PaperRow(printable(line.label), row) for line, row in zip(block.lines, zip(*entries, strict=True), strict=True)
+        PaperRow(printable(_label(section, line)), row)
+        for line, row in zip(block.lines, zip(*entries, strict=True), strict=True)
     ]
     return PaperBlock("" if block.budget == "none" else f"budget {printable(block.budget)}", rows)
 
@@ -190,7 +196,7 @@ def _plain(found: Sequence[Section]) -> str:
             "section": section.title,
             "limit": section.limit,
             "budget": line.budget,
-            "method": line.name,
+            "method": section.line_name(line),
             "seeds": line.seeds,
         }
         | {task: _score(line, task) for task in tasks}

@@ -176,6 +176,19 @@ class Section:
             for s in found
         ]
 
+    def line_name(self, line: Line) -> str:
+        """A line of `blocks` as its series is called, so that it has one name over all budgets; by its own name where
+        its series has two lines at a budget."""
+        return self._line_names[id(line)]
+
+    @cached_property
+    def _line_names(self) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for series in self.series():
+            crowded = len({line.budget for line in series.lines}) < len(series.lines)
+            names |= {id(line): line.name if crowded else series.name for line in series.lines}
+        return names
+
     def baseline(self, task: str) -> SealedCell | None:
         """The unpruned cell of a task, if it was measured: same data, prompt, dtype, device, ..."""
         return self._baselines[task]
