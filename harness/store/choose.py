@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from harness.core.errors import PrunebenchError, unknown
 from harness.store.files import few
-from harness.store.sealed import SealedCell
+from harness.store.sealed import SEAL, SealedCell, load
 from harness.store.verify import Found, survey
 
 #: digits of an identity that a list shows at least
@@ -55,11 +55,23 @@ def _value(sealed: SealedCell, name: str) -> str:
 
 
 def everything(root: Path) -> list[Found]:
-    """What lies under cells/, looked through but not computed again. Raises PrunebenchError if there is nothing."""
-    found = list(survey(root, deep=False))
+    """What lies under cells/, looked through but not computed again. A cell beside other files, or in a folder of
+    another name, counts as whole, as it does for tables. Raises PrunebenchError if there is nothing."""
+    found = [_as_tables_do(one) for one in survey(root, deep=False)]
     if not found:
         raise PrunebenchError(f"{root}: expected cells below cells/, found none: `prunebench eval` makes some")
     return found
+
+
+def _as_tables_do(found: Found) -> Found:
+    if not found.wrong or not (found.path / SEAL).is_file():
+        return found
+    try:
+        cell = load(found.path)
+        cell.verify()
+    except PrunebenchError:
+        return found
+    return replace(found, cell=cell, wrong=())
 
 
 def by_identity(found: Sequence[Found], beginning: str) -> Found:

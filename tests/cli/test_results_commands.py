@@ -175,6 +175,18 @@ def test_no_folder_a_wrong_one_and_an_empty_one_are_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "wrong"]
 
 
+def test_files_of_a_person_hide_no_cell(prunebench: Prunebench, results: Path) -> None:
+    one = of(results, "fastv")
+    (one.folder / "notes.txt").write_text("mine")
+    (results / "cells" / "notes.txt").write_text("mine")
+    code, out, err = prunebench("results", "list", "--results", results)
+    assert out.splitlines()[-1] == "3 sealed, 1 unfinished, 1 damaged"
+    assert code == 1
+    assert "notes.txt: it belongs to no cell" in err
+    assert prunebench("results", "show", one.identity, "--results", results)[1]
+    assert prunebench("results", "verify", "--results", results)[1].count("WRONG") >= 2, "verify names both"
+
+
 # ---------------------------------------------------------------------------------------------------------- one cell
 
 
