@@ -20,7 +20,7 @@ goldens.takes := --=DIR
 bench.takes := --model=MODEL --device=DEVICE --dtype=DTYPE --=BENCH
 regress.takes := --baseline=BASELINE --workers=WORKERS --=CONFIG
 baseline.takes := $(regress.takes)
-leaderboard.takes := --results=RESULTS
+leaderboard.takes := --format=FORMAT --out=OUT --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
 compare.takes := --tasks=TASKS --model=MODEL --results=RESULTS --results=RESULTS2 --out=OUT --page=PAGE --samples=SAMPLES --data=DATA --=METHODS
@@ -99,7 +99,7 @@ goldens:  ## replay recorded official outputs; DIR=folder (default tests/goldens
 bench:  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
 regress:  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [CONFIG= BASELINE= WORKERS=]
 baseline:  ## renew that baseline, and show what changes; needs a clean checkout
-leaderboard:  ## tables, comparisons and figures from the sealed cells in RESULTS
+leaderboard:  ## tables, comparisons and figures from the sealed cells in RESULTS; FORMAT=latex OUT=table.tex: one wide table for a paper
 compare:  ## METHODS='fastv@64 sparsevlm@64' [TASKS= MODEL= RESULTS= RESULTS2= OUT=flips.csv PAGE=flips.html]: method against method
 report:  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
 show:  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]

@@ -1,4 +1,4 @@
-"""Commands that read what is there: leaderboard, report, show, results, methods, models and tasks."""
+"""Commands that read what is there: leaderboard, report, show, methods, models and tasks."""
 
 from __future__ import annotations
 
@@ -8,31 +8,55 @@ from typing import Annotated
 import typer
 
 from harness.cli import options as given_as
+from harness.cli.damage import naming_damaged, sound
 from harness.cli.options import RESULTS, listed, one_budget
-from harness.cli.say import loading, put
-from harness.core.errors import PrunebenchError
-from harness.core.spelling import command
+from harness.cli.say import loading, put, put_or_write
+from harness.core.errors import PrunebenchError, unknown
+from harness.core.spelling import given
 
 
 def leaderboard(
     results: given_as.ReadFrom = RESULTS,
     figures: Annotated[bool, typer.Option(help="draw figures/*.svg and *.png too")] = True,
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="NAME", help="one wide table instead: markdown, csv, latex or html"),
+    ] = "",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="of the wide table; default: the terminal")] = None,
+    task: given_as.OnlyTask = "",
+    model: given_as.OnlyModel = "",
+    method: given_as.OnlyMethod = "",
+    budget: given_as.OnlyBudget = "",
+    limit: given_as.OnlyLimit = "",
+    full: given_as.OnlyFull = False,
 ) -> None:
     """Write tables, comparisons and figures from sealed cells.
 
     The files are leaderboard.csv, LEADERBOARD.md, equal_flops.csv, significance.csv and figures/. No model is needed.
+    With --format or --out it writes none of them, but one table for a paper: rows are methods, columns are tasks.
     """
-    from harness.store.store import Store
-    from harness.tables import leaderboard
+    from harness.tables import leaderboard, paper
+    from harness.tables.kept import Kept
 
-    cells = Store(results).cells()
-    if not cells:
-        one = command("eval", method="visipruner", budget="64")
-        raise PrunebenchError(f"{results}: expected sealed cells, found none: `{one}` makes some")
-    csv, markdown = leaderboard.write(cells, results, figures=figures)
-    put(f"tables  {csv}  {markdown}")
-    if figures:
-        put(f"figures {results / 'figures'}")
+    wanted = given_as.wanted(task, model, method, budget, limit, full)
+    with naming_damaged() as damaged:
+        if form or out:
+            form = form or paper.ending(str(out))
+            if form not in paper.FORMATS:
+                raise unknown("format", form, paper.FORMATS)
+            cells = sound(results, damaged)
+            put_or_write(paper.render(wanted.of(cells), form, cells), out)
+            return
+        if wanted:
+            raise PrunebenchError(
+                f"leaderboard: filters are for the wide table: expected {given('format')} or {given('out')}"
+                " beside them, found neither"
+            )
+        kept = Kept(results)
+        csv, markdown = leaderboard.write(sound(results, damaged, kept.check), results, figures=figures, kept=kept)
+        put(f"tables  {csv}  {markdown}")
+        if figures:
+            put(f"figures {results / 'figures'}")
 
 
 def report(
@@ -49,7 +73,8 @@ def report(
     """
     from harness.report import page
 
-    page.write(results, out, samples, data, put)
+    with naming_damaged() as damaged:
+        page.write(results, out, samples, data, put, damaged)
 
 
 def show(
@@ -75,31 +100,10 @@ def show(
 
     one_budget(budget, "show")
     budget = str(budgets.parse(budget)) if budget else ""
-    path, found = show.write(results, sample.strip(), list(listed(method)), budget, model, data, out)
-    put("\n".join(show.lines(found)))
-    put(f"picture  {path}")
-
-
-def results_verify(results: given_as.ReadFrom = RESULTS) -> None:
-    """Hash every cell, and compute its numbers again; exit code 1 if anything is wrong.
-
-    Answers are scored again where the task's data are on this machine. Wall times, provenance and answers are hashed.
-    """
-    loading()
-    from harness.proof.recomputed import again
-    from harness.store.verify import verify
-
-    lines, fine = verify(results, again)
-    put("\n".join(lines))
-    if not fine:
-        raise typer.Exit(1)
-
-
-def results_list(results: given_as.ReadFrom = RESULTS) -> None:
-    """One line per cell: sealed with its score, unfinished or damaged."""
-    from harness.store.verify import overview
-
-    put("\n".join(overview(results)))
+    with naming_damaged() as damaged:
+        path, found = show.write(results, sample.strip(), list(listed(method)), budget, model, data, out, damaged)
+        put("\n".join(show.lines(found)))
+        put(f"picture  {path}")
 
 
 def methods(

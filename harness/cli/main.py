@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli import dev, known_tasks, look, run, understand
+from harness.cli import dev, known_tasks, look, results, run, understand
 from harness.cli.compare import compare
 from harness.cli.encoding import settle
 from harness.cli.guard import DEBUG, EXIT_BAD_INPUT, guarded, refused, sturdy
@@ -53,7 +53,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "doctor": understand.doctor,
     },
 }
-RESULTS: dict[str, Callable[..., None]] = {"verify": look.results_verify, "list": look.results_list}
+RESULTS: dict[str, Callable[..., None]] = results.COMMANDS
 DEV: dict[str, Callable[..., None]] = {
     "licences": dev.licences,
     "mutations": dev.mutations,
@@ -84,7 +84,11 @@ def _add(group: typer.Typer, commands: dict[str, Callable[..., None]], panel: st
 
 for _panel, _commands in COMMANDS.items():
     _add(app, _commands, _panel)
-app.add_typer(_group(RESULTS, "Check or list the cells of a results folder."), name="results", rich_help_panel=LOOK)
+app.add_typer(
+    _group(RESULTS, "Look at the cells of a results folder, check, merge and remove them."),
+    name="results",
+    rich_help_panel=LOOK,
+)
 app.add_typer(
     _group(DEV, "For maintainers of methods/, of committed results and of the mini world."),
     name="dev",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP
 from harness.core.spelling import given
+
+if TYPE_CHECKING:
+    from harness.store.choose import Wanted
 
 RESULTS = Path("results/local")
 TASKS = "gqa,mme,pope,textvqa"
@@ -54,6 +57,17 @@ def one_budget(text: str, command: str) -> None:
             f"{given('budget', text)}: {command} takes one budget: give one of them, and call {command} again for the"
             " others"
         )
+
+
+def wanted(task: str, model: str, method: str, budget: str, limit: str, full: bool) -> Wanted:
+    """The filters of a command. Raises PrunebenchError for a word that is no budget, or for a limit beside `full`."""
+    from harness.core import budget as budgets
+    from harness.store.choose import Wanted
+
+    if limit and full:
+        raise PrunebenchError(f"{given('limit', limit)}: expected a LIMIT or --full, found both: give one")
+    asked = [word if word == "none" else str(budgets.parse(word)) for word in listed(budget)]
+    return Wanted(listed(task), listed(model), listed(method), asked, listed(limit), full)
 
 
 # ---------------------------------------------------------------------------------------------------------- completion
@@ -202,6 +216,17 @@ Clamp = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")]
 Wide = Annotated[bool, typer.Option("--wide", help="every column of the table, wider than 110 characters")]
 TextTokens = Annotated[int, typer.Option(metavar="N", callback=at_least_one, help="text tokens of the prompt")]
+OnlyTask = Annotated[str, typer.Option("--task", metavar="NAMES", help="only cells of these; with commas")]
+OnlyModel = Annotated[str, typer.Option("--model", metavar="NAMES", help="only cells of these; with commas")]
+OnlyMethod = Annotated[
+    str,
+    typer.Option("--method", metavar="NAMES", help="only cells of these; with commas", autocompletion=complete_method),
+]
+OnlyBudget = Annotated[
+    str, typer.Option("--budget", metavar="BUDGETS", help="only cells at these, or none; with commas")
+]
+OnlyLimit = Annotated[str, typer.Option("--limit", metavar="N", help="only tries with this LIMIT; with commas")]
+OnlyFull = Annotated[bool, typer.Option("--full", help="only full runs, and no tries with LIMIT")]
 WriteTo = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="where cells and tables are written")]
 ReadFrom = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="the folder with the sealed cells")]
 Config = Annotated[

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cli.options import RESULTS
+from harness.core.errors import PrunebenchError
+from harness.core.paths import make_folder
 from harness.core.shown import printable_lines
 from harness.core.spelling import command, given
 from harness.core.tested import untested
@@ -22,6 +24,20 @@ FEW = 8
 def put(text: object = "", flush: bool = False) -> None:
     """Print text that may hold names from elsewhere: no character of theirs moves the cursor or colours anything."""
     print(printable_lines(text), flush=flush)
+
+
+def put_or_write(text: str, out: Path | None) -> None:
+    """Print a text that ends its last line, or write it into a file. Raises PrunebenchError if it cannot be written."""
+    if out is None:
+        put(text.removesuffix("\n"))
+        return
+    if out.is_dir():
+        raise PrunebenchError(f"{given('out', out)}: expected a file, found a folder: add a name to it")
+    from harness.store.files import write_atomic
+
+    make_folder(out.parent)
+    write_atomic(out, text.encode(errors="backslashreplace"))
+    print(f"written {out}", file=sys.stderr)
 
 
 def loading() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
 from harness.core import keeps
-from harness.core.errors import PrunebenchError
+from harness.core.errors import PrunebenchError, unknown
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from harness.tables import versus_text
@@ -22,7 +23,9 @@ from harness.tables.versus import versus
 
 Names = str | Sequence[str] | None
 #: what tells cells apart, in front of the columns of their samples
-_CELL = ("model", "task", "method", "budget", "seed", "identity")
+_CELL = ("section", "model", "task", "method", "setting", "budget", "seed", "identity")
+#: what names a question in the wide form
+_QUESTION = ("section", "model", "task", "key", "question", "target")
 
 
 def results(folder: str | Path = "results/local", *, answers: bool = False) -> pd.DataFrame:
@@ -30,8 +33,8 @@ def results(folder: str | Path = "results/local", *, answers: bool = False) -> p
 
     `answers` adds those that come from the answers (`agreement_pct`, `hard_n`, `hard_pct`, `relevant_...`). It takes
     seconds where hundreds of cells are in no table yet: statistics that the tables kept are not computed again. The
-    frame is made from the cells as they are now. Raises PrunebenchError where the folder holds no sealed cell, or a
-    damaged one.
+    frame is made from the cells as they are now. A damaged cell is left out, with a warning that names it. Raises
+    PrunebenchError where the folder holds no sealed cell.
     """
     cells = _cells(folder)
     return whole_rows(cells, Kept(Path(folder), write=False)) if answers else rows(cells)
@@ -45,19 +48,28 @@ def samples(
     method: Names = None,
     budget: str | int | Sequence[str | int] | None = None,
     identity: Names = None,
+    key: Names = None,
+    wide: str | None = None,
 ) -> pd.DataFrame:
     """The answers of the sealed cells of a results folder: one row per sample and cell; each filter takes one value or
     several.
 
-    Columns: model, task, method, budget, seed and identity of the cell; key, image, question_id, category, question,
+    `key` takes the answers of one question, or of several, over all cells: `samples(folder, key="pope/000123")`.
+
+    Columns: section, model, task, method, setting, budget, seed and identity of the cell, where setting and section are
+    those of `results`; key, image, question_id, category, question,
     target, answer, score (0 to 1) and n_new_tokens of the sample; its costs as in `Costs`. `kept_tokens` is a dict from
     a decoder layer to an index array: from this layer on these of the prompt's visual tokens are there, numbered from 0
     in raster order. `added_tokens` is a dict from the same layers to the number of merged tokens that were added. Both
     are None where a cell did not record them.
 
-    Raises PrunebenchError where a filter names nothing that is there, and for damaged cells.
+    `wide` names one of the columns, as "answer" or "score": then there is one row per question and section, and the
+    column of a cell is called as `fastv@64`, by setting and budget.
+
+    A damaged cell is left out, with a warning that names it. Raises PrunebenchError where a filter names nothing that
+    is there.
     """
-    cells = _cells(folder)
+    cells = every = _cells(folder)
     for name, wanted in (
         ("model", model),
         ("task", task),
@@ -67,7 +79,28 @@ def samples(
     ):
         if wanted is not None:
             cells = _only(cells, name, [wanted] if isinstance(wanted, str | int) else wanted)
-    return pd.concat([_answers(sealed) for sealed in cells], ignore_index=True)
+    facts = {str(row["identity"]): row for row in rows(every).to_dict("records")}
+    keys = None if key is None else {key} if isinstance(key, str) else {str(one) for one in key}
+    if keys is not None:
+        cells = _asking(cells, keys)
+    frame = pd.concat([_answers(sealed, facts[sealed.identity], keys) for sealed in cells], ignore_index=True)
+    return frame if wide is None else _spread(frame, wide)
+
+
+def _spread(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One row per question and section, with a column for each setting at each budget. Raises PrunebenchError for a
+    column that frames of samples lack."""
+    taken = (*_CELL, *_QUESTION)
+    if column not in frame or column in taken:
+        raise unknown("column for the wide form", column, [str(name) for name in frame if name not in taken])
+    lines = frame["setting"] + "@" + frame["budget"]
+    lines = lines.where(frame["budget"] != "none", frame["setting"])
+    # texts that are missing would drop their rows
+    indexed = frame.assign(line=lines, **{name: frame[name].fillna("") for name in ("question", "target")})
+    found = indexed.pivot(index=list(_QUESTION), columns="line", values=column)
+    found = found[list(dict.fromkeys(lines))]  # in the order of the cells
+    found.columns.name = None
+    return found.reset_index()
 
 
 def compare(
@@ -104,7 +137,10 @@ def compare(
 def _cells(folder: str | Path) -> list[SealedCell]:
     if not isinstance(folder, str | Path):
         raise PrunebenchError(f"folder: expected a path, found {folder!r} ({type(folder).__name__})")
-    cells = Store(Path(folder)).cells()
+    damaged: list[str] = []
+    cells = Store(Path(folder)).cells(damaged)
+    for why in damaged:
+        warnings.warn(f"left out: {why}", stacklevel=3)
     if not cells:
         raise PrunebenchError(
             f"{folder}: expected sealed cells below cells/, found none: `prunebench eval` and `prunebench sweep` make"
@@ -125,8 +161,24 @@ def _only(cells: Sequence[SealedCell], name: str, wanted: Sequence[str | int]) -
     return [sealed for sealed in cells if _value(sealed, name) in {str(value) for value in wanted}]
 
 
-def _answers(sealed: SealedCell) -> pd.DataFrame:
+def _asking(cells: Sequence[SealedCell], keys: set[str]) -> list[SealedCell]:
+    """The cells that ask one of these questions. Raises PrunebenchError for a key that none of them has."""
+    asked: dict[str, frozenset[str]] = {}  # by the digest of a cell's questions, which says them in their order
+    for sealed in cells:
+        if sealed.cell.data_fingerprint not in asked:
+            asked[sealed.cell.data_fingerprint] = frozenset(sealed.columns("key")["key"])
+    missing = sorted(keys.difference(*asked.values()))
+    if missing:
+        example = min(asked[cells[0].cell.data_fingerprint])
+        raise PrunebenchError(f"no answer with key {missing[0]!r}: expected the key of a question, as {example!r}")
+    return [sealed for sealed in cells if asked[sealed.cell.data_fingerprint] & keys]
+
+
+def _answers(sealed: SealedCell, row: Mapping[Any, Any], keys: set[str] | None) -> pd.DataFrame:
+    """The samples of a cell, those of `keys` alone if given; `row` is the cell's row of the leaderboard."""
     frame = sealed.samples()
+    if keys is not None:
+        frame = frame[frame["key"].isin(keys)].reset_index(drop=True)
     stages = [
         keeps.decode(text, int(n)) if text else None
         for text, n in zip(frame.pop("keeps"), frame["n_visual"], strict=True)
@@ -137,5 +189,5 @@ def _answers(sealed: SealedCell) -> pd.DataFrame:
     frame.insert(at, "kept_tokens", pd.Series(kept, dtype=object, index=frame.index))
     frame.insert(at + 1, "added_tokens", pd.Series(added, dtype=object, index=frame.index))
     for place, name in enumerate(_CELL):
-        frame.insert(place, name, sealed.cell.seed if name == "seed" else _value(sealed, name))
+        frame.insert(place, name, sealed.identity if name == "identity" else row[name])
     return frame

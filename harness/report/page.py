@@ -58,15 +58,21 @@ class Page:
 
 
 def write(
-    results: Path, out: Path | None = None, samples: int = SAMPLES, data: str = "", say: Callable[[str], None] = print
+    results: Path,
+    out: Path | None = None,
+    samples: int = SAMPLES,
+    data: str = "",
+    say: Callable[[str], None] = print,
+    damaged: list[str] | None = None,
 ) -> Path:
     """Write the page of a results folder and return its path; `samples` per task, fewer where it would exceed 25 MB.
 
-    `out`: a file as page.html, or a folder for index.html.
+    `out`: a file as page.html, or a folder for index.html. `damaged` takes what is said of damaged cells, which are
+    left out.
 
     Raises PrunebenchError where there are no sealed cells, or where they do not fit a page even without samples.
     """
-    cells = Store(results).cells()
+    cells = Store(results).cells([] if damaged is None else damaged)
     if not cells:
         raise PrunebenchError(
             f"{results}: expected sealed cells for the report, found none;"

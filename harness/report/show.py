@@ -348,9 +348,13 @@ def write(
     model: str = "",
     data: str = "",
     out: Path | None = None,
+    damaged: list[str] | None = None,
 ) -> tuple[Path, ShownSample]:
-    """Write the picture of a sample and return its path; default `<results>/show/<sample>-<methods>-<budget>.png`."""
-    sample = find(Store(results).cells(), key, methods, budget, model, data)
+    """Write the picture of a sample and return its path; default `<results>/show/<sample>-<methods>-<budget>.png`.
+
+    `damaged` takes what is said of damaged cells, which are left out.
+    """
+    sample = find(Store(results).cells([] if damaged is None else damaged), key, methods, budget, model, data)
     path = (
         out
         or results

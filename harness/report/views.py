@@ -24,8 +24,6 @@ from harness.tables.sections import Section, Series
 from harness.tables.style import look, outline
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-
     from tasks.sources import DataSource
 
 RIGHT = 0.5
@@ -181,8 +179,8 @@ def check_one_image(sealed: SealedCell, key: str, image: str) -> None:
 
 
 def how_well(sealed: SealedCell, frame: Any) -> Any:
-    """Of each row of samples, or of one row, how well it is answered, 0..1: its score, or 1 less it where lower is better; NaN where
-    the metric gives it none."""
+    """How well a row of samples is answered, or each row of a frame, 0..1: its score, or 1 less it where lower is better;
+    NaN where the metric gives it none."""
     return frame["score"] if sealed.metric.higher_is_better else 1.0 - frame["score"]
 
 

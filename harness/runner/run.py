@@ -30,7 +30,6 @@ from harness.store.lease import CellBusy
 from harness.store.sealed import SealedCell
 from harness.store.store import CellSealed, Store
 from harness.tables import leaderboard
-from harness.tables.kept import Kept
 from harness.tables.sections import baseline
 
 Say = Callable[[str], None]
@@ -219,8 +218,7 @@ def write_tables(store: Store, say: Say) -> tuple[Path, Path]:
     """The tables of all cells that are as they were sealed; `say` names those that are not. Raises as
     `leaderboard.write`."""
     damaged: list[str] = []
-    kept = Kept(store.root)
-    written = leaderboard.write(store.cells(damaged, kept.check), store.root, kept=kept)
+    written = leaderboard.rewrite(store.root, damaged)
     if damaged:
         say(
             f"note: {len(damaged)} cells, damaged or of another version, are left out of the tables; first:"

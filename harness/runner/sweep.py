@@ -313,7 +313,7 @@ def dry_run(sweep: Sweep, options: Options, *, device: str = "auto", limit: str 
             " MiB when sealed"
         )
         # as fast as what was measured here before, whatever its questions were
-        here = [c for c in store.cells() if c.cell.model in sweep.models and c.costs["prefill_dense_flops"] > 0]
+        here = [c for c in store.cells([]) if c.cell.model in sweep.models and c.costs["prefill_dense_flops"] > 0]
         speeds = [(c.costs["prefill_dense_flops"] * c.cell.n_samples, c.provenance["wall_s"]) for c in here]
         if speeds and work:
             rate = sum(f for f, _ in speeds) / max(sum(s for _, s in speeds), 1e-9)

@@ -60,21 +60,25 @@ def mine() -> str:
 def bury(folder: Path, before: str, after: str = "") -> None:
     """Remove files and folders named `<before>...<mine()><after>` whose process is gone. Never raises: it is
     housekeeping."""
-    here, _, own = mine().partition("-")
     with suppress(OSError):
         for path in list(folder.iterdir()):
             if not (path.name.startswith(before) and path.name.endswith(after)):
                 continue
-            named = _TAG.search(path.name.removesuffix(after))
             with suppress(OSError):
-                if named is not None and named[1] == here:
-                    gone = named[2] != own and is_dead(int(named[2]), None)
-                else:
-                    gone = time.time() - path.stat().st_mtime > _FORGOTTEN_S
+                gone = left_behind(path, after)
                 if gone and path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 elif gone:
                     path.unlink()
+
+
+def left_behind(path: Path, after: str = "") -> bool:
+    """Whether the process is gone that made `path`, which is named `...<mine()><after>`. Raises OSError."""
+    here, _, own = mine().partition("-")
+    named = _TAG.search(path.name.removesuffix(after))
+    if named is not None and named[1] == here:
+        return named[2] != own and is_dead(int(named[2]), None)
+    return time.time() - path.lstat().st_mtime > _FORGOTTEN_S
 
 
 @contextmanager

@@ -138,6 +138,32 @@ def tidy(folder: Path, timing: Timing) -> None:
                 pass  # whoever comes first to a folder buries the dead
 
 
+def holder(folder: Path, name: str) -> str | None:
+    """Who holds `<folder>/<name>.lock`, as messages name a runner; None if nobody alive does. Takes and writes nothing.
+
+    Here ages are differences to this machine's clock.
+    """
+    try:
+        found = json.loads((folder / f"{name}.lock").read_bytes())
+    except (OSError, ValueError):
+        return None
+    runner = found.get("runner") if isinstance(found, dict) else None
+    return None if dead(folder, runner) else _describe(folder, runner)
+
+
+def dead(folder: Path, runner: Any) -> bool:
+    """Whether a runner's lease ran out, or its process is known to be gone. Takes and writes nothing."""
+    try:
+        who = _card(folder, runner)
+        if who is None or (who["machine"] == machine() and is_dead(who["pid"], who["pid_start"])):
+            return True
+        return time.time() - os.stat(folder / f"runner-{runner}.json").st_mtime > float(who["expires_s"])
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # one that cannot be read may be alive
+
+
 class _Runner:
     """This process towards one locks folder."""
 

@@ -97,6 +97,11 @@ class SealedCell:
         return Asked.from_dict(self.provenance.get("request"))
 
     @property
+    def limit(self) -> str:
+        """The LIMIT of a try; "" for all questions, or as many as the model's data are asked by default."""
+        return "" if self.asked.limit in (None, "all") else str(self.asked.limit)
+
+    @property
     def unproven(self) -> str:
         """The model's family, where no recorded official run of the method on it is replayed; else ""."""
         return str(self.provenance.get("unproven", ""))

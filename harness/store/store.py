@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -338,17 +338,26 @@ class Store:
 
     def discard(self, cell: Cell) -> None:
         """Forget the cell, sealed or half run (`--fresh`). Raises CellBusy if another runner has it."""
-        folder = self.folder(cell)
+        self.discard_folder(self.folder(cell))
+
+    def discard_folder(self, folder: Path, *, sealed: bool = True) -> bool:
+        """`discard` by the folder of a cell, which may be damaged. Files that are not a cell's stay.
+
+        `sealed=False` leaves a cell that was sealed in the meantime. Whether the cell is gone.
+        """
         with saying("read", folder):
             if not there(folder):
-                return
-        with self._locked(cell) as lease, saying("tidy", folder), lease.guard():
+                return True
+        with self.locked(folder) as lease, saying("tidy", folder), lease.guard():
+            if not sealed and there(folder / SEAL):
+                return False
             # The journal goes first: killed in between, old answers must not be continued as if they were fresh. What
             # is left then, as samples without their cell file, is an unfinished cell to every reader.
             for name in (JOURNAL, SEAL, SAMPLES, ".*.tmp"):
                 remove(folder, name)
             with suppress(OSError):
                 folder.rmdir()  # stays if somebody put a file there
+        return True
 
     def reseal(self, cell: Cell, body: Mapping[str, Any], samples: bytes) -> None:
         """Write the files of a cell that was measured under another schema, whole or not at all.
@@ -361,11 +370,14 @@ class Store:
             write_atomic(folder / SAMPLES, samples)
             write_atomic(folder / SEAL, sealed(body))
 
+    def _locked(self, cell: Cell) -> AbstractContextManager[Lease]:
+        return self.locked(self.folder(cell))
+
     @contextmanager
-    def _locked(self, cell: Cell) -> Iterator[Lease]:
-        """Hold the cell's lease, or say who does."""
-        folder = self.root / "locks"
+    def locked(self, cell_folder: Path) -> Iterator[Lease]:
+        """Hold the lease of the cell in this folder, or say who does. Raises CellBusy."""
+        folder, identity = self.root / "locks", cell_folder.name[-16:]
         with ExitStack() as stack:
-            with saying("lock", folder / f"{cell.identity()}.lock"):
-                lease = stack.enter_context(leased(folder, cell.identity(), str(self.folder(cell)), self._timing))
+            with saying("lock", folder / f"{identity}.lock"):
+                lease = stack.enter_context(leased(folder, identity, str(cell_folder), self._timing))
             yield lease

@@ -100,27 +100,6 @@ def verify(root: Path, again: Again | None = None) -> tuple[list[str], bool]:
     return lines, not wrong
 
 
-def overview(root: Path) -> list[str]:
-    """One line per cell: its state, its score, when and by what it was measured."""
-    lines = []
-    for found in survey(root, deep=False):
-        where = found.path.relative_to(root / "cells")
-        if found.wrong:
-            lines.append(f"damaged     {where}: {found.wrong[0]}")
-        elif found.cell is None:
-            lines.append(f"unfinished  {where}  {found.answered} answers")
-        else:
-            cell, origin = found.cell, found.cell.provenance
-            asked = cell.cell.settings | ({"seed": cell.cell.seed} if cell.cell.seed else {})
-            setting = " ".join(f"{name}={value}" for name, value in asked.items()) or "-"
-            said = (
-                f"{cell.headline} {cell.score:.4f}  {cell.counts['answered']} answers  {origin.get('started', '')} "
-                f" {origin.get('device', '')}"
-            )
-            lines.append(f"sealed      {where}  {setting}  {said}")
-    return lines
-
-
 def _folder(root: Path, folder: Path, deep: bool, again: Again | None) -> Found:
     """One folder. What a kill leaves behind (half a cell, temporary files) is a state, everything else unexpected is
     wrong."""

@@ -46,7 +46,7 @@ class Axis(NamedTuple):
 
 
 def draw(studied: Sequence[tuple[Section, Findings | None]], folder: Path, kept: Kept | None = None) -> list[list[str]]:
-    """Draw the figures of every section that has pruned cells; returns their paths relative to `folder`, per section.
+    """Draw the figures of every full run that has pruned cells; returns their paths relative to `folder`, per section.
 
     With `kept`, a section whose figures are in the folder, drawn from the same cells by the same code, is not drawn
     again.
@@ -54,7 +54,7 @@ def draw(studied: Sequence[tuple[Section, Findings | None]], folder: Path, kept:
     names: dict[str, int] = {}
     drawn: list[list[str]] = []
     for section, found in studied:
-        if all(s.cell.method == "none" for s in section.cells):
+        if section.limit or all(s.cell.method == "none" for s in section.cells):
             drawn.append([])
             continue
         stem = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(section.short)).strip("-").lower()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
@@ -14,24 +15,34 @@ from harness.core.errors import PrunebenchError
 from harness.store.sealed import SealedCell
 from harness.tables.sections import (
     NAN,
+    SHORT,
+    Section,
     amortised_flops,
     baseline,
     distinct,
     percent_of_flops,
     percent_of_unpruned,
     percent_with_tower,
+    sections,
 )
 
 COLUMNS = (
+    "section",  # of LEADERBOARD.md: its protocol
     "model",
     "task",
+    "limit",  # of a try; none for a full run
+    "n",  # questions behind the headline metric
     "metric",
     "score",  # the metric's own unit: 0..1, or points for MME
     "low",
     "high",
     "max",
+    "score_pct",  # percent of the maximum, as the next two
+    "low_pct",
+    "high_pct",
     "pct_of_unpruned",  # percent
     "method",
+    "setting",  # the method, and what tells its cells apart: unique in a section at a budget and task
     "knobs",
     "budget",
     "kept",  # tokens
@@ -61,10 +72,17 @@ COLUMNS = (
 _SHOWN_COSTS = ("kept", "mean_visual", "prefill_dense_flops", "kv_bytes")  # these have a column of their own above
 
 
-def rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
+def rows(cells: Iterable[SealedCell], arranged: Sequence[Section] | None = None) -> pd.DataFrame:
     """One row per cell with the columns `COLUMNS` and then the further cost columns, in a fixed order whatever the
-    input's."""
+    input's: section by section.
+
+    `arranged`: the sections of these cells, where they are known already.
+    """
     known = distinct(cells)
+    arranged = sections(known) if arranged is None else arranged
+    place = {sealed.identity: i for i, section in enumerate(arranged) for sealed in section.cells}
+    titles = [section.title for section in arranged]
+    names = {identity: name for section in arranged for identity, name in setting_names(section).items()}
     further = sorted({name for sealed in known.values() for name in sealed.costs} - set(_SHOWN_COSTS))
     clash = sorted(set(further) & set(COLUMNS))
     if clash:
@@ -72,9 +90,35 @@ def rows(cells: Iterable[SealedCell]) -> pd.DataFrame:
             f"cost columns {', '.join(clash)} have the name of a leaderboard column; rename them in the engine"
         )
     records = [
-        _row(sealed, known) | {name: sealed.costs.get(name, NAN) for name in further} for sealed in known.values()
+        {"section": titles[place[identity]], "setting": names[identity]}
+        | _row(sealed, known)
+        | {name: sealed.costs.get(name, NAN) for name in further}
+        for identity, sealed in sorted(known.items(), key=lambda item: place[item[0]])  # stable
     ]
-    return pd.DataFrame(records, columns=[*COLUMNS, *further])
+    frame = pd.DataFrame(records, columns=[*COLUMNS, *further])
+    return frame.astype({"limit": "Int64"})
+
+
+def setting_names(section: Section) -> dict[str, str]:
+    """By identity: the line that a cell belongs to, as an overview names it, with the seed where the line has several.
+
+    No two cells of a section have one name at the same budget and task.
+    """
+    found: dict[str, str] = {}
+    for series in section.series():
+        seeded = any(len(seeds) > 1 for line in series.lines for seeds in line.cells.values())
+        for line in series.lines:
+            name = section.line_name(line)
+            for sealed in (one for seeds in line.cells.values() for one in seeds):
+                found[sealed.identity] = f"{name} seed={sealed.cell.seed}" if seeded else name
+    places = {s.identity: (found[s.identity], s.cell.budget, s.cell.task) for s in section.cells}
+    taken = Counter(places.values())
+    # two knobs may be spelt alike in a name; an identity never is
+    return {i: f"{name} {i[:SHORT]}" if taken[places[i]] > 1 else name for i, name in found.items()}
+
+
+def _percent(value: float, maximum: float | None) -> float:
+    return 100.0 * value / maximum if maximum else NAN
 
 
 def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
@@ -82,11 +126,16 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
     return {
         "model": cell.model,
         "task": cell.task,
+        "limit": int(sealed.limit) if sealed.limit.isdigit() else None,
+        "n": sealed.counts["headline"],
         "metric": sealed.headline,
         "score": sealed.score,
         "low": interval.low if interval else NAN,
         "high": interval.high if interval else NAN,
         "max": sealed.maximum,
+        "score_pct": _percent(sealed.score, sealed.maximum),
+        "low_pct": _percent(interval.low, sealed.maximum) if interval else NAN,
+        "high_pct": _percent(interval.high, sealed.maximum) if interval else NAN,
         "pct_of_unpruned": percent_of_unpruned(sealed, baseline(sealed, known)),
         "method": cell.method,
         "knobs": canonical_json(cell.settings),

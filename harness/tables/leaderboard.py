@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 
 from harness.core.paths import make_folder
-from harness.core.shown import in_csv
 from harness.store.files import write_changed
 from harness.store.sealed import SealedCell
+from harness.store.store import Store
 from harness.tables import equal
 from harness.tables.compare import Comparison, Findings, study
 from harness.tables.frame import rows
@@ -26,6 +26,7 @@ from harness.tables.markdown import footer, section_text
 from harness.tables.models import models_text
 from harness.tables.pairs import study_pairs
 from harness.tables.sections import NAN, Section, distinct, sections
+from harness.tables.text import csv_text
 
 CSV, MARKDOWN, EQUAL_FLOPS, SIGNIFICANCE = FILES = (
     "leaderboard.csv",
@@ -54,9 +55,10 @@ def write(
     """
     known = distinct(cells)
     kept = kept or Kept(folder)
+    arranged = sections(known)
     studied: list[tuple[Section, Findings | None]] = []
     pairs: list[list[Comparison]] = []
-    for section in sections(known):
+    for section in arranged:
         found, two = study_pairs(section, kept) if samples else (None, [])
         studied.append((section, found))
         pairs.append(two)
@@ -67,7 +69,7 @@ def write(
         from harness.tables.figures import draw  # matplotlib
 
         drawn = draw(studied, folder, kept)
-    frame = rows(known.values())
+    frame = rows(known.values(), arranged)
     if samples:
         _with_answers(frame, studied)
         write_changed(folder / SIGNIFICANCE, _csv(_significance(studied, pairs)))
@@ -85,19 +87,23 @@ def write(
     return csv, markdown
 
 
+def rewrite(folder: Path, damaged: list[str]) -> tuple[Path, Path]:
+    """`write` from all cells of a results folder that are as they were sealed; the others are said in `damaged`."""
+    kept = Kept(folder)
+    return write(Store(folder).cells(damaged, kept.check), folder, kept=kept)
+
+
 def whole_rows(cells: Iterable[SealedCell], kept: Kept | None = None) -> pd.DataFrame:
     """The frame that `write` writes as leaderboard.csv; statistics that `kept` knows are not computed again."""
     known = distinct(cells)
-    frame = rows(known.values())
-    _with_answers(frame, [(section, study(section, kept)) for section in sections(known)])
+    arranged = sections(known)
+    frame = rows(known.values(), arranged)
+    _with_answers(frame, [(section, study(section, kept)) for section in arranged])
     return frame
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
-    """The file's bytes; no cell is a formula to a spreadsheet (`harness.core.shown.from_csv` gives its text back)."""
-    texts = [str(name) for name in frame if any(isinstance(value, str) for value in frame[name])]
-    frame = frame.assign(**{name: [in_csv(v) if isinstance(v, str) else v for v in frame[name]] for name in texts})
-    return bytes(frame.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
+    return csv_text(frame).encode(errors="backslashreplace")
 
 
 def _with_answers(frame: pd.DataFrame, studied: Sequence[tuple[Section, Findings | None]]) -> None:

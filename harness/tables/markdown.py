@@ -100,7 +100,14 @@ def section_text(
     if found and found.power:
         parts += ["### How many questions a one-point claim needs", _power_table(found.power)]
     parts += _published(section, blocks)
-    return "\n\n".join(parts) + "\n"
+    return _folded(section, parts) if section.limit else "\n\n".join(parts) + "\n"
+
+
+def _folded(section: Section, parts: Sequence[str]) -> str:
+    """A try: its heading says so, and the rest is folded away."""
+    most = max(section.of_task(task).cell.n_samples for task in section.tasks)
+    folded = f"<details><summary>a try, with at most {most:,} questions of a task</summary>"
+    return "\n\n".join([f"{parts[0]} (a try)", folded, *parts[1:], "</details>"]) + "\n"
 
 
 class _Point(NamedTuple):

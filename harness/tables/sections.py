@@ -104,6 +104,16 @@ class Section:
         return ", ".join(self.facts)
 
     @property
+    def limit(self) -> str:
+        """The LIMIT that cut the questions of a try; "" for a full run."""
+        return self.cells[0].limit
+
+    @property
+    def questions(self) -> int:
+        """Of all tasks together."""
+        return sum(self.of_task(task).cell.n_samples for task in self.tasks)
+
+    @property
     def short(self) -> list[str]:
         """Model, dtype, device, and which questions: a heading, or the name of a file."""
         cell = self.cells[0].cell
@@ -171,6 +181,19 @@ class Section:
             for s in found
         ]
 
+    def line_name(self, line: Line) -> str:
+        """A line of `blocks` as its series is called, so that it has one name over all budgets; by its own name where
+        its series has two lines at a budget."""
+        return self._line_names[id(line)]
+
+    @cached_property
+    def _line_names(self) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for series in self.series():
+            crowded = len({line.budget for line in series.lines}) < len(series.lines)
+            names |= {id(line): line.name if crowded else series.name for line in series.lines}
+        return names
+
     def baseline(self, task: str) -> SealedCell | None:
         """The unpruned cell of a task, if it was measured: same data, prompt, dtype, device, ..."""
         return self._baselines[task]
@@ -220,10 +243,11 @@ def baseline(sealed: SealedCell, known: Mapping[str, SealedCell]) -> SealedCell 
 
 
 def sections(known: Mapping[str, SealedCell]) -> list[Section]:
-    """The cells of `distinct` split into sections.
+    """The cells of `distinct` split into sections: full runs first, tries last.
 
-    Where a task was measured on several sets of questions (other data, another LIMIT), the one measured last comes
-    first and the others follow in sections of their own.
+    Within both, sections that compare something come before those of the unpruned model alone, and those with more
+    questions before others. Where a task was measured on several sets of questions (other data, another code of the
+    task), each set has a section of its own; they are numbered from the one that was measured last.
     """
     protocols: defaultdict[tuple[str, ...], list[SealedCell]] = defaultdict(list)
     for sealed in known.values():
@@ -244,11 +268,7 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
     for sealed in known.values():
         prints[sealed.cell.model].add(sealed.cell.model_fingerprint)
     found: list[Section] = []
-    # within a model, sections that compare something before those of the unpruned model alone
-    order = sorted(
-        protocols.items(), key=lambda item: (item[0][0], all(m.cell.method == "none" for m in item[1]), item[0])
-    )
-    for shared, members in order:
+    for shared, members in sorted(protocols.items()):
         latest: dict[str, dict[tuple[Any, ...], str]] = {}  # task -> set of questions -> when it was last measured
         for sealed in members:
             seen = latest.setdefault(sealed.cell.task, {})
@@ -264,7 +284,8 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
             again = [f"set of questions {position + 1}"] if position else []
             weights = chosen[0].cell.model_fingerprint[:SHORT] if len(prints[shared[0]]) > 1 else ""
             found.append(Section(shared[0], [*shared, *again], chosen, known, weights))
-    return found
+    alone = {id(section): all(s.cell.method == "none" for s in section.cells) for section in found}
+    return sorted(found, key=lambda section: (bool(section.limit), alone[id(section)], -section.questions))
 
 
 def _questions(sealed: SealedCell) -> tuple[Any, ...]:

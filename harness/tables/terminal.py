@@ -118,10 +118,24 @@ def _narrow(records: Sequence[Row], varying: Sequence[str]) -> str:
         ]
         for row in records
     ]
-    for longest in NAMES:
-        names = [[_wrapped(str(row[name]), longest) for name in varying] for row in records]
-        body = [[*name, *value] for name, value in zip(names, values, strict=True)]
-        text = laid_out(head, body, left=len(varying) + 1)
+    return fitted(head, [[str(row[name]) for name in varying] for row in records], values)
+
+
+def fitted(
+    head: Sequence[str],
+    names: Sequence[Sequence[str]],
+    values: Sequence[Sequence[str]],
+    widths: Sequence[int] = NAMES,
+) -> str:
+    """A table of `WIDTH` columns of characters: per row its names, which are wrapped and flush left, and its values, of
+    which the first is flush left too. A line below says so where it does not fit.
+
+    `widths`: characters above which a name is wrapped, the first that makes the table fit.
+    """
+    for longest in widths:
+        wrapped = [[_wrapped(name, longest) for name in row] for row in names]
+        body = [[*name, *value] for name, value in zip(wrapped, values, strict=True)]
+        text = laid_out(head, body, left=len(names[0]) + 1)
         width = max(map(len, text.splitlines()))
         if width <= WIDTH:
             return text

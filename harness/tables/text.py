@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.core.shown import in_csv
 from harness.store.sealed import SealedCell
 from harness.tables.sections import mean
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 DASH = "-"
 
@@ -24,21 +28,33 @@ def grid(head: Sequence[str], columns: Sequence[Sequence[str]], left: int = 1) -
     return "\n".join("| " + " | ".join(row) + " |" for row in body)
 
 
-def mark_best(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
-    """Best bold, second underlined, by the printed number, among those ranked; nothing is marked among fewer than
-    two."""
+BEST, SECOND = "best", "second"
+
+
+def ranks(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
+    """`BEST`, `SECOND` or "" by the printed number, among those ranked; nothing is marked among fewer than two."""
     numbers = [
         float(text.replace(",", "")) if rank and text != DASH else None
         for text, rank in zip(texts, ranked, strict=True)
     ]
     order = sorted({number for number in numbers if number is not None}, reverse=True)
     if sum(number is not None for number in numbers) < 2:
-        return list(texts)
-    marks = dict(zip(order, ("**{}**", "<u>{}</u>"), strict=False))
-    return [
-        text if number is None else marks.get(number, "{}").format(text)
-        for text, number in zip(texts, numbers, strict=True)
-    ]
+        return [""] * len(texts)
+    marks = dict(zip(order, (BEST, SECOND), strict=False))
+    return ["" if number is None else marks.get(number, "") for number in numbers]
+
+
+def mark_best(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
+    """Best bold, second underlined, as `ranks` has them."""
+    shapes = {BEST: "**{}**", SECOND: "<u>{}</u>", "": "{}"}
+    return [shapes[rank].format(text) for text, rank in zip(texts, ranks(texts, ranked), strict=True)]
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A frame as CSV; no cell is a formula to a spreadsheet (`harness.core.shown.from_csv` gives its text back)."""
+    texts = [str(name) for name in frame if any(isinstance(value, str) for value in frame[name])]
+    frame = frame.assign(**{name: [in_csv(v) if isinstance(v, str) else v for v in frame[name]] for name in texts})
+    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def directed(texts: Sequence[str], higher_is_better: bool) -> list[str]:

@@ -70,7 +70,7 @@ TAKES = {
     "bench": {"MODEL": "--model", "DEVICE": "--device", "DTYPE": "--dtype"},
     "regress": {"BASELINE": "--baseline", "WORKERS": "--workers", "CONFIG": "--"},
     "baseline": {"BASELINE": "--baseline", "WORKERS": "--workers", "CONFIG": "--"},
-    "leaderboard": {"RESULTS": "--results"},
+    "leaderboard": {"FORMAT": "--format", "OUT": "--out", "RESULTS": "--results"},
     "report": {"SAMPLES": "--samples", "DATA": "--data", "OUT": "--out", "RESULTS": "--results"},
     "compare": {
         "TASKS": "--tasks",
