@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from harness.core.errors import PrunebenchError
 
@@ -40,6 +41,36 @@ class Metric:
             )
         if self.kind != "corpus" and self.maximum is not None:
             raise PrunebenchError(f"metric {self.name}: expected no maximum of a metric whose samples say it")
+
+    @property
+    def tested(self) -> bool:
+        """Do samples' scores say how sure it is? Else there is no interval, no test and no verdict."""
+        return self.kind != "corpus"
+
+    @property
+    def ahead(self) -> float:
+        """1 where a higher value is better, else -1."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    def stated(self) -> dict[str, Any]:
+        """What its name alone does not say, as JSON values; `metric_from` reads it."""
+        usual = asdict(metric_of(self.name))
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
+
+def metric_from(name: str, stated: Mapping[str, Any]) -> Metric:
+    """The metric of this name that `Metric.stated` wrote. Raises PrunebenchError for anything else."""
+    usual = asdict(metric_of(name))
+    kinds = {"kind": str, "scale": int | float, "higher_is_better": bool, "maximum": int | float | None}
+    strange = [key for key, value in stated.items() if key not in kinds or not isinstance(value, kinds[key])]
+    if strange:
+        raise PrunebenchError(f"metric {name}: expected {', '.join(kinds)}, found {strange[0]}={stated[strange[0]]!r}")
+    return Metric(**{**usual, **stated})
+
+
+def as_metric(metric: Metric | str) -> Metric:
+    """A metric, or what its name alone stands for."""
+    return metric_of(metric) if isinstance(metric, str) else metric
 
 
 def metric_of(name: str) -> Metric:

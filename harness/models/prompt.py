@@ -216,8 +216,7 @@ class Prompter:
     def _prompt(self, content: Content) -> str:
         """The whole prompt as text. A chat template is a program that may look at the question: it renders each one."""
         if self.config.prompt == "vicuna_v1":
-            # as LLaVA's own code puts one image in front of its question, each image stands on a line where its task
-            # put it
+            # LLaVA's own code leaves an image where it was put, and has a line break between one in front and the text
             parts = ["<image>" if part is None else part for part in content]
             return VICUNA_V1.replace("<image>\n{text}", "\n".join(parts))
         return rendered(self.processor, content, self.config.name, self.config.system)

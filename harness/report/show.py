@@ -6,6 +6,7 @@ Read from sealed cells; no model is loaded.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -129,8 +130,8 @@ def find(
 
     def shown(sealed: SealedCell) -> Shown:
         row = rows(sealed).loc[key].to_dict()
-        right = bool(row["score"] >= views.RIGHT)
-        was = bool(rows(base).loc[key]["score"] >= views.RIGHT) if base else right
+        right = bool(views.how_well(sealed, rows(sealed)).loc[key] >= views.RIGHT)
+        was = bool(views.how_well(base, rows(base)).loc[key] >= views.RIGHT) if base else right
         n_visual = int(row["n_visual"])
         at = "" if sealed.cell.budget == "none" else f" at {sealed.cell.budget}"
         seed = f", seed {sealed.cell.seed}" if sealed.cell.seed else ""
@@ -237,6 +238,8 @@ def lines(sample: ShownSample) -> list[str]:
 
 
 def _verdict(shown: Shown) -> str:
+    if math.isnan(shown.score):
+        return "not scored by itself"
     words = "right" if shown.right else "wrong"
     words += f", score {shown.score:.2f}" if 0 < shown.score < 1 else ""
     return words + (", flipped" if shown.flipped else "")

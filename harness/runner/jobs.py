@@ -64,6 +64,22 @@ def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, Content,
         )
 
 
+def notes(jobs: Iterable[Job]) -> list[str]:
+    """What a person should know of what is asked, before it runs: prompts of several images for a model that was
+    trained on one."""
+    said = {}
+    for job in jobs:
+        prompter, task = job.setting.located.prompter, job.task
+        several = [len(sample.images) for sample in task.samples if len(sample.images) > 1]
+        if several and not prompter.family.several_images:
+            said[prompter.config.name, task.name] = (
+                f"{len(several)} of {len(task.samples)} prompts of {task.name} have several images, up to"
+                f" {max(several)}: {prompter.family.title} was trained on prompts of one image, and runs them as"
+                " transformers does"
+            )
+    return list(said.values())
+
+
 def task_settings(task: LoadedTask) -> dict[str, Any]:
     """The open description that `Cell.task_settings` is a digest of; `sampling` only where the task asks for it."""
     asked = {"sampling": f"greedy, though the task asks for {task.sampling}"} if task.sampling else {}
@@ -118,10 +134,12 @@ def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]
 
 def _grids(setting: Setting, task: LoadedTask) -> Any:
     """The grids of the images' tokens, as harness/core/grids.py records them."""
-    located = setting.located
-    if located.one_size:
-        return [list(view) for view in located.usual.images[0].views]
-    prompter, method = located.prompter, setting.method
+    located, prompter, method = setting.located, setting.located.prompter, setting.method
+    prompts = {sample.image_key: sample for sample in task.samples}
     return grids.recorded(
-        {image: prompter.image_at(prompter.shown(method, size)).views for image, size in task.sizes.items()}
+        {
+            key: [prompter.image_at(prompter.shown(method, size)).views for size in sizes_of(located, task, sample)]
+            for key, sample in prompts.items()
+        },
+        located.one_size,
     )

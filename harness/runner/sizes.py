@@ -45,15 +45,20 @@ def mean_text(located: Located, task: LoadedTask) -> int:
     return round(sum(texts) / len(texts))
 
 
+def alike(located: Located, task: LoadedTask) -> bool:
+    """Has every prompt of the task the same visual tokens, those of one image of a model with one size?"""
+    return located.one_size and all(len(sample.images) == 1 for sample in task.samples)
+
+
 def mean_prompt(located: Located, task: LoadedTask) -> PromptShape:
     """A prompt of the task's mean visual tokens and mean text tokens, to the nearest whole ones: budgets in `avg` and
-    `flops` are solved on it. Where images differ, its visual tokens are one row, for no one image has them."""
+    `flops` are solved on it. Where prompts differ, its visual tokens are one row, for no one image has them."""
     usual = located.usual.with_text(mean_text(located, task))
-    if located.one_size:
+    if alike(located, task):
         return usual
     counts = visual_tokens(located, task)
     row = Grid(1, round(sum(counts) / len(counts)))
-    return replace(usual, images=(ImageShape((row,), usual.images[0].vision),))
+    return replace(usual, images=(ImageShape((row,), usual.images[0].vision),), one_of_many=True)
 
 
 def check_counts(method: Method, located: Located, task: LoadedTask) -> None:
@@ -76,6 +81,18 @@ def _too_many(method: str, knob: str, number: int, task: str, counts: Sequence[i
         f" {model}, whose prompts have {fewest} to {most} (mean {sum(counts) / len(counts):.1f}): give a share of each"
         f" prompt's own ({given('budget', '0.25kept')}), {given('clamp', True)}, or a number up to {fewest}"
     )
+
+
+def check_shares(method: Method, shares: bool, task: LoadedTask) -> None:
+    """Raise PrunebenchError where a method that shrinks each picture is to keep a number of a prompt's tokens, and
+    prompts have several pictures. `shares`: it is to keep a share, which each picture can."""
+    several = sum(len(sample.images) > 1 for sample in task.samples)
+    if several and not shares:
+        raise PrunebenchError(
+            f"{method.name}: expected a share of the tokens ({given('budget', '0.25kept')}) where prompts have several"
+            f" images, for each image is shrunk by itself; found another budget, and {several} of"
+            f" {len(task.samples)} prompts of {task.name} with several"
+        )
 
 
 def check_reach(method: Method, located: Located, task: LoadedTask) -> None:
