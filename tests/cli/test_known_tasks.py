@@ -32,10 +32,10 @@ def test_the_overview_names_ours_and_the_verified_and_counts_the_rest(listed) ->
 
 def test_a_part_of_a_name_lists_tasks_and_whether_they_run(listed) -> None:
     lines = listed("vista_testmini").splitlines()
-    assert [line.split()[0] for line in lines[2:5]] == [
-        f"mathvista_testmini_{end}" for end in ("cot", "format", "solution")
+    assert [line.split()[0] for line in lines[2:6]] == [
+        f"mathvista_testmini_{end}" for end in ("cot", "cot_reasoning", "format", "solution")
     ]
-    assert all("no: a judge scores its answers" in line for line in lines[2:5])
+    assert all("no: a judge scores its answers" in line for line in lines[2:6])
     assert "refcoco_bbox_rec_val" in listed("refcoco_bbox_rec_*")
     assert "group refcoco_bbox_rec: 4" in listed("refcoco_bbox_rec")
     assert "textvqa_ocr" in listed("textvqa_o")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import run
 
-from harness.cli import guard, look
+from harness.cli import guard, known_tasks
 from harness.cli.main import _without_debug
 from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP
@@ -338,7 +338,7 @@ def test_any_error_of_a_command_is_one_line(error, code, says, shown, tmp_path, 
 
 def test_a_fault_whose_traceback_cannot_be_kept_is_one_line_all_the_same(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    monkeypatch.setattr(look, "_USUAL", None)
+    monkeypatch.setattr(known_tasks, "_USUAL", None)
     code, _, err = run(capsys, monkeypatch, "tasks")
     assert code == 70
     assert "no file holds its traceback (FileNotFoundError): --debug shows it" in err
