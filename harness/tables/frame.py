@@ -117,7 +117,7 @@ def setting_names(section: Section) -> dict[str, str]:
     return {i: f"{name} {i[:SHORT]}" if taken[places[i]] > 1 else name for i, name in found.items()}
 
 
-def _percent(value: float, maximum: float | None) -> float:
+def _percent(value: float, maximum: float) -> float:
     return 100.0 * value / maximum if maximum else NAN
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,8 +120,8 @@ def facts(sealed: SealedCell, cells: Sequence[SealedCell]) -> dict[str, Flat]:
     }
 
 
-def _bound(maximum: float | None) -> str:
-    return "" if maximum is None else f" of {maximum:g}"
+def _bound(maximum: float) -> str:
+    return "" if math.isnan(maximum) else f" of {maximum:g}"
 
 
 def facts_frame(parts: Mapping[str, Flat]) -> pd.DataFrame:

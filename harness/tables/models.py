@@ -15,13 +15,16 @@ from harness.tables.text import DASH, decimal, grid
 
 NOTE = (
     "Models stand side by side and are not compared: Avg % is in per cent of each model's own unpruned score, over the"
-    " tasks of its section. Of several sections of a model, the one with most questions is here."
+    " tasks of its section. Of several sections of a model, the one with most questions is here. Runs that LIMIT"
+    " cut are left out."
 )
 
 
 def models_text(studied: Sequence[tuple[Section, Findings | None]]) -> list[str]:
     """The summary, as parts of Markdown; none where there is one model."""
-    chosen = _largest([(s, found) for s, found in studied if any(c.cell.method != "none" for c in s.cells)])
+    chosen = _largest(
+        [(s, found) for s, found in studied if not s.limit and any(c.cell.method != "none" for c in s.cells)]
+    )
     if len({(s.model, s.weights) for s, _ in chosen}) < 2:
         return []
     names = _names([section for section, _ in chosen])

@@ -20,10 +20,13 @@ from harness.core.spelling import given
 from harness.store.sealed import SealedCell
 from harness.tables import latex
 from harness.tables.sections import Block, Line, Section, average, distinct, mean, sections
-from harness.tables.text import BEST, SECOND, csv_text, decimal, grid, ranks, seeds_score
+from harness.tables.text import BEST, SECOND, csv_text, decimal, directed, grid, ranks, seeds_score
 
 AVERAGE = "Avg %"
-MARKS = "Best bold, second underlined, within a block. Avg %: score in per cent of the unpruned score, over all tasks."
+MARKS = (
+    "Best bold, second underlined, within a block. Avg %: score in per cent of the unpruned score, over all tasks where"
+    " higher is better."
+)
 
 
 class PaperEntry(NamedTuple):
@@ -73,7 +76,7 @@ def render(cells: Iterable[SealedCell], form: str, known: Iterable[SealedCell] =
 
 def _table(section: Section) -> PaperTable:
     shown = [section.of_task(task) for task in section.tasks]
-    units = [", ".join(filter(None, [_unit(s.maximum), f"n={s.counts['headline']:,}"])) for s in shown]
+    units = [", ".join(filter(None, [_unit(s), f"n={s.counts['headline']:,}"])) for s in shown]
     title = ", ".join(map(printable, section.short)) + (" (a try)" if section.limit else "")
     blocks = [_block(section, block) for block in section.blocks()]
     return PaperTable(title, bool(section.limit), [printable(task) for task in section.tasks], units, blocks)
@@ -84,16 +87,23 @@ def _label(section: Section, line: Line) -> str:
     return name if line.seeds == "1" else f"{name} ({line.seeds} seeds)"
 
 
-def _unit(maximum: float | None) -> str:
-    """Of a score; "" where nothing bounds the metric."""
-    return "" if maximum is None else "%" if maximum == 1 else f"of {maximum:g}"
+def _unit(sealed: SealedCell) -> str:
+    """Of a score, and which way is better where it is not up; "" where nothing bounds the metric."""
+    bound = "" if math.isnan(sealed.maximum) else "%" if sealed.maximum == 1 else f"of {sealed.maximum:g}"
+    return ", ".join(filter(None, [bound, "" if sealed.metric.higher_is_better else "lower is better"]))
 
 
 def _block(section: Section, block: Block) -> PaperBlock:
     ranked = [line.method != "none" for line in block.lines]
     columns = [[seeds_score(line.cells.get(task, ())) for line in block.lines] for task in section.tasks]
-    columns.append([decimal(average(line, section)) for line in block.lines])
-    entries = [list(map(PaperEntry, column, ranks(column, ranked))) for column in columns]
+    turned = [
+        directed(c, section.of_task(t).metric.higher_is_better) for t, c in zip(section.tasks, columns, strict=True)
+    ]
+    averages = [decimal(average(line, section)) for line in block.lines]
+    entries = [
+        list(map(PaperEntry, shown, ranks(by, ranked)))
+        for shown, by in zip([*columns, averages], [*turned, averages], strict=True)
+    ]
     rows = [
         PaperRow(printable(_label(section, line)), row)
         for line, row in zip(block.lines, zip(*entries, strict=True), strict=True)
