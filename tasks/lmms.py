@@ -17,7 +17,7 @@ import random
 import string
 import sys
 import tempfile
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -27,11 +27,12 @@ import datasets
 from PIL import Image, ImageFile
 
 from harness.core.errors import PrunebenchError, naming
+from harness.core.metric import Metric, metric_of
 from harness.core.picture import check_size
 from harness.core.shape import Size
 from tasks import pope
 from tasks import sources as src
-from tasks.pictures import check_image, image_size, undecodable
+from tasks.pictures import SampleImage, check_image, cluster_key, image_size, undecodable
 
 _FIRST_IMPORT = "lmms_eval.models" not in sys.modules
 import lmms_eval  # noqa: E402
@@ -67,22 +68,36 @@ class Sample:
     task: str
     key: str
     index: int
-    image_key: str  # first 16 hex digits of the sha256 of the encoded image: the cluster, and the key of feature caches
     question_id: str
     category: str  # MME's and POPE's category, GQA's semantic type, "" for TextVQA
-    prompt: str
+    content: tuple[str | None, ...]
+    """The parts of the user's turn in order; None stands for the next of `images`."""
     targets: tuple[str, ...]
-    _load: Callable[[], Image.Image] = field(repr=False, compare=False)
-    _size: Callable[[], Size] = field(repr=False, compare=False)
+    images: tuple[SampleImage, ...] = field(repr=False, compare=False)  # their content is in the fingerprint
+
+    @property
+    def prompt(self) -> str:
+        """The texts of the prompt without its images."""
+        return "\n".join(part for part in self.content if part is not None)
+
+    @cached_property
+    def image_key(self) -> str:
+        """The cluster: of one image its key, of several a hash of their keys in order."""
+        return cluster_key([image.key for image in self.images])
 
     def image_size(self) -> Size:
-        """(height, width) in pixels of what `load_image` gives, from the head of the file: no pixel is decoded where
-        the format lets its head say which way up it is."""
-        return self._size()
+        """(height, width) in pixels of what `load_image` gives. Raises PrunebenchError for several images."""
+        return self._only().size()
 
     def load_image(self) -> Image.Image:
-        """The image as lmms-eval would hand it to a model (RGB); raises PrunebenchError where it does not decode."""
-        return self._load()
+        """The image as lmms-eval would hand it to a model (RGB); raises PrunebenchError where it does not decode, and
+        for several images."""
+        return self._only().load()
+
+    def _only(self) -> SampleImage:
+        if len(self.images) != 1:
+            raise PrunebenchError(f"{self.key}: expected a sample of one image, found {len(self.images)}")
+        return self.images[0]
 
 
 @dataclass(frozen=True)
@@ -91,17 +106,22 @@ class LoadedTask:
     score."""
 
     name: str
-    headline: str
+    metric: Metric
     samples: tuple[Sample, ...]
     fingerprint: str
     max_new_tokens: int
     until: tuple[str, ...]
     _task: _RowsTask = field(repr=False, compare=False)
 
+    @property
+    def headline(self) -> str:
+        """The name of the metric that tables show."""
+        return self.metric.name
+
     @cached_property
     def sizes(self) -> Mapping[str, Size]:
-        """(height, width) of each image, by `image_key`; each is read once."""
-        return {key: sample.image_size() for key, sample in {s.image_key: s for s in self.samples}.items()}
+        """(height, width) of each image, by `SampleImage.key`; each is read once."""
+        return {key: image.size() for key, image in {i.key: i for s in self.samples for i in s.images}.items()}
 
 
 @dataclass(frozen=True)
@@ -296,24 +316,27 @@ def load_task(name: str, source: src.DataSource, limit: int | None, seed: int) -
         targets = (
             doc["answers"] if "answers" in doc else [doc["answer"]]
         )  # TextVQA's upstream target is the word "answer"
+        image = SampleImage(
+            digests[where][:16],
+            partial(_load_image, task, rows, row, index, key),
+            partial(image_size, partial(rows.encoded, row), key),
+        )
         sample = Sample(
             task=name,
             key=key,
             index=index,
-            image_key=digests[where][:16],
             question_id=str(doc["question_id"] if "question_id" in doc else doc["id"]),
             category=str(doc.get("category") or (doc.get("types") or {}).get("semantic") or ""),
-            prompt=task.doc_to_text(doc),
+            content=(None, task.doc_to_text(doc)),
             targets=tuple(str(t) for t in targets),
-            _load=partial(_load_image, task, rows, row, index, key),
-            _size=partial(image_size, partial(rows.encoded, row), key),
+            images=(image,),
         )
         samples.append(sample)
         identified = [sample.key, sample.prompt, sample.question_id, sample.category, digests[where], *sample.targets]
         parts.append(json.dumps([*identified, str(task.doc_to_target(doc)), doc["question"]]).encode())
     return LoadedTask(
         name=name,
-        headline=spec.headline,
+        metric=metric_of(spec.headline),
         samples=tuple(samples),
         fingerprint=sha256(*parts),
         max_new_tokens=int(task.config.generation_kwargs["max_new_tokens"]),

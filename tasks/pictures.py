@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from harness.core.errors import PrunebenchError, naming
 from harness.core.picture import check_size
 from harness.core.shape import Size
+
+
+class SampleImage(NamedTuple):
+    """One image of a sample. `key`: the first 16 hex digits of the sha256 of the encoded image, under which its
+    features are kept. `load` gives the image as a model gets it, RGB, and `size` its (height, width) in pixels."""
+
+    key: str
+    load: Callable[[], Image.Image]
+    size: Callable[[], Size]
+
+
+def cluster_key(keys: Sequence[str]) -> str:
+    """What questions about the same images share: the key of one image, or 16 hex digits of a hash of several keys in
+    order."""
+    return keys[0] if len(keys) == 1 else hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16]
 
 
 def image_size(encode: Callable[[], Any], key: str) -> Size:

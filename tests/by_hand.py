@@ -36,7 +36,7 @@ def mini() -> LoadedModel:
 def question(number: int = 0) -> Prompt:
     """A question of TextVQA in the mini data."""
     sample = lmms.load_task("textvqa", DataSource.parse("mini"), 24, 0).samples[number]
-    return Prompt(sample.key, sample.prompt, sample.load_image, sample.image_key, 1)
+    return Prompt.of_one(sample.key, sample.prompt, sample.load_image, sample.image_key, 1)
 
 
 class Recorded(NamedTuple):
@@ -73,7 +73,9 @@ def tower(number: int = 0) -> Tower:
     vision.set_attn_implementation("eager")
     try:
         with torch.inference_mode():
-            out = vision(loaded.pixels(question(number).image()), output_attentions=True, output_hidden_states=True)
+            out = vision(
+                loaded.pixels(question(number).images[0].load()), output_attentions=True, output_hidden_states=True
+            )
     finally:
         vision.set_attn_implementation(before)
     return Tower([a[0].numpy() for a in out.attentions], [h[0].numpy() for h in out.hidden_states])
@@ -125,7 +127,7 @@ def entering(method: Method, number: int = 0) -> Tensor:
         layer = adapter_for(loaded.model).layers[0]
         handle = layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
         try:
-            loaded.model(input_ids=ids, pixel_values=loaded.pixels(question(number).image()))
+            loaded.model(input_ids=ids, pixel_values=loaded.pixels(question(number).images[0].load()))
         finally:
             handle.remove()
         return seen[0][0][run.layouts[0].visual[0]]

@@ -20,10 +20,11 @@ import numpy as np
 from harness.core import keeps, stats
 from harness.core.cell import Cell, processing_digest
 from harness.core.keeps import Stage
+from harness.core.metric import Metric, metric_of
 from harness.core.stats import Interval
 from harness.proof.gate.snapshot import Row, SnapshotCell
 from harness.store.journal import Record
-from harness.store.sealed import SampleScore, SealedCell, parquet
+from harness.store.sealed import SampleScore, SealedCell, headline_of, parquet
 from harness.store.store import CellWriter, Store
 from tasks import sources
 
@@ -175,36 +176,45 @@ def answered(
     root: Path,
     method: str,
     budget: str,
-    scores: Sequence[float],
+    scores: Sequence[float | None],
     task: str = "pope",
     *,
     per_image: int = 2,
     answers: Sequence[str] | None = None,
     kinds: Sequence[str] = ("existence", "count"),
+    metric: Metric | None = None,
+    value: float | None = None,
     **changes: Any,
 ) -> SealedCell:
     """A result that got these scores on questions 0, 1, ... (`per_image` on an image), with its answers below `root`.
 
-    For MME, questions 2k and 2k+1 are the pair about image k, in the categories `kinds` by turns. `changes` as in
-    `sealed_cell`.
+    For MME, questions 2k and 2k+1 are the pair about image k, in the categories `kinds` by turns. `metric`: the
+    headline, where it is not the task's own, and of one that is made of all answers its `value`; its scores may be NaN.
+    `changes` as in `sealed_cell`.
     """
     n, mme = len(scores), task == "mme"
-    headline = METRICS.get(task, f"{task}_accuracy")
+    metric = metric or metric_of(METRICS.get(task, f"{task}_accuracy"))
+    headline = metric.name
     image = [f"{task}-{i // (2 if mme else per_image)}" for i in range(n)]
     category = [kinds[i // 2 % len(kinds)] if mme else None for i in range(n)]
     question = [f"{i // 2}" if mme else f"{i}" for i in range(n)]
-    units = stats.cluster(headline, scores, image, category, question)
+    found = headline_of(metric, scores, image, category, question, value)
     size = int(budget) if budget.isdigit() else 576
     own = {
         "knobs": {},
-        "maximum": units.maximum,
-        "interval": stats.interval(headline, units),
+        "headline": headline,
+        "stated": metric.stated(),
+        "metrics": {headline: found.point},
+        "maximum": found.maximum,
+        "interval": found.interval,
         "costs": {"kept": size, "mean_visual": size, "prefill_dense_flops": size * 1e7 + 1e9, "kv_bytes": size * 1e4},
-        "counts": {"expected": n, "answered": n, "headline": sum(stats.in_headline(headline, category))},
+        "counts": {"expected": n, "answered": n, "headline": found.questions}
+        | ({} if metric.tested else {"images": found.images}),
         "method_info": {"query_aware": method == "fastv", "needs_vision_attention": False, "budget_knobs": ["keep"]},
     }
-    made = sealed_cell(method, budget, task, units.point, n, **(own | changes))
-    said = answers or [("yes" if i % 3 else "no") if s >= 0.5 else f"wrong {i}" for i, s in enumerate(scores)]
+    made = sealed_cell(method, budget, task, found.point, n, **(own | changes))
+    right = [s is None or s >= 0.5 for s in scores]
+    said = answers or [("yes" if i % 3 else "no") if right[i] else f"wrong {i}" for i in range(n)]
     rows = [
         (
             Record(f"{task}/{i:06d}", image[i], said[i], 1, {}, 0.1),

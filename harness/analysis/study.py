@@ -185,6 +185,12 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         if limit and chosen is not None and layers is None and request.method == "visipruner":
             more = [lmms.load_task(name, larger, KNOBS * limit, SUBSET_SEED) for name in names]
             more = [] if [t.fingerprint for t in more] == [t.fingerprint for t in tasks] else more
+        several = next((s for t in [*tasks, *more] for s in t.samples if len(s.images) > 1), None)
+        if several is not None:
+            raise PrunebenchError(
+                f"{several.key}: expected questions about one image each, which an analysis follows through the layers,"
+                f" found {len(several.images)} images: leave {several.task} out of {given('tasks')}"
+            )
         n_images = len({s.image_key for t in tasks for s in t.samples})
         if n_images < 2:
             raise PrunebenchError("an analysis averages over images: expected at least 2, found 1; raise LIMIT")

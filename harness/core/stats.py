@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.core.errors import PrunebenchError
+from harness.core.metric import Metric, as_metric
 
 RESAMPLES = 2000
 DECISIVE = 20_000
@@ -54,8 +55,8 @@ class Interval:
 class Clustered:
     """A metric's additive form: what each image contributes to each group.
 
-    values, counts: (groups, images) float64: sum of the unit values, number of units. A unit is a question (worth
-    0..1), or for MME a pair of questions (worth 0..200 points). `unit_max` is what one unit can be worth.
+    values, counts: (groups, images) float64: sum of the unit values, number of units. A unit is a question (worth 0 to
+    the metric's scale), or for MME a pair of questions (worth 0..200 points). `unit_max` is what one unit can be worth.
     """
 
     values: NDArray[np.float64]
@@ -69,7 +70,7 @@ class Clustered:
 
     @property
     def maximum(self) -> float:
-        """What a perfect model scores: 1 for a mean, 200 points per MME category that is present."""
+        """What the metric can reach: its scale for a mean, 200 points per MME category that is present."""
         return self.unit_max * len(self.values)
 
     @property
@@ -228,16 +229,17 @@ def unlike(images: int, level: float = LEVEL) -> float:
     return float(1.0 - ((1.0 - level) / 2.0) ** (1.0 / images))
 
 
-def in_headline(metric: str, category: Sequence[str | None]) -> list[bool]:
+def in_headline(metric: Metric | str, category: Sequence[str | None]) -> list[bool]:
     """Which questions a metric is computed from: all, but an MME score of perception or cognition has its own
     categories."""
-    if not metric.startswith("mme_") or not ("perception" in metric or "cognition" in metric):
+    metric = as_metric(metric)
+    if metric.kind != "mme" or not ("perception" in metric.name or "cognition" in metric.name):
         return [True] * len(category)
-    return [(str(kind) in MME_PERCEPTION) == ("perception" in metric) for kind in category]
+    return [(str(kind) in MME_PERCEPTION) == ("perception" in metric.name) for kind in category]
 
 
 def cluster(
-    metric: str,
+    metric: Metric | str,
     score: Sequence[float],
     image: Sequence[str],
     category: Sequence[str | None],
@@ -252,18 +254,21 @@ class Units:
     """What a metric counts, whatever the scores are: its units with their groups and images.
 
     rows: (units,) the question of each, or for MME (2, units) its pair. group, owner: (units,) which group, which image
-    of those in order of their names. counts: (groups, images) float64, the number of units.
+    of those in order of their names. counts: (groups, images) float64, the number of units. scale: what a score of 1 is
+    worth where units are questions.
     """
 
     rows: NDArray[np.int64]
     group: NDArray[np.int64]
     owner: NDArray[np.int64]
     counts: NDArray[np.float64]
+    scale: float = 1.0
 
     def clustered(self, scores: NDArray[np.float64]) -> Clustered:
         """The metric of these scores, one per question. Metrics of the same units share the array `counts`."""
         if self.rows.ndim == 1:
-            return Clustered(self._sums(scores), self.counts, unit_max=1.0)
+            # a scale of 1 changes no bit
+            return Clustered(self._sums(self.scale * scores), self.counts, unit_max=self.scale)
         first, second = self.rows
         # acc (both questions' mean) + acc_plus (both right), each in 0..100
         points = 50.0 * (scores[first] + scores[second]) + 100.0 * ((scores[first] == 1.0) & (scores[second] == 1.0))
@@ -273,23 +278,27 @@ class Units:
         return _by_image(self.group, self.owner, self.counts.shape, value)
 
 
-def units(metric: str, image: Sequence[str], category: Sequence[str | None], question_id: Sequence[str]) -> Units:
+def units(
+    metric: Metric | str, image: Sequence[str], category: Sequence[str | None], question_id: Sequence[str]
+) -> Units:
     """The units of `metric` from one row per question.
 
-    Names that start with "mme_" are MME sums ("perception" or "cognition" in the name picks the categories, else all);
-    every other name is the mean of `score` (0..1). Raises PrunebenchError for no rows, and for an MME pair that is not
-    two questions about one image.
+    MME sums have pairs of questions ("perception" or "cognition" in the name picks the categories, else all); every
+    other metric has questions. A name alone is read by `metric_of`. Raises PrunebenchError for no rows, and for an MME
+    pair that is not two questions about one image.
     """
+    asked = as_metric(metric)
+    metric = asked.name
     if not len(image):
         raise PrunebenchError(f"{metric}: expected at least one scored sample, found none")
-    if not metric.startswith("mme_"):
+    if asked.kind != "mme":
         names, owner = np.unique(np.asarray(image, dtype=str), return_inverse=True)
         group = np.zeros(len(owner), dtype=np.int64)
-        return Units(np.arange(len(owner)), group, owner, _by_image(group, owner, (1, len(names))))
+        return Units(np.arange(len(owner)), group, owner, _by_image(group, owner, (1, len(names))), asked.scale)
 
     pairs: dict[tuple[str, str], list[int]] = {}
     for row, (kind, question, counts) in enumerate(
-        zip(category, question_id, in_headline(metric, category), strict=True)
+        zip(category, question_id, in_headline(asked, category), strict=True)
     ):
         if counts:
             pairs.setdefault((str(kind), str(question)), []).append(row)

@@ -98,7 +98,7 @@ class HouseReply:
             "attention_mask": torch.tensor(
                 [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._loaded.device
             ),
-            "pixel_values": torch.cat([self._loaded.pixels(q.image()) for q in questions]),
+            "pixel_values": torch.cat([self._loaded.pixels(q.images[0].load()) for q in questions]),
         }
         with nullcontext() if arm is None else attach(self._loaded.model, self._method(arm)):
             out: Tensor = self._loaded.model(**given, logits_to_keep=1).logits[:, -1]
@@ -112,7 +112,7 @@ def questions_of(held: Mapping[str, Any], n: int) -> list[Prompt]:
         return lambda: Image.open(io.BytesIO(held["images"][key])).convert("RGB")
 
     return [
-        Prompt(q["key"], q["text"], image(q["image"]), q["image"], q["max_new_tokens"], tuple(q["until"]))
+        Prompt.of_one(q["key"], q["text"], image(q["image"]), q["image"], q["max_new_tokens"], tuple(q["until"]))
         for q in held["questions"][:n]
     ]
 

@@ -36,6 +36,8 @@ PROBE = "What is written on sign no. 1234,  \u00e9t\u00e9 \u4e2d?\nAnswer the qu
 PROBED: Size = (480, 640)
 #: of the images of a prompt, in order
 Sizes = tuple[Size, ...]
+#: the parts of a user's turn in order: texts, and None for the next image
+Content = tuple[str | None, ...]
 #: settings of an image processor that decide pixels, beside its switches (do_...)
 PIXEL_SETTINGS = (
     "size",
@@ -76,7 +78,9 @@ class Prompter:
     end_tokens: tuple[int, ...]
     context: int | None
     repetition_penalty: float = 1.0
-    _prompts: dict[tuple[str, Sizes], array[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _prompts: dict[tuple[Content, Sizes], array[int]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
     _images: dict[Size, ImageShape] = field(init=False, repr=False, compare=False, default_factory=dict)
     _shown: dict[tuple[str, Size], Size] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -170,44 +174,55 @@ class Prompter:
         pixels = out["pixel_values"].to(self.device, DTYPES[self.dtype])
         return {"pixel_values": pixels, **{name: out[name].to(self.device) for name in self.family.image_facts}}
 
-    def asked(self, key: str, text: str, max_new_tokens: int, sizes: Sizes | None = None) -> list[int]:
+    def asked(self, key: str, content: Content | str, max_new_tokens: int, sizes: Sizes | None = None) -> list[int]:
         """`prompt_ids` of a sample. Raises PrunebenchError naming the sample where its text holds the image token, or
         where prompt and answer are longer than the context."""
         with naming(f"sample {key}"):
-            ids = self.prompt_ids(text, sizes)
+            ids = self.prompt_ids(content, sizes)
         if self.context is not None and len(ids) + max_new_tokens > self.context:
             raise PrunebenchError(
                 f"sample {key}: expected at most {self.context - max_new_tokens:,} tokens (a context of"
-                f" {self.context:,} less {max_new_tokens} to answer with), found a prompt of {len(ids):,} tokens:"
-                f" shorten its question, or use a model of a longer context than {self.config.name}"
+                f" {self.context:,} less {max_new_tokens} to answer with), found a prompt of {len(ids):,} tokens"
+                f"{_of_images(content)}: shorten its question, or use a model of a longer context than"
+                f" {self.config.name}"
             )
         return ids
 
-    def prompt_ids(self, text: str, sizes: Sizes | None = None) -> list[int]:
+    def prompt_ids(self, content: Content | str, sizes: Sizes | None = None) -> list[int]:
         """Token ids of the whole prompt with the placeholder of each image expanded to its own tokens; tokenised once.
 
-        `sizes`: (height, width) of each image as its file has it; None: one image, of a model whose images all have the
-        same tokens.
+        `content`: the parts of the turn in order, None for an image; a text alone stands behind its one image. `sizes`:
+        (height, width) of each image as its file has it; None for a model whose images all have the same tokens. Raises
+        PrunebenchError where sizes are needed and missing, or are not those of the images.
         """
+        content = (None, content) if isinstance(content, str) else content
+        n_images = content.count(None)
         if sizes is None and not self.one_size:
             raise PrunebenchError(
                 f"{self.config.name}: expected the size of each image, on which its tokens depend; found none"
             )
+        if not n_images or len(sizes or content[:n_images]) != n_images:
+            raise PrunebenchError(
+                f"{self.config.name}: expected a prompt of one or more images and the size of each, found {n_images}"
+                f" image(s) and {len(sizes or ())} size(s)"
+            )
         # where sizes decide nothing, prompts of all sizes are one
-        key = (text, (PROBED,) * len(sizes or (PROBED,)) if self.one_size or sizes is None else sizes)
+        key = (content, (PROBED,) * n_images if self.one_size or sizes is None else sizes)
         known = self._prompts.get(key)
         if known is None:
             known = self._prompts[key] = array("i", self._tokenised(*key))
         return known.tolist()
 
-    def _prompt(self, text: str) -> str:
+    def _prompt(self, content: Content) -> str:
         """The whole prompt as text. A chat template is a program that may look at the question: it renders each one."""
         if self.config.prompt == "vicuna_v1":
-            return VICUNA_V1.replace("{text}", text)
-        return rendered(self.processor, text, self.config.name, self.config.system)
+            # LLaVA's own code leaves an image where it was put, and has a line break between one in front and the text
+            parts = ["<image>" if part is None else part for part in content]
+            return VICUNA_V1.replace("<image>\n{text}", "\n".join(parts))
+        return rendered(self.processor, content, self.config.name, self.config.system)
 
-    def _tokenised(self, text: str, sizes: Sizes) -> list[int]:
-        full = self._prompt(text)
+    def _tokenised(self, content: Content, sizes: Sizes) -> list[int]:
+        full = self._prompt(content)
         tokenizer = self.processor.tokenizer
         # as transformers does it: a template that spells the start token gets no second one
         spelt = bool(tokenizer.bos_token) and full.startswith(tokenizer.bos_token)
@@ -227,11 +242,24 @@ class Prompter:
         return whole
 
 
-def check_prompts(prompter: Prompter, questions: Iterable[tuple[str, str, Sizes | None]], max_new_tokens: int) -> None:
-    """Tokenise the (key, text, sizes of images) of every question, before weights are loaded. Raises PrunebenchError as
-    `Prompter.asked`."""
-    for key, text, sizes in questions:
-        prompter.asked(key, text, max_new_tokens, sizes)
+def words(content: Content) -> str:
+    """The texts of a turn without its images."""
+    return "\n".join(part for part in content if part is not None)
+
+
+def _of_images(content: Content | str) -> str:
+    """What to say of a prompt of several images."""
+    n = 1 if isinstance(content, str) else content.count(None)
+    return f" with {n} images" if n > 1 else ""
+
+
+def check_prompts(
+    prompter: Prompter, questions: Iterable[tuple[str, Content | str, Sizes | None]], max_new_tokens: int
+) -> None:
+    """Tokenise the (key, content, sizes of images) of every question, before weights are loaded. Raises PrunebenchError
+    as `Prompter.asked`."""
+    for key, content, sizes in questions:
+        prompter.asked(key, content, max_new_tokens, sizes)
 
 
 def decided(config: ModelConfig, processor: Any, one_size: bool = True) -> ModelConfig:
@@ -254,7 +282,7 @@ def chat_template(processor: Any, name: str, system: str | None = None) -> str:
     if not getattr(processor, "chat_template", None):
         raise PrunebenchError(f"model {name}: expected a chat template beside the weights, found none: {mend}")
     prompt, again, other = (
-        rendered(processor, text, name, system) for text in ("{text}", "{text}", "Another question?")
+        rendered(processor, (None, text), name, system) for text in ("{text}", "{text}", "Another question?")
     )
     if prompt.count(processor.image_token) != 1 or prompt == other:
         raise PrunebenchError(
@@ -269,14 +297,14 @@ def chat_template(processor: Any, name: str, system: str | None = None) -> str:
     return prompt
 
 
-def rendered(processor: Any, text: str, name: str, system: str | None = None) -> str:
-    """The prompt that a checkpoint's chat template makes of a question on one image, under a system prompt. Raises
-    PrunebenchError if it makes none."""
-    content = [{"type": "image"}, {"type": "text", "text": text}]
+def rendered(processor: Any, content: Content, name: str, system: str | None = None) -> str:
+    """The prompt that a checkpoint's chat template makes of a question, images and texts in the order of `content`,
+    under a system prompt. Raises PrunebenchError if it makes none."""
+    parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in content]
     before = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
     try:
         prompt = processor.apply_chat_template(
-            [*before, {"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            [*before, {"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
         )
         if not isinstance(prompt, str):
             raise TypeError(f"expected a text, found {str(prompt)[:80]!r}")

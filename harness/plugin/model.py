@@ -147,7 +147,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
         until = settings.get("until") or ()
         if list(until) == UPSTREAM_STOP:
             until = ()
-        return Prompt(
+        return Prompt.of_one(
             key=key,
             text=text,
             image=lambda: one_image(messages(), key)[1].convert(

@@ -193,7 +193,9 @@ def _asked() -> tuple[Any, list[Any]]:
     samples = lmms.load_task("textvqa", DataSource.parse("mini"), 24, 0).samples
     images = list({s.image_key: s for s in samples}.values())[:2]
     prompts = [
-        Prompt(f"{s.key}-{n}", s.prompt + n * " x x x", s.load_image, s.image_key, 4) for s in images for n in (0, 2, 7)
+        Prompt.of_one(f"{s.key}-{n}", s.prompt + n * " x x x", s.load_image, s.image_key, 4)
+        for s in images
+        for n in (0, 2, 7)
     ]
     return locate_model("mini", "cpu", "float32").load(), prompts
 

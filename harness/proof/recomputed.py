@@ -7,6 +7,7 @@ at hand, every cost that follows from kept tokens and lengths is computed again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -19,6 +20,7 @@ from harness.core.trace import LayerTrace, Trace
 from harness.method import Method, method_class, source_of, typed_knobs
 from harness.method.fits import shrinks_pictures
 from harness.runner.running import info_of, scored
+from harness.runner.sizes import sizes_of
 from harness.store.sealed import SealedCell, finite
 from harness.store.verify import same
 
@@ -116,12 +118,15 @@ def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str
     expected["image"] = [sample.image_key for sample in task.samples]
     wrong = []
     for name, values in expected.items():
-        for key, stated, found in zip(keys, frame[name].tolist(), values, strict=True):
+        for key, told, found in zip(keys, frame[name].tolist(), values, strict=True):
+            stated = None if isinstance(told, float) and math.isnan(told) else told  # a sample without a score
             if not same(stated, found):
                 wrong.append(f"{name} of {key} is {stated!r}, but its data and its answer give {found!r}")
                 break
     if task.headline != cell.headline:
         wrong.append(f"its headline is {cell.headline}, expected {task.headline}")
+    elif task.metric != cell.metric:
+        wrong.append(f"its metric {cell.headline} differs in {cell.stated}, expected {task.metric.stated()}")
     again = finite(metrics)
     wrong += _unlike("metric", cell.metrics, again)
     return wrong
@@ -136,8 +141,9 @@ def _costs(
     taken as stated. Raises PrunebenchError where images differ in size and the task's data are not at hand.
     """
     usual = located.usual
-    if task is None and not located.one_size:
+    if task is None and (not located.one_size or isinstance(cell.provenance.get("grids"), Mapping)):
         raise PrunebenchError("it takes the sizes of the images, whose data are not")
+    samples = {} if task is None else {sample.key: sample for sample in task.samples}
     if cell.provenance["decoder_layers"] != usual.depth:
         return [f"decoder_layers is {cell.provenance['decoder_layers']}, but the model has {usual.depth}"]
     inside = method is not None and method.drops_inside
@@ -159,9 +165,10 @@ def _costs(
             scoring=[int(row["scoring_flops"])],
         )
         prompt = usual
-        if task is not None and not located.one_size:
-            size = located.prompter.shown(asked, task.sizes[str(row["image"])])
-            prompt = replace(usual, images=(located.prompter.image_at(size),))
+        if task is not None:
+            sizes = sizes_of(located, task, samples[str(row["key"])])
+            images = (located.prompter.image_at(located.prompter.shown(asked, size)) for size in sizes)
+            prompt = replace(usual, images=tuple(images))
             if method is None and prompt.n_visual != int(row["n_visual"]):
                 raise PrunebenchError("it takes the method, which may have shrunk the images")
         found = sample_cost(prompt, trace, 0, int(row["n_new_tokens"]))

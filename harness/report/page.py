@@ -172,11 +172,12 @@ class _Builder:
                         "scored": first.counts["headline"],
                         "shown": len(chunk["samples"]),
                         "metric": first.headline,
-                        "max": first.maximum,
+                        "max": _finite(first.maximum),
+                        "lower": not first.metric.higher_is_better,
                         "chunk": len(chunks),
                         "make_baseline": unpruned,
                         "no_image": without_image,
-                        "images": first.interval.n_clusters if first.interval else 1,
+                        "images": first.interval.n_clusters if first.interval else first.counts.get("images", 1),
                     }
                 )
                 chunks.append(_packed({**chunk, "first_cell": len(records)}))
@@ -284,12 +285,15 @@ class _Builder:
                 }
             )
         base = (
-            (self._frame(questions.baseline).set_index("key")["score"] >= views.RIGHT) if questions.baseline else None
+            views.how_well(questions.baseline, self._frame(questions.baseline).set_index("key")) >= views.RIGHT
+            if questions.baseline
+            else None
         )
         cells, flips = [], {}
         for sealed in questions.cells:
             frame = self._frame(sealed).set_index("key")
-            right = frame["score"] >= views.RIGHT
+            well = views.how_well(sealed, frame)
+            right = well >= views.RIGHT
             was = base.loc[right.index] if base is not None else right
             flips[sealed.identity] = (
                 {"lost": int((was & ~right).sum()), "gained": int((~was & right).sum())} if base is not None else {}
@@ -303,7 +307,7 @@ class _Builder:
             cells.append(
                 {
                     "answer": [str(a) for a in part["answer"]],
-                    "score": [float(s) for s in part["score"]],
+                    "score": [_finite(s) for s in well.loc[keys]],
                     "keeps": [k or "" for k in part["keeps"]] if "keeps" in part else [],
                     # of samples whose picture this cell's method has shrunk, by their number
                     **({"seen": own} if own else {}),
@@ -319,6 +323,7 @@ class _Builder:
 
     def _picture(self, sealed: SealedCell, key: str, image: str, images: dict[str, int]) -> int:
         """The number of the sample's image in the page; encoded once, however many samples and pages show it."""
+        views.check_one_image(sealed, key, image)
         where = self.pictures.table(sealed)
         if where in self._lost:
             raise PrunebenchError(self._lost[where])

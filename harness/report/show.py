@@ -6,6 +6,7 @@ Read from sealed cells; no model is loaded.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ def find(
     picked = [sealed for name in methods for sealed in _pick(questions, named, name, budget, spelt[name])]
     base = questions.baseline
 
-    was = bool(rows(base).loc[key]["score"] >= views.RIGHT) if base else None
+    was = bool(views.how_well(base, rows(base)).loc[key] >= views.RIGHT) if base else None
 
     def named_row(sealed: SealedCell) -> Shown:
         at = "" if sealed.cell.budget == "none" else f" at {sealed.cell.budget}"
@@ -149,7 +150,8 @@ def find(
 def shown(name: str, sealed: SealedCell, row: Mapping[Any, Any], was: bool | None) -> Shown:
     """A cell's row of the picture under a name. `row`: its sample; `was`: whether the unpruned model was right, None
     where that is not known."""
-    right, n_visual = bool(row["score"] >= views.RIGHT), int(row["n_visual"])
+    well = row["score"] if sealed.metric.higher_is_better else 1.0 - row["score"]
+    right, n_visual = bool(well >= views.RIGHT), int(row["n_visual"])
     return Shown(
         name,
         str(row["answer"]),
@@ -242,6 +244,8 @@ def lines(sample: ShownSample) -> list[str]:
 
 
 def _verdict(shown: Shown) -> str:
+    if math.isnan(shown.score):
+        return "not scored by itself"
     words = "right" if shown.right else "wrong"
     words += f", score {shown.score:.2f}" if 0 < shown.score < 1 else ""
     return words + (", flipped" if shown.flipped else "")

@@ -24,6 +24,8 @@ from harness.tables.sections import Section, Series
 from harness.tables.style import look, outline
 
 if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
     from tasks.sources import DataSource
 
 RIGHT = 0.5
@@ -158,12 +160,30 @@ class Raster(NamedTuple):
 
 def raster_of(sealed: SealedCell, image: str, n_visual: int) -> Raster | None:
     """The finest of the grids that the `n_visual` tokens of a sample form, each over the whole image; None where the
-    cell names none that add up to them."""
+    cell names none that add up to them, and for several images."""
+    if len(grids.by_image(sealed.provenance.get("grids"), image)) > 1:
+        return None
     own = grids.of_image(sealed.provenance.get("grids"), image)
     if sum(grid.tokens for grid in own) != n_visual or not own:
         return None
     finest = max(range(len(own)), key=lambda i: own[i].rows * own[i].cols)
     return Raster(own[finest], sum(grid.tokens for grid in own[:finest]))
+
+
+def check_one_image(sealed: SealedCell, key: str, image: str) -> None:
+    """Raise PrunebenchError for a sample of several images."""
+    n = len(grids.by_image(sealed.provenance.get("grids"), image))
+    if n > 1:
+        raise PrunebenchError(
+            f"{key}: expected a sample of one image, found {n}: kept tokens are drawn on one image; samples.parquet of"
+            f" {sealed.folder} records those of all {n}, in order"
+        )
+
+
+def how_well(sealed: SealedCell, frame: pd.DataFrame) -> pd.Series:
+    """Of each row of samples how well it is answered, 0..1: its score, or 1 less it where lower is better; NaN where
+    the metric gives it none."""
+    return frame["score"] if sealed.metric.higher_is_better else 1.0 - frame["score"]
 
 
 def depth(protocol: Protocol) -> int | None:
@@ -194,9 +214,11 @@ class Pictures:
         return source.name if source.name != "local" else str(source.root), sealed.cell.task
 
     def encoded(self, sealed: SealedCell, key: str, image: str) -> bytes:
-        """The image's file of sample `key`. Raises PrunebenchError where it is not the one with the image key
-        `image`."""
+        """The image's file of sample `key`. Raises PrunebenchError where it is not the one with the image key `image`,
+        and for a sample of several images."""
         from tasks import sources
+
+        check_one_image(sealed, key, image)
 
         table = name, _ = self.table(sealed)
         if table not in self._rows:
@@ -226,7 +248,7 @@ class Pictures:
                 picture = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise PrunebenchError(f"{key}: the image does not decode ({error}); replace the data file") from None
-        if isinstance(sealed.provenance.get("grids"), Mapping) and not sealed.images_by.endswith("+pad"):
+        if not grids.one_size(sealed.provenance.get("grids")) and not sealed.images_by.endswith("+pad"):
             return picture.resize((side, side), Image.Resampling.LANCZOS)  # seen whole, whatever its shape
         if sealed.images_by.endswith("+pad"):
             size = max(picture.size)

@@ -4,8 +4,10 @@ trace."""
 from __future__ import annotations
 
 import gc
+import hashlib
 import sys
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,22 +37,49 @@ from harness.models.adapters import Features
 from harness.models.generation import penalised
 from harness.models.load import LoadedModel, locate_model
 from harness.models.pictures import pixels_key, shrunk
+from harness.models.prompt import PROBED, Content, Sizes, words
 from harness.runner.pace import check_batch, out_of_memory
+
+
+class PromptImage(NamedTuple):
+    """An image of a prompt. `load` is called once per `key`. `size`: its (height, width), which models whose images
+    differ in tokens need beforehand; None: read off the image itself."""
+
+    key: str
+    load: Callable[[], Image.Image]
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question on one image. `image` loads it (called once per `image_key`); `until` are strings at which an answer
-    ends. `size`: its (height, width), which models whose images differ in tokens need beforehand; None: read off the
-    image itself."""
+    """One question on one or more images. `content`: the parts of the turn in order, None standing for the next image;
+    `image_key` names the images together; `until` are strings at which an answer ends."""
 
     key: str
-    text: str
-    image: Callable[[], Image.Image]
+    content: Content
+    images: tuple[PromptImage, ...]
     image_key: str
     max_new_tokens: int
     until: tuple[str, ...] = ()
-    size: Size | None = None
+
+    @property
+    def text(self) -> str:
+        """The question: the texts without the images."""
+        return words(self.content)
+
+    @classmethod
+    def of_one(
+        cls,
+        key: str,
+        text: str,
+        image: Callable[[], Image.Image],
+        image_key: str,
+        max_new_tokens: int,
+        until: tuple[str, ...] = (),
+        size: Size | None = None,
+    ) -> Prompt:
+        """A question behind its one image."""
+        return cls(key, (None, text), (PromptImage(image_key, image, size),), image_key, max_new_tokens, until)
 
 
 @dataclass(frozen=True)
@@ -202,8 +231,8 @@ class Answerer:
             return
         with self.clock("tokenise"):
             encoded = [
-                (self.loaded.asked(p.key, p.text, p.max_new_tokens, size and (size,)), p)
-                for p, size in zip(prompts, self._sizes(prompts), strict=True)
+                (self.loaded.asked(p.key, p.content, p.max_new_tokens, sizes), p)
+                for p, sizes in zip(prompts, self._sizes(prompts), strict=True)
             ]
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
@@ -235,21 +264,24 @@ class Answerer:
                 alone = start if size == 1 else alone
                 self._shrink(size, why)
 
-    def _sizes(self, prompts: Sequence[Prompt]) -> list[Size | None]:
-        """(height, width) of each prompt's image as the processor gets it; None where it decides nothing."""
+    def _sizes(self, prompts: Sequence[Prompt]) -> list[Sizes]:
+        """(height, width) of each prompt's images as the processor gets them; `PROBED` where it decides nothing."""
         if self.loaded.one_size:
-            return [None] * len(prompts)
-        found = {p.image_key: p.size for p in prompts}
-        for p in prompts:
-            if found[p.image_key] is None:
-                width, height = self._image(p).size
-                found[p.image_key] = height, width
+            return [(PROBED,) * len(p.images) for p in prompts]
+        found = {image.key: image.size for p in prompts for image in p.images}
         sizes = []
         for p in prompts:
             with naming(f"sample {p.key}"):
-                own = found[p.image_key]
-                sizes.append(own and self.loaded.shown(self.method, own))
+                sizes.append(tuple(self.loaded.shown(self.method, self._size(p, image, found)) for image in p.images))
         return sizes
+
+    def _size(self, prompt: Prompt, image: PromptImage, found: dict[str, Size | None]) -> Size:
+        """(height, width) of an image as its file has it, read off the image where nobody said it."""
+        known = found[image.key]
+        if known is None:
+            width, height = self._image(prompt, image).size
+            known = found[image.key] = height, width
+        return known
 
     def _like(self, encoded: Sequence[tuple[list[int], Prompt]], start: int) -> Sequence[tuple[list[int], Prompt]]:
         """The next batch: prompts that end alike, and whose prefixes fit under one window."""
@@ -258,10 +290,10 @@ class Answerer:
         same = [b for b in batch if (b[1].max_new_tokens, b[1].until) == (first.max_new_tokens, first.until)]
         if self.prefixes is None:
             return same
-        # the window of the longest question may not reach in front of any prompt's image
+        # the window of the longest question may not reach in front of any prompt's last image
         token = self.loaded.image_token_id
         behind = [len(ids) - prefix_length(ids, token) for ids, _ in same]
-        room = [n + ids.count(token) for n, (ids, _) in zip(behind, same, strict=True)]
+        room = [n + last_row(ids, token) for n, (ids, _) in zip(behind, same, strict=True)]
         taken = 1
         while taken < len(same) and max(behind[: taken + 1]) < min(room[: taken + 1]):
             taken += 1
@@ -331,22 +363,26 @@ class Answerer:
         return ids.to(self.loaded.device), mask.to(self.loaded.device)
 
     def _encoded(self, run: EngineRun, prompts: Sequence[Prompt]) -> list[EncodedImage]:
-        """The prompts' images."""
+        """The images of the prompts, one prompt's after the other's."""
         return [
-            self.features.get(p.image_key + self._variant, partial(self._encode, run, p), self._looks) for p in prompts
+            self.features.get(image.key + self._variant, partial(self._encode, run, p, image), self._looks)
+            for p in prompts
+            for image in p.images
         ]
 
     def _prefixes(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Prefix]:
-        """One per prompt; those of images not seen before are computed together."""
+        """One per prompt, shared by those of the same tokens up to the end of the last image; those not seen before are
+        computed together."""
         assert self.prefixes is not None
-        first = {p.image_key + self._variant: (ids, p) for ids, p in reversed(batch)}
         adapter, image_token = self.loaded.adapter, self.loaded.image_token_id
+        names = [self._start(ids, p) for ids, p in batch]
+        first = dict(zip(reversed(names), reversed(batch), strict=True))
 
-        def capture(images: list[str]) -> list[Prefix]:
+        def capture(starts: list[str]) -> list[Prefix]:
             found: dict[str, Prefix] = {}
-            lengths = {image: prefix_length(first[image][0], image_token) for image in images}
-            for names in alike(images, lengths, self.batch_size):
-                asked = [first[image] for image in names]
+            lengths = {start: prefix_length(first[start][0], image_token) for start in starts}
+            for names in alike(starts, lengths, self.batch_size):
+                asked = [first[start] for start in names]
                 encoded = self._encoded(run, [p for _, p in asked])
                 if self._looks:
                     run.see([image.seen for image in encoded])
@@ -360,11 +396,16 @@ class Answerer:
                         past_key_values=cache,
                     )
                     found |= zip(names, run.prefixes(), strict=True)
-            return [found[image] for image in images]
+            return [found[start] for start in starts]
 
         # after for_model, so that defaults are filled in
         kind = prefix_kind(self.method.for_model(adapter.shape), adapter.usual, self.positions)
-        return self.prefixes.get(kind, [p.image_key + self._variant for _, p in batch], capture)
+        return self.prefixes.get(kind, names, capture)
+
+    def _start(self, ids: Sequence[int], prompt: Prompt) -> str:
+        """Names the tokens of a prompt up to the end of its last image: its images, as they are shown, and the ids."""
+        front = array("q", ids[: prefix_length(ids, self.loaded.image_token_id)])
+        return f"{prompt.image_key} {hashlib.sha256(front.tobytes()).hexdigest()}{self._variant}"
 
     def _decode(self, logits: Tensor, cache: Cache, batch: Sequence[tuple[list[int], Prompt]]) -> list[list[int]]:
         """Greedy decoding, under the checkpoint's repetition penalty; a row ends at any of the model's end tokens, at a
@@ -394,10 +435,10 @@ class Answerer:
             logits = model(input_ids=chosen[:, None], past_key_values=cache).logits[:, -1]
         return generated
 
-    def _image(self, prompt: Prompt) -> Image.Image:
+    def _image(self, prompt: Prompt, image: PromptImage) -> Image.Image:
         try:
             with self.clock("load images"):
-                return prompt.image()
+                return image.load()
         except PrunebenchError:
             raise
         except Exception as error:
@@ -406,17 +447,17 @@ class Answerer:
             ) from error
 
     @torch.inference_mode()
-    def _encode(self, run: EngineRun, prompt: Prompt) -> EncodedImage:
-        image = self._image(prompt)
-        size = (image.height, image.width)
-        if not self.loaded.one_size and prompt.size not in (None, size):
+    def _encode(self, run: EngineRun, prompt: Prompt, image: PromptImage) -> EncodedImage:
+        picture = self._image(prompt, image)
+        size = (picture.height, picture.width)
+        if not self.loaded.one_size and image.size not in (None, size):
             raise PrunebenchError(
-                f"sample {prompt.key}: expected an image of {prompt.size} pixels (height, width), as its file's head"
+                f"sample {prompt.key}: expected an image of {image.size} pixels (height, width), as its file's head"
                 f" says, found {size}: replace the file"
             )
         # inside attach(), which lets the method change the pixels
         with self.clock("vision"), naming(f"sample {prompt.key}"):
-            shown = shrunk(image, self.loaded.shown(self.method, size))
+            shown = shrunk(picture, self.loaded.shown(self.method, size))
             features, seen = run.encode(**self.loaded.made(shown))
             return EncodedImage(features[0], seen[0])
 
@@ -424,6 +465,15 @@ class Answerer:
 def prefix_length(ids: Sequence[int], image_token: int) -> int:
     """Tokens of a prompt up to its last image token."""
     return len(ids) - list(reversed(ids)).index(image_token)
+
+
+def last_row(ids: Sequence[int], image_token: int) -> int:
+    """Image tokens in a row at the end of a prompt's last image: all of its tokens, or those of its last part."""
+    end = prefix_length(ids, image_token)
+    start = end
+    while start and ids[start - 1] == image_token:
+        start -= 1
+    return end - start
 
 
 def alike(images: Sequence[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:

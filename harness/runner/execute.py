@@ -22,7 +22,7 @@ from harness.engine.prefix import PrefixCache, prefix_kind
 from harness.method import Method, source_of
 from harness.models.load import LoadedModel
 from harness.models.pictures import pixels_key
-from harness.runner.answering import Answer, Answerer, Prompt, batch_for
+from harness.runner.answering import Answer, Answerer, Prompt, PromptImage, batch_for
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting
@@ -121,9 +121,9 @@ class InProcess:
         failed: dict[int, PrunebenchError] = {}
         answerers = self._answerers(loaded, arms, prefixes, pace, failed)
         held: tuple[str, str] | None = None
-        for chunk in chunks(
-            {image for arm in arms for image in arm.by_image}, usual, pace, None if prefixes is None else prefixes.limit
-        ):
+        most = max((len(prompt.images) for arm in arms for prompt in arm.prompts), default=1)
+        images = {image for arm in arms for image in arm.by_image}
+        for chunk in chunks(images, usual, pace, None if prefixes is None else prefixes.limit, most):
             for number in order:
                 if number in failed:
                     continue
@@ -200,18 +200,29 @@ def prompts_of(
     most = task.max_new_tokens if max_new_tokens is None else min(task.max_new_tokens, max_new_tokens)
     until = tuple(task.until)
     return [
-        Prompt(s.key, s.prompt, s.load_image, s.image_key, most, until, sizes.get(s.image_key)) for s in task.samples
+        Prompt(
+            s.key,
+            s.content,
+            tuple(PromptImage(image.key, image.load, sizes.get(image.key)) for image in s.images),
+            s.image_key,
+            most,
+            until,
+        )
+        for s in task.samples
     ]
 
 
-def chunks(images: set[str], usual: PromptShape, pace: Pace, prefix_bytes: int | None) -> Iterator[list[str]]:
-    """The images of this shard, in parts whose prefixes fit into `prefix_bytes`, if there are any."""
+def chunks(
+    images: set[str], usual: PromptShape, pace: Pace, prefix_bytes: int | None, most: int = 1
+) -> Iterator[list[str]]:
+    """The keys of this shard's images, in parts whose prefixes fit into `prefix_bytes`, if there are any. `most`:
+    images that a prompt has, which one key names together."""
     shard, n_shards = pace.shard
     # shards are of images, not of chunks, whose size depends on the memory that each process finds
     mine = sorted(images)[shard::n_shards]
     size = len(mine)
     if pace.chunk is not None:
-        size = pace.chunk if prefix_bytes is None else min(pace.chunk, prefix_bytes // _prefix_bytes(usual))
+        size = pace.chunk if prefix_bytes is None else min(pace.chunk, prefix_bytes // (most * _prefix_bytes(usual)))
     size = max(1, size)
     for start in range(0, len(mine), size):
         yield mine[start : start + size]

@@ -14,10 +14,11 @@ from harness.core.provenance import git_now, versions_now
 from harness.method import source_of
 from harness.models.device import device_name
 from harness.models.pictures import pixels_key
-from harness.models.prompt import Sizes, check_prompts
+from harness.models.prompt import Content, Sizes, check_prompts
 from harness.runner.pace import Pace
 from harness.runner.session import Session
 from harness.runner.setting import Setting
+from harness.runner.sizes import sizes_of
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask
@@ -52,15 +53,31 @@ def _job(setting: Setting, session: Session) -> Job:
     return Job(setting, task, cell, cell.identity())
 
 
-def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, str, Sizes | None]]:
-    """(key, text, sizes of images as the method shows them) of a task's questions; no sizes for a model to which they
-    say nothing."""
-    located = setting.located
+def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, Content, Sizes]]:
+    """(key, content, sizes of images as the method shows them) of a task's questions."""
+    prompter = setting.located.prompter
     for sample in task.samples:
-        if located.one_size:
-            yield sample.key, sample.prompt, None
-        else:
-            yield sample.key, sample.prompt, (located.prompter.shown(setting.method, task.sizes[sample.image_key]),)
+        yield (
+            sample.key,
+            sample.content,
+            tuple(prompter.shown(setting.method, size) for size in sizes_of(setting.located, task, sample)),
+        )
+
+
+def notes(jobs: Iterable[Job]) -> list[str]:
+    """What a person should know of what is asked, before it runs: prompts of several images for a model that was
+    trained on one."""
+    said = {}
+    for job in jobs:
+        prompter, task = job.setting.located.prompter, job.task
+        several = [len(sample.images) for sample in task.samples if len(sample.images) > 1]
+        if several and not prompter.family.several_images:
+            said[prompter.config.name, task.name] = (
+                f"{len(several)} of {len(task.samples)} prompts of {task.name} have several images, up to"
+                f" {max(several)}: {prompter.family.title} was trained on prompts of one image, and runs them as"
+                " transformers does"
+            )
+    return list(said.values())
 
 
 def task_settings(task: LoadedTask) -> dict[str, Any]:
@@ -116,10 +133,12 @@ def provenance(setting: Setting, task: LoadedTask, pace: Pace) -> dict[str, Any]
 
 def _grids(setting: Setting, task: LoadedTask) -> Any:
     """The grids of the images' tokens, as harness/core/grids.py records them."""
-    located = setting.located
-    if located.one_size:
-        return [list(view) for view in located.usual.images[0].views]
-    prompter, method = located.prompter, setting.method
+    located, prompter, method = setting.located, setting.located.prompter, setting.method
+    prompts = {sample.image_key: sample for sample in task.samples}
     return grids.recorded(
-        {image: prompter.image_at(prompter.shown(method, size)).views for image, size in task.sizes.items()}
+        {
+            key: [prompter.image_at(prompter.shown(method, size)).views for size in sizes_of(located, task, sample)]
+            for key, sample in prompts.items()
+        },
+        located.one_size,
     )

@@ -251,7 +251,10 @@ def _asked_before(budget: Budget, usual: PromptShape) -> Budget:
 
 def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask]) -> Method:
     """The method of a task, whose data are read where its prompts decide anything: a share of the FLOPs is solved per
-    task, and so is every mean where images differ. What is out of reach without any text is out of reach with it."""
+    task, and so is every mean where images differ. What is out of reach without any text is out of reach with it.
+
+    Prompts of several images of a model with one size are many, as those of images that differ are: a share is one of
+    each prompt's own tokens."""
     from harness.method.fits import shrinks_pictures
     from harness.runner import sizes
 
@@ -259,13 +262,27 @@ def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask
     solved = budget.unit == "flops" or (budget.unit == "avg" and not located.one_size)
     usual = sizes.mean_prompt(located, task()) if solved else None
     method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
-    if located.one_size:
+    if sizes.alike(located, task()):
         return method
+    if shrinks_pictures(method):
+        sizes.check_shares(method, _shares(method, budget, knobs), task())
+    elif located.one_size and usual is None and not (budget.unit == "kept" and isinstance(budget.tokens, int)):
+        usual = replace(located.usual, one_of_many=True)
+        usual = sizes.mean_prompt(located, task()) if budget.unit == "avg" else usual
+        method = located.method(spec, budget, knobs, n_text=usual.n_text, usual=usual)
     if not budget.clamp:
         sizes.check_counts(method, located, task())
-    if shrinks_pictures(method):
+    if shrinks_pictures(method) and not located.one_size:
         sizes.check_reach(method, located, task())
     return method
+
+
+def _shares(method: Method, budget: Budget, knobs: Mapping[str, Any]) -> bool:
+    """Is a method asked to keep a share of each prompt's tokens, by its budget or by a knob?"""
+    from harness.method import typed_knobs
+
+    said = [value for name, value in typed_knobs(type(method), knobs) if name in method.budget_knobs]
+    return any(isinstance(value, Share) for value in [budget.tokens, *said])
 
 
 def _check_spelt(cls: type[Method], knobs: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from harness.core.errors import PrunebenchError
 from harness.method.fits import changes_pixels, shrinks_pictures
 from harness.runner.environment import environment
 from harness.runner.execute import Executor
-from harness.runner.jobs import Job, prepare, provenance
+from harness.runner.jobs import Job, notes, prepare, provenance
 from harness.runner.launch.launchers import check_alone
 from harness.runner.pace import Pace
 from harness.runner.running import Flusher, RunningCell
@@ -98,6 +98,8 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
             jobs = prepare(mine, session)
             identities |= {job.setting: job.identity for job in jobs}
             unique = list({job.identity: job for job in jobs}.values())
+            for note in notes(unique):
+                say(f"note: {note}")
             passed = _pass(unique, store, session, executor, options, say)
         except PrunebenchError as stopped:
             failed.append(f"{model}: {stopped}" if len(groups) > 1 else str(stopped))

@@ -81,7 +81,7 @@ class RunningCell:
         info = info_of(type(self.job.setting.method))
         provenance = {**self._provenance, "wall_s": round(sum(r.wall_s for r in self.writer.done.values()), 3)}
         with self._clock("write"):
-            return self.writer.seal(metrics, scores, provenance, headline=self.job.task.headline, method_info=info)
+            return self.writer.seal(metrics, scores, provenance, headline=self.job.task.metric, method_info=info)
 
 
 class Flusher:

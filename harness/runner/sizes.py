@@ -15,17 +15,24 @@ from harness.core.shape import Grid, ImageShape, PromptShape, Size
 from harness.core.spelling import given
 from harness.method import Method, PictureError
 from harness.models.load import Located
+from harness.models.prompt import PROBED, Sizes
 
 if TYPE_CHECKING:
-    from tasks.lmms import LoadedTask
+    from tasks.lmms import LoadedTask, Sample
+
+
+def sizes_of(located: Located, task: LoadedTask, sample: Sample) -> Sizes:
+    """(height, width) of each of a sample's images as its file has it; `PROBED` for a model to which they say
+    nothing."""
+    if located.one_size:
+        return (PROBED,) * len(sample.images)
+    return tuple(task.sizes[image.key] for image in sample.images)
 
 
 def visual_tokens(located: Located, task: LoadedTask) -> list[int]:
     """Visual tokens of each of a task's prompts, of images whose sizes are read and whose pixels are not."""
-    if located.one_size:
-        return [located.usual.n_visual] * len(task.samples)
-    image_at, sizes = located.prompter.image_at, task.sizes
-    return [image_at(sizes[sample.image_key]).tokens for sample in task.samples]
+    image_at = located.prompter.image_at
+    return [sum(image_at(size).tokens for size in sizes_of(located, task, sample)) for sample in task.samples]
 
 
 def mean_text(located: Located, task: LoadedTask) -> int:
@@ -33,21 +40,25 @@ def mean_text(located: Located, task: LoadedTask) -> int:
     prompter = located.prompter
     texts = []
     for sample in task.samples:
-        sizes = None if located.one_size else (task.sizes[sample.image_key],)
-        ids = prompter.prompt_ids(sample.prompt, sizes)
+        ids = prompter.prompt_ids(sample.content, sizes_of(located, task, sample))
         texts.append(len(ids) - ids.count(prompter.image_token_id))
     return round(sum(texts) / len(texts))
 
 
+def alike(located: Located, task: LoadedTask) -> bool:
+    """Has every prompt of the task the same visual tokens, those of one image of a model with one size?"""
+    return located.one_size and all(len(sample.images) == 1 for sample in task.samples)
+
+
 def mean_prompt(located: Located, task: LoadedTask) -> PromptShape:
     """A prompt of the task's mean visual tokens and mean text tokens, to the nearest whole ones: budgets in `avg` and
-    `flops` are solved on it. Where images differ, its visual tokens are one row, for no one image has them."""
+    `flops` are solved on it. Where prompts differ, its visual tokens are one row, for no one image has them."""
     usual = located.usual.with_text(mean_text(located, task))
-    if located.one_size:
+    if alike(located, task):
         return usual
     counts = visual_tokens(located, task)
     row = Grid(1, round(sum(counts) / len(counts)))
-    return replace(usual, images=(ImageShape((row,), usual.images[0].vision),))
+    return replace(usual, images=(ImageShape((row,), usual.images[0].vision),), one_of_many=True)
 
 
 def check_counts(method: Method, located: Located, task: LoadedTask) -> None:
@@ -72,6 +83,18 @@ def _too_many(method: str, knob: str, number: int, task: str, counts: Sequence[i
     )
 
 
+def check_shares(method: Method, shares: bool, task: LoadedTask) -> None:
+    """Raise PrunebenchError where a method that shrinks each picture is to keep a number of a prompt's tokens, and
+    prompts have several pictures. `shares`: it is to keep a share, which each picture can."""
+    several = sum(len(sample.images) > 1 for sample in task.samples)
+    if several and not shares:
+        raise PrunebenchError(
+            f"{method.name}: expected a share of the tokens ({given('budget', '0.25kept')}) where prompts have several"
+            f" images, for each image is shrunk by itself; found another budget, and {several} of"
+            f" {len(task.samples)} prompts of {task.name} with several"
+        )
+
+
 def check_reach(method: Method, located: Located, task: LoadedTask) -> None:
     """Raise PrunebenchError where a method that shrinks pictures cannot shrink one of the task's as far as it is to,
     with what all of them can do."""
@@ -85,7 +108,7 @@ def check_reach(method: Method, located: Located, task: LoadedTask) -> None:
     if not refused:
         return
     share, worst = max((error.fewest / prompter.tokens_at(size), size) for size, error in refused.items())
-    n = sum(task.sizes[sample.image_key] in refused for sample in task.samples)
+    n = sum(any(task.sizes[image.key] in refused for image in sample.images) for sample in task.samples)
     mend = ", as is a smaller min_pixels in the model's config" if prompter.family.joined else ""
     raise PrunebenchError(
         f"{refused[worst]} ({n} of {len(task.samples)} prompts of {task.name} on {located.config.name} are out of"

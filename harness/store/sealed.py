@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from harness.core import stats
 from harness.core.asked import Asked
 from harness.core.cell import KEY_VERSION, Cell
 from harness.core.errors import PrunebenchError
+from harness.core.metric import Metric, as_metric, metric_from
 from harness.core.spelling import given
 from harness.store.files import checksum, saying, there
 from harness.store.journal import Record
@@ -34,6 +35,8 @@ KEYS = frozenset(
     }
 )
 """Of a cell file, beside its checksum."""
+METRIC = "metric"
+"""Of a cell file whose headline metric is not what its name alone says: how it differs, as `Metric.stated` writes."""
 SAMPLES, SEAL = "samples.parquet", "cell.json"
 COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps")
 
@@ -41,8 +44,8 @@ COLUMNS = ("key", "image", "question_id", "category", "question", "target", "ans
 class SampleScore(NamedTuple):
     """What scoring says about one sample."""
 
-    score: float
-    """0..1."""
+    score: float | None
+    """0..1; None where the metric gives a sample none."""
     question_id: str
     category: str | None
     question: str
@@ -59,16 +62,24 @@ class SealedCell:
     metrics: Mapping[str, float | None]
     """As the task's own code reports them; None where a metric is undefined."""
     maximum: float
-    """What the headline metric can reach: 1, or 200 points per MME category present."""
+    """What the headline metric can reach: 1 or its scale, or 200 points per MME category present; NaN where unknown."""
     interval: stats.Interval | None
     costs: Mapping[str, float]
     """Every cost column over the samples, as `cost_means` says."""
     counts: Mapping[str, int]
-    """Samples `expected` and `answered`, and those that the `headline` metric is computed from."""
+    """Samples `expected` and `answered`, and those that the `headline` metric is computed from; `images` where no
+    interval says how many."""
     method_info: Mapping[str, Any]
     provenance: Mapping[str, Any]
     samples_sha256: str
     folder: Path
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """What the headline's name does not say of its metric."""
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The headline metric: its kind, unit and direction."""
+        return metric_from(self.headline, self.stated)
 
     @cached_property
     def identity(self) -> str:
@@ -102,6 +113,11 @@ class SealedCell:
         value = self.metrics[self.headline]
         assert value is not None  # seal refuses it
         return value
+
+    @property
+    def ahead(self) -> float:
+        """The score, negative where lower is better: of two cells the higher one is better."""
+        return self.metric.ahead * self.score
 
     def samples(self) -> pd.DataFrame:
         """One row per sample: key, image, question_id, category, question, target, answer, score, n_new_tokens, keeps,
@@ -154,16 +170,27 @@ class Headline(NamedTuple):
 
 
 def headline_of(
-    metric: str,
-    scores: Sequence[float],
+    metric: Metric | str,
+    scores: Sequence[float | None],
     images: Sequence[str],
     categories: Sequence[str | None],
     question_ids: Sequence[str],
+    value: float | None = None,
 ) -> Headline:
-    """The headline metric from one row per sample; sealing and verifying both come here. Raises as `stats.cluster`."""
-    units = stats.cluster(metric, scores, images, categories, question_ids)
+    """The headline metric from one row per sample; sealing and verifying both come here. A metric that no scores make
+    is taken as `value` says, without an interval. Raises as `stats.cluster`, and for a sample without its score."""
+    metric = as_metric(metric)
+    for n, score in enumerate(scores):
+        missing = score is None or math.isnan(score)
+        if not (missing and metric.kind == "corpus") and (score is None or not 0.0 <= score <= 1.0):
+            raise PrunebenchError(f"{metric.name}: score of sample {n} is {score}, expected 0..1")
+    if metric.kind == "corpus":
+        most = math.nan if metric.maximum is None else metric.maximum
+        return Headline(math.nan if value is None else value, most, len(scores), len(set(images)), None)
+    known = [0.0 if score is None else score for score in scores]  # none is, as seen above
+    units = stats.cluster(metric, known, images, categories, question_ids)
     questions = sum(stats.in_headline(metric, categories))
-    return Headline(units.point, units.maximum, questions, units.n_clusters, stats.interval(metric, units))
+    return Headline(units.point, units.maximum, questions, units.n_clusters, stats.interval(metric.name, units))
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -213,7 +240,7 @@ def load(folder: Path) -> SealedCell:
         stated = body.pop("checksum")
         if stated != checksum(body):
             raise damaged(path, f"its content has checksum {checksum(body)}, expected {stated}: it was edited")
-        strange = sorted(body.keys() - KEYS)
+        strange = sorted(body.keys() - KEYS - {METRIC})
         if strange:
             raise damaged(path, f"expected no key {strange[0]!r}")
         cell = Cell.from_dict(body["cell"])
@@ -229,11 +256,15 @@ def load(folder: Path) -> SealedCell:
             check_origin(body["provenance"], body["method_info"])
         except PrunebenchError as error:
             raise damaged(path, str(error)) from None
+        try:
+            metric_from(body["headline"], body.get(METRIC, {}))
+        except PrunebenchError as error:
+            raise damaged(path, str(error)) from None
         return SealedCell(
             cell=cell,
             headline=body["headline"],
             metrics=body["metrics"],
-            maximum=body["maximum"],
+            maximum=math.nan if body["maximum"] is None else body["maximum"],
             interval=body["interval"] and stats.Interval(**body["interval"]),
             costs=body["costs"],
             counts=body["counts"],
@@ -241,6 +272,7 @@ def load(folder: Path) -> SealedCell:
             provenance=body["provenance"],
             samples_sha256=body["samples_sha256"],
             folder=folder,
+            stated=body.get(METRIC, {}),
         )
     except PrunebenchError:
         raise
@@ -278,7 +310,7 @@ def parquet(rows: Sequence[tuple[Record, SampleScore]], costs: Mapping[str, Sequ
         "question": text(scored.question for _, scored in rows),
         "target": text(scored.target for _, scored in rows),
         "answer": text(record.answer for record, _ in rows),
-        "score": pa.array([float(scored.score) for _, scored in rows], pa.float64()),
+        "score": pa.array([None if scored.score is None else float(scored.score) for _, scored in rows], pa.float64()),
         "n_new_tokens": pa.array([record.n_new_tokens for record, _ in rows], pa.int64()),
         "keeps": text(record.kept for record, _ in rows),
     }

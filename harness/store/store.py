@@ -25,12 +25,14 @@ from typing import Any
 
 from harness.core.cell import KEY_VERSION, Cell
 from harness.core.errors import PrunebenchError
+from harness.core.metric import Metric, as_metric
 from harness.core.spelling import given
 from harness.store.files import few, remove, saying, slug, sync_folder, there, write_all, write_atomic
 from harness.store.journal import JOURNAL, Record, digest_of, header, number, read_journal
 from harness.store.lease import Lease, Timing, leased, tidy
 from harness.store.sealed import (
     COLUMNS,
+    METRIC,
     SAMPLES,
     SCHEMA_VERSION,
     SEAL,
@@ -140,13 +142,14 @@ class CellWriter:
         scores: Mapping[str, SampleScore],
         provenance: Mapping[str, Any],
         *,
-        headline: str,
+        headline: Metric | str,
         method_info: Mapping[str, Any],
     ) -> SealedCell:
         """Turn the journal into samples.parquet and cell.json, the latter last and atomically; then the journal goes.
 
         The headline's interval is computed here from `scores`, and the headline must equal what `scores` add up to: a
-        score that its own samples do not support is refused. `provenance` must hold everything needed to say where the
+        score that its own samples do not support is refused. A metric that is computed from all answers at once has no
+        interval, and samples may have no score. `provenance` must hold everything needed to say where the
         numbers come from (request, versions, git, device, started, ...); of it tables read `request`, `device`,
         `started`. Raises PrunebenchError unless every expected sample was answered and scored, and if the cell was lost
         to another runner.
@@ -164,9 +167,12 @@ class CellWriter:
                 f"cannot seal {self.folder}: scores must name exactly the {len(self.expected)} expected samples;"
                 f" {few(sorted(self._known ^ set(scores)))} unscored or unexpected"
             )
+        metric = as_metric(headline)
         rows = [(self.done[key], scores[key]) for key in self.expected]
         for record, scored in rows:
-            if not 0.0 <= scored.score <= 1.0:
+            if scored.score is None and not metric.tested:
+                continue
+            if scored.score is None or not 0.0 <= scored.score <= 1.0:
                 raise PrunebenchError(
                     f"cannot seal {self.folder}: score of {record.key!r} is {scored.score}, expected 0..1"
                 )
@@ -175,18 +181,24 @@ class CellWriter:
             check_origin(provenance, method_info)
         except PrunebenchError as error:
             raise PrunebenchError(f"cannot seal {self.folder}: {error}") from None
+        value = metrics.get(metric.name)
         found = headline_of(
-            headline,
+            metric,
             [scored.score for _, scored in rows],
             [record.image for record, _ in rows],
             [scored.category for _, scored in rows],
             [str(scored.question_id) for _, scored in rows],
+            value,
         )
-        value = metrics.get(headline)
-        if value is None or not math.isclose(value, found.point, rel_tol=0.0, abs_tol=1e-6 * found.maximum):
+        if value is None or not math.isfinite(value):
             raise PrunebenchError(
-                f"cannot seal {self.folder}: metric {headline!r} is {value}, but the {len(rows)} sample scores add up"
-                f" to {found.point}; the headline must be a mean of scores or an MME sum"
+                f"cannot seal {self.folder}: metric {metric.name!r} is {value}, expected a number: the answers do not"
+                " make one"
+            )
+        if metric.tested and not math.isclose(value, found.point, rel_tol=0.0, abs_tol=1e-6 * found.maximum):
+            raise PrunebenchError(
+                f"cannot seal {self.folder}: metric {metric.name!r} is {value}, but the {len(rows)} sample scores add"
+                f" up to {found.point}; the headline must be a mean of scores or an MME sum"
             )
 
         costs = {name: [record.cost[name] for record, _ in rows] for name in rows[0][0].cost}
@@ -196,15 +208,17 @@ class CellWriter:
             "key_version": KEY_VERSION,
             "identity": self.cell.identity(),
             "cell": self.cell.to_dict(),
-            "headline": headline,
+            "headline": metric.name,
+            **({METRIC: metric.stated()} if metric.stated() else {}),
             "metrics": finite(metrics),
-            "maximum": found.maximum,
+            "maximum": None if math.isnan(found.maximum) else found.maximum,
             "interval": found.interval and asdict(found.interval),
             "costs": cost_means(costs),
             "counts": {
                 "expected": len(self.expected),
                 "answered": len(rows),
                 "headline": found.questions,
+                **({} if metric.tested else {"images": found.images}),  # no interval says it
             },
             "answering_wall_s": math.fsum(record.wall_s for record, _ in rows),
             "method_info": dict(method_info),

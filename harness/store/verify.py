@@ -202,7 +202,7 @@ def _processed(cell: SealedCell) -> list[str]:
 
 
 def _counted(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
-    counted = {name: n for name, n in cell.counts.items() if name != "headline"}
+    counted = {name: n for name, n in cell.counts.items() if name not in ("headline", "images")}
     rows = {"cell": cell.cell.n_samples, **counted, "keys": int(frame["key"].nunique())}
     if set(rows.values()) != {len(frame)}:
         return [f"expected {len(frame)} samples, as {SAMPLES} has, everywhere; found {rows}"]
@@ -211,19 +211,21 @@ def _counted(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
 
 def _headline(cell: SealedCell, frame: pd.DataFrame) -> list[str]:
     columns: list[Sequence[Any]] = [frame[name].tolist() for name in ("score", "image", "category", "question_id")]
-    found = headline_of(cell.headline, *columns)
+    found = headline_of(cell.metric, columns[0], columns[1], columns[2], columns[3], cell.score)
     wrong = []
     if found.questions != cell.counts.get("headline"):
         wrong.append(
             f"{cell.headline} is said to be of {cell.counts.get('headline')} questions, but its categories have"
             f" {found.questions}"
         )
-    if not math.isclose(found.point, cell.score, rel_tol=0.0, abs_tol=1e-6 * found.maximum):
+    if cell.counts.get("images", found.images) != found.images:
+        wrong.append(f"it is said to be of {cell.counts['images']} images, but its samples have {found.images}")
+    if cell.metric.tested and not math.isclose(found.point, cell.score, rel_tol=0.0, abs_tol=1e-6 * found.maximum):
         wrong.append(f"{cell.headline} is {cell.score}, but the samples' scores add up to {found.point}")
-    if found.maximum != cell.maximum:
+    if found.maximum != cell.maximum and not (math.isnan(found.maximum) and math.isnan(cell.maximum)):
         wrong.append(f"the maximum of {cell.headline} is {cell.maximum}, but the samples allow {found.maximum}")
     stated, computed = (spread and asdict(spread) for spread in (cell.interval, found.interval))
-    if not same(stated, computed, 1e-9 * found.maximum):
+    if not same(stated, computed, 1e-9 * found.maximum if cell.metric.tested else 0.0):
         wrong.append(f"the interval is {stated}, but the {found.images} images of the samples give {computed}")
     return wrong
 

@@ -47,6 +47,10 @@ class TaskAnswers:
         self.kept = kept
         self.cells = [s for s in section.cells if s.cell.task == task]
         self.cells += [self.base] if self.base and all(s is not self.base for s in self.cells) else []
+        self.tested = self.cells[0].metric.tested
+        """Do scores of questions say how sure the metric is? Else nothing is compared but answers."""
+        self.averaged = self.cells[0].metric.higher_is_better
+        """Is the task in Avg %?"""
         self.agreement: dict[str, float] = {}
         """identity -> percent of questions answered as the unpruned model does."""
         # By the object: an identity is text, and comparisons look thousands of times.
@@ -79,9 +83,11 @@ class TaskAnswers:
         self._base = None
 
     def scores(self, sealed: SealedCell) -> NDArray[np.float64]:
-        """(questions,) 0..1, sorted by key."""
+        """(questions,) 0..1, sorted by key: how well each is answered, which is 1 less the score where lower is better.
+        NaN where a question has no score."""
         if id(sealed) not in self._scores:
-            self._scores[id(sealed)] = _unpacked(self._packed[id(sealed)])
+            scores = _unpacked(self._packed[id(sealed)])
+            self._scores[id(sealed)] = scores if sealed.metric.higher_is_better else 1.0 - scores
         return self._scores[id(sealed)]
 
     @cached_property
@@ -94,12 +100,14 @@ class TaskAnswers:
         """Resample these cells; equal seeds at two tasks would draw the same images' numbers, so the task is a seed."""
         missing = list({id(s): s for s in cells if id(s) not in self._resamples}.values())
         if missing:
-            metrics = [self._units_of(s).clustered(self.scores(s)) for s in missing]
+            metrics = [self._units_of(s).clustered(_unpacked(self._packed[id(s)])) for s in missing]
             drawn = stats.resample_together(metrics, self.kept.draws(self.images, zlib.crc32(self.task.encode())))
-            self._resamples |= {id(s): row for s, row in zip(missing, drawn, strict=True)}
+            self._resamples |= {
+                id(s): row if s.metric.higher_is_better else -row for s, row in zip(missing, drawn, strict=True)
+            }
 
     def resampled(self, sealed: SealedCell) -> NDArray[np.float64]:
-        """(n,) resamples of a cell's headline metric."""
+        """(n,) resamples of a cell's headline metric, negative where lower is better."""
         self.draw([sealed])
         return self._resamples[id(sealed)]
 
@@ -155,9 +163,9 @@ class TaskAnswers:
         return {"questions": len(image), "images": len(set(image)), "unlike": metric.unlike()}
 
     def _units_of(self, sealed: SealedCell) -> stats.Units:
-        layout = self._layouts[id(sealed)], sealed.headline
+        layout = self._layouts[id(sealed)], repr(sealed.metric)
         if layout not in self._units:
-            self._units[layout] = stats.units(sealed.headline, *self._columns(sealed))
+            self._units[layout] = stats.units(sealed.metric, *self._columns(sealed))
         return self._units[layout]
 
     def _columns(self, sealed: SealedCell) -> tuple[list[str], list[str | None], list[str]]:
@@ -173,8 +181,8 @@ class TaskAnswers:
 def _read(sealed: SealedCell) -> _Read:
     """Raises PrunebenchError if the samples are not those that were sealed."""
     table = sealed.table(*COLUMNS)
-    category = table["category"].to_pylist() if sealed.headline.startswith("mme_") else []
-    counts = stats.in_headline(sealed.headline, category)
+    category = table["category"].to_pylist() if sealed.metric.kind == "mme" else []
+    counts = stats.in_headline(sealed.metric, category)
     if not all(counts):
         table = table.filter(np.asarray(counts))
     questions, layout = hashlib.sha256(), hashlib.sha256()

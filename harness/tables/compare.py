@@ -12,6 +12,8 @@ once:
   Holm-corrected over all comparisons of their kind with the same reference in the section;
 * the average of one task is that task: same test, same verdict;
 * below `stats.FEW` images there is no interval and no verdict;
+* where lower is better, fewer errors are ahead, and no average has such a task;
+* a metric that is made of all answers at once has no interval, test or verdict, and no average with it has one;
 * a difference is called one only if the corrected p is below 0.05, the interval excludes 0 and both point the same way;
   two scores are called indistinguishable only if neither sees a difference; what is left is undecided.
 """
@@ -150,7 +152,7 @@ def study(section: Section, kept: Kept | None = None, further: Further | None = 
     comparisons: list[Comparison] = []
     averages: dict[tuple[str, str], tuple[float, float]] = {}
     references: dict[str, str] = {}
-    sizes = sum(t.n for t in tasks.values()), sum(t.images for t in tasks.values())
+    sizes = sum(tasks[t].n for t in section.averaged), sum(tasks[t].images for t in section.averaged)
     lines: list[_Asked] = []
     for block in blocks:
         here = [_Asked(line, block, reference_line(block), tasks, kept) for line in block.lines]
@@ -171,8 +173,8 @@ def study(section: Section, kept: Kept | None = None, further: Further | None = 
             continue
         mine = [shown(kept.of(key, compute)) for (key, compute, _), shown in asked.comparisons]
         comparisons += mine
-        if averaged and len(tasks) == 1:
-            comparisons += [as_average(c, tasks[c.task]) for c in mine]
+        if averaged and len(section.averaged) == 1:
+            comparisons += [as_average(c, tasks[c.task]) for c in mine if c.task in section.averaged]
         elif averaged:
             point = average(line, section)
             at = line.budget, line.name, AVERAGE
@@ -235,10 +237,13 @@ class _Asked:
         other = reference if reference and reference.name != line.name else None
         for task, seeds in line.cells.items() if line.method != "none" else ():
             read = tasks[task]
+            if not read.tested:
+                continue
             if read.base:
                 self.comparisons.append(paired(read, line, seeds, [read.base], "none", "none", kept))
             if other and task in other.cells:
                 self.comparisons.append(paired(read, line, seeds, other.cells[task], other.name, other.label, kept))
+        tasks = {task: read for task, read in tasks.items() if read.averaged}
         if whole_line(line, tasks):
             other = other if other and whole_line(other, tasks) else None
             cells = [(read, s) for read in tasks.values() for one in (line, other) if one for s in one.cells[read.task]]
@@ -271,8 +276,9 @@ def _compute(asked: Sequence[Statistic], tasks: Mapping[str, TaskAnswers], kept:
 
 
 def whole_line(line: Line, tasks: Mapping[str, TaskAnswers]) -> bool:
-    """Whether every task and its unpruned cell is there, with enough images."""
-    return all(task in line.cells and read.base and read.images >= stats.FEW for task, read in tasks.items())
+    """Whether every task and its unpruned cell is there, with enough images and scores of questions."""
+    enough = all(read.base and read.tested and read.images >= stats.FEW for read in tasks.values())
+    return enough and bool(tasks) and all(task in line.cells for task in tasks)
 
 
 def paired(
@@ -298,7 +304,7 @@ def paired(
         )
 
     def shown(numbers: Sequence[float]) -> Comparison:
-        apart = unit * (mean([s.score for s in seeds]) - mean([s.score for s in others]))
+        apart = unit * (mean([s.ahead for s in seeds]) - mean([s.ahead for s in others]))
         low, high, better, worse, p = numbers
         sizes = read.n, read.images
         return Comparison(
@@ -360,7 +366,7 @@ def _hard(read: TaskAnswers, block: Block) -> dict[tuple[str, str], Hard]:
         if line.method == "downsample" and line.positions == "method"
         for s in line.cells.get(read.task, ())
     ]
-    if len(found) != 1 or block.budget == "none":
+    if len(found) != 1 or block.budget == "none" or not read.tested:
         return {}
 
     def compute(sealed: SealedCell) -> list[float]:
@@ -456,7 +462,7 @@ def _powers(
     tests = max(sizes.values(), default=1)
     found = []
     for task, read in tasks.items():
-        pairs = _pairs(read, blocks)
+        pairs = _pairs(read, blocks) if read.tested else []
         if not pairs:
             continue
         discordant = statistics.median(d for d, _ in pairs)

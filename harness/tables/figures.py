@@ -28,6 +28,7 @@ from harness.tables.kept import Kept
 from harness.tables.labels import label
 from harness.tables.sections import NAN, Line, Section, average, mean, percent_of_unpruned
 from harness.tables.style import DPI, HALVES, KINDS, STROKES, Curve, Point, kind_of, look, palette, shape, style
+from harness.tables.text import unit_of
 
 if TYPE_CHECKING:
     from harness.tables.compare import Findings
@@ -132,8 +133,8 @@ def _at_average(section: Section, found: Findings | None, axis: Axis) -> Callabl
                 mean(
                     [
                         percent_of_unpruned(s, section.baseline(s.cell.task))
-                        for seeds in line.cells.values()
-                        for s in seeds
+                        for task in section.averaged
+                        for s in line.cells[task]
                         if s.cell.seed == n
                     ]
                 )
@@ -292,7 +293,7 @@ def _tasks(section: Section, axis: Axis) -> Any:
             first, beside = first or axes, axes
             handles[kind] = _panel(axes, parts[task][kind], axis, drawn[task]) | handles[kind]
             cell = section.of_task(task)
-            unit = "%" if cell.maximum == 1 else f"points of {cell.maximum:g}"
+            unit = unit_of(cell)
             axes.set_title(f"{task}, n={cell.counts['headline']:,}: {kind}", loc="left", fontsize=8, fontweight="bold")
             axes.tick_params(labelleft=column == 0, labelbottom=row == len(tasks) - 1)
             if column == 0:

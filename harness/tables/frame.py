@@ -102,7 +102,7 @@ def _row(sealed: SealedCell, known: Mapping[str, SealedCell]) -> dict[str, Any]:
         "kv_mib": costs.get("kv_bytes", NAN) / 2**20,
         "answered": sealed.counts["answered"],
         "expected": sealed.counts["expected"],
-        "images": interval.n_clusters if interval else 1,
+        "images": interval.n_clusters if interval else sealed.counts.get("images", 1),
         "positions": cell.positions,
         "query_aware": sealed.method_info.get("query_aware"),
         "needs_vision_attention": sealed.method_info.get("needs_vision_attention"),

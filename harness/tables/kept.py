@@ -130,7 +130,8 @@ class Kept:
         """Of everything about a cell that a statistic of its samples can depend on."""
         known = self._names.get(id(sealed))
         if known is None:
-            parts = [sealed.identity, sealed.samples_sha256, sealed.headline, sealed.maximum, sealed.score]
+            parts: list[Any] = [sealed.identity, sealed.samples_sha256, sealed.headline, sealed.maximum, sealed.score]
+            parts += [dict(sealed.stated)] if sealed.stated else []
             known = sealed, hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
             self._names[id(sealed)] = known  # with the cell, which must live as long as its id is a key
         return known[1]
@@ -202,6 +203,7 @@ def _content(sealed: SealedCell) -> list[Any]:
     """All that tables read of a cell file."""
     interval = sealed.interval and vars(sealed.interval)
     facts = [sealed.headline, sealed.metrics, sealed.maximum, interval, sealed.costs, sealed.counts]
+    facts += [dict(sealed.stated)] if sealed.stated else []
     return [sealed.identity, sealed.samples_sha256, *facts, sealed.method_info, sealed.provenance]
 
 

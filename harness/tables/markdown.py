@@ -35,12 +35,14 @@ from harness.tables.sections import (
 from harness.tables.text import (
     DASH,
     decimal,
+    directed,
     grid,
     interval_text,
     mark_best,
     seeds_score,
     seeds_spread,
     significant,
+    unit_of,
     unproven,
 )
 
@@ -83,6 +85,7 @@ def section_text(
     """Everything of one section: figures, an overview, the front, a block per budget with its `pairs` of lines, the
     power of the comparison, published numbers."""
     parts = [f"## {in_markdown(', '.join(section.short))}", f"Protocol: {in_markdown(section.title)}."]
+    parts += _metrics(section)
     parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in figures if path.endswith(".png")]
     blocks = section.blocks()
     pruned = any(line.method != "none" for block in blocks for line in block.lines)
@@ -186,7 +189,12 @@ def _scores(section: Section, block: Block, found: Findings | None) -> str:
     columns = [[in_markdown(line.label) for line in block.lines]]
     for task in tasks:
         seeds = [line.cells.get(task, ()) for line in block.lines]
-        marked = mark_best([seeds_score(cells) for cells in seeds], ranked)
+        scores = [seeds_score(cells) for cells in seeds]
+        turned = directed(scores, section.of_task(task).metric.higher_is_better)
+        marked = [
+            text.replace(sign, score)
+            for text, sign, score in zip(mark_best(turned, ranked), turned, scores, strict=True)
+        ]
         signs = [_signs(found, block.budget, line.name, task) for line in block.lines]
         columns.append(
             [point + seeds_spread(cells) + sign for point, cells, sign in zip(marked, seeds, signs, strict=True)]
@@ -413,5 +421,17 @@ def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
 
 
 def _task_header(sealed: SealedCell) -> str:
-    unit = "%" if sealed.maximum == 1 else f"points of {sealed.maximum:g}"
-    return f"{sealed.cell.task}: {sealed.headline} ({unit}, n={sealed.counts['headline']})"
+    return f"{sealed.cell.task}: {sealed.headline} ({unit_of(sealed)}, n={sealed.counts['headline']})"
+
+
+def _metrics(section: Section) -> list[str]:
+    """What is to be known of metrics that are no mean where higher is better."""
+    lower = [task for task in section.tasks if task not in section.averaged]
+    untested = [task for task in section.tasks if not section.of_task(task).metric.tested]
+    said = [f"Lower is better, and not in Avg %: {in_markdown(', '.join(lower))}."] if lower else []
+    if untested:
+        said.append(
+            "Computed from all answers at once, so without interval, test and verdict, as is an Avg % over it:"
+            f" {in_markdown(', '.join(untested))}."
+        )
+    return said

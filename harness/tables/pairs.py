@@ -91,7 +91,7 @@ def _never() -> Any:
 
 def _of_block(section: Section, block: Block, tasks: Mapping[str, TaskAnswers], kept: Kept) -> list[_Wanted]:
     reference = reference_line(block)
-    drawn = _remembered(tasks)
+    drawn = _remembered({task: read for task, read in tasks.items() if read.averaged})
     return [
         one
         for line, other in itertools.combinations([] if too_many(block) else comparable(block), 2)
@@ -117,14 +117,18 @@ def _of_two(
 ) -> list[_Wanted]:
     """The comparisons of two lines: at the tasks that both have, then at the average where both have all."""
     found = []
-    for task in (task for task in tasks if task in line.cells and task in other.cells):
+    for task, read in tasks.items():
+        if not read.tested or task not in line.cells or task not in other.cells:
+            continue
         seeds, others = line.cells[task], other.cells[task]
-        found.append(_Wanted(*paired(tasks[task], line, seeds, others, other.name, other.name, kept)))
+        found.append(_Wanted(*paired(read, line, seeds, others, other.name, other.name, kept)))
+    tasks = {task: read for task, read in tasks.items() if read.averaged}
     if not (whole_line(line, tasks) and whole_line(other, tasks)):
         return found
     if len(tasks) == 1:
-        (one,), (read,) = found, tasks.values()
-        return [one, one._replace(shown=partial(_alone, one.shown, read))]
+        (read,) = tasks.values()
+        one = _Wanted(*paired(read, line, line.cells[read.task], other.cells[read.task], other.name, other.name, kept))
+        return [*found, one._replace(shown=partial(_alone, one.shown, read))]
     cells = [(read, s) for read in tasks.values() for one in (line, other) for s in one.cells[read.task]]
     cells += [(read, read.base) for read in tasks.values() if read.base]
     shape = [[t, len(line.cells[t]), len(other.cells[t]), read.unlike] for t, read in tasks.items()]

@@ -115,6 +115,11 @@ class Section:
     def tasks(self) -> list[str]:
         return sorted(self._of_task)
 
+    @cached_property
+    def averaged(self) -> list[str]:
+        """The tasks that Avg % is over: where higher is better, for a share of errors is no share of what is kept."""
+        return [task for task in self.tasks if self.of_task(task).metric.higher_is_better]
+
     def of_task(self, task: str) -> SealedCell:
         """Any cell of the task: headline, maximum and number of questions are the same in all."""
         return self._of_task[task]
@@ -264,7 +269,8 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
 
 def _questions(sealed: SealedCell) -> tuple[Any, ...]:
     cell = sealed.cell
-    return (cell.n_samples, cell.data_fingerprint, cell.max_new_tokens, cell.task_settings, sealed.headline)
+    stated = canonical_json(dict(sealed.stated)) if sealed.stated else ""
+    return (cell.n_samples, cell.data_fingerprint, cell.max_new_tokens, cell.task_settings, sealed.headline, stated)
 
 
 def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = ()) -> list[Line]:
@@ -345,7 +351,8 @@ def settings(sealed: SealedCell, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def percent_of_unpruned(sealed: SealedCell, base: SealedCell | None) -> float:
-    """The score over the unpruned score, in percent; NaN without one."""
+    """The score over the unpruned score, in percent, above 100 for more errors where lower is better; NaN without
+    one."""
     if base is None or base.headline != sealed.headline or base.score <= 0:
         return NAN
     return 100.0 * sealed.score / base.score
@@ -370,11 +377,15 @@ def amortised_flops(sealed: SealedCell) -> float:
 
 
 def average(line: Line, section: Section) -> float:
-    """Avg %: percent of unpruned, over seeds, then over all tasks of the section; NaN unless every task and baseline is
-    there."""
-    if len(line.cells) < len(section.tasks):
+    """Avg %: percent of unpruned, over seeds, then over the section's tasks where higher is better; NaN unless each of
+    them and its baseline is there."""
+    if any(task not in line.cells for task in section.averaged):
         return NAN
-    return line.mean(lambda sealed: percent_of_unpruned(sealed, section.baseline(sealed.cell.task)))
+    percents = [
+        [percent_of_unpruned(sealed, section.baseline(task)) for sealed in line.cells[task]]
+        for task in section.averaged
+    ]
+    return mean([mean(seeds) for seeds in percents])
 
 
 def mean(values: Sequence[float]) -> float:

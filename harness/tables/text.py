@@ -41,6 +41,18 @@ def mark_best(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
     ]
 
 
+def directed(texts: Sequence[str], higher_is_better: bool) -> list[str]:
+    """The printed numbers as they are ranked: turned round where lower is better."""
+    return [text if higher_is_better or text == DASH else f"-{text}" for text in texts]
+
+
+def unit_of(sealed: SealedCell) -> str:
+    """What a task's scores are in, and which way is better where it is not up."""
+    known = "points" if math.isnan(sealed.maximum) else f"points of {sealed.maximum:g}"
+    unit = "%" if sealed.maximum == 1 else known
+    return unit if sealed.metric.higher_is_better else f"{unit}, lower is better"
+
+
 def seeds_score(seeds: Sequence[SealedCell]) -> str:
     """The score of a line at a task: the mean over seeds."""
     return _score(mean([sealed.score for sealed in seeds]), seeds[0].maximum) if seeds else DASH
@@ -55,7 +67,7 @@ def seeds_spread(seeds: Sequence[SealedCell]) -> str:
 
 
 def score_with_interval(row: Mapping[str, Any]) -> str:
-    unit = " %" if row["max"] == 1 else f" of {row['max']:g}"
+    unit = " %" if row["max"] == 1 else "" if math.isnan(row["max"]) else f" of {row['max']:g}"
     return _score(row["score"], row["max"]) + interval_text(row["low"], row["high"], row["max"]) + unit
 
 
@@ -64,7 +76,9 @@ def interval_text(low: float, high: float, maximum: float) -> str:
 
 
 def _score(score: float, maximum: float) -> str:
-    """A mean of scores in %, a sum in points; one decimal."""
+    """A mean of scores in %, a sum in points; one decimal. Where the maximum is unknown, three digits."""
+    if math.isnan(maximum):
+        return significant(score)
     return decimal(100.0 * score if maximum == 1 else score)
 
 

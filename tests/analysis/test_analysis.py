@@ -247,7 +247,7 @@ def test_shared_prefixes_do_not_change_answers_under_cuts() -> None:
     from tasks import lmms
 
     task = lmms.load_task("textvqa", DataSource.parse("mini"), 3, 0)
-    ask = [Prompt(s.key, s.prompt, s.load_image, s.image_key, 3) for s in task.samples]
+    ask = [Prompt.of_one(s.key, s.prompt, s.load_image, s.image_key, 3) for s in task.samples]
     plain = {a.key: a.text for a in Answerer(loaded, Method()).answer(ask)}
     changed = 0
     for cut in (Cut(VISION, 0, 4), Cut(TEXT, 1, 12)):

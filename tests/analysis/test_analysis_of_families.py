@@ -95,7 +95,7 @@ class Layer(NamedTuple):
 def layers_of(loaded: LoadedModel, prompt: Prompt) -> tuple[list[Layer], Tensor]:
     """Every decoder layer of one prompt in the library's eager attention, and which tokens are visual."""
     model, adapter = loaded.model, loaded.adapter
-    image = prompt.image()
+    image = prompt.images[0].load()
     made, ids = loaded.made(image), loaded.prompt_ids(prompt.text, ((image.height, image.width),))
     given = {"input_ids": torch.tensor([ids]), **made}
     if adapter.axes == 3:
@@ -375,7 +375,7 @@ def _divergence(family: Family, source: DataSource, folder: Path) -> float:
     found = []
     method = family.located.method("vtw", budgets.parse(None), {"layer": 5})
     for prompt in asker(family, source, folder).prompts:
-        image = prompt.image()
+        image = prompt.images[0].load()
         ids = torch.tensor([family.loaded.prompt_ids(prompt.text, ((image.height, image.width),))])
         given = {"input_ids": ids, **family.loaded.made(image)}
         if family.loaded.adapter.axes == 3:

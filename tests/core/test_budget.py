@@ -259,8 +259,8 @@ def test_calibrated_takes_the_models_file_below_the_given_knobs(tmp_path, monkey
 
 
 def test_a_tasks_text_length_is_the_mean_of_its_tokenised_prompts() -> None:
-    prompter = SimpleNamespace(prompt_ids=lambda text, sizes: [1] * 576 + [0] * len(text), image_token_id=1)
-    task = SimpleNamespace(samples=[SimpleNamespace(prompt="x" * n) for n in (10, 20, 33)])
+    prompter = SimpleNamespace(prompt_ids=lambda content, sizes: [1] * 576 + [0] * len(content[1]), image_token_id=1)
+    task = SimpleNamespace(samples=[SimpleNamespace(content=(None, "x" * n), images=[None]) for n in (10, 20, 33)])
     assert mean_text(SimpleNamespace(prompter=prompter, one_size=True), task) == 21  # type: ignore[arg-type]
 
 

@@ -371,7 +371,7 @@ def questions() -> list[Prompt]:
 
     samples = lmms.load_task("gqa", DataSource.parse("mini"), 6, 0).samples
     picked = [s for s in samples if s.image_key == samples[0].image_key][:2]
-    return [Prompt(s.key, s.prompt + " or not" * n, s.load_image, s.image_key, 2) for n, s in enumerate(picked)]
+    return [Prompt.of_one(s.key, s.prompt + " or not" * n, s.load_image, s.image_key, 2) for n, s in enumerate(picked)]
 
 
 def answered(loaded: LoadedModel, method: Any, questions: list[Prompt]) -> dict[str, tuple[str, str]]:

@@ -183,7 +183,7 @@ def test_a_ragged_batch_is_its_prompts_alone(loaded: LoadedModel, name: str) -> 
 
 def answers(loaded: LoadedModel, method: Method, share: bool, size: int) -> tuple[dict[str, Answer], PrefixCache]:
     prompts = [
-        Prompt(f"{i}-{n}", QUESTIONS[n], lambda i=i: families.picture(*families.SIZES[i], seed=i), str(i), 5)  # type: ignore[misc]
+        Prompt.of_one(f"{i}-{n}", QUESTIONS[n], lambda i=i: families.picture(*families.SIZES[i], seed=i), str(i), 5)  # type: ignore[misc]
         for i in range(4)
         for n in range(3)
     ]
@@ -267,7 +267,7 @@ def test_every_method_runs_at_its_plan_or_says_why_not_where_it_is_built(loaded:
         return
     method = method_of(loaded, name, asked)
     prompts = [
-        Prompt(f"{i}", QUESTIONS[i], lambda i=i: families.picture(*families.SIZES[i], seed=i), str(i), 2)  # type: ignore[misc]
+        Prompt.of_one(f"{i}", QUESTIONS[i], lambda i=i: families.picture(*families.SIZES[i], seed=i), str(i), 2)  # type: ignore[misc]
         for i in range(4)
     ]
     for answer in Answerer(loaded, method, batch_size=3).answer(prompts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def prompts():
         for s in [s for s in samples if s.image_key == i][:2]
         for text in (s.prompt, "x " * 21)
     ]
-    return [Prompt(f"{s.key}-{n}", text, s.load_image, s.image_key, 5) for n, (s, text) in enumerate(picked)]
+    return [Prompt.of_one(f"{s.key}-{n}", text, s.load_image, s.image_key, 5) for n, (s, text) in enumerate(picked)]
 
 
 def answers(mini, method, prompts, share, batch=5):
@@ -97,7 +97,7 @@ def test_a_full_prefix_cache_forgets_the_oldest(mini, prompts):
 def test_a_question_longer_than_an_image_is_asked_beside_a_short_one(mini, prompts):
     """Its window would reach in front of the other's prefix: they go into batches of their own."""
     first = prompts[0]
-    long = Prompt("long", "x " * 700, first.image, first.image_key, 2)
+    long = replace(first, key="long", content=(None, "x " * 700), max_new_tokens=2)
     method = registered()["none"]()
     both = [first, long]
     found = answers(mini, method, both, True)

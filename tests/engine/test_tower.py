@@ -240,7 +240,7 @@ def asked() -> list[Prompt]:
     from tasks.sources import DataSource
 
     samples = lmms.load_task("gqa", DataSource.parse("mini"), 12, 0).samples
-    return [Prompt(s.key, s.prompt, s.load_image, s.image_key, 4) for s in samples]
+    return [Prompt.of_one(s.key, s.prompt, s.load_image, s.image_key, 4) for s in samples]
 
 
 def answered(mini: Any, asked: list[Prompt], features: FeatureCache, prefixes: PrefixCache | None) -> dict[str, Any]:

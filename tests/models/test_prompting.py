@@ -175,13 +175,13 @@ def test_a_second_end_token_ends_answers_as_generate_does(mini: LoadedModel, tmp
     method = locate_model("mini", "cpu").method("none", _none())
     (answer,) = Answerer(mine, method).answer([prompt])
     ids = torch.tensor([mine.prompt_ids(prompt.text)])
-    stock = mine.model.generate(input_ids=ids, pixel_values=mine.pixels(prompt.image()), max_new_tokens=128)
+    stock = mine.model.generate(input_ids=ids, pixel_values=mine.pixels(prompt.images[0].load()), max_new_tokens=128)
     assert answer.text == mine.processor.tokenizer.decode(stock[0, ids.shape[1] :], skip_special_tokens=True).strip()
     assert answer.n_new_tokens < 8
 
 
 def asking(key: str, text: str, tokens: int = 24) -> Prompt:
-    return Prompt(key, text, lambda: Image.new("RGB", (336, 336), "gray"), "gray", tokens)
+    return Prompt.of_one(key, text, lambda: Image.new("RGB", (336, 336), "gray"), "gray", tokens)
 
 
 def test_an_answer_ends_at_each_end_token(mini: LoadedModel) -> None:

@@ -24,7 +24,7 @@ def prompts(n: int = 3, until: tuple[str, ...] = (), max_new_tokens: int = 4) ->
     from tasks.sources import DataSource
 
     task = lmms.load_task("textvqa", DataSource.parse("mini"), 6, 0)
-    return [Prompt(s.key, s.prompt, s.load_image, s.image_key, max_new_tokens, until) for s in task.samples[:n]]
+    return [Prompt.of_one(s.key, s.prompt, s.load_image, s.image_key, max_new_tokens, until) for s in task.samples[:n]]
 
 
 def test_greedy_loop_equals_generate(mini: LoadedModel) -> None:
@@ -32,7 +32,9 @@ def test_greedy_loop_equals_generate(mini: LoadedModel) -> None:
     answers = {a.key: a.text for a in Answerer(mini, method_class("none")()).answer(ask)}
     for p in ask:
         ids = torch.tensor([mini.prompt_ids(p.text)])
-        out = mini.model.generate(input_ids=ids, pixel_values=mini.pixels(p.image()), max_new_tokens=6, do_sample=False)
+        out = mini.model.generate(
+            input_ids=ids, pixel_values=mini.pixels(p.images[0].load()), max_new_tokens=6, do_sample=False
+        )
         assert (
             mini.processor.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() == answers[p.key]
         )
@@ -103,7 +105,7 @@ def test_image_that_does_not_load_names_the_sample(mini: LoadedModel) -> None:
     def broken() -> Image.Image:
         raise OSError("truncated")
 
-    ask = [Prompt("pope/000007", "Is there a dog?", broken, "k", 2)]
+    ask = [Prompt.of_one("pope/000007", "Is there a dog?", broken, "k", 2)]
     with pytest.raises(PrunebenchError, match=r"sample pope/000007: its image does not load \(OSError: truncated\)"):
         list(Answerer(mini, method_class("none")()).answer(ask))
 

@@ -176,15 +176,34 @@ def test_a_picture_shows_the_finest_grid(place: Path) -> None:
 
 
 def test_recorded_grids_are_read_back() -> None:
-    images = {"a": (Grid(24, 24), Grid(36, 48, True)), "b": (Grid(5, 7),), "c": (Grid(5, 7),)}
-    record = json.loads(json.dumps(grids.recorded(images)))
-    assert record == {"24x24 36x48+1": ["a"], "5x7": ["b", "c"]}
-    assert {image: tuple(grids.of_image(record, image)) for image in images} == images
-    assert grids.of_image(record, "d") == []
-    assert grids.of_image([[2, 3, False]], "any") == [Grid(2, 3)]
-    for broken in ({"5x": ["a"]}, {"5x7": 3}, [[1, 2]], 7):
+    next_one, qwen = [Grid(24, 24), Grid(36, 48, True)], [Grid(5, 7)]
+    prompts = {"a": [next_one], "b": [qwen], "c": [qwen], "d": [qwen, next_one], "e": [qwen, qwen]}
+    record = json.loads(json.dumps(grids.recorded(prompts)))
+    assert record == {
+        "24x24 36x48+1": ["a"],
+        "5x7": ["b", "c"],
+        "5x7 | 24x24 36x48+1": ["d"],
+        "5x7 | 5x7": ["e"],
+    }
+    assert {key: grids.by_image(record, key) for key in prompts} == prompts
+    assert grids.of_image(record, "d") == [*qwen, *next_one]
+    assert (grids.of_image(record, "f"), grids.by_image(record, "f")) == ([], [])
+    assert not grids.one_size(record)
+    for broken in ({"5x": ["a"]}, {"5x7": 3}, [[1, 2]], 7, {"5x7 | ": ["a"]}, {"2 of": ["a"]}, {"5x7|5x7": ["a"]}):
         with pytest.raises(PrunebenchError, match="expected grids"):
             grids.read(broken)
+
+
+def test_grids_of_images_of_one_size_are_recorded_once() -> None:
+    image = [Grid(24, 24)]
+    assert grids.recorded({"a": [image], "b": [image]}, one_size=True) == [[24, 24, False]]
+    prompts = {"a": [image], "b": [image, image, image], "c": [image] * 3}
+    record = json.loads(json.dumps(grids.recorded(prompts, one_size=True)))
+    assert record == {"1 of 24x24": ["a"], "3 of 24x24": ["b", "c"]}
+    assert {key: grids.by_image(record, key) for key in prompts} == prompts
+    assert grids.of_image([[2, 3, False]], "any") == [Grid(2, 3)]
+    assert grids.by_image([[2, 3, False]], "any") == [[Grid(2, 3)]]
+    assert all(map(grids.one_size, (record, [[2, 3, False]])))
 
 
 def test_the_images_are_of_four_shapes() -> None:

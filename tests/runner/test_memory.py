@@ -29,7 +29,7 @@ def ask() -> list[Prompt]:
     from tasks.sources import DataSource
 
     task = lmms.load_task("pope", DataSource.parse("mini"), 18, 0)
-    return [Prompt(s.key, s.prompt, s.load_image, s.image_key, 2, ()) for s in task.samples[::2]]
+    return [Prompt.of_one(s.key, s.prompt, s.load_image, s.image_key, 2, ()) for s in task.samples[::2]]
 
 
 GPU = "CUDA out of memory. Tried to allocate 230.00 MiB. GPU 0 has a total capacity of 23.64 GiB"

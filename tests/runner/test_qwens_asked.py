@@ -159,7 +159,7 @@ def test_a_folder_as_the_hub_has_it_is_the_same(tmp_path: Path) -> None:
 
 def prompts(questions: int = 3) -> list[Prompt]:
     return [
-        Prompt(f"{i}-{n}", QUESTIONS[n], lambda i=i: picture(i), str(i), 5)  # type: ignore[misc]
+        Prompt.of_one(f"{i}-{n}", QUESTIONS[n], lambda i=i: picture(i), str(i), 5)  # type: ignore[misc]
         for i in range(4)
         for n in range(questions)
     ]
@@ -214,7 +214,7 @@ def test_a_batch_may_have_other_rows_than_the_prefixes_that_were_captured_before
 ) -> None:
     """Three images of one size are captured together, and eight questions are asked of them."""
     asked = [
-        Prompt(f"{i}-{n}", QUESTIONS[n], lambda i=i: families.picture(140, 90, seed=i), str(i), 5)  # type: ignore[misc]
+        Prompt.of_one(f"{i}-{n}", QUESTIONS[n], lambda i=i: families.picture(140, 90, seed=i), str(i), 5)  # type: ignore[misc]
         for i in range(3)
         for n in range(3)
     ][:8]

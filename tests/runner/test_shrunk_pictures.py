@@ -131,7 +131,7 @@ def smaller_sizes(width: int, height: int) -> list[tuple[int, int]]:
 
 def prompts(name: str, of: Any = picture, tag: str = "") -> list[Prompt]:
     return [
-        Prompt(f"{i}-{n}", QUESTIONS[n], lambda i=i: of(name, i), f"{tag}{i}", 5)  # type: ignore[misc]
+        Prompt.of_one(f"{i}-{n}", QUESTIONS[n], lambda i=i: of(name, i), f"{tag}{i}", 5)  # type: ignore[misc]
         for i in range(4)
         for n in range(3)
     ]

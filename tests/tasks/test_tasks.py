@@ -398,6 +398,10 @@ class FakePrompt:
     until: tuple[str, ...]
     size: tuple[int, int] | None = None
 
+    @classmethod
+    def of_one(cls, **fields: Any) -> FakePrompt:
+        return cls(**fields)
+
 
 @dataclass(frozen=True)
 class FakeAnswer:

@@ -82,6 +82,8 @@ class Adapter(ABC):
     joined: ClassVar[bool] = False
     #: whether every image has the same tokens, whatever its size
     one_size: ClassVar[bool] = True
+    #: whether the family was trained on prompts of several images; transformers runs them in every family
+    several_images: ClassVar[bool] = False
 
     # ---------------------------------------------------------------------------------------------------------- modules
 

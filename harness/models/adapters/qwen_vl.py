@@ -27,6 +27,7 @@ class QwenVLAdapter(QwenImages):
     axes = 3
     image_facts = (GRIDS,)
     one_size = False
+    several_images = True
 
     def positions(self, text_kwargs: Mapping[str, Any]) -> Tensor | None:
         given: Tensor | None = text_kwargs.get("position_ids")

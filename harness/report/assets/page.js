@@ -36,7 +36,7 @@
     return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   }
   const inUnit = (set, value) => (value === null ? null : set.max === 1 ? 100 * value : value);
-  const unitOf = (set) => (set.max === 1 ? "%" : `points of ${set.max}`);
+  const unitOf = (set) => (set.max === 1 ? "%" : set.max === null ? "points" : `points of ${set.max}`) + (set.lower ? ", lower is better" : "");
   const uniq = (values) => [...new Set(values)];
 
   // ------------------------------------------------------------------------------------------------------------ markers
@@ -101,9 +101,11 @@
       const of = new Map(sets.map((s) => [s, cellsOf(line, budget, s)]).filter(([, cells]) => cells.length));
       if (!of.size) return;
       const over = (name) => mean([...of.values()].map((cells) => mean(cells.map((c) => c[name]))));
+      // a share of errors is no share of what is kept: tasks where lower is better are in no average
+      const averaged = [...of].filter(([s]) => !model.sets[s].lower).map(([, cells]) => mean(cells.map((c) => c.pct)));
       const seeds = uniq([...of.values()].map((c) => c.length)).sort((a, b) => a - b);
       rows.push({
-        line, budget, of, seeds, unpruned: isNone(line), average: of.size === sets.length ? over("pct") : null,
+        line, budget, of, seeds, unpruned: isNone(line), average: of.size === sets.length && averaged.length ? mean(averaged) : null,
         kept: over("kept"), mean_visual: over("mean_visual"), gflops: over("gflops"), pct_flops: over("pct_flops"), kv_mib: over("kv_mib"),
         commands: [...of.values()].flat().map((c) => c.command),
       });
@@ -122,7 +124,7 @@
     ];
     for (const i of state.lb.tasks) {
       const set = model.sets[i];
-      found.push({ id: `set-${i}`, head: set.label, unit: `${set.metric.replaceAll("_", " ")}, ${unitOf(set)}, n=${set.scored}`, best: true, num: true, set: i,
+      found.push({ id: `set-${i}`, head: set.label, unit: `${set.metric.replaceAll("_", " ")}, ${unitOf(set)}, n=${set.scored}`, best: true, num: true, set: i, lower: set.lower,
         value: (r) => (r.of.has(i) ? mean(r.of.get(i).map((c) => c.score)) : null),
         text: (r) => one(r.of.has(i) ? inUnit(set, mean(r.of.get(i).map((c) => c.score))) : null),
         more: (r) => {
@@ -172,7 +174,7 @@
     const best = new Map();
     for (const col of cols.filter((c) => c.best)) for (const budget of uniq(rows.map((r) => r.budget))) {
       const printed = rows.filter((r) => r.budget === budget && !r.unpruned).map((r) => col.text(r)).filter((t) => t !== DASH);
-      if (printed.length > 1) best.set(`${col.id} ${budget}`, Math.max(...printed.map(Number)).toFixed(1));
+      if (printed.length > 1) best.set(`${col.id} ${budget}`, (col.lower ? Math.min : Math.max)(...printed.map(Number)).toFixed(1));
     }
     const head = make("tr", {}, ...cols.map((col) => {
       if (col.still) return make("th", { scope: "col" }, make("span", { class: "muted" }, col.head));
@@ -238,7 +240,8 @@
       const groups = sets.map((s) => cellsOf(line, budget, s));
       if (groups.some((g) => !g.length)) return;
       const x = mean(groups.map((g) => mean(g.map((c) => c[state.x]))));
-      const y = average ? mean(groups.map((g) => mean(g.map((c) => c.pct)))) : inUnit(set, mean(groups[0].map((c) => c.score)));
+      const higher = groups.filter((_, i) => !model.sets[sets[i]].lower);
+      const y = average ? (higher.length ? mean(higher.map((g) => mean(g.map((c) => c.pct)))) : null) : inUnit(set, mean(groups[0].map((c) => c.score)));
       if (x === null || y === null) return;
       let low = null, high = null, kind = "";
       if (!average && groups[0].length > 1) {
@@ -281,7 +284,7 @@
     const box = { left: 58, right: width - 16, top: 30, bottom: height - 46 };
     const ys = shown.flatMap((p) => (withBars && p.low !== null ? [p.low, p.high] : [p.y]));
     const xs = shown.map((p) => p.x);
-    const ceiling = average ? Infinity : inUnit(set, set.max);
+    const ceiling = average || set.max === null ? Infinity : inUnit(set, set.max);
     const pad = Math.max(1e-9, (Math.max(...ys) - Math.min(...ys)) * 0.06) || 1;
     const yLow = Math.max(0, Math.min(...ys) - pad), yHigh = Math.max(Math.min(ceiling * 1.015, Math.max(...ys) + pad), yLow + 1e-6);
     const xHigh = Math.max(...xs) * 1.04 || 1;
@@ -371,7 +374,7 @@
   }
   function describe(p, set, onFront) {
     const c = (name) => mean(p.cells.map((cell) => cell[name]));
-    const unit = set ? (set.max === 1 ? " %" : ` of ${set.max}`) : " % of unpruned";
+    const unit = set ? (set.max === 1 ? " %" : set.max === null ? "" : ` of ${set.max}`) : " % of unpruned";
     return [
       `${model.lines[p.line]}${p.unpruned ? "" : ` at ${model.budgets[p.budget]}`}`,
       `score ${one(p.y)}${unit}` + (p.low !== null ? ` [${one(p.low)}, ${one(p.high)}] (${p.kind})` : ""),
@@ -448,7 +451,7 @@
   const baseline = () => model.cells.find((c) => c.set === state.ex.set && c.unpruned);
   function flip(cell, i) {
     const base = baseline();
-    if (!base || cell === base || right(cell, i) === right(base, i)) return "";
+    if (!base || cell === base || own(cell).score[i] === null || right(cell, i) === right(base, i)) return "";
     return right(cell, i) ? "gained" : "lost";
   }
   const FLIPS = { lost: "right → wrong", gained: "wrong → right" };
@@ -586,7 +589,7 @@
       ...matrix(i));
     paint();
   }
-  const mark = (cell, i) => make("span", { class: right(cell, i) ? "ok" : "no" }, right(cell, i) ? "✓ right" : "✗ wrong");
+  const mark = (cell, i) => own(cell).score[i] === null ? make("span", { class: "muted" }, "not scored by itself") : make("span", { class: right(cell, i) ? "ok" : "no" }, right(cell, i) ? "✓ right" : "✗ wrong");
 
   function panel(which) {
     const i = state.ex.sample, cell = inPanel(which), p = state.ex.panels[which], letter = "AB"[which];
