@@ -97,7 +97,8 @@ def test_two_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
         ("checkpoint-500", "bbbbbb222"),
         ("mini", "cccccc333"),
     }
-    headings = [line for line in markdown.read_text().splitlines() if line.startswith("## ")][:3]
+    summary, *headings = [line for line in markdown.read_text().splitlines() if line.startswith("## ")][:4]
+    assert summary == "## Models"
     assert len(set(headings)) == 3
     assert headings[0].startswith("## checkpoint-500 aaaaaa, ")
     assert headings[2].startswith("## mini, "), "a name of its own needs nothing beside it"
