@@ -64,8 +64,8 @@ def page(found: Sequence[Versus], most: int, data: str = "") -> FlipPage:
 
 def _by_turns(v: Versus, most: int) -> list[FlippedAnswer]:
     """The first flips, of each direction by turns."""
-    ahead = [f for f in v.flips if f.scores[0] > f.scores[1]]
-    behind = [f for f in v.flips if f.scores[0] < f.scores[1]]
+    ahead = [f for f in v.flips if f.first]
+    behind = [f for f in v.flips if not f.first]
     half = max(most - len(behind), (most + 1) // 2)
     return [*ahead[:half], *behind[: most - len(ahead[:half])]]
 

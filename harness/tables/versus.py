@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from harness.core import stats
 from harness.core.errors import PrunebenchError
+from harness.core.metric import Metric
 from harness.store.sealed import SealedCell
 from harness.tables.compare import AVERAGE, SAME, Comparison, judged
 from harness.tables.difference import ends_of, tested
@@ -44,6 +45,8 @@ class FlippedAnswer(NamedTuple):
     target: str
     answers: tuple[str, str]
     scores: tuple[float, float]
+    first: bool
+    """Whether the first side answers better."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Versus:
     other: Side
     tasks: Sequence[OnTask]
     comparisons: Mapping[str, Comparison]
-    """task, or `AVERAGE` -> the comparison of `one` against `other`."""
+    """task, or `AVERAGE` -> the comparison of `one` against `other`: positive where `one` is better."""
     flips: Sequence[FlippedAnswer]
     notes: Sequence[str]
     """What does not match, and what is left out."""
@@ -112,7 +115,7 @@ def _read(sealed: SealedCell) -> _Table:
     table = sealed.table(*COLUMNS)
     columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in COLUMNS if name != "score"}
     score = np.array([NAN if value is None else value for value in table["score"].to_pylist()], dtype=np.float64)
-    counts = np.flatnonzero(stats.in_headline(sealed.headline, columns["category"].tolist()))
+    counts = np.flatnonzero(stats.in_headline(sealed.metric, columns["category"].tolist()))
     return _Table(columns, score).at(counts)
 
 
@@ -176,8 +179,12 @@ class _Pair:
                 f"{one.label} and {other.label}: expected questions that both answered, found none:"
                 f" {'; '.join(f'{on.task}: {on.untested}' for on in found)}"
             )
-        if len(found) > 1:
-            self._average(found, shared)
+        up = [on for on in found if one.cells[on.task][0].metric.higher_is_better]
+        down = [on.task for on in found if on not in up]
+        if down:
+            self.notes.append(f"lower is better on {', '.join(down)}, which is not in Avg %")
+        if len(found) > 1 and up:
+            self._average(up, {on.task: shared[on.task] for on in up if on.task in shared})
         return Versus(one, other, found, self.comparisons, self.flips, self.notes)
 
     # ---------------------------------------------------------------------------------------- what may be compared
@@ -220,9 +227,10 @@ class _Pair:
             mine, theirs = (getattr(cell, name) for cell in cells)
             if mine != theirs:
                 self.notes.append(f"{task}: the two differ in {name}: {mine} and {theirs}")
-        metrics = [mine[0].headline for mine in seeds]
+        metrics = [mine[0].metric for mine in seeds]
         if metrics[0] != metrics[1]:
-            return no(f"its metric is {metrics[0]} on one side and {metrics[1]} on the other")
+            said = [metric.name if metrics[0].name != metrics[1].name else repr(metric) for metric in metrics]
+            return no(f"its metric is {said[0]} on one side and {said[1]} on the other")
         tables = [[t for s in mine if (t := self.reader(s)) is not None] for mine in seeds]
         keys = [mine[0].columns["key"] for mine in tables]
         n = len(keys[0]), len(keys[1])
@@ -264,24 +272,23 @@ class _Pair:
     ) -> tuple[OnTask, _Shared]:
         one, other = self.sides
         first, table = seeds[0][0], aligned[0][0]
-        units = _units(first.headline, table)
+        units = _units(first.metric, table)
         images = units.counts.shape[1]
         draws = self.kept.draws(images, zlib.crc32(task.encode()))
-        scale = [_scale(mine[0], units.clustered(table.score)) for mine in seeds]
-        unit = 100.0 if first.maximum == 1 else 1.0
+        unit, ahead = 100.0 if first.maximum == 1 else 1.0, first.metric.ahead
         # the seeds of two sides are drawn apart, also where both have one name
         names = one.line.name, other.line.name + (" of the other side" if other.line.name == one.line.name else "")
         points, drawn = [], []
-        for mine, name, factor in zip(aligned, names, scale, strict=True):
+        for mine, name in zip(aligned, names, strict=True):
             metrics = [units.clustered(t.score) for t in mine]
-            points.append(factor * mean([m.point for m in metrics]))
+            points.append(mean([m.point for m in metrics]))
             stacked = stats.resample_together(metrics, draws) if images >= stats.FEW else np.zeros((1, 0))
-            drawn.append(factor * stats.over_seeds(stacked, zlib.crc32(name.encode())))
-        unlike = units.clustered(table.score).unlike() * scale[0]
+            drawn.append(stats.over_seeds(stacked, zlib.crc32(name.encode())))
+        unlike = units.clustered(table.score).unlike()
         numbers = tested(
-            [t.score for t in aligned[0]],
-            [t.score for t in aligned[1]],
-            lambda: unit * (drawn[0] - drawn[1]),
+            [ahead * t.score for t in aligned[0]],
+            [ahead * t.score for t in aligned[1]],
+            lambda: unit * ahead * (drawn[0] - drawn[1]),
             images,
             unit * unlike,
         )
@@ -293,7 +300,7 @@ class _Pair:
             other.label,
             len(table.score),
             images,
-            unit * (points[0] - points[1]),
+            unit * ahead * (points[0] - points[1]),
             low,
             high,
             better,
@@ -302,7 +309,7 @@ class _Pair:
             NAN,
             SAME,
         )
-        self.flips += _flips(task, aligned[0][0], aligned[1][0])
+        self.flips += _flips(task, aligned[0][0], aligned[1][0], ahead)
         on = OnTask(
             task, first.headline, first.maximum, n, len(table.score), images, (points[0], points[1]), untested=""
         )
@@ -322,8 +329,7 @@ class _Pair:
         if (keys[rows] != table.columns["key"].astype(str)).any():
             return None
         metric = units.clustered(read.score[rows])
-        factor = _scale(base, metric)
-        return factor * stats.resample_together([metric], draws)[0], factor * metric.point
+        return stats.resample_together([metric], draws)[0], metric.point
 
     def _average(self, found: Sequence[OnTask], shared: Mapping[str, _Shared]) -> None:
         """The difference of Avg % over the tasks, where each has an unpruned cell on both sides."""
@@ -370,31 +376,26 @@ class _Pair:
         )
 
 
-def _units(metric: str, table: _Table) -> stats.Units:
+def _units(metric: Metric, table: _Table) -> stats.Units:
     c = table.columns
     return stats.units(metric, c["image"].tolist(), c["category"].tolist(), c["question_id"].astype(str).tolist())
 
 
-def _whole_units(metric: str, table: _Table) -> NDArray[np.int64]:
+def _whole_units(metric: Metric, table: _Table) -> NDArray[np.int64]:
     """The rows of whole units: all, but of an MME sum those whose pair is there."""
-    if not metric.startswith("mme_"):
+    if metric.kind != "mme":
         return np.arange(len(table.score))
     pairs = Counter(zip(table.columns["category"], table.columns["question_id"], strict=True))
     both = [pairs[pair] == 2 for pair in zip(table.columns["category"], table.columns["question_id"], strict=True)]
     return np.flatnonzero(both)
 
 
-def _scale(sealed: SealedCell, metric: stats.Clustered) -> float:
-    """What a mean of 1 is worth in the cell's metric; a sum of points is in its unit."""
-    return sealed.maximum if metric.unit_max == 1.0 else 1.0
-
-
 def _no_scores(sealed: SealedCell, table: _Table) -> str:
     """Why the questions' scores say nothing of the metric; "" where they make it up."""
-    if np.isnan(table.score).any():
+    if not sealed.metric.tested or np.isnan(table.score).any():
         return f"{sealed.headline} is computed over all answers, and its questions have no scores of their own"
-    metric = _units(sealed.headline, table).clustered(table.score)
-    if not math.isclose(_scale(sealed, metric) * metric.point, sealed.score, abs_tol=1e-6 * sealed.maximum):
+    metric = _units(sealed.metric, table).clustered(table.score)
+    if not math.isclose(metric.point, sealed.score, abs_tol=1e-6 * sealed.maximum):
         return f"{sealed.headline} is no mean of its questions' scores"
     return ""
 
@@ -404,10 +405,12 @@ def _mean_score(seeds: Sequence[Sequence[SealedCell]]) -> tuple[float, float]:
     return one, other
 
 
-def _flips(task: str, one: _Table, other: _Table) -> Iterable[FlippedAnswer]:
+def _flips(task: str, one: _Table, other: _Table, ahead: float) -> Iterable[FlippedAnswer]:
     """The questions with unequal scores, by key."""
     for i in np.flatnonzero(np.abs(one.score - other.score) > stats.TINY):
         c = {name: str(column[i]) for name, column in one.columns.items()}
         answers = str(one.columns["answer"][i]), str(other.columns["answer"][i])
         scores = float(one.score[i]), float(other.score[i])
-        yield FlippedAnswer(task, c["key"], c["image"], c["question"], c["target"], answers, scores)
+        yield FlippedAnswer(
+            task, c["key"], c["image"], c["question"], c["target"], answers, scores, ahead * (scores[0] - scores[1]) > 0
+        )

@@ -91,15 +91,11 @@ def flips_frame(found: Iterable[Versus]) -> pd.DataFrame:
     head = ["a", "b", "task", "key", "image", "question", "target"]
     head += ["answer_a", "answer_b", "score_a", "score_b", "better"]
     rows = [
-        [v.one.label, v.other.label, *flip[:5], *flip.answers, *flip.scores, "a" if _first_is_ahead(flip) else "b"]
+        [v.one.label, v.other.label, *flip[:5], *flip.answers, *flip.scores, "a" if flip.first else "b"]
         for v in found
         for flip in v.flips
     ]
     return pd.DataFrame(rows, columns=head)
-
-
-def _first_is_ahead(flip: FlippedAnswer) -> bool:
-    return flip.scores[0] > flip.scores[1]
 
 
 # ------------------------------------------------------------------------------------------------------- the terminal
@@ -232,8 +228,8 @@ def _p(value: float) -> str:
 def _flips(v: Versus, letters: dict[int, str], most: int) -> str:
     """How many answers flipped, and the first of each direction."""
     a, b = letters[id(v.one)], letters[id(v.other)]
-    ahead = [flip for flip in v.flips if _first_is_ahead(flip)]
-    behind = [flip for flip in v.flips if not _first_is_ahead(flip)]
+    ahead = [flip for flip in v.flips if flip.first]
+    behind = [flip for flip in v.flips if not flip.first]
     images = len({(flip.task, flip.image) for flip in v.flips})
     seeds = "" if v.one.line.seeds == v.other.line.seeds == "1" else " (first seed of each)"
     head = f"{a} : {b}  {len(v.flips):,} answers flipped, about {images:,} images{seeds}"
