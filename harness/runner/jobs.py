@@ -64,22 +64,6 @@ def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, Content,
         )
 
 
-def notes(jobs: Iterable[Job]) -> list[str]:
-    """What a person should know of what is asked, before it runs: prompts of several images for a model that was
-    trained on one."""
-    said = {}
-    for job in jobs:
-        prompter, task = job.setting.located.prompter, job.task
-        several = [len(sample.images) for sample in task.samples if len(sample.images) > 1]
-        if several and not prompter.family.several_images:
-            said[prompter.config.name, task.name] = (
-                f"{len(several)} of {len(task.samples)} prompts of {task.name} have several images, up to"
-                f" {max(several)}: {prompter.family.title} was trained on prompts of one image, and runs them as"
-                " transformers does"
-            )
-    return list(said.values())
-
-
 def task_settings(task: LoadedTask) -> dict[str, Any]:
     """The open description that `Cell.task_settings` is a digest of; `sampling` only where the task asks for it."""
     asked = {"sampling": f"greedy, though the task asks for {task.sampling}"} if task.sampling else {}

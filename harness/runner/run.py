@@ -19,12 +19,13 @@ from harness.core.errors import PrunebenchError
 from harness.method.fits import changes_pixels, shrinks_pictures
 from harness.runner.environment import environment
 from harness.runner.execute import Executor
-from harness.runner.jobs import Job, notes, prepare, provenance
+from harness.runner.jobs import Job, prepare, provenance
 from harness.runner.launch.launchers import check_alone
 from harness.runner.pace import Pace
 from harness.runner.running import Flusher, RunningCell
 from harness.runner.session import Session
 from harness.runner.setting import Setting
+from harness.runner.sizes import several_images
 from harness.store.files import check_place
 from harness.store.lease import CellBusy
 from harness.store.sealed import SealedCell
@@ -100,7 +101,8 @@ def run(settings: Sequence[Setting], session: Session, executor: Executor, optio
             unique = list({job.identity: job for job in jobs}.values())
             for task in {job.task.name: job.task for job in unique if job.task.sampling}.values():
                 say(f"note: task {task.name} asks for {task.sampling}: answers are greedy here, as its cells say")
-            for note in notes(unique):
+            said = dict.fromkeys(several_images(job.setting.located.prompter, job.task) for job in unique)
+            for note in filter(None, said):
                 say(f"note: {note}")
             passed = _pass(unique, store, session, executor, options, say)
         except PrunebenchError as stopped:

@@ -15,7 +15,7 @@ from harness.core.shape import Grid, ImageShape, PromptShape, Size
 from harness.core.spelling import given
 from harness.method import Method, PictureError
 from harness.models.load import Located
-from harness.models.prompt import PROBED, Sizes
+from harness.models.prompt import PROBED, Prompter, Sizes
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask, Sample
@@ -48,6 +48,18 @@ def mean_text(located: Located, task: LoadedTask) -> int:
 def alike(located: Located, task: LoadedTask) -> bool:
     """Has every prompt of the task the same visual tokens, those of one image of a model with one size?"""
     return located.one_size and all(len(sample.images) == 1 for sample in task.samples)
+
+
+def several_images(prompter: Prompter, task: LoadedTask) -> str:
+    """What a person should know, before a task runs, of its prompts of several images on a model that was trained on
+    one; "" for nothing."""
+    several = [len(sample.images) for sample in task.samples if len(sample.images) > 1]
+    if not several or prompter.family.several_images:
+        return ""
+    return (
+        f"{len(several)} of {len(task.samples)} prompts of {task.name} have several images, up to {max(several)}:"
+        f" {prompter.family.title} was trained on prompts of one image, and runs them as transformers does"
+    )
 
 
 def mean_prompt(located: Located, task: LoadedTask) -> PromptShape:
