@@ -51,7 +51,8 @@ def prepare(settings: Iterable[Setting], session: Session) -> list[Job]:
 
 def _job(setting: Setting, session: Session) -> Job:
     task = session.task(setting.task, setting.source, setting.limit)
-    cell = cell_of(setting, task)
+    values = setting_values(setting.located, setting.method, setting.budget, setting.positions, setting.seed)
+    cell = cell_with(values, task)
     return Job(setting, task, cell, cell.identity())
 
 
@@ -70,13 +71,6 @@ def task_settings(task: LoadedTask) -> dict[str, Any]:
     """The open description that `Cell.task_settings` is a digest of; `sampling` only where the task asks for it."""
     asked = {"sampling": f"greedy, though the task asks for {task.sampling}"} if task.sampling else {}
     return {"stop_strings": list(task.until), **asked}
-
-
-def cell_of(setting: Setting, task: LoadedTask) -> Cell:
-    """The cell that a setting is with its data."""
-    return cell_with(
-        setting_values(setting.located, setting.method, setting.budget, setting.positions, setting.seed), task
-    )
 
 
 def setting_values(located: Located, method: Method, budget: Budget, positions: str, seed: int) -> dict[str, Any]:
