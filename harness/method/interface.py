@@ -265,6 +265,9 @@ class PictureError(PrunebenchError):
         super().__init__(message)
         self.asked, self.fewest = asked, fewest
 
+    def __reduce__(self) -> tuple[Any, ...]:  # an exception pickles its message alone
+        return type(self), (self.asked, self.fewest, str(self))
+
 
 @dataclass(frozen=True)
 class Traits:

@@ -17,6 +17,7 @@ from harness.core.errors import PrunebenchError
 from harness.plugin import log, names
 from harness.plugin.turns import turn
 from harness.store.journal import Record
+from tasks.named import MAX_NEW_TOKENS
 from tasks.pictures import cluster_key
 
 # isort: split
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     from harness.plugin.opened import Opened
     from harness.runner.answering import Answer, Prompt
 
-#: tokens for a task that names no limit, as lmms-eval's own models take it, and for TextVQA, where 1024 would be hours
-#: of rambling
-MAX_NEW_TOKENS, SHORT = 1024, 16
+#: tokens for TextVQA, which names no limit: `MAX_NEW_TOKENS` would be hours of rambling
+SHORT = 16
 #: lmms-eval's stop strings for a task whose YAML names none; an answer that begins with a blank line would be empty
 UPSTREAM_STOP = ["\n\n"]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import pickle
 import re
 from dataclasses import dataclass, replace
 from functools import cache
@@ -505,3 +506,8 @@ def test_what_is_no_smaller_size_is_refused(answer: Any) -> None:
     assert said.startswith("halved")
     assert ("ValueError: no" if answer == "raise" else "expected a (height, width) within (10, 10)") in said
     assert shown_size(Halved((10, 9)), (10, 10), lambda size: 4) == (10, 9)
+
+
+def test_a_picture_out_of_reach_says_the_same_from_another_process() -> None:
+    again = pickle.loads(pickle.dumps(PictureError(5, 9, "halved: 9 are in reach")))
+    assert (again.asked, again.fewest, str(again)) == (5, 9, "halved: 9 are in reach")

@@ -15,10 +15,9 @@ because another processor or another build of torch may round otherwise:
 The commands hold torch, MKL and oneDNN to AVX2 kernels on x86 (harness/cli/kernels.py): with AVX-512 kernels of one
 processor VisPruner kept other tokens in 37 of 90 samples, for its set hangs on the last bit. The allowance is for real
 ties, and small: MKL's compatible kernels and prompts in batches of 5, not 16, changed no answer, no kept token and no
-cost of 1,800 samples. The caps stand
-beside the test because a test of a few samples is weak. Among 88 cells, 12 of 24 samples must change in the same
-direction before the test is significant. Times are shown beside the unpruned model's of the same run and never fail:
-cells share prefixes, so they are no measurement.
+cost of 1,800 samples. The caps stand beside the test because a test of a few samples is weak. Among 88 cells, 12 of 24
+samples must change in the same direction before the test is significant. Times are shown beside the unpruned model's of
+the same run and never fail: cells share prefixes, so they are no measurement.
 """
 
 from __future__ import annotations
