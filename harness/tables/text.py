@@ -92,8 +92,8 @@ def interval_text(low: float, high: float, maximum: float) -> str:
 
 
 def _score(score: float, maximum: float) -> str:
-    """A mean of scores in %, a sum in points; one decimal. Where the maximum is unknown, three digits."""
-    if math.isnan(maximum):
+    """A mean of scores in %, a sum in points; one decimal. Three digits where the maximum is unknown or below 1."""
+    if math.isnan(maximum) or maximum < 1:
         return significant(score)
     return decimal(100.0 * score if maximum == 1 else score)
 

@@ -30,7 +30,7 @@ from harness.core.shape import Share
 from harness.core.spelling import from_a_terminal
 from harness.engine.attach import attach
 from harness.engine.prefix import PrefixCache
-from harness.method import Method, Traits
+from harness.method import Method, PictureError, Traits
 from harness.method.fits import check_pictures, shrinks_pictures
 from harness.models.adapters import ADAPTERS, adapter_class, adapter_for
 from harness.models.load import LoadedModel, Located, locate_model
