@@ -2,7 +2,8 @@
 
 A mean has an interval and tests; everything else has not. The rule is decided by the task and its rows before a
 question is asked, never by a run's answers: by the list of verified tasks, else by the aggregation that the task's file
-names. `mean` counts where scoring gives every question a number from 0 to 1.
+names. `mean` counts where scoring gives every question a number from 0 to 1, for an answer of no worth and for its
+target.
 """
 
 from __future__ import annotations
@@ -71,9 +72,10 @@ def number(value: Any) -> float | None:
 
 
 def rules_of(
-    task: NamedTask, loaded: Any, keys: Sequence[str], tried: Callable[[int], Mapping[str, Any]], judged: bool
+    task: NamedTask, loaded: Any, targets: Sequence[str], tried: Callable[..., Mapping[str, Any]], judged: bool
 ) -> Rules:
-    """The rules of a task. Tries its scoring, unless a service is `judged` to score.
+    """The rules of a task. Tries its scoring, unless a service is `judged` to score: `tried` takes a row, and an answer
+    to it where it is not one of no worth; `targets` are the answers that the rows expect.
 
     Raises PrunebenchError where scoring fails on a row, gives the headline no number, or needs a package that is not
     installed.
@@ -89,11 +91,13 @@ def rules_of(
     if judged:
         return Rules(name, base, filter_name, filters, how or _other(base), higher)
     every = how is None and mean
-    rows = range(len(keys)) if every else sorted({n * len(keys) // TRIALS for n in range(TRIALS)})
+    rows = range(len(targets)) if every else sorted({n * len(targets) // TRIALS for n in range(TRIALS)})
     with unchanged(loaded):
         results = [tried(row) for row in rows]
+        right = [tried(row, targets[row]) for row in rows] if every else []
     if how is None:
-        how = _mean(base) if mean and all(_share(found.get(base)) for found in results) else _other(base)
+        shares = every and all(_share(found.get(base)) for found in (*results, *right))
+        how = _mean(base) if shares else _other(base)
     _check_aggregation(task, loaded, base, results)
     return Rules(name, base, filter_name, filters, how, higher)
 

@@ -2,7 +2,8 @@
 
 Rows keep the number that they have in the source, whatever `process_docs` does with them. Images are known by the hash
 of their file and stay encoded (`tasks/unread.py`). Everything that the task's code would trip over after hours of
-inference is tried here on every row: prompt, target and images, and the scoring with an answer of no worth.
+inference is tried here on every row: prompt, target and images, and the scoring with an answer of no worth. Where a
+metric may be a mean of scores, the scoring is tried with each row's target as well.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def load(task: NamedTask, source: DataSource, limit: int | None, seed: int) -> L
             sample, identified = _sample(task, loaded, index, key)
             samples.append(sample)
             parts.append(json.dumps(identified, default=str).encode())
-        rules = rules_of(task, loaded, keys, partial(_tried, task, loaded, keys), judged)
+        targets = [next(iter(sample.targets), _ANSWER) for sample in samples]
+        rules = rules_of(task, loaded, targets, partial(_tried, task, loaded, keys), judged)
     return LoadedTask(
         name=task.name,
         metric=rules.metric(len(samples)),
@@ -377,10 +379,12 @@ def _read(picture: UnreadImage) -> Image.Image:
     return Image.Image.convert(picture, "RGB")
 
 
-def _tried(task: NamedTask, loaded: _UpstreamTask, keys: Sequence[str], index: int) -> dict[str, Any]:
-    """What scoring gives for an answer of no worth."""
+def _tried(
+    task: NamedTask, loaded: _UpstreamTask, keys: Sequence[str], index: int, answer: str = _ANSWER
+) -> dict[str, Any]:
+    """What scoring gives for an answer, by default for one of no worth."""
     seen = loaded.eval_docs_no_media[index]
-    found = _call(keys[index], "process_results", list(seen), loaded.process_results, seen, [_ANSWER])
+    found = _call(keys[index], "process_results", list(seen), loaded.process_results, seen, [answer])
     if not isinstance(found, Mapping):
         raise PrunebenchError(f"{keys[index]}: expected metrics by name from process_results, found {found!r}")
     return dict(found)

@@ -291,6 +291,13 @@ def test_a_mean_of_numbers_beyond_one_is_no_mean_of_scores(tmp_path: Path) -> No
     assert set(lmms.score(task, right(task)).scores.values()) == {None}
 
 
+def test_a_mean_of_numbers_that_only_right_answers_bring_beyond_one_is_no_mean_of_scores(tmp_path: Path) -> None:
+    functions = FUNCTIONS.replace('{"exact_match": right,', '{"exact_match": 5 * right,')
+    task = load(write_task(tmp_path, functions))
+    assert task.metric.kind == "corpus"
+    assert lmms.score(task, right(task)).headline == 5
+
+
 def test_a_metric_of_some_questions_is_no_mean_of_scores(tmp_path: Path) -> None:
     functions = FUNCTIONS.replace(
         'return {"exact_match": right,', 'return {} if doc["id"] == "q5" else {"exact_match": right,'
