@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import options as given_as
+from harness.cli.damage import naming_damaged
 from harness.cli.options import RESULTS, listed
 from harness.cli.say import put
 from harness.core.errors import PrunebenchError
@@ -78,25 +79,28 @@ def compare(
         raise PrunebenchError(f"{given('samples', samples)}: expected a number of pictures of at least 1")
     for file in filter(None, (out, page)):
         _writable(file)
-    read = [reading.read_folder(folder) for folder in folders]
-    reader = Reader()
-    found = versus(reading.resolve(texts, read, listed(tasks), model), reader)
-    put(versus_text.text(found, FEW))
-    for why in [*(why for folder in read for why in folder.damaged), *reader.damaged]:
-        put(f"\nnote    left out, damaged: {why}")
-    if out:
-        frame = versus_text.flips_frame(found)
-        frame = frame.map(lambda value: in_csv(value) if isinstance(value, str) else value)
-        write_atomic(out, frame.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
-        put(f"\nflips   {out}  ({len(frame):,} answers)")
-    if page:
-        from harness.report import flips
+    with naming_damaged() as damaged:
+        read = [reading.read_folder(folder) for folder in folders]
+        damaged += [why for folder in read for why in folder.damaged]
+        reader = Reader()
+        try:
+            found = versus(reading.resolve(texts, read, listed(tasks), model), reader)
+        finally:
+            damaged += reader.damaged
+        put(versus_text.text(found, FEW))
+        if out:
+            frame = versus_text.flips_frame(found)
+            frame = frame.map(lambda value: in_csv(value) if isinstance(value, str) else value)
+            write_atomic(out, frame.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
+            put(f"\nflips   {out}  ({len(frame):,} answers)")
+        if page:
+            from harness.report import flips
 
-        written = flips.page(found, samples, data)
-        write_atomic(page, written.html.encode())
-        put(f"\npage    {page}  ({written.shown:,} of {written.all:,} flipped answers)")
-        for note in written.notes:
-            put(f"note    {note}")
+            written = flips.page(found, samples, data)
+            write_atomic(page, written.html.encode())
+            put(f"\npage    {page}  ({written.shown:,} of {written.all:,} flipped answers)")
+            for note in written.notes:
+                put(f"note    {note}")
 
 
 def _parted(words: list[str], results: list[Path]) -> tuple[list[str], list[Path]]:

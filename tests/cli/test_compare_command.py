@@ -107,16 +107,19 @@ def test_damaged_cells_are_named_and_left_out(results: Path, capsys, monkeypatch
     (edited,) = results.glob("cells/pope/*uniform*/cell.json")
     edited.write_text(edited.read_text().replace("float32", "float16"))
     code, out, err = run(capsys, monkeypatch, "compare", "fastv@64", "sparsevlm@64", "--results", str(results))
-    assert (code, err) == (0, "")
+    assert code == 1
     assert "pope is not compared: the samples of fastv@64 are damaged" in out
-    assert out.count("left out, damaged") == 2
-    assert str(torn) in out
-    assert str(edited) in out
+    assert "A better" in out, "the other task is compared"
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["left out"] * 2
+    assert str(torn) in err
+    assert str(edited) in err
     code, _, err = run(
         capsys, monkeypatch, "compare", "fastv@64", "uniform@64", "--results", str(results), "--task", "pope"
     )
     assert code == 2
-    assert err.count("\n") == 1
+    *damage, said = err.splitlines()
+    assert all(line.startswith("left out: ") for line in damage)
+    assert said.startswith("prunebench: ")
 
 
 @pytest.mark.parametrize(
