@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.core.errors import PrunebenchError
 from tasks.named import Function, NamedTask, upstream_folder
 
 #: packages that speak to a service over the network
@@ -119,7 +120,13 @@ def _file_of(dotted: str) -> Path | None:
 @cache
 def _module(path: Path) -> _Module:
     found = _Module(path)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        raise PrunebenchError(
+            f"{path}: expected Python, found {getattr(error, 'msg', error)}" + (f" in line {line}" if line else "")
+        ) from None
     lasting = {id(n) for owner in ast.walk(tree) if isinstance(owner, ast.Module | ast.ClassDef) for n in _own(owner)}
     shared = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
     for node in ast.walk(tree):

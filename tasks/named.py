@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,6 +189,11 @@ class NamedTask:
         return tuple(str(entry["metric"]) for entry in listed if isinstance(entry, Mapping) and "metric" in entry)
 
     @property
+    def usual_headline(self) -> str:
+        """The first metric that is no file to be handed in elsewhere; "" where the file names none."""
+        return next((m for m in self.metrics if "submission" not in m), next(iter(self.metrics), ""))
+
+    @property
     def filters(self) -> tuple[str, ...]:
         """Names of the filters; lmms-eval's `none` where the file has none."""
         listed = self.config.get("filter_list") or []
@@ -276,6 +281,9 @@ def _checked(task: NamedTask) -> NamedTask:
             f"task {task.task}: expected one of its metrics behind the colon, {', '.join(task.metric_names)};"
             f" found {task.headline!r}"
         )
+    usual = task.usual_headline, f"{task.usual_headline},{task.filters[0]}"
+    if task.headline in usual:  # the same task, and not another one beside it
+        return replace(task, name=task.name.partition(":")[0], headline=None)
     return task
 
 
@@ -303,10 +311,10 @@ def stop_strings(generation: Mapping[str, Any]) -> tuple[str, ...]:
 def sampling(generation: Mapping[str, Any]) -> str:
     """How a task asks for answers to be drawn at random, for people; "" for greedy, which is what runs here."""
     asked = []
-    if generation.get("do_sample") and float(generation.get("temperature") or 0) != 0:
+    if generation.get("do_sample") and generation.get("temperature"):
         asked = [f"{key}={generation[key]}" for key in ("temperature", "top_p", "top_k") if generation.get(key)]
         asked = ["do_sample", *asked]
-    if int(generation.get("num_beams") or 1) > 1:
+    if (generation.get("num_beams") or 1) != 1:
         asked.append(f"num_beams={generation['num_beams']}")
     return ", ".join(asked)
 
@@ -361,7 +369,7 @@ def _members(name: str, included: Index | None, own: frozenset[str], above: tupl
             return [task for m in listed for task in _members(m, included, own, (*above, name))]
         if found is not None and name in found.tags:
             return [task for m in found.tags[name] for task in _members(m, included, own, (*above, name))]
-    raise unknown_task(name, own)
+    raise unknown_task(name, (*own, *(included.names() if included else ())))
 
 
 def _member(group: str, entry: Any) -> list[str]:

@@ -41,7 +41,7 @@ def fixed_reason(task: NamedTask) -> str | None:
         return "its file names no metric"
     if all("submission" in metric for metric in task.metrics):
         return "its answers are handed in elsewhere and have no score here"
-    return None
+    return _strange(task.generation)
 
 
 def _video(kwargs: Mapping[str, Any]) -> bool:
@@ -50,6 +50,16 @@ def _video(kwargs: Mapping[str, Any]) -> bool:
 
 def _number(value: Any) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _strange(generation: Mapping[str, Any]) -> str | None:
+    """What is no length of an answer, or no number, among the settings of a generation."""
+    for name, least in (("max_new_tokens", 1), ("num_beams", 0)):
+        value = generation.get(name, least)
+        if type(value) is not int or value < least:
+            return f"its {name} is {value!r}: expected a whole number of at least {least}"
+    value = generation.get("temperature")
+    return None if isinstance(value, int | float | None) else f"its temperature is {value!r}: expected a number"
 
 
 def judge_reason(task: NamedTask) -> str | None:

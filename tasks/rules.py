@@ -80,7 +80,7 @@ def rules_of(
     Raises PrunebenchError where scoring fails on a row, gives the headline no number, or needs a package that is not
     installed.
     """
-    base, _, filter_name = (task.headline or default_headline(task)).partition(",")
+    base, _, filter_name = (task.headline or task.usual_headline).partition(",")
     filters = task.filters
     filter_name = filter_name or filters[0]
     name = base if len(filters) == 1 else f"{base},{filter_name}"
@@ -90,21 +90,18 @@ def rules_of(
     mean = loaded.aggregation().get(base) is get_aggregation("mean")
     if judged:
         return Rules(name, base, filter_name, filters, how or _other(base), higher)
-    every = how is None and mean
+    every = how is None and (mean or not task.shipped)
     rows = range(len(targets)) if every else sorted({n * len(targets) // TRIALS for n in range(TRIALS)})
     with unchanged(loaded):
         results = [tried(row) for row in rows]
         right = [tried(row, targets[row]) for row in rows] if every else []
+        if not any(base in found for found in results):  # a metric of some rows only
+            every, results = True, [tried(row) for row in range(len(targets))]
     if how is None:
-        shares = every and all(_share(found.get(base)) for found in (*results, *right))
+        shares = mean and all(_share(found.get(base)) for found in (*results, *right))
         how = _mean(base) if shares else _other(base)
-    _check_aggregation(task, loaded, base, results)
+    _check_aggregation(task, loaded, base, results, every)
     return Rules(name, base, filter_name, filters, how, higher)
-
-
-def default_headline(task: NamedTask) -> str:
-    """The first metric that is no file to be handed in elsewhere."""
-    return next((metric for metric in task.metrics if "submission" not in metric), task.metrics[0])
 
 
 def _share(value: Any) -> bool:
@@ -121,12 +118,27 @@ def _other(metric: str) -> Aggregation:
     return Aggregation(metric, "", "corpus", None, score="field")
 
 
-def _check_aggregation(task: NamedTask, loaded: Any, metric: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Call the aggregation of the headline once before inference. Some need more rows than these, or both of a pair,
-    so only what more rows cannot mend is an error: packages and programs, and a result that is no number."""
-    items = [found[metric] for found in results if metric in found]
+def _check_aggregation(
+    task: NamedTask, loaded: Any, metric: str, results: Sequence[Mapping[str, Any]], every: bool
+) -> None:
+    """Call the aggregation of the headline once before inference, on what scoring gave for `every` row or for some.
+
+    Some need more rows than a few, or both of a pair: of a few rows only what more rows cannot mend is an error, that
+    is packages and programs, and a result that is no number.
+    """
+    items = [found[metric] for found in results if found.get(metric) is not None]
     if not items:
-        return
+        others = sorted({name for found in results for name, value in found.items() if value is not None})
+        raise PrunebenchError(
+            f"task {task.name}: expected its metric {metric} from process_results, found"
+            f" {', '.join(others) or 'nothing'} in all {len(results)} rows: name it there and in metric_list alike"
+        )
+    if not callable(loaded.aggregation().get(metric)):
+        listed = [entry for entry in task.config["metric_list"] if entry.get("metric") == metric]
+        raise PrunebenchError(
+            f"task {task.name}: expected an aggregation of lmms-eval's or a function for its metric {metric}, as"
+            f" `aggregation: mean`; found {listed[0].get('aggregation')!r}"
+        )
     kind: Literal["package", "program"]
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None  # a scorer that lacks its program fails once more while it is thrown away
@@ -137,14 +149,19 @@ def _check_aggregation(task: NamedTask, loaded: Any, metric: str, results: Seque
         kind, needed = "package", error.name
     except FileNotFoundError as error:
         kind, needed = "program", error.filename
-    except Exception:
-        return
+    except Exception as error:
+        if not every:
+            return
+        raise PrunebenchError(
+            f"task {task.name}: the aggregation of its metric {metric} failed on answers of no worth:"
+            f" {type(error).__name__}: {' '.join(str(error).split())[:200]}; mend it, or name another metric"
+        ) from None
     else:
         if number(value) is None and not (isinstance(value, float) and math.isnan(value)):
-            others = [name for name in task.metrics if name != metric]
+            named = ", ".join(name for name in task.metrics if name != metric)
             raise PrunebenchError(
-                f"task {task.name}: expected a number as its metric {metric}, found {type(value).__name__}; name"
-                f" another, as in TASKS={task.task}:METRIC, of {', '.join(others) or 'which it has none'}"
+                f"task {task.name}: expected a number as its metric {metric}, found {type(value).__name__}; "
+                + (f"name another, as in TASKS={task.task}:METRIC, of {named}" if named else "mend its aggregation")
             )
         return
     finally:

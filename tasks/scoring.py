@@ -185,7 +185,8 @@ def _named(loaded: LoadedTask, rules: Rules, texts: Sequence[str]) -> Scored:
     except Exception as error:
         raise PrunebenchError(
             f"task {loaded.name}: lmms-eval's own scoring failed after inference: {type(error).__name__}:"
-            f" {' '.join(str(error).split())[:200]}; the answers are kept, and the same command scores them again"
+            f" {' '.join(str(error).split())[:200]}; the answers are kept, and the same command scores them again; a"
+            " changed file of your own is another task, and is asked anew"
         ) from None
     n = len(rules.filters)
     expected = [i for i in range(len(texts)) for _ in range(n)]

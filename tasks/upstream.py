@@ -62,6 +62,7 @@ def load(task: NamedTask, source: DataSource, limit: int | None, seed: int) -> L
     groups = range(len(prepared.docs)) if limit is None else _groups(prepared.docs, prepared.store)
     chosen = choose(groups, None, limit, seed)
     rows, keys = prepared.docs.select(chosen), [prepared.keys[at] for at in chosen]
+    _check_target(task, rows.column_names)
     with names_as_images():
         loaded = _UpstreamTask.made(config, rows, keys[0])
     judged = judges.judge(task) is not None
@@ -78,13 +79,24 @@ def load(task: NamedTask, source: DataSource, limit: int | None, seed: int) -> L
         metric=rules.metric(len(samples)),
         samples=tuple(samples),
         fingerprint=sha256(*parts),
-        max_new_tokens=int(loaded.config.generation_kwargs.get("max_new_tokens") or MAX_NEW_TOKENS),
+        max_new_tokens=task.generation.get("max_new_tokens", MAX_NEW_TOKENS),
         until=stop_strings(task.generation),
         rules=rules,
         sampling=sampling(task.generation),
         _task=loaded,
         _store=prepared.store,
     )
+
+
+def _check_target(task: NamedTask, columns: Sequence[str]) -> None:
+    """Raise PrunebenchError where lmms-eval would take the misspelt name of a column for the answer to every row."""
+    target = task.config.get("doc_to_target")
+    plain = type(target) is str and target.isidentifier() and target not in columns
+    if plain and not task.shipped and "process_results" not in task.config:
+        raise PrunebenchError(
+            f"task {task.name}: expected a column or a template as its doc_to_target, found {target!r}, which would be"
+            f" the answer to every row; the columns are {', '.join(columns)}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- configurations
@@ -151,8 +163,8 @@ class _UpstreamTask(RowsTask):
     def made(cls, config: Mapping[str, Any], rows: datasets.Dataset, key: str) -> _UpstreamTask:
         """Raises PrunebenchError where the first row lacks what its code reads."""
         kept = {k: v for k, v in config.items() if k not in ("dataset_kwargs", "process_docs")}
-        for key in ("training_split", "fewshot_split", "fewshot_config", "num_fewshot"):
-            kept.pop(key, None)  # no examples are shown
+        for unused in ("training_split", "fewshot_split", "fewshot_config", "num_fewshot"):
+            kept.pop(unused, None)  # no examples are shown
         if kept.get("test_split"):
             kept.pop("validation_split", None)
         try:
@@ -263,11 +275,11 @@ def _failed(where: str, what: str, error: Exception, columns: Sequence[str]) -> 
     if isinstance(error, KeyError) and error.args and error.args[0] not in columns:
         return PrunebenchError(
             f"{where} lacks the column {error.args[0]}, which the task's {what} read: found {', '.join(columns)};"
-            " use the version of the data set that the task was written for"
+            " use the version of the data set that the task was written for, or mend the task's code"
         )
     return PrunebenchError(
         f"{where}: the task's {what} failed: {_said(error)}; use the version of the data set that the task was"
-        " written for"
+        " written for, or mend the task's code"
     )
 
 

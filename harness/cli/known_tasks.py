@@ -42,7 +42,10 @@ def tasks(name: Word = "") -> None:
         if own in TASKS or own in known.tasks or own in known.classes or named.looks_like_file(own):
             _describe(name)
         elif own in known.groups or own in known.tags:
-            _list(f"group {own}", named.expand([own]))
+            members = named.expand([own])
+            _list(f"group {own}", members)
+            if more := len(set(_named_like(own)) - set(members)):
+                put(f"{more} more tasks have {own} in their name: `prunebench tasks '*{own}*'`")
         else:
             _matching(name)
 
@@ -91,12 +94,19 @@ def _matching(word: str) -> None:
     from tasks import named
     from tasks.sources import TASKS
 
-    known = sorted({*TASKS, *named.index(named.upstream_folder()).tasks})
-    pattern = word if any(c in word for c in "*?[") else f"*{word}*"
-    found = fnmatch.filter(known, pattern)
+    found = _named_like(word)
     if not found:
         raise named.unknown_task(word, TASKS)
     _list(f"tasks with {word} in their name", found)
+
+
+def _named_like(word: str) -> list[str]:
+    """The tasks with a word in their name, or of a pattern."""
+    from tasks import named
+    from tasks.sources import TASKS
+
+    known = sorted({*TASKS, *named.index(named.upstream_folder()).tasks})
+    return fnmatch.filter(known, word if any(c in word for c in "*?[") else f"*{word}*")
 
 
 def _list(what: str, names: list[str] | tuple[str, ...]) -> None:
@@ -127,7 +137,7 @@ def _short(text: str) -> str:
 
 
 def _headline(task: NamedTask) -> str:
-    return task.headline or next((m for m in task.metrics if "submission" not in m), "none")
+    return task.headline or task.usual_headline or "none"
 
 
 def _describe(word: str) -> None:

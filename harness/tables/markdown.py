@@ -347,7 +347,7 @@ def _commands(block: Block) -> str:
                 source = sealed.cell.method_source
                 same = canonical_json([replace(sealed.asked, task="").to_dict(), source])
                 made[same] = sealed.asked, source
-                tasks.setdefault(same, []).append(sealed.cell.task)
+                tasks.setdefault(same, []).append(sealed.asked.task)
     shown = [
         evaluation(asked, tasks=list(dict.fromkeys(tasks[same])), fresh=True, source=source)
         for same, (asked, source) in made.items()
