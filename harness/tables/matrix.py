@@ -1,6 +1,6 @@
 """The matrix of a budget in LEADERBOARD.md: which method is told apart from which, at Avg %.
 
-A row is read from the left: `+` the row's method is better than the column's, `-` worse, `≈` not told apart, and
+A row is read from the left: `>` the row's method is better than the column's, `<` worse, `≈` not told apart, and
 nothing where a task is missing on one side. Columns are numbered as the rows are.
 """
 
@@ -17,10 +17,13 @@ from harness.tables.sections import Block, Section, average
 
 WIDTH = 110
 """Columns of characters that a matrix keeps to: names are cut where they would not fit."""
-BETTER, WORSE, ALIKE, NOTHING = "+", "-", "≈", ""
+BETTER, WORSE, ALIKE, NOTHING = ">", "<", "≈", ""
+HEADING = "#### Method against method"
 RULE = (
-    "Each row against each column at this budget, by Avg %, from the highest: `+` better, `-` worse, `≈` not told apart"
-    " with these questions, blank not measured."
+    "Rows and columns are the lines of this budget, from the highest Avg %. The number above a column is the number of"
+    f" its row. At Avg %, `{BETTER}`: the row's method is better than the column's. `{WORSE}`: it is worse. `{ALIKE}`:"
+    " not told apart with these questions, or undecided. `.`: a line against itself. Blank: not measured, or too few"
+    " images. Pairs with `random` are corrected in a family of their own."
 )
 _TURNED = {BETTER: WORSE, WORSE: BETTER, ALIKE: ALIKE, NOTHING: NOTHING}
 
@@ -42,8 +45,8 @@ def signs(names: Sequence[str], comparisons: Iterable[Comparison]) -> list[list[
 
 
 def matrix_text(section: Section, block: Block, found: Findings, pairs: Iterable[Comparison]) -> list[str]:
-    """The matrix of a block and its rule, the highest Avg % first; nothing where fewer than two lines can be compared,
-    and a sentence where there are too many."""
+    """The heading, rule and matrix of a block, the highest Avg % first; nothing where fewer than two lines can
+    be compared, and a sentence where there are too many."""
     lines = comparable(block)
     if too_many(block):
         return [
@@ -63,7 +66,7 @@ def matrix_text(section: Section, block: Block, found: Findings, pairs: Iterable
         return []
     points = {line.name: average(line, section) for line in lines}
     names = sorted(points, key=lambda name: (math.isnan(points[name]), -points[name], name))
-    return [RULE, fenced(drawn(names, signs(names, here)))]
+    return [HEADING, RULE, fenced(drawn(names, signs(names, here)))]
 
 
 def drawn(names: Sequence[str], found: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ from factories import answered
 
 from harness.core import stats
 from harness.store.sealed import SealedCell
-from harness.tables import compare, leaderboard, matrix, models, pairs
+from harness.tables import compare, leaderboard, markdown, matrix, models, pairs
 from harness.tables import sections as blocks
 from harness.tables.compare import Comparison
 from harness.tables.kept import Kept
@@ -186,9 +186,9 @@ def test_each_sign_of_the_matrix() -> None:
         fake("b", "d", compare.TOO_FEW),
     ]
     assert matrix.signs("abcd", found) == [
-        ["", "+", "-", "≈"],
-        ["-", "", "≈", ""],
-        ["+", "≈", "", ""],
+        ["", ">", "<", "≈"],
+        ["<", "", "≈", ""],
+        [">", "≈", "", ""],
         ["≈", "", "", ""],
     ]
 
@@ -199,15 +199,16 @@ def test_a_matrix_is_in_the_order_of_the_average_and_holds_random(tmp_path: Path
     cells += [answered(tmp_path, m, "64", right(120, w)) for m, w in lost.items()]
     (section,) = blocks.sections(blocks.distinct(cells))
     found, two = pairs.study_pairs(section)
-    rule, text = matrix.matrix_text(section, section.blocks()[1], found, two)
-    assert rule == matrix.RULE
+    heading, rule, text = matrix.matrix_text(section, section.blocks()[1], found, two)
+    assert (heading, rule) == ("#### Method against method", matrix.RULE)
+    assert max(len(sentence.split()) for sentence in rule.split(". ")) <= 25
     assert text.splitlines() == [
         "```",
         "           1  2  3  4",
-        " 1 fastv   .  +  +  +",
-        " 2 random  -  .  ≈  +",
-        " 3 first   -  ≈  .  +",
-        " 4 dart    -  -  -  .",
+        " 1 fastv   .  >  >  >",
+        " 2 random  <  .  ≈  >",
+        " 3 first   <  ≈  .  >",
+        " 4 dart    <  <  <  .",
         "```",
     ]
 
@@ -218,8 +219,8 @@ def test_a_task_that_is_missing_is_blank(tmp_path: Path) -> None:
         cells += [answered(tmp_path, method, "64", right(60, len(method) * 6), t) for t in tasks]
     (section,) = blocks.sections(blocks.distinct(cells))
     found, two = pairs.study_pairs(section)
-    _, text = matrix.matrix_text(section, section.blocks()[1], found, two)
-    assert text.splitlines()[1:-1] == ["          1  2  3", " 1 dart   .  +", " 2 fastv  -  .", " 3 first        ."]
+    *_, text = matrix.matrix_text(section, section.blocks()[1], found, two)
+    assert text.splitlines()[1:-1] == ["          1  2  3", " 1 dart   .  >", " 2 fastv  <  .", " 3 first        ."]
 
 
 def test_twenty_methods_fit_the_terminal_whatever_their_names(tmp_path: Path) -> None:
@@ -227,6 +228,12 @@ def test_twenty_methods_fit_the_terminal_whatever_their_names(tmp_path: Path) ->
     text = matrix.drawn(names, [["≈"] * 20] * 20)
     assert max(map(len, text.splitlines())) == matrix.WIDTH
     assert len(text.splitlines()) == 21
+
+
+def test_the_legend_names_the_signs_of_a_matrix_and_none_has_two_meanings(tmp_path: Path) -> None:
+    assert "**>** better, **<** worse, **≈** not told apart, blank not measured" in markdown.FOOTER
+    assert "**-**: not measured" in markdown.FOOTER
+    assert "-" not in (matrix.BETTER, matrix.WORSE, matrix.ALIKE)
 
 
 def test_a_leaderboard_has_a_matrix_per_budget_and_none_without_pairs(tmp_path: Path) -> None:
