@@ -16,7 +16,7 @@ from harness.tables.pairs import MOST, comparable, too_many
 from harness.tables.sections import Block, Section, average
 
 WIDTH = 110
-"""Columns of characters that a matrix keeps to: names are cut where they would not fit."""
+"""Columns of characters that a matrix keeps to: names are cut in their middle where they would not fit."""
 BETTER, WORSE, ALIKE, NOTHING = ">", "<", "≈", ""
 HEADING = "#### Method against method"
 RULE = (
@@ -73,7 +73,7 @@ def drawn(names: Sequence[str], found: Sequence[Sequence[str]]) -> str:
     """Rows of names and signs, three characters a column; the diagonal is a dot."""
     number = len(str(len(names))) + 1
     room = WIDTH - number - 1 - 3 * len(names)
-    shown = [name if len(name) <= room else f"{name[: room - 1]}…" for name in map(printable, names)]
+    shown = _cut([printable(name) for name in names], room)
     wide = max(map(len, shown))
     head = " " * (number + 1 + wide) + "".join(f"{i:>3}" for i in range(1, len(names) + 1))
     rows = [
@@ -81,3 +81,17 @@ def drawn(names: Sequence[str], found: Sequence[Sequence[str]]) -> str:
         for i, (name, row) in enumerate(zip(shown, found, strict=True))
     ]
     return "\n".join(row.rstrip() for row in [head, *rows])
+
+
+def _cut(names: Sequence[str], room: int) -> list[str]:
+    """Names of at most `room` characters. A longer name loses its middle; of all places to cut, the one nearest to the
+    middle that keeps most names apart."""
+    best = list(names)
+    if max(map(len, names)) <= room:
+        return best
+    most = 0
+    for end in sorted(range(room), key=lambda n: abs(2 * n - room + 1)):  # characters of a name's end
+        cut = [n if len(n) <= room else f"{n[: room - 1 - end]}…{n[len(n) - end :]}" for n in names]
+        if len({*cut}) > most:
+            best, most = cut, len({*cut})
+    return best

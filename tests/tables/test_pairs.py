@@ -230,6 +230,13 @@ def test_twenty_methods_fit_the_terminal_whatever_their_names(tmp_path: Path) ->
     assert len(text.splitlines()) == 21
 
 
+def test_names_of_very_many_lines_stay_apart() -> None:
+    names = ['cdpruner relevance="clip"', 'cdpruner relevance="none"', *(f"m{i}" for i in range(30))]
+    rows = matrix.drawn(names, [["≈"] * 32] * 32).splitlines()[1:]
+    assert max(map(len, rows)) <= matrix.WIDTH
+    assert len({row[4:14] for row in rows}) == 32
+
+
 def test_the_legend_names_the_signs_of_a_matrix_and_none_has_two_meanings(tmp_path: Path) -> None:
     assert "**>** better, **<** worse, **≈** not told apart, blank not measured" in markdown.FOOTER
     assert "**-**: not measured" in markdown.FOOTER
