@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from harness.core.errors import PrunebenchError, unknown
 from harness.core.spelling import command, given
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
-from harness.tables.sections import Line, Section, budget_order, distinct, sections
+from harness.tables.sections import SHORT, Line, Section, budget_order, distinct, sections
 
-#: characters of a digest that a message shows
-SHORT = 6
+#: settings that a message advises for one line at most
+MOST = 3
 _ID = re.compile(r"[0-9a-f]{4,16}")
 _SETTINGS = re.compile(r"(?P<head>.*?)(?::(?P<settings>[A-Za-z_]\w*=.*))?", re.DOTALL)
 
@@ -323,30 +324,57 @@ def _one(words: Words, found: Sequence[_Candidate]) -> _Candidate:
         return found[0]
     if len(_sections([found])) > 1:
         _refuse_sections([words], _sections([found]))
-    knobs = sorted({name for c in found for name in c.line.split})
-    ways = [", ".join(_ways(words, c, knobs)) for c in found]
+    differing = _differing(found)
+    said = [f"{name} ({', '.join(sorted({v for v in values if v is not None}))})" for name, values in differing.items()]
     raise PrunebenchError(
-        f"side {words.text!r}: expected one setting, found {len(found)}, which differ in"
-        f" {', '.join([*knobs, *_positions(found)])}: write {' or '.join(ways)}"
+        f"side {words.text!r}: expected one setting, found {len(found)}, which differ in {', '.join(said)}: write"
+        f" {' or '.join(_way(words, c, i, differing, found) for i, c in enumerate(found))}"
     )
 
 
-def _positions(found: Sequence[_Candidate]) -> list[str]:
-    return ["positions"] if len({c.line.positions for c in found}) > 1 else []
+def _differing(found: Sequence[_Candidate]) -> dict[str, list[str | None]]:
+    """The settings in which lines differ, with the value of each line; None where its cells have several, or one has
+    none. Those that tables name come first."""
+    cells = [[s for seeds in c.line.cells.values() for s in seeds] for c in found]
+    split = {name for c in found for name in c.line.split}
+    knobs = {name for mine in cells for s in mine for name in s.cell.knobs}
+    names = [*sorted(split), "positions", *sorted(knobs - split)]
+    values = {name: [_value({_setting(s, name) for s in mine}) for mine in cells] for name in dict.fromkeys(names)}
+    return {name: each for name, each in values.items() if len({*each}) > 1}
 
 
-def _ways(words: Words, c: _Candidate, knobs: Sequence[str]) -> list[str]:
-    """A side's words with the settings that name one of several lines."""
-    first = next(iter(c.line.cells.values()))[0]
-    more = [
-        f"method_source={first.cell.method_source[:SHORT]}"
-        if name == "method_source"
-        else f"{name}={word(first.cell.knobs[name])}"
-        for name in knobs
-        if name in c.line.split and (name == "method_source" or name in first.cell.knobs)
-    ]
-    more += [f"positions={c.line.positions}"] if c.line.positions != "method" or not more else []
-    return [f"{words.text}{',' if words.settings else ':'}{','.join(more)}"]
+def _setting(sealed: SealedCell, name: str) -> str | None:
+    """A setting as a side names it; None where the cell has no such knob."""
+    if name in sealed.cell.knobs:
+        knob = sealed.cell.knobs[name]
+        return canonical_json(knob) if isinstance(knob, Mapping) else word(knob)
+    value = FIELDS[name](sealed) if name in FIELDS else None
+    return value[:SHORT] if value and name in DIGESTS else value
+
+
+def _value(values: Collection[str | None]) -> str | None:
+    return next(iter(values)) if len(values) == 1 else None
+
+
+def _way(
+    words: Words, c: _Candidate, i: int, differing: Mapping[str, Sequence[str | None]], found: Sequence[_Candidate]
+) -> str:
+    """A side's words with the fewest settings that name line `i` alone; else the line as tables call it."""
+    mine = {name: value for name, values in differing.items() if (value := values[i]) is not None}
+    for size in range(1, min(len(mine), MOST) + 1):
+        for names in combinations(mine, size):
+            more = {name: mine[name] for name in names}
+            if [one for one in found if _filtered(one, replace(words, settings=more), ()).line.cells] == [c]:
+                return _with(words, more)
+    settings = ",".join(f"{name}={value}" for name, value in words.settings.items())
+    return f"'{c.line.name}@{c.line.budget}{':' if settings else ''}{settings}'"
+
+
+def _with(words: Words, more: Mapping[str, str]) -> str:
+    """The words with these settings; one that they name is replaced."""
+    named = {**words.settings, **more}
+    head = words.text.removesuffix(":" + ",".join(f"{name}={value}" for name, value in words.settings.items()))
+    return f"{head}:{','.join(f'{name}={value}' for name, value in named.items())}"
 
 
 def _refuse_sections(read: Sequence[Words], found: Sequence[Section]) -> None:

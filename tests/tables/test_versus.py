@@ -329,7 +329,10 @@ def test_two_versions_of_a_file_are_told_apart(tmp_path: Path, monkeypatch: pyte
         for source, w in (("aaaa11112222", 4), ("aaab11112222", 20))
     ]
     at = folder(*cells)
-    with pytest.raises(PrunebenchError, match=r"differ in method_source: write my\.py:Mine@64:method_source=aaaa11 or"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"differ in method_source \(aaaa11, aaab11\): write my\.py:Mine@64:method_source=aaaa11 or",
+    ):
         resolved("my.py:Mine@64", "my.py:Mine@64", at=at)
     v = one("my.py:Mine@64:method_source=aaaa", f"{tmp_path}/my.py:Mine@64:method_source=aaab", at=at)
     assert v.comparisons["pope"].difference == pytest.approx(40)
@@ -421,13 +424,14 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 def test_ambiguous_sides_list_what_differs(tmp_path: Path) -> None:
     knobs = [answered(tmp_path, "random", "64", right(40, 4), knobs={"boundary": b}) for b in (0, 2)]
     other = answered(tmp_path, "dart", "64", right(40, 4))
-    assert (
-        "expected one setting, found 2, which differ in boundary: write random@64:boundary=0 or random@64:boundary=2"
-        in refused("random@64", "dart@64", at=folder(*knobs, other))
+    assert "found 2, which differ in boundary (0, 2): write random@64:boundary=0 or random@64:boundary=2" in refused(
+        "random@64", "dart@64", at=folder(*knobs, other)
     )
     moved = [answered(tmp_path, "fastv", "64", right(40, 4), positions=p) for p in ("method", "compact")]
     said = refused("fastv@64", "dart@64", at=folder(*moved, other))
-    assert "differ in positions: write fastv@64:positions=compact or fastv@64:positions=method" in said
+    assert (
+        "differ in positions (compact, method): write fastv@64:positions=compact or fastv@64:positions=method" in said
+    )
     limits = [
         answered(tmp_path, m, "64", right(n, 4), data_fingerprint=f"d{n}", provenance=_limit(limit))
         for m in ("fastv", "dart")
@@ -445,6 +449,26 @@ def test_ambiguous_sides_list_what_differs(tmp_path: Path) -> None:
     ids = [f"abcd{i}" for i in range(2)]
     at = Folder(Path("x"), {ids[0] + "0" * 11: limits[0], ids[1] + "0" * 11: limits[1]}, [])
     assert "found 2: abcd00000000 (pope, fastv@64), abcd10000000" in refused("abcd", "dart@64", at=at)
+
+
+def test_each_suggestion_for_an_ambiguous_side_names_one_line(tmp_path: Path) -> None:
+    """A default knob, another value of it, other positions, and a cell from before the knob."""
+    lines = [
+        *({"knobs": {"relevance": r, "chunk": 8}, "positions": "method"} for r in ("clip", "none")),
+        {"knobs": {"relevance": "clip", "chunk": 8}, "positions": "compact"},
+        {"knobs": {"relevance": "clip", "chunk": 4}, "positions": "compact"},
+        {"knobs": {"chunk": 2}},
+    ]
+    cells = [answered(tmp_path, "cdpruner", "64", right(40, 4), **line) for line in lines]
+    at = folder(*cells, answered(tmp_path, "dart", "64", right(40, 4)))
+    said = refused("cdpruner@64", "dart@64", at=at)
+    assert "differ in chunk (2, 4, 8), relevance (clip, none), positions (compact, method): write " in said
+    ways = said.rpartition(": write ")[2].split(" or ")
+    chosen = [resolved(way.strip("'"), "dart@64", at=at)[0][0] for way in ways]
+    assert {s.identity for side in chosen for s in side.cells["pope"]} == {s.identity for s in cells}
+    assert len(ways) == len(cells)
+    ways = refused("cdpruner@64:chunk=8", "dart@64", at=at).rpartition(": write ")[2].split(" or ")
+    assert len({*(resolved(way, "dart@64", at=at)[0][0].identities for way in ways)}) == len(ways) == 3
 
 
 def _limit(limit: str | None) -> dict[str, object]:
