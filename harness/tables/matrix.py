@@ -2,6 +2,7 @@
 
 A row is read from the left: `>` the row's method is better than the column's, `<` worse, `≈` not told apart, and
 nothing where a task is missing on one side. Columns are numbered as the rows are.
+A line is called as in leaderboard.csv, by one name over all budgets; `prunebench compare` takes NAME@BUDGET.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def matrix_text(section: Section, block: Block, found: Findings, pairs: Iterable
         return []
     points = {line.name: average(line, section) for line in lines}
     names = sorted(points, key=lambda name: (math.isnan(points[name]), -points[name], name))
-    return [HEADING, RULE, fenced(drawn(names, signs(names, here)))]
+    called = {line.name: section.line_name(line) for line in lines}
+    return [HEADING, RULE, fenced(drawn([called[name] for name in names], signs(names, here)))]
 
 
 def drawn(names: Sequence[str], found: Sequence[Sequence[str]]) -> str:

@@ -239,7 +239,7 @@ def _candidates(words: Words, folder: Folder, tasks: Sequence[str]) -> list[_Can
     ]
     if words.identity:
         return _by_identity(words, lines, folder)
-    of = [c for c in lines if _is_method(c.line, words.method)]
+    of = [c for c in lines if _is_method(c, words.method)]
     if not of:
         raise PrunebenchError(f"side {words.text!r}: {unknown('method', words.method, {c.line.method for c in lines})}")
     at = [c for c in of if words.budget in (None, c.line.budget)]
@@ -255,9 +255,11 @@ def _candidates(words: Words, folder: Folder, tasks: Sequence[str]) -> list[_Can
     return chosen
 
 
-def _is_method(line: Line, method: str) -> bool:
-    """Whether a line is called so: by its method, by its name in tables, or by the file and class it was asked as."""
-    if method in (line.method, line.name):
+def _is_method(c: _Candidate, method: str) -> bool:
+    """Whether a line is called so: by its method, by its name at a budget or over all, or by the file and class it was
+    asked as."""
+    line = c.line
+    if method in (line.method, line.name, c.section.line_name(line)):
         return True
     path, colon, cls = method.rpartition(":")
     if not colon:

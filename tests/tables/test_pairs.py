@@ -12,7 +12,7 @@ from factories import answered
 
 from harness.core import stats
 from harness.store.sealed import SealedCell
-from harness.tables import compare, leaderboard, markdown, matrix, models, pairs
+from harness.tables import compare, leaderboard, markdown, matrix, models, pairs, sides
 from harness.tables import sections as blocks
 from harness.tables.compare import Comparison
 from harness.tables.kept import Kept
@@ -228,6 +228,22 @@ def test_twenty_methods_fit_the_terminal_whatever_their_names(tmp_path: Path) ->
     text = matrix.drawn(names, [["≈"] * 20] * 20)
     assert max(map(len, text.splitlines())) == matrix.WIDTH
     assert len(text.splitlines()) == 21
+
+
+def test_a_line_of_a_matrix_has_its_name_over_all_budgets_and_compare_takes_it(tmp_path: Path) -> None:
+    """At 64 nothing tells the setting of `dart` apart; at 32 there are two."""
+    knobs = {"relevance": "clip"}, {"relevance": "none"}
+    cells = [answered(tmp_path, "none", "none", right(60, 0)), answered(tmp_path, "fastv", "64", right(60, 9))]
+    cells += [answered(tmp_path, "dart", "64", right(60, 3), knobs=knobs[0])]
+    cells += [answered(tmp_path, "dart", "32", right(60, w), knobs=k) for w, k in zip((12, 24), knobs, strict=True)]
+    known = blocks.distinct(cells)
+    (section,) = blocks.sections(known)
+    block = next(block for block in section.blocks() if block.budget == "64")
+    found, two = pairs.study_pairs(section)
+    *_, text = matrix.matrix_text(section, block, found, two)
+    assert text.splitlines()[2].startswith(' 1 dart relevance="clip"  .')
+    ((side, _),) = sides.resolve(['dart relevance="clip"@64', "fastv@64"], [sides.Folder(tmp_path, known, [])])
+    assert side.cells["pope"][0].cell.knobs == knobs[0]
 
 
 def test_names_of_very_many_lines_stay_apart() -> None:
