@@ -77,8 +77,7 @@ def compare(
         )
     if samples < 1:
         raise PrunebenchError(f"{given('samples', samples)}: expected a number of pictures of at least 1")
-    for file in filter(None, (out, page)):
-        _writable(file)
+    _check_files(out, page)
     with naming_damaged() as damaged:
         read = [reading.read_folder(folder) for folder in folders]
         damaged += [why for folder in read for why in folder.damaged]
@@ -113,6 +112,20 @@ def _parted(words: list[str], results: list[Path]) -> tuple[list[str], list[Path
     if len(found) == 2 and found[0].resolve() == found[1].resolve():
         raise PrunebenchError(f"{given('results', found[0])}: expected two folders, found one twice")
     return texts, found
+
+
+def _check_files(out: Path | None, page: Path | None) -> None:
+    """Raises PrunebenchError for a file of another ending, one file for both, and one that cannot be written."""
+    for name, path, endings in (("out", out, (".csv",)), ("page", page, (".html", ".htm"))):
+        if path and not path.is_dir() and path.suffix.lower() not in endings:
+            raise PrunebenchError(
+                f"{given(name, path)}: expected a file that ends in {' or '.join(endings)}, found {path.name!r}:"
+                f" {given('out')} takes CSV, {given('page')} a page"
+            )
+    if out and page and out.resolve() == page.resolve():  # a link
+        raise PrunebenchError(f"{given('out', out)}, {given('page', page)}: expected two files, found one: name two")
+    for file in filter(None, (out, page)):
+        _writable(file)
 
 
 def _writable(path: Path) -> None:

@@ -142,6 +142,27 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "flips.html"], "expected a file that ends in .csv, found 'flips.html'"),
+        (["--page", "flips.csv"], "expected a file that ends in .html or .htm, found 'flips.csv'"),
+        (["--out", "x", "--page", "x"], "expected a file that ends in .csv, found 'x'"),
+    ],
+)
+def test_a_file_of_another_ending_is_refused_before_anything_is_read(
+    words: list[str], said: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, monkeypatch, "compare", "a@64", "b@64", "--results", "nowhere", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "f.html").symlink_to(tmp_path / "f.csv")
+    _, _, err = run(capsys, monkeypatch, "compare", "a@64", "b@64", "--out", "f.csv", "--page", "f.html")
+    assert "expected two files, found one" in err
+
+
 def test_python_says_the_same(results: Path) -> None:
     with pytest.raises(prunebench.PrunebenchError, match="two sides or more of one folder"):
         prunebench.compare("fastv@64", folder=results)
