@@ -22,12 +22,15 @@ from harness.core.cell import canonical_json
 from harness.core.command import word
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.spelling import command, given
+from harness.store.files import slug
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from harness.tables.sections import SHORT, Line, Section, budget_order, distinct, sections
 
 #: settings that a message advises for one line at most
 MOST = 3
+#: where a damaged cell lies, as its message names it: tables call it so, and nothing else of it can be trusted
+_PLACE = re.compile(r"cells/(?P<task>[^/]+)/(?P<name>[^/]+)-(?P<identity>[0-9a-f]{16})(?=[/:])")
 _ID = re.compile(r"[0-9a-f]{4,16}")
 _SETTINGS = re.compile(r"(?P<head>.*?)(?::(?P<settings>[A-Za-z_]\w*=.*))?", re.DOTALL)
 
@@ -61,6 +64,19 @@ class Folder:
     @cached_property
     def sections(self) -> list[Section]:
         return sections(self.known)
+
+    def lost(self, *, tasks: Collection[str] = (), method: str = "", budget: str = "", beginning: str = "") -> str:
+        """The folders of damaged cells of these tasks, this method, budget and identity, with commas; "" for none. A
+        damaged cell says no more than the name of its folder."""
+        end = f"-{slug(method)}-{slug(budget)}" if budget else f"-{slug(method)}-"
+        found = [place for why in self.damaged if (place := _PLACE.search(why))]
+        return ", ".join(
+            f"{one['task']}/{one['name']}-{one['identity']}"
+            for one in found
+            if (not tasks or one["task"] in {slug(task) for task in tasks})
+            and (not method or (one["name"].endswith(end) if budget else end in f"{one['name']}-"))
+            and one["identity"].startswith(beginning)
+        )
 
 
 @dataclass(frozen=True)
@@ -184,7 +200,7 @@ def _check_tasks(tasks: Sequence[str], folders: Sequence[Folder]) -> None:
         there = {s.cell.task for s in folder.known.values()}
         for task in tasks:
             if task not in there:
-                raise unknown("task", task, there)
+                raise PrunebenchError(f"{unknown('task', task, there)}{in_refusal(folder.lost(tasks=[task]))}")
 
 
 def _together(texts: Sequence[str], folder: Folder, tasks: Sequence[str]) -> list[Side]:
@@ -241,17 +257,20 @@ def _candidates(words: Words, folder: Folder, tasks: Sequence[str]) -> list[_Can
         return _by_identity(words, lines, folder)
     of = [c for c in lines if _is_method(c, words.method)]
     if not of:
-        raise PrunebenchError(f"side {words.text!r}: {unknown('method', words.method, {c.line.method for c in lines})}")
+        said = unknown("method", words.method, {c.line.method for c in lines})
+        raise PrunebenchError(f"side {words.text!r}: {said}{in_refusal(folder.lost(method=words.method))}")
     at = [c for c in of if words.budget in (None, c.line.budget)]
     there = sorted({c.line.budget for c in of}, key=budget_order)
     if not at or (words.budget is None and len(there) > 1):
+        example = "none" if words.method == "none" else f"one as in {words.method}@{there[0]}"
+        lost = "" if at else folder.lost(method=words.method, budget=words.budget or "")
         raise PrunebenchError(
             f"side {words.text!r}: expected a budget at which {words.method} was measured ({', '.join(there)}), found"
-            f" {words.budget or 'none'}; write one as in {words.method}@{there[0]}"
+            f" {words.budget or 'none'}; write {example}{in_refusal(lost)}"
         )
     chosen = [c for c in (_filtered(c, words, tasks) for c in at) if c.line.cells]
     if not chosen:
-        _refuse_settings(words, at, tasks)
+        _refuse_settings(words, at, tasks, folder)
     return chosen
 
 
@@ -289,6 +308,7 @@ def _by_identity(words: Words, lines: Sequence[_Candidate], folder: Folder) -> l
         named = [f"{i[:12]} ({s.cell.task}, {s.cell.method}@{s.cell.budget})" for i in found if (s := folder.known[i])]
         what = f"found {len(found)}: {', '.join(named[:8])}; write more digits" if found else "found none"
         where = "" if found else f"; `prunebench results list --results {folder.root}` lists all"
+        where += in_refusal(folder.lost(beginning=words.identity))
         raise PrunebenchError(f"side {words.text!r}: expected one cell whose identity begins so, {what}{where}")
     for c in lines:
         for task, seeds in c.line.cells.items():
@@ -405,13 +425,20 @@ def _refuse_sections(read: Sequence[Words], found: Sequence[Section]) -> None:
     )
 
 
-def _refuse_settings(words: Words, at: Sequence[_Candidate], tasks: Sequence[str]) -> None:
+def in_refusal(*lost: str) -> str:
+    """What a refusal adds where damaged cells may be what is missing."""
+    return f"; damaged and left out: {', '.join(filter(None, lost))}" if any(lost) else ""
+
+
+def _refuse_settings(words: Words, at: Sequence[_Candidate], tasks: Sequence[str], folder: Folder) -> None:
     """Raise PrunebenchError for settings, or tasks, that no cell of the method and budget has."""
     cells = [s for c in at for task, seeds in c.line.cells.items() for s in seeds if not tasks or task in tasks]
     if not cells:
         there = sorted({task for c in at for task in c.line.cells})
+        lost = folder.lost(tasks=tasks, method=at[0].line.method, budget=at[0].line.budget)
         raise PrunebenchError(
             f"side {words.text!r}: expected cells of {', '.join(tasks)}, found cells of {', '.join(there)} alone"
+            f"{in_refusal(lost)}"
         )
     for name, value in words.settings.items():
         has = sorted(

@@ -122,6 +122,27 @@ def test_damaged_cells_are_named_and_left_out(results: Path, capsys, monkeypatch
     assert said.startswith("prunebench: ")
 
 
+def test_what_is_missing_for_it_is_damaged_is_called_so(results: Path, capsys, monkeypatch) -> None:
+    (torn,) = results.glob("cells/pope/*fastv*/cell.json")
+    torn.write_text("{")
+    name = f"pope/{torn.parent.name}"
+    where = ["fastv@64", "sparsevlm@64", "--results", str(results)]
+    _, out, _ = run(capsys, monkeypatch, "compare", *where)
+    assert f"note    pope is not compared: a cell of fastv@64 is damaged ({name})" in " ".join(out.split("\n"))
+    assert "was measured on pope" not in out
+    _, _, err = run(capsys, monkeypatch, "compare", *where, "--task", "pope")
+    assert f"found cells of gqa alone; damaged and left out: {name}" in err
+    _, _, err = run(capsys, monkeypatch, "compare", torn.parent.name[-16:-8], *where[1:])
+    assert err.splitlines()[-1].endswith(f"; damaged and left out: {name}")
+    _, _, err = run(capsys, monkeypatch, "compare", "uniform@64", *where[1:], "--task", "gqa")
+    assert "pope is" not in err
+    for cell in results.glob("cells/gqa/*fastv*"):
+        shutil.rmtree(cell)
+    _, _, err = run(capsys, monkeypatch, "compare", *where)
+    assert "unknown method 'fastv'" in err
+    assert err.splitlines()[-1].endswith(f"; damaged and left out: {name}")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
