@@ -69,7 +69,7 @@ def results_list(
             chosen = {sealed.identity for sealed in only.of(cells)}
             found = [one for one in found if one.cell and one.cell.identity in chosen]
         if form == "text":
-            put(lists.listing(found, cells, results))
+            put(lists.listing(found, cells, results, filtered=bool(only)))
         else:
             put(lists.exported(lists.listed(found, cells), form))
 
@@ -189,7 +189,7 @@ def results_rm(
         raise PrunebenchError(f"rm: expected identities or filters, found {'both' if cells else 'neither'}: give one")
     found, sealed = _read(results, [])
     goes = _chosen(found, sealed, cells or (), only)
-    put(lists.listing(goes, sealed, results))
+    put(lists.listing(goes, sealed, results, filtered=bool(only)))
     if dry_run or not _confirmed(f"remove {len(goes)} cells", yes):
         return
     store, gone = Store(results), 0

@@ -385,6 +385,14 @@ def test_merge_into_a_read_only_folder_is_one_line(
     assert "cannot write results to" in err
 
 
+def test_a_filtered_list_counts_what_it_lists(prunebench: Prunebench, results: Path) -> None:
+    (of(results, "first").folder / SEAL).write_text("{")
+    code, out, err = prunebench("results", "list", "--method", "fastv", "--results", results)
+    assert (code, out.splitlines()[-1]) == (1, "1 sealed")
+    assert err.startswith("left out: ")
+    assert prunebench("results", "list", "--results", results)[1].endswith("\n2 sealed, 1 unfinished, 1 damaged\n")
+
+
 def test_rm_lists_and_needs_a_yes(prunebench: Prunebench, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     before = len(list(results.rglob("*")))
@@ -393,7 +401,7 @@ def test_rm_lists_and_needs_a_yes(prunebench: Prunebench, results: Path, monkeyp
     assert "first" in out
     assert "expected --yes to remove 1 cells" in err
     code, out, _ = prunebench("results", "rm", "--method", "first", "--results", results, "--dry-run")
-    assert (code, out.splitlines()[-1]) == (0, "1 sealed, 0 unfinished, 0 damaged")
+    assert (code, out.splitlines()[-1]) == (0, "1 sealed")
     assert len(list(results.rglob("*"))) == before
 
 
