@@ -395,6 +395,8 @@ def test_unknown_sides_name_the_nearest(tmp_path: Path) -> None:
         "fastv@65", "dart@64", at=at
     )
     assert "found none; write one as in fastv@64" in refused("fastv", "dart@64", at=at)
+    unpruned = folder(*at.known.values(), answered(tmp_path, "none", "none", right(100, 0)))
+    assert refused("none@64", "dart@64", at=unpruned).endswith("none was measured (none), found 64; write none")
     assert "unknown setting 'bondary'; did you mean 'boundary'?" in refused("fastv@32:bondary=2", "dart@64", at=at)
     assert "expected boundary to be one of 2, as measured, found 7" in refused("fastv@32:boundary=7", "dart@64", at=at)
     assert "unknown task 'pop'; did you mean 'pope'?" in refused("fastv@64", "dart@64", at=at, tasks=("pop",))
