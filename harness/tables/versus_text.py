@@ -232,7 +232,7 @@ def _flips(v: Versus, letters: dict[int, str], most: int) -> str:
     behind = [flip for flip in v.flips if not flip.first]
     images = len({(flip.task, flip.image) for flip in v.flips})
     seeds = "" if v.one.line.seeds == v.other.line.seeds == "1" else " (first seed of each)"
-    head = f"{a} : {b}  {len(v.flips):,} answers flipped, about {images:,} images{seeds}"
+    head = f"{a} : {b}  {len(v.flips):,} answers flipped, on {images:,} images{seeds}"
     lines = [f"{head}: {a} is better on {len(ahead):,}, {b} on {len(behind):,}"]
     for which, flips in ((a, ahead), (b, behind)):
         lines += [f"  {which} better  {_flip(flip, a, b)}" for flip in flips[:most]]

@@ -240,7 +240,7 @@ def test_flips_hold_both_answers_and_the_image(tmp_path: Path) -> None:
     }
     assert (second["key"], second["score_a"], second["score_b"], second["better"]) == ("pope/000003", 0.3, 0.6, "b")
     text = versus_text.text([v], 2)
-    assert "A : B  10 answers flipped, about 10 images: A is better on 5, B on 5" in text
+    assert "A : B  10 answers flipped, on 10 images: A is better on 5, B on 5" in text
     assert text.count("A better  pope/") == text.count("B better  pope/") == 2
     assert "A better  3 more" in text
 
