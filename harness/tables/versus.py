@@ -80,6 +80,8 @@ class Versus:
     flips: Sequence[FlippedAnswer]
     notes: Sequence[str]
     """What does not match, and what is left out."""
+    percents: tuple[float, float] = (NAN, NAN)
+    """Avg % of each side on the common questions; NaN where it is not compared."""
 
 
 class _Table(NamedTuple):
@@ -182,7 +184,8 @@ class _Pair:
             self.notes.append(f"lower is better on {', '.join(down)}, which is not in Avg %")
         if len(found) > 1 and up:
             self._average(up, {on.task: shared[on.task] for on in up if on.task in shared})
-        return Versus(one, other, found, self.comparisons, self.flips, self.notes)
+        percents = _percents(shared[on.task] for on in up) if AVERAGE in self.comparisons else (NAN, NAN)
+        return Versus(one, other, found, self.comparisons, self.flips, self.notes, percents)
 
     # ---------------------------------------------------------------------------------------- what may be compared
 
@@ -385,6 +388,13 @@ class _Pair:
             NAN,
             SAME,
         )
+
+
+def _percents(shared: Iterable[_Shared]) -> tuple[float, float]:
+    """Avg % of both sides over these tasks, each of which has unpruned cells."""
+    each = [(task.points, [base[1] if base else NAN for base in task.bases]) for task in shared]
+    one, other = (mean([100.0 * points[which] / bases[which] for points, bases in each]) for which in (0, 1))
+    return one, other
 
 
 def _units(metric: Metric, table: _Table) -> stats.Units:

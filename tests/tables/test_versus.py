@@ -282,6 +282,28 @@ def test_text_keeps_to_the_width_of_a_terminal(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_three_sides_with_sums_fit_and_show_the_average_of_each(tmp_path: Path) -> None:
+    tasks = ("gqa", "mme", "a_task_with_long_name")
+    lost = {"dart": 30, "fastv": 120, "first": 60}
+    cells = [answered(tmp_path, "none", "none", right(200, 20), t) for t in tasks]
+    cells += [answered(tmp_path, m, "64", right(200, w), t) for t in tasks for m, w in lost.items()]
+    at = folder(*cells)
+    found = compared("dart@64", "fastv@64", "first@64", at=at)
+    text = versus_text.text(found, 3)
+    assert max(map(len, text.splitlines())) <= 110
+    (row,) = versus_text.frame(found[:1]).query("task == 'average'").to_dict("records")
+    assert row["score_a"] - row["score_b"] == pytest.approx(row["difference"])
+    line = next(line for line in text.splitlines() if line.startswith("A : B  Avg %"))
+    assert f"  {row['score_a']:.1f}    {row['score_b']:.1f}  " in line
+    section = found[0].one.section
+    averages = [blocks.average(side.line, section) for side in (found[0].one, found[0].other)]
+    assert [row["score_a"], row["score_b"]] == pytest.approx(averages)
+    huge = dataclasses.replace(found[0].comparisons["mme"], difference=-1190.9, low=-1281.3, high=-1101.1)
+    wide = [dataclasses.replace(v, comparisons={**v.comparisons, "mme": huge}) for v in found]
+    assert "[-1281.3, -1101.1]" in versus_text.text(wide, 0)
+    assert max(map(len, versus_text.text(wide, 0).splitlines())) <= 110
+
+
 # ------------------------------------------------------------------------------------------------- what a side names
 
 
