@@ -63,10 +63,10 @@ def compare(
 
     No model is needed. The tests are those of the leaderboard, and Holm's correction is over all tasks and pairs asked.
     """
-    from harness.core.shown import in_csv
     from harness.store.files import write_atomic
     from harness.tables import sides as reading
     from harness.tables import versus_text
+    from harness.tables.text import csv_text
     from harness.tables.versus import Reader, versus
 
     texts, folders = _parted(sides or [], results or [])
@@ -89,8 +89,7 @@ def compare(
         put(versus_text.text(found, FEW))
         if out:
             frame = versus_text.flips_frame(found)
-            frame = frame.map(lambda value: in_csv(value) if isinstance(value, str) else value)
-            write_atomic(out, frame.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
+            write_atomic(out, csv_text(frame).encode(errors="backslashreplace"))
             put(f"\nflips   {out}  ({len(frame):,} answers)")
         if page:
             from harness.report import flips

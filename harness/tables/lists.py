@@ -312,8 +312,7 @@ def exported(frame: pd.DataFrame, form: str) -> str:
     return str(frame.to_json(orient="records", indent=1, force_ascii=False, double_precision=15))
 
 
-def checked_format(form: str, known: Sequence[str]) -> str:
-    """The format itself. Raises PrunebenchError for an unknown one."""
+def checked_format(form: str, known: Sequence[str]) -> None:
+    """Raises PrunebenchError for an unknown format."""
     if form not in known:
         raise unknown("format", form, known)
-    return form

@@ -25,7 +25,6 @@ LONGEST = 40
 """Characters of a side's name in a table."""
 LONGEST_TASK = 16
 """Characters of a task's name in a table."""
-NUMBERS = ("better", "worse", "p", "p_holm", "verdict")
 COSTS = {
     "kept": lambda side, s: s.costs.get("kept", NAN),
     "mean_visual": lambda side, s: s.costs.get("mean_visual", NAN),
