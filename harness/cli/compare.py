@@ -63,10 +63,10 @@ def compare(
 
     No model is needed. The tests are those of the leaderboard, and Holm's correction is over all tasks and pairs asked.
     """
-    from harness.core.shown import in_csv
     from harness.store.files import write_atomic
     from harness.tables import sides as reading
     from harness.tables import versus_text
+    from harness.tables.text import csv_text
     from harness.tables.versus import Reader, versus
 
     texts, folders = _parted(sides or [], results or [])
@@ -77,8 +77,7 @@ def compare(
         )
     if samples < 1:
         raise PrunebenchError(f"{given('samples', samples)}: expected a number of pictures of at least 1")
-    for file in filter(None, (out, page)):
-        _writable(file)
+    _check_files(out, page)
     with naming_damaged() as damaged:
         read = [reading.read_folder(folder) for folder in folders]
         damaged += [why for folder in read for why in folder.damaged]
@@ -90,8 +89,7 @@ def compare(
         put(versus_text.text(found, FEW))
         if out:
             frame = versus_text.flips_frame(found)
-            frame = frame.map(lambda value: in_csv(value) if isinstance(value, str) else value)
-            write_atomic(out, frame.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"))
+            write_atomic(out, csv_text(frame).encode(errors="backslashreplace"))
             put(f"\nflips   {out}  ({len(frame):,} answers)")
         if page:
             from harness.report import flips
@@ -113,6 +111,20 @@ def _parted(words: list[str], results: list[Path]) -> tuple[list[str], list[Path
     if len(found) == 2 and found[0].resolve() == found[1].resolve():
         raise PrunebenchError(f"{given('results', found[0])}: expected two folders, found one twice")
     return texts, found
+
+
+def _check_files(out: Path | None, page: Path | None) -> None:
+    """Raises PrunebenchError for a file of another ending, one file for both, and one that cannot be written."""
+    for name, path, endings in (("out", out, (".csv",)), ("page", page, (".html", ".htm"))):
+        if path and not path.is_dir() and path.suffix.lower() not in endings:
+            raise PrunebenchError(
+                f"{given(name, path)}: expected a file that ends in {' or '.join(endings)}, found {path.name!r}:"
+                f" {given('out')} takes CSV, {given('page')} a page"
+            )
+    if out and page and out.resolve() == page.resolve():  # a link
+        raise PrunebenchError(f"{given('out', out)}, {given('page', page)}: expected two files, found one: name two")
+    for file in filter(None, (out, page)):
+        _writable(file)
 
 
 def _writable(path: Path) -> None:

@@ -69,7 +69,7 @@ def results_list(
             chosen = {sealed.identity for sealed in only.of(cells)}
             found = [one for one in found if one.cell and one.cell.identity in chosen]
         if form == "text":
-            put(lists.listing(found, cells, results))
+            put(lists.listing(found, cells, results, filtered=bool(only)))
         else:
             put(lists.exported(lists.listed(found, cells), form))
 
@@ -81,7 +81,7 @@ def results_show(cell: CellId, results: given_as.ReadFrom = RESULTS, form: Form 
     lists.checked_format(form, FORMATS)
     with naming_damaged() as damaged:
         found, cells = _read(results, damaged)
-        sealed = _one(found, cell)
+        sealed = _one(found, cell, results)
         parts = lists.facts(sealed, cells)
         if form == "text":
             put(lists.facts_text(parts))
@@ -107,7 +107,7 @@ def results_samples(
         raise PrunebenchError("samples: expected --wrong or --right, found both: give one, or neither for all")
     with naming_damaged() as damaged:
         found, _ = _read(results, damaged)
-        sealed = _one(found, cell)
+        sealed = _one(found, cell, results)
         frame = lists.answers(sealed, listed(key), wrong=wrong, right=right)
         if form != "text":
             put(lists.exported(frame, form))
@@ -127,7 +127,7 @@ def results_diff(cell: CellId, other: SecondId, results: given_as.ReadFrom = RES
     lists.checked_format(form, FORMATS)
     with naming_damaged() as damaged:
         found, _ = _read(results, damaged)
-        first, second = (_one(found, one) for one in (cell, other))
+        first, second = (_one(found, one, results) for one in (cell, other))
         difference = lists.difference(first, second)
         if form == "text":
             put(lists.difference_text(difference, first, second))
@@ -188,8 +188,8 @@ def results_rm(
     if bool(cells) == bool(only):
         raise PrunebenchError(f"rm: expected identities or filters, found {'both' if cells else 'neither'}: give one")
     found, sealed = _read(results, [])
-    goes = _chosen(found, sealed, cells or (), only)
-    put(lists.listing(goes, sealed, results))
+    goes = _chosen(found, sealed, cells or (), only, results)
+    put(lists.listing(goes, sealed, results, filtered=bool(only)))
     if dry_run or not _confirmed(f"remove {len(goes)} cells", yes):
         return
     store, gone = Store(results), 0
@@ -245,11 +245,11 @@ def _read(results: Path, damaged: list[str]) -> tuple[list[Found], list[SealedCe
     return found, [one.cell for one in found if one.cell]
 
 
-def _one(cells: Sequence[Found], beginning: str) -> SealedCell:
+def _one(cells: Sequence[Found], beginning: str, results: Path) -> SealedCell:
     """The sealed cell whose identity begins so. Raises PrunebenchError for any other cell."""
     from harness.store.choose import by_identity
 
-    found = by_identity(cells, beginning)
+    found = by_identity(cells, beginning, results)
     if found.wrong:
         raise PrunebenchError(f"{found.path}: expected a sealed cell, found a damaged one: {found.wrong[0]}")
     if found.cell is None:
@@ -260,12 +260,14 @@ def _one(cells: Sequence[Found], beginning: str) -> SealedCell:
     return found.cell
 
 
-def _chosen(found: Sequence[Found], sealed: list[SealedCell], ids: Sequence[str], only: Wanted) -> list[Found]:
+def _chosen(
+    found: Sequence[Found], sealed: list[SealedCell], ids: Sequence[str], only: Wanted, results: Path
+) -> list[Found]:
     """The folders that are to go, each once."""
     from harness.store.choose import by_identity, identity
 
     if ids:
-        named = [by_identity(found, one) for one in ids]
+        named = [by_identity(found, one, results) for one in ids]
         return [one for one in found if any(one is other for other in named)]
     taken = {one.identity for one in only.of(sealed)}
     return [one for one in found if one.cell and identity(one) in taken]

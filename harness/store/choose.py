@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -37,6 +38,10 @@ class Wanted:
         for name in ("task", "model", "method", "budget", "limit"):
             known = {_value(sealed, name) for sealed in cells}
             for word in getattr(self, name):
+                if name == "limit" and word not in known and known == {""}:
+                    raise PrunebenchError(
+                        f"expected tries with LIMIT={word}, found full runs alone: leave the limit out"
+                    )
                 if word not in known:
                     raise unknown(f"{name} of these cells", word, known - {""})
         found = [sealed for sealed in cells if self._takes(sealed)]
@@ -74,14 +79,15 @@ def _as_tables_do(found: Found) -> Found:
     return replace(found, cell=cell, wrong=())
 
 
-def by_identity(found: Sequence[Found], beginning: str) -> Found:
-    """The one folder whose identity begins so. Raises PrunebenchError where there is none, or more than one."""
+def by_identity(found: Sequence[Found], beginning: str, root: Path) -> Found:
+    """The one folder in a results folder `root` whose identity begins so. Raises PrunebenchError where there is none,
+    or more than one."""
     folders = [one for one in found if one.path.is_dir()]
     same = [one for one in folders if beginning and identity(one).startswith(beginning.lower())]
     if not same:
         raise PrunebenchError(
             f"cell {beginning!r}: expected the beginning of an identity, found none that begins so among"
-            f" {len(folders)}: `prunebench results list` shows them"
+            f" {len(folders)}: `prunebench results list --results {shlex.quote(str(root))}` shows them"
         )
     if len({identity(one) for one in same}) == 1 and sum(not one.wrong for one in same) == 1:
         return next(one for one in same if not one.wrong)  # beside a copy under another name

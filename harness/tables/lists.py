@@ -58,8 +58,11 @@ def listed(found: Sequence[Found], cells: Sequence[SealedCell]) -> pd.DataFrame:
     return frame.astype({"seed": "Int64", "limit": "Int64", "n": "Int64"})
 
 
-def listing(found: Sequence[Found], cells: Sequence[SealedCell], root: Path) -> str:
-    """The list as text within `WIDTH`: sealed cells in a table, unfinished and damaged ones a line each."""
+def listing(found: Sequence[Found], cells: Sequence[SealedCell], root: Path, *, filtered: bool = False) -> str:
+    """The list as text within `WIDTH`: sealed cells in a table, unfinished and damaged ones a line each.
+
+    `filtered`: others than sealed cells were left out, and are not counted.
+    """
     frame = listed(found, cells)
     short = digits(found)
     sealed: list[Flat] = [row for row in frame.to_dict("records") if row["state"] == "sealed"]  # type: ignore[misc, unused-ignore]
@@ -70,7 +73,8 @@ def listing(found: Sequence[Found], cells: Sequence[SealedCell], root: Path) -> 
             lines.append(f"damaged     {where}: {one.wrong[0]}")
         elif one.cell is None:
             lines.append(f"unfinished  {where}: {one.answered} answers")
-    counts = {state: int((frame["state"] == state).sum()) for state in ("sealed", "unfinished", "damaged")}
+    states = ("sealed",) if filtered else ("sealed", "unfinished", "damaged")
+    counts = {state: int((frame["state"] == state).sum()) for state in states}
     return "\n".join([*lines, ", ".join(f"{n} {state}" for state, n in counts.items())])
 
 
@@ -308,8 +312,7 @@ def exported(frame: pd.DataFrame, form: str) -> str:
     return str(frame.to_json(orient="records", indent=1, force_ascii=False, double_precision=15))
 
 
-def checked_format(form: str, known: Sequence[str]) -> str:
-    """The format itself. Raises PrunebenchError for an unknown one."""
+def checked_format(form: str, known: Sequence[str]) -> None:
+    """Raises PrunebenchError for an unknown format."""
     if form not in known:
         raise unknown("format", form, known)
-    return form

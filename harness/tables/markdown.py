@@ -65,6 +65,7 @@ Every number is read from sealed cells. Only cells of one model, prompt, dtype, 
 * **71.4 [66.0, 76.8]**: a score with its 95 % interval over images. **71.4 ±1.2 sd**: mean and standard deviation over seeds.
 * **Avg %**: the score in per cent of the unpruned score, averaged over all tasks of the table.
 * **bold** is best in a block and <u>underlined</u> is second, by the number as printed. **-**: not measured.
+* **>** better, **<** worse, **≈** not told apart, blank not measured: signs of a matrix, the row against the column.
 * **≈R** / **≈U**: no significant difference from `random` / from the unpruned model with this many questions.
 
 {page} explains every column, mark and test. `leaderboard.csv` has a row for each cell; `significance.csv` has every comparison; `equal_flops.csv` names the points between which Avg % was interpolated.

@@ -1,7 +1,8 @@
 """The matrix of a budget in LEADERBOARD.md: which method is told apart from which, at Avg %.
 
-A row is read from the left: `+` the row's method is better than the column's, `-` worse, `≈` not told apart, and
+A row is read from the left: `>` the row's method is better than the column's, `<` worse, `≈` not told apart, and
 nothing where a task is missing on one side. Columns are numbered as the rows are.
+A line is called as in leaderboard.csv, by one name over all budgets; `prunebench compare` takes NAME@BUDGET.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from harness.tables.pairs import MOST, comparable, too_many
 from harness.tables.sections import Block, Section, average
 
 WIDTH = 110
-"""Columns of characters that a matrix keeps to: names are cut where they would not fit."""
-BETTER, WORSE, ALIKE, NOTHING = "+", "-", "≈", ""
+"""Columns of characters that a matrix keeps to: names are cut in their middle where they would not fit."""
+BETTER, WORSE, ALIKE, NOTHING = ">", "<", "≈", ""
+HEADING = "#### Method against method"
 RULE = (
-    "Each row against each column at this budget, by Avg %, from the highest: `+` better, `-` worse, `≈` not told apart"
-    " with these questions, blank not measured."
+    "Rows and columns are the lines of this budget, from the highest Avg %. The number above a column is the number of"
+    f" its row. At Avg %, `{BETTER}`: the row's method is better than the column's. `{WORSE}`: it is worse. `{ALIKE}`:"
+    " not told apart with these questions, or undecided. `.`: a line against itself. Blank: not measured, or too few"
+    " images. Pairs with `random` are corrected in a family of their own."
 )
 _TURNED = {BETTER: WORSE, WORSE: BETTER, ALIKE: ALIKE, NOTHING: NOTHING}
 
@@ -42,8 +46,8 @@ def signs(names: Sequence[str], comparisons: Iterable[Comparison]) -> list[list[
 
 
 def matrix_text(section: Section, block: Block, found: Findings, pairs: Iterable[Comparison]) -> list[str]:
-    """The matrix of a block and its rule, the highest Avg % first; nothing where fewer than two lines can be compared,
-    and a sentence where there are too many."""
+    """The heading, rule and matrix of a block, the highest Avg % first; nothing where fewer than two lines can
+    be compared, and a sentence where there are too many."""
     lines = comparable(block)
     if too_many(block):
         return [
@@ -63,14 +67,15 @@ def matrix_text(section: Section, block: Block, found: Findings, pairs: Iterable
         return []
     points = {line.name: average(line, section) for line in lines}
     names = sorted(points, key=lambda name: (math.isnan(points[name]), -points[name], name))
-    return [RULE, fenced(drawn(names, signs(names, here)))]
+    called = {line.name: section.line_name(line) for line in lines}
+    return [HEADING, RULE, fenced(drawn([called[name] for name in names], signs(names, here)))]
 
 
 def drawn(names: Sequence[str], found: Sequence[Sequence[str]]) -> str:
     """Rows of names and signs, three characters a column; the diagonal is a dot."""
     number = len(str(len(names))) + 1
     room = WIDTH - number - 1 - 3 * len(names)
-    shown = [name if len(name) <= room else f"{name[: room - 1]}…" for name in map(printable, names)]
+    shown = _cut([printable(name) for name in names], room)
     wide = max(map(len, shown))
     head = " " * (number + 1 + wide) + "".join(f"{i:>3}" for i in range(1, len(names) + 1))
     rows = [
@@ -78,3 +83,17 @@ def drawn(names: Sequence[str], found: Sequence[Sequence[str]]) -> str:
         for i, (name, row) in enumerate(zip(shown, found, strict=True))
     ]
     return "\n".join(row.rstrip() for row in [head, *rows])
+
+
+def _cut(names: Sequence[str], room: int) -> list[str]:
+    """Names of at most `room` characters. A longer name loses its middle; of all places to cut, the one nearest to the
+    middle that keeps most names apart."""
+    best = list(names)
+    if max(map(len, names)) <= room:
+        return best
+    most = 0
+    for end in sorted(range(room), key=lambda n: abs(2 * n - room + 1)):  # characters of a name's end
+        cut = [n if len(n) <= room else f"{n[: room - 1 - end]}…{n[len(n) - end :]}" for n in names]
+        if len({*cut}) > most:
+            best, most = cut, len({*cut})
+    return best

@@ -54,13 +54,9 @@ def _largest(studied: Sequence[tuple[Section, Findings | None]]) -> list[tuple[S
     best: dict[tuple[str, ...], tuple[Section, Findings | None]] = {}
     for section, found in studied:
         key = tuple(section.short[:3])
-        if key not in best or _questions(section) > _questions(best[key][0]):
+        if key not in best or section.questions > best[key][0].questions:
             best[key] = section, found
     return list(best.values())
-
-
-def _questions(section: Section) -> int:
-    return sum(section.of_task(task).cell.n_samples for task in section.tasks)
 
 
 def _names(sections: Sequence[Section]) -> list[str]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from harness.core.cell import canonical_json
 from harness.core.command import word
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.spelling import command, given
+from harness.store.files import slug
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
-from harness.tables.sections import Line, Section, budget_order, distinct, sections
+from harness.tables.sections import SHORT, Line, Section, budget_order, distinct, sections
 
-#: characters of a digest that a message shows
-SHORT = 6
+#: settings that a message advises for one line at most
+MOST = 3
+#: where a damaged cell lies, as its message names it: tables call it so, and nothing else of it can be trusted
+_PLACE = re.compile(r"cells/(?P<task>[^/]+)/(?P<name>[^/]+)-(?P<identity>[0-9a-f]{16})(?=[/:])")
 _ID = re.compile(r"[0-9a-f]{4,16}")
 _SETTINGS = re.compile(r"(?P<head>.*?)(?::(?P<settings>[A-Za-z_]\w*=.*))?", re.DOTALL)
 
@@ -60,6 +64,19 @@ class Folder:
     @cached_property
     def sections(self) -> list[Section]:
         return sections(self.known)
+
+    def lost(self, *, tasks: Collection[str] = (), method: str = "", budget: str = "", beginning: str = "") -> str:
+        """The folders of damaged cells of these tasks, this method, budget and identity, with commas; "" for none. A
+        damaged cell says no more than the name of its folder."""
+        end = f"-{slug(method)}-{slug(budget)}" if budget else f"-{slug(method)}-"
+        found = [place for why in self.damaged if (place := _PLACE.search(why))]
+        return ", ".join(
+            f"{one['task']}/{one['name']}-{one['identity']}"
+            for one in found
+            if (not tasks or one["task"] in {slug(task) for task in tasks})
+            and (not method or (one["name"].endswith(end) if budget else end in f"{one['name']}-"))
+            and one["identity"].startswith(beginning)
+        )
 
 
 @dataclass(frozen=True)
@@ -183,7 +200,7 @@ def _check_tasks(tasks: Sequence[str], folders: Sequence[Folder]) -> None:
         there = {s.cell.task for s in folder.known.values()}
         for task in tasks:
             if task not in there:
-                raise unknown("task", task, there)
+                raise PrunebenchError(f"{unknown('task', task, there)}{in_refusal(folder.lost(tasks=[task]))}")
 
 
 def _together(texts: Sequence[str], folder: Folder, tasks: Sequence[str]) -> list[Side]:
@@ -238,25 +255,30 @@ def _candidates(words: Words, folder: Folder, tasks: Sequence[str]) -> list[_Can
     ]
     if words.identity:
         return _by_identity(words, lines, folder)
-    of = [c for c in lines if _is_method(c.line, words.method)]
+    of = [c for c in lines if _is_method(c, words.method)]
     if not of:
-        raise PrunebenchError(f"side {words.text!r}: {unknown('method', words.method, {c.line.method for c in lines})}")
+        said = unknown("method", words.method, {c.line.method for c in lines})
+        raise PrunebenchError(f"side {words.text!r}: {said}{in_refusal(folder.lost(method=words.method))}")
     at = [c for c in of if words.budget in (None, c.line.budget)]
     there = sorted({c.line.budget for c in of}, key=budget_order)
     if not at or (words.budget is None and len(there) > 1):
+        example = "none" if words.method == "none" else f"one as in {words.method}@{there[0]}"
+        lost = "" if at else folder.lost(method=words.method, budget=words.budget or "")
         raise PrunebenchError(
             f"side {words.text!r}: expected a budget at which {words.method} was measured ({', '.join(there)}), found"
-            f" {words.budget or 'none'}; write one as in {words.method}@{there[0]}"
+            f" {words.budget or 'none'}; write {example}{in_refusal(lost)}"
         )
     chosen = [c for c in (_filtered(c, words, tasks) for c in at) if c.line.cells]
     if not chosen:
-        _refuse_settings(words, at, tasks)
+        _refuse_settings(words, at, tasks, folder)
     return chosen
 
 
-def _is_method(line: Line, method: str) -> bool:
-    """Whether a line is called so: by its method, by its name in tables, or by the file and class it was asked as."""
-    if method in (line.method, line.name):
+def _is_method(c: _Candidate, method: str) -> bool:
+    """Whether a line is called so: by its method, by its name at a budget or over all, or by the file and class it was
+    asked as."""
+    line = c.line
+    if method in (line.method, line.name, c.section.line_name(line)):
         return True
     path, colon, cls = method.rpartition(":")
     if not colon:
@@ -286,6 +308,7 @@ def _by_identity(words: Words, lines: Sequence[_Candidate], folder: Folder) -> l
         named = [f"{i[:12]} ({s.cell.task}, {s.cell.method}@{s.cell.budget})" for i in found if (s := folder.known[i])]
         what = f"found {len(found)}: {', '.join(named[:8])}; write more digits" if found else "found none"
         where = "" if found else f"; `prunebench results list --results {folder.root}` lists all"
+        where += in_refusal(folder.lost(beginning=words.identity))
         raise PrunebenchError(f"side {words.text!r}: expected one cell whose identity begins so, {what}{where}")
     for c in lines:
         for task, seeds in c.line.cells.items():
@@ -323,30 +346,57 @@ def _one(words: Words, found: Sequence[_Candidate]) -> _Candidate:
         return found[0]
     if len(_sections([found])) > 1:
         _refuse_sections([words], _sections([found]))
-    knobs = sorted({name for c in found for name in c.line.split})
-    ways = [", ".join(_ways(words, c, knobs)) for c in found]
+    differing = _differing(found)
+    said = [f"{name} ({', '.join(sorted({v for v in values if v is not None}))})" for name, values in differing.items()]
     raise PrunebenchError(
-        f"side {words.text!r}: expected one setting, found {len(found)}, which differ in"
-        f" {', '.join([*knobs, *_positions(found)])}: write {' or '.join(ways)}"
+        f"side {words.text!r}: expected one setting, found {len(found)}, which differ in {', '.join(said)}: write"
+        f" {' or '.join(_way(words, c, i, differing, found) for i, c in enumerate(found))}"
     )
 
 
-def _positions(found: Sequence[_Candidate]) -> list[str]:
-    return ["positions"] if len({c.line.positions for c in found}) > 1 else []
+def _differing(found: Sequence[_Candidate]) -> dict[str, list[str | None]]:
+    """The settings in which lines differ, with the value of each line; None where its cells have several, or one has
+    none. Those that tables name come first."""
+    cells = [[s for seeds in c.line.cells.values() for s in seeds] for c in found]
+    split = {name for c in found for name in c.line.split}
+    knobs = {name for mine in cells for s in mine for name in s.cell.knobs}
+    names = [*sorted(split), "positions", *sorted(knobs - split)]
+    values = {name: [_value({_setting(s, name) for s in mine}) for mine in cells] for name in dict.fromkeys(names)}
+    return {name: each for name, each in values.items() if len({*each}) > 1}
 
 
-def _ways(words: Words, c: _Candidate, knobs: Sequence[str]) -> list[str]:
-    """A side's words with the settings that name one of several lines."""
-    first = next(iter(c.line.cells.values()))[0]
-    more = [
-        f"method_source={first.cell.method_source[:SHORT]}"
-        if name == "method_source"
-        else f"{name}={word(first.cell.knobs[name])}"
-        for name in knobs
-        if name in c.line.split and (name == "method_source" or name in first.cell.knobs)
-    ]
-    more += [f"positions={c.line.positions}"] if c.line.positions != "method" or not more else []
-    return [f"{words.text}{',' if words.settings else ':'}{','.join(more)}"]
+def _setting(sealed: SealedCell, name: str) -> str | None:
+    """A setting as a side names it; None where the cell has no such knob."""
+    if name in sealed.cell.knobs:
+        knob = sealed.cell.knobs[name]
+        return canonical_json(knob) if isinstance(knob, Mapping) else word(knob)
+    value = FIELDS[name](sealed) if name in FIELDS else None
+    return value[:SHORT] if value and name in DIGESTS else value
+
+
+def _value(values: Collection[str | None]) -> str | None:
+    return next(iter(values)) if len(values) == 1 else None
+
+
+def _way(
+    words: Words, c: _Candidate, i: int, differing: Mapping[str, Sequence[str | None]], found: Sequence[_Candidate]
+) -> str:
+    """A side's words with the fewest settings that name line `i` alone; else the line as tables call it."""
+    mine = {name: value for name, values in differing.items() if (value := values[i]) is not None}
+    for size in range(1, min(len(mine), MOST) + 1):
+        for names in combinations(mine, size):
+            more = {name: mine[name] for name in names}
+            if [one for one in found if _filtered(one, replace(words, settings=more), ()).line.cells] == [c]:
+                return _with(words, more)
+    settings = ",".join(f"{name}={value}" for name, value in words.settings.items())
+    return f"'{c.line.name}@{c.line.budget}{':' if settings else ''}{settings}'"
+
+
+def _with(words: Words, more: Mapping[str, str]) -> str:
+    """The words with these settings; one that they name is replaced."""
+    named = {**words.settings, **more}
+    head = words.text.removesuffix(":" + ",".join(f"{name}={value}" for name, value in words.settings.items()))
+    return f"{head}:{','.join(f'{name}={value}' for name, value in named.items())}"
 
 
 def _refuse_sections(read: Sequence[Words], found: Sequence[Section]) -> None:
@@ -375,13 +425,20 @@ def _refuse_sections(read: Sequence[Words], found: Sequence[Section]) -> None:
     )
 
 
-def _refuse_settings(words: Words, at: Sequence[_Candidate], tasks: Sequence[str]) -> None:
+def in_refusal(*lost: str) -> str:
+    """What a refusal adds where damaged cells may be what is missing."""
+    return f"; damaged and left out: {', '.join(filter(None, lost))}" if any(lost) else ""
+
+
+def _refuse_settings(words: Words, at: Sequence[_Candidate], tasks: Sequence[str], folder: Folder) -> None:
     """Raise PrunebenchError for settings, or tasks, that no cell of the method and budget has."""
     cells = [s for c in at for task, seeds in c.line.cells.items() for s in seeds if not tasks or task in tasks]
     if not cells:
         there = sorted({task for c in at for task in c.line.cells})
+        lost = folder.lost(tasks=tasks, method=at[0].line.method, budget=at[0].line.budget)
         raise PrunebenchError(
             f"side {words.text!r}: expected cells of {', '.join(tasks)}, found cells of {', '.join(there)} alone"
+            f"{in_refusal(lost)}"
         )
     for name, value in words.settings.items():
         has = sorted(

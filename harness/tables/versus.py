@@ -25,8 +25,8 @@ from harness.store.sealed import SealedCell
 from harness.tables.compare import AVERAGE, SAME, Comparison, judged
 from harness.tables.difference import ends_of, tested
 from harness.tables.kept import Kept
-from harness.tables.sections import NAN, baseline, mean
-from harness.tables.sides import DIGESTS, FIELDS, SHORT, Side
+from harness.tables.sections import NAN, SHORT, baseline, mean
+from harness.tables.sides import DIGESTS, FIELDS, Side, in_refusal
 
 COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score")
 ALIKE = ("model", "weights", "stands_for", "dtype", "device", "kernel", "processing", "numerics")
@@ -80,6 +80,8 @@ class Versus:
     flips: Sequence[FlippedAnswer]
     notes: Sequence[str]
     """What does not match, and what is left out."""
+    percents: tuple[float, float] = (NAN, NAN)
+    """Avg % of each side on the common questions; NaN where it is not compared."""
 
 
 class _Table(NamedTuple):
@@ -157,14 +159,11 @@ class _Pair:
     def compared(self) -> Versus:
         one, other = self.sides
         tasks = sorted(set(one.cells) & set(other.cells))
-        for side, without in ((one, other), (other, one)):
-            alone = sorted(set(side.cells) - set(without.cells))
-            if alone:
-                self.notes.append(f"only {side.label} was measured on {', '.join(alone)}")
+        damage = [self._note_alone(side, without) for side, without in ((one, other), (other, one))]
         if not tasks:
             raise PrunebenchError(
                 f"{one.label} and {other.label}: expected a task that both were measured on, found"
-                f" {', '.join(sorted(one.cells))} and {', '.join(sorted(other.cells))}"
+                f" {', '.join(sorted(one.cells))} and {', '.join(sorted(other.cells))}{in_refusal(*damage)}"
             )
         self._check_alike(tasks)
         found: list[OnTask] = []
@@ -185,9 +184,24 @@ class _Pair:
             self.notes.append(f"lower is better on {', '.join(down)}, which is not in Avg %")
         if len(found) > 1 and up:
             self._average(up, {on.task: shared[on.task] for on in up if on.task in shared})
-        return Versus(one, other, found, self.comparisons, self.flips, self.notes)
+        percents = _percents(shared[on.task] for on in up) if AVERAGE in self.comparisons else (NAN, NAN)
+        return Versus(one, other, found, self.comparisons, self.flips, self.notes, percents)
 
     # ---------------------------------------------------------------------------------------- what may be compared
+
+    def _note_alone(self, side: Side, without: Side) -> str:
+        """Note the tasks that one side alone has. The damaged cells that the other may have had of them."""
+        line, damage = without.line, {}
+        alone = sorted(set(side.cells) - set(without.cells))
+        for task in alone:
+            lost = without.folder.lost(tasks=[task], method=line.method, budget=line.budget)
+            if lost:
+                damage[task] = lost
+                self.notes.append(f"{task} is not compared: a cell of {without.label} is damaged ({lost})")
+        measured = [task for task in alone if task not in damage]
+        if measured:
+            self.notes.append(f"only {side.label} was measured on {', '.join(measured)}")
+        return ", ".join(damage.values())
 
     def _check_alike(self, tasks: Sequence[str]) -> None:
         """Note in what the two differ. Raises PrunebenchError where nobody asked for that."""
@@ -374,6 +388,13 @@ class _Pair:
             NAN,
             SAME,
         )
+
+
+def _percents(shared: Iterable[_Shared]) -> tuple[float, float]:
+    """Avg % of both sides over these tasks, each of which has unpruned cells."""
+    each = [(task.points, [base[1] if base else NAN for base in task.bases]) for task in shared]
+    one, other = (mean([100.0 * points[which] / bases[which] for points, bases in each]) for which in (0, 1))
+    return one, other
 
 
 def _units(metric: Metric, table: _Table) -> stats.Units:

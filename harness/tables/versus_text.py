@@ -23,7 +23,8 @@ NEAR = 0.01
 """Two costs that differ by less than this share are equal."""
 LONGEST = 40
 """Characters of a side's name in a table."""
-NUMBERS = ("better", "worse", "p", "p_holm", "verdict")
+LONGEST_TASK = 16
+"""Characters of a task's name in a table."""
 COSTS = {
     "kept": lambda side, s: s.costs.get("kept", NAN),
     "mean_visual": lambda side, s: s.costs.get("mean_visual", NAN),
@@ -68,8 +69,8 @@ def _record(v: Versus, task: str, on: OnTask | None) -> dict[str, Any]:
         "images": on.images if on else c and c.images,
         "n_a": on.n[0] if on else None,
         "n_b": on.n[1] if on else None,
-        "score_a": on.points[0] if on else NAN,
-        "score_b": on.points[1] if on else NAN,
+        "score_a": (on.points if on else v.percents)[0],
+        "score_b": (on.points if on else v.percents)[1],
         "difference": c.difference if c else NAN,
         "low": c.low if c else NAN,
         "high": c.high if c else NAN,
@@ -190,35 +191,48 @@ def _close(mine: float, theirs: float) -> bool | None:
 
 
 def _comparisons(found: Sequence[Versus], letters: dict[int, str]) -> str:
-    head = ["task", "questions", "images", "first", "second", "difference\n[95 % interval]"]
-    head += ["first\nbetter", "second\nbetter", "p", "p (Holm)", "verdict"]
+    """The table of all tasks. Where it has more than `WIDTH` columns, intervals stand below differences, and long names
+    of tasks are cut."""
+    for between, longest in ((" ", LONGEST_TASK), ("\n", LONGEST_TASK), ("\n", 10), ("\n", 6)):
+        table = _table(found, letters, between, longest)
+        if max(map(len, table.splitlines())) <= WIDTH:
+            break
+    return table
+
+
+def _table(found: Sequence[Versus], letters: dict[int, str], between: str, longest: int) -> str:
+    head = ["task", "questions\n(images)", "first", "second", "difference\n[95 % interval]"]
+    head += ["better\nfirst : second", "p", "p\n(Holm)", "verdict"]
     rows = []
     for v in found:
-        pair = f"{letters[id(v.one)]} : {letters[id(v.other)]}"
+        one = letters[id(v.one)]
+        pair = f"{one} : {letters[id(v.other)]}"
         for on in v.tasks:
-            rows.append([pair, _short(on.task, 16), *_row(on, v.comparisons.get(on.task), letters[id(v.one)])])
+            rows.append([pair, _short(on.task, longest), *_row(on, v.comparisons.get(on.task), one, between)])
         if AVERAGE in v.comparisons:
             c = v.comparisons[AVERAGE]
-            rows.append([pair, AVERAGE_SHOWN, f"{c.n:,}", str(c.images), "", "", *_tested(c, letters[id(v.one)])])
+            points = [decimal(percent) for percent in v.percents]
+            rows.append([pair, AVERAGE_SHOWN, f"{c.n:,} ({c.images:,})", *points, *_tested(c, one, between)])
     if len(found) == 1:  # its two sides are the first and the second
         (one, other), rows = (letters[id(side)] for side in (found[0].one, found[0].other)), [row[1:] for row in rows]
         head = [name.replace("first", one).replace("second", other) for name in head]
         return laid_out(head, rows, left=1)
-    return laid_out(["pair", *head], rows, left=2)
+    return laid_out(["pair", *(name.replace("first : second", "1st : 2nd") for name in head)], rows, left=2)
 
 
-def _row(on: OnTask, c: Comparison | None, one: str) -> list[str]:
+def _row(on: OnTask, c: Comparison | None, one: str, between: str) -> list[str]:
     unit = 100.0 if on.maximum == 1 else 1.0
     points = [decimal(unit * point) for point in on.points]
-    sizes = [f"{on.common:,}", str(on.images) if on.images else DASH]
-    return [*sizes, *points, *(_tested(c, one) if c else [*[DASH] * 5, "no test"])]
+    sizes = f"{on.common:,} ({f'{on.images:,}' if on.images else DASH})"
+    return [sizes, *points, *(_tested(c, one, between) if c else [*[DASH] * 4, "no test"])]
 
 
-def _tested(c: Comparison, one: str) -> list[str]:
-    spread = "" if math.isnan(c.low) else f" [{c.low:+.1f}, {c.high:+.1f}]"
+def _tested(c: Comparison, one: str, between: str) -> list[str]:
+    spread = "" if math.isnan(c.low) else f"{between}[{c.low:+.1f}, {c.high:+.1f}]"
     counts = [DASH if math.isnan(n) else f"{n:.0f}" if n == round(n) else f"{n:.1f}" for n in (c.better, c.worse)]
+    better = DASH if counts == [DASH] * 2 else " : ".join(counts)
     words = {ABOVE: f"{one} better", BELOW: f"{one} worse", SAME: "not told apart", TOO_FEW: "few images"}
-    return [f"{c.difference:+.1f}{spread}", *counts, _p(c.p), _p(c.p_holm), words.get(c.verdict, c.verdict)]
+    return [f"{c.difference:+.1f}{spread}", better, _p(c.p), _p(c.p_holm), words.get(c.verdict, c.verdict)]
 
 
 def _p(value: float) -> str:
@@ -232,7 +246,7 @@ def _flips(v: Versus, letters: dict[int, str], most: int) -> str:
     behind = [flip for flip in v.flips if not flip.first]
     images = len({(flip.task, flip.image) for flip in v.flips})
     seeds = "" if v.one.line.seeds == v.other.line.seeds == "1" else " (first seed of each)"
-    head = f"{a} : {b}  {len(v.flips):,} answers flipped, about {images:,} images{seeds}"
+    head = f"{a} : {b}  {len(v.flips):,} answers flipped, on {images:,} images{seeds}"
     lines = [f"{head}: {a} is better on {len(ahead):,}, {b} on {len(behind):,}"]
     for which, flips in ((a, ahead), (b, behind)):
         lines += [f"  {which} better  {_flip(flip, a, b)}" for flip in flips[:most]]

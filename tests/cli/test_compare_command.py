@@ -122,6 +122,27 @@ def test_damaged_cells_are_named_and_left_out(results: Path, capsys, monkeypatch
     assert said.startswith("prunebench: ")
 
 
+def test_what_is_missing_for_it_is_damaged_is_called_so(results: Path, capsys, monkeypatch) -> None:
+    (torn,) = results.glob("cells/pope/*fastv*/cell.json")
+    torn.write_text("{")
+    name = f"pope/{torn.parent.name}"
+    where = ["fastv@64", "sparsevlm@64", "--results", str(results)]
+    _, out, _ = run(capsys, monkeypatch, "compare", *where)
+    assert f"note    pope is not compared: a cell of fastv@64 is damaged ({name})" in " ".join(out.split("\n"))
+    assert "was measured on pope" not in out
+    _, _, err = run(capsys, monkeypatch, "compare", *where, "--task", "pope")
+    assert f"found cells of gqa alone; damaged and left out: {name}" in err
+    _, _, err = run(capsys, monkeypatch, "compare", torn.parent.name[-16:-8], *where[1:])
+    assert err.splitlines()[-1].endswith(f"; damaged and left out: {name}")
+    _, _, err = run(capsys, monkeypatch, "compare", "uniform@64", *where[1:], "--task", "gqa")
+    assert "pope is" not in err
+    for cell in results.glob("cells/gqa/*fastv*"):
+        shutil.rmtree(cell)
+    _, _, err = run(capsys, monkeypatch, "compare", *where)
+    assert "unknown method 'fastv'" in err
+    assert err.splitlines()[-1].endswith(f"; damaged and left out: {name}")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -140,6 +161,27 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     code, out, err = run(capsys, monkeypatch, "compare", *words, *where)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "flips.html"], "expected a file that ends in .csv, found 'flips.html'"),
+        (["--page", "flips.csv"], "expected a file that ends in .html or .htm, found 'flips.csv'"),
+        (["--out", "x", "--page", "x"], "expected a file that ends in .csv, found 'x'"),
+    ],
+)
+def test_a_file_of_another_ending_is_refused_before_anything_is_read(
+    words: list[str], said: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, monkeypatch, "compare", "a@64", "b@64", "--results", "nowhere", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "f.html").symlink_to(tmp_path / "f.csv")
+    _, _, err = run(capsys, monkeypatch, "compare", "a@64", "b@64", "--out", "f.csv", "--page", "f.html")
+    assert "expected two files, found one" in err
 
 
 def test_python_says_the_same(results: Path) -> None:

@@ -132,7 +132,7 @@ def test_list_filters(prunebench: Prunebench, results: Path) -> None:
         (("--task", "gqa"), "unknown task of these cells 'gqa' (known: pope)"),
         (("--budget", "6x4"), "6x4"),
         (("--budget", "32"), "unknown budget of these cells '32'"),
-        (("--limit", "9"), "unknown limit of these cells '9'"),
+        (("--limit", "9"), "expected tries with LIMIT=9, found full runs alone"),
         (("--limit", "9", "--full"), "expected a LIMIT or --full, found both"),
         (("--method", "none", "--budget", "64"), "expected cells that all filters take, found none of 3"),
         (("--format", "xml"), "unknown format 'xml'"),
@@ -385,6 +385,25 @@ def test_merge_into_a_read_only_folder_is_one_line(
     assert "cannot write results to" in err
 
 
+def test_a_filtered_list_counts_what_it_lists(prunebench: Prunebench, results: Path) -> None:
+    (of(results, "first").folder / SEAL).write_text("{")
+    code, out, err = prunebench("results", "list", "--method", "fastv", "--results", results)
+    assert (code, out.splitlines()[-1]) == (1, "1 sealed")
+    assert err.startswith("left out: ")
+    assert prunebench("results", "list", "--results", results)[1].endswith("\n2 sealed, 1 unfinished, 1 damaged\n")
+
+
+def test_a_refusal_names_the_folder_and_says_that_all_are_full_runs(prunebench: Prunebench, results: Path) -> None:
+    code, out, err = prunebench("results", "show", "dddddd", "--results", results)
+    assert (code, out) == (2, "")
+    assert f"`prunebench results list --results {results}` shows them" in err
+    code, out, err = prunebench("results", "list", "--limit", "12", "--results", results)
+    assert (code, out) == (2, "")
+    assert "expected tries with LIMIT=12, found full runs alone: leave the limit out" in err
+    measured(results, "first", limit="3", data_fingerprint="other")
+    assert "known: 3)" in prunebench("results", "list", "--limit", "12", "--results", results)[2]
+
+
 def test_rm_lists_and_needs_a_yes(prunebench: Prunebench, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     before = len(list(results.rglob("*")))
@@ -393,7 +412,7 @@ def test_rm_lists_and_needs_a_yes(prunebench: Prunebench, results: Path, monkeyp
     assert "first" in out
     assert "expected --yes to remove 1 cells" in err
     code, out, _ = prunebench("results", "rm", "--method", "first", "--results", results, "--dry-run")
-    assert (code, out.splitlines()[-1]) == (0, "1 sealed, 0 unfinished, 0 damaged")
+    assert (code, out.splitlines()[-1]) == (0, "1 sealed")
     assert len(list(results.rglob("*"))) == before
 
 

@@ -12,7 +12,7 @@ from factories import answered
 
 from harness.core import stats
 from harness.store.sealed import SealedCell
-from harness.tables import compare, leaderboard, matrix, models, pairs
+from harness.tables import compare, leaderboard, markdown, matrix, models, pairs, sides
 from harness.tables import sections as blocks
 from harness.tables.compare import Comparison
 from harness.tables.kept import Kept
@@ -186,9 +186,9 @@ def test_each_sign_of_the_matrix() -> None:
         fake("b", "d", compare.TOO_FEW),
     ]
     assert matrix.signs("abcd", found) == [
-        ["", "+", "-", "≈"],
-        ["-", "", "≈", ""],
-        ["+", "≈", "", ""],
+        ["", ">", "<", "≈"],
+        ["<", "", "≈", ""],
+        [">", "≈", "", ""],
         ["≈", "", "", ""],
     ]
 
@@ -199,15 +199,16 @@ def test_a_matrix_is_in_the_order_of_the_average_and_holds_random(tmp_path: Path
     cells += [answered(tmp_path, m, "64", right(120, w)) for m, w in lost.items()]
     (section,) = blocks.sections(blocks.distinct(cells))
     found, two = pairs.study_pairs(section)
-    rule, text = matrix.matrix_text(section, section.blocks()[1], found, two)
-    assert rule == matrix.RULE
+    heading, rule, text = matrix.matrix_text(section, section.blocks()[1], found, two)
+    assert (heading, rule) == ("#### Method against method", matrix.RULE)
+    assert max(len(sentence.split()) for sentence in rule.split(". ")) <= 25
     assert text.splitlines() == [
         "```",
         "           1  2  3  4",
-        " 1 fastv   .  +  +  +",
-        " 2 random  -  .  ≈  +",
-        " 3 first   -  ≈  .  +",
-        " 4 dart    -  -  -  .",
+        " 1 fastv   .  >  >  >",
+        " 2 random  <  .  ≈  >",
+        " 3 first   <  ≈  .  >",
+        " 4 dart    <  <  <  .",
         "```",
     ]
 
@@ -218,8 +219,8 @@ def test_a_task_that_is_missing_is_blank(tmp_path: Path) -> None:
         cells += [answered(tmp_path, method, "64", right(60, len(method) * 6), t) for t in tasks]
     (section,) = blocks.sections(blocks.distinct(cells))
     found, two = pairs.study_pairs(section)
-    _, text = matrix.matrix_text(section, section.blocks()[1], found, two)
-    assert text.splitlines()[1:-1] == ["          1  2  3", " 1 dart   .  +", " 2 fastv  -  .", " 3 first        ."]
+    *_, text = matrix.matrix_text(section, section.blocks()[1], found, two)
+    assert text.splitlines()[1:-1] == ["          1  2  3", " 1 dart   .  >", " 2 fastv  <  .", " 3 first        ."]
 
 
 def test_twenty_methods_fit_the_terminal_whatever_their_names(tmp_path: Path) -> None:
@@ -227,6 +228,35 @@ def test_twenty_methods_fit_the_terminal_whatever_their_names(tmp_path: Path) ->
     text = matrix.drawn(names, [["≈"] * 20] * 20)
     assert max(map(len, text.splitlines())) == matrix.WIDTH
     assert len(text.splitlines()) == 21
+
+
+def test_a_line_of_a_matrix_has_its_name_over_all_budgets_and_compare_takes_it(tmp_path: Path) -> None:
+    """At 64 nothing tells the setting of `dart` apart; at 32 there are two."""
+    knobs = {"relevance": "clip"}, {"relevance": "none"}
+    cells = [answered(tmp_path, "none", "none", right(60, 0)), answered(tmp_path, "fastv", "64", right(60, 9))]
+    cells += [answered(tmp_path, "dart", "64", right(60, 3), knobs=knobs[0])]
+    cells += [answered(tmp_path, "dart", "32", right(60, w), knobs=k) for w, k in zip((12, 24), knobs, strict=True)]
+    known = blocks.distinct(cells)
+    (section,) = blocks.sections(known)
+    block = next(block for block in section.blocks() if block.budget == "64")
+    found, two = pairs.study_pairs(section)
+    *_, text = matrix.matrix_text(section, block, found, two)
+    assert text.splitlines()[2].startswith(' 1 dart relevance="clip"  .')
+    ((side, _),) = sides.resolve(['dart relevance="clip"@64', "fastv@64"], [sides.Folder(tmp_path, known, [])])
+    assert side.cells["pope"][0].cell.knobs == knobs[0]
+
+
+def test_names_of_very_many_lines_stay_apart() -> None:
+    names = ['cdpruner relevance="clip"', 'cdpruner relevance="none"', *(f"m{i}" for i in range(30))]
+    rows = matrix.drawn(names, [["≈"] * 32] * 32).splitlines()[1:]
+    assert max(map(len, rows)) <= matrix.WIDTH
+    assert len({row[4:14] for row in rows}) == 32
+
+
+def test_the_legend_names_the_signs_of_a_matrix_and_none_has_two_meanings(tmp_path: Path) -> None:
+    assert "**>** better, **<** worse, **≈** not told apart, blank not measured" in markdown.FOOTER
+    assert "**-**: not measured" in markdown.FOOTER
+    assert "-" not in (matrix.BETTER, matrix.WORSE, matrix.ALIKE)
 
 
 def test_a_leaderboard_has_a_matrix_per_budget_and_none_without_pairs(tmp_path: Path) -> None:

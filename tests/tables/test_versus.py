@@ -240,7 +240,7 @@ def test_flips_hold_both_answers_and_the_image(tmp_path: Path) -> None:
     }
     assert (second["key"], second["score_a"], second["score_b"], second["better"]) == ("pope/000003", 0.3, 0.6, "b")
     text = versus_text.text([v], 2)
-    assert "A : B  10 answers flipped, about 10 images: A is better on 5, B on 5" in text
+    assert "A : B  10 answers flipped, on 10 images: A is better on 5, B on 5" in text
     assert text.count("A better  pope/") == text.count("B better  pope/") == 2
     assert "A better  3 more" in text
 
@@ -280,6 +280,28 @@ def test_text_keeps_to_the_width_of_a_terminal(tmp_path: Path) -> None:
     ]
     text = versus_text.text(compared("dart@64", "fastv@64", at=folder(*cells)), 3)
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_three_sides_with_sums_fit_and_show_the_average_of_each(tmp_path: Path) -> None:
+    tasks = ("gqa", "mme", "a_task_with_long_name")
+    lost = {"dart": 30, "fastv": 120, "first": 60}
+    cells = [answered(tmp_path, "none", "none", right(200, 20), t) for t in tasks]
+    cells += [answered(tmp_path, m, "64", right(200, w), t) for t in tasks for m, w in lost.items()]
+    at = folder(*cells)
+    found = compared("dart@64", "fastv@64", "first@64", at=at)
+    text = versus_text.text(found, 3)
+    assert max(map(len, text.splitlines())) <= 110
+    (row,) = versus_text.frame(found[:1]).query("task == 'average'").to_dict("records")
+    assert row["score_a"] - row["score_b"] == pytest.approx(row["difference"])
+    line = next(line for line in text.splitlines() if line.startswith("A : B  Avg %"))
+    assert f"  {row['score_a']:.1f}    {row['score_b']:.1f}  " in line
+    section = found[0].one.section
+    averages = [blocks.average(side.line, section) for side in (found[0].one, found[0].other)]
+    assert [row["score_a"], row["score_b"]] == pytest.approx(averages)
+    huge = dataclasses.replace(found[0].comparisons["mme"], difference=-1190.9, low=-1281.3, high=-1101.1)
+    wide = [dataclasses.replace(v, comparisons={**v.comparisons, "mme": huge}) for v in found]
+    assert "[-1281.3, -1101.1]" in versus_text.text(wide, 0)
+    assert max(map(len, versus_text.text(wide, 0).splitlines())) <= 110
 
 
 # ------------------------------------------------------------------------------------------------- what a side names
@@ -329,7 +351,10 @@ def test_two_versions_of_a_file_are_told_apart(tmp_path: Path, monkeypatch: pyte
         for source, w in (("aaaa11112222", 4), ("aaab11112222", 20))
     ]
     at = folder(*cells)
-    with pytest.raises(PrunebenchError, match=r"differ in method_source: write my\.py:Mine@64:method_source=aaaa11 or"):
+    with pytest.raises(
+        PrunebenchError,
+        match=r"differ in method_source \(aaaa11, aaab11\): write my\.py:Mine@64:method_source=aaaa11 or",
+    ):
         resolved("my.py:Mine@64", "my.py:Mine@64", at=at)
     v = one("my.py:Mine@64:method_source=aaaa", f"{tmp_path}/my.py:Mine@64:method_source=aaab", at=at)
     assert v.comparisons["pope"].difference == pytest.approx(40)
@@ -392,6 +417,8 @@ def test_unknown_sides_name_the_nearest(tmp_path: Path) -> None:
         "fastv@65", "dart@64", at=at
     )
     assert "found none; write one as in fastv@64" in refused("fastv", "dart@64", at=at)
+    unpruned = folder(*at.known.values(), answered(tmp_path, "none", "none", right(100, 0)))
+    assert refused("none@64", "dart@64", at=unpruned).endswith("none was measured (none), found 64; write none")
     assert "unknown setting 'bondary'; did you mean 'boundary'?" in refused("fastv@32:bondary=2", "dart@64", at=at)
     assert "expected boundary to be one of 2, as measured, found 7" in refused("fastv@32:boundary=7", "dart@64", at=at)
     assert "unknown task 'pop'; did you mean 'pope'?" in refused("fastv@64", "dart@64", at=at, tasks=("pop",))
@@ -421,13 +448,14 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 def test_ambiguous_sides_list_what_differs(tmp_path: Path) -> None:
     knobs = [answered(tmp_path, "random", "64", right(40, 4), knobs={"boundary": b}) for b in (0, 2)]
     other = answered(tmp_path, "dart", "64", right(40, 4))
-    assert (
-        "expected one setting, found 2, which differ in boundary: write random@64:boundary=0 or random@64:boundary=2"
-        in refused("random@64", "dart@64", at=folder(*knobs, other))
+    assert "found 2, which differ in boundary (0, 2): write random@64:boundary=0 or random@64:boundary=2" in refused(
+        "random@64", "dart@64", at=folder(*knobs, other)
     )
     moved = [answered(tmp_path, "fastv", "64", right(40, 4), positions=p) for p in ("method", "compact")]
     said = refused("fastv@64", "dart@64", at=folder(*moved, other))
-    assert "differ in positions: write fastv@64:positions=compact or fastv@64:positions=method" in said
+    assert (
+        "differ in positions (compact, method): write fastv@64:positions=compact or fastv@64:positions=method" in said
+    )
     limits = [
         answered(tmp_path, m, "64", right(n, 4), data_fingerprint=f"d{n}", provenance=_limit(limit))
         for m in ("fastv", "dart")
@@ -445,6 +473,26 @@ def test_ambiguous_sides_list_what_differs(tmp_path: Path) -> None:
     ids = [f"abcd{i}" for i in range(2)]
     at = Folder(Path("x"), {ids[0] + "0" * 11: limits[0], ids[1] + "0" * 11: limits[1]}, [])
     assert "found 2: abcd00000000 (pope, fastv@64), abcd10000000" in refused("abcd", "dart@64", at=at)
+
+
+def test_each_suggestion_for_an_ambiguous_side_names_one_line(tmp_path: Path) -> None:
+    """A default knob, another value of it, other positions, and a cell from before the knob."""
+    lines = [
+        *({"knobs": {"relevance": r, "chunk": 8}, "positions": "method"} for r in ("clip", "none")),
+        {"knobs": {"relevance": "clip", "chunk": 8}, "positions": "compact"},
+        {"knobs": {"relevance": "clip", "chunk": 4}, "positions": "compact"},
+        {"knobs": {"chunk": 2}},
+    ]
+    cells = [answered(tmp_path, "cdpruner", "64", right(40, 4), **line) for line in lines]
+    at = folder(*cells, answered(tmp_path, "dart", "64", right(40, 4)))
+    said = refused("cdpruner@64", "dart@64", at=at)
+    assert "differ in chunk (2, 4, 8), relevance (clip, none), positions (compact, method): write " in said
+    ways = said.rpartition(": write ")[2].split(" or ")
+    chosen = [resolved(way.strip("'"), "dart@64", at=at)[0][0] for way in ways]
+    assert {s.identity for side in chosen for s in side.cells["pope"]} == {s.identity for s in cells}
+    assert len(ways) == len(cells)
+    ways = refused("cdpruner@64:chunk=8", "dart@64", at=at).rpartition(": write ")[2].split(" or ")
+    assert len({*(resolved(way, "dart@64", at=at)[0][0].identities for way in ways)}) == len(ways) == 3
 
 
 def _limit(limit: str | None) -> dict[str, object]:
