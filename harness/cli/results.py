@@ -94,8 +94,8 @@ def results_show(cell: CellId, results: given_as.ReadFrom = RESULTS, form: Form 
 def results_samples(
     cell: CellId,
     key: Annotated[str, typer.Option(metavar="KEYS", help="only these, as in pope/000123; with commas")] = "",
-    wrong: Annotated[bool, typer.Option("--wrong", help="only scores below 0.5")] = False,
-    right: Annotated[bool, typer.Option("--right", help="only scores of 0.5 and more")] = False,
+    wrong: Annotated[bool, typer.Option("--wrong", help="only scores below 0.5, or above if lower is better")] = False,
+    right: Annotated[bool, typer.Option("--right", help="only the answers that --wrong leaves out")] = False,
     results: given_as.ReadFrom = RESULTS,
     form: Form = "text",
 ) -> None:

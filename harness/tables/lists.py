@@ -27,7 +27,7 @@ LISTED = (
     *("identity", "state", "task", "model", "method", "setting", "knobs", "budget", "seed", "limit", "n", "metric"),
     *("score", "low", "high", "max", "score_pct", "started", "device", "folder"),
 )
-#: score from which on an answer counts as right
+#: how well an answer that counts as right is answered at least
 RIGHT = 0.5
 #: answers that differ and are shown as text
 MOST = 20
@@ -156,7 +156,7 @@ def _said(value: Any, *, rounded: bool = False) -> str:
 
 
 def answers(sealed: SealedCell, keys: Sequence[str] = (), *, wrong: bool = False, right: bool = False) -> pd.DataFrame:
-    """The samples of a cell, kept tokens aside: those of these keys, or with a score on this side of `RIGHT`.
+    """The samples of a cell, kept tokens aside: those of these keys, or answered this well (`RIGHT`).
 
     Raises PrunebenchError for a key that the cell lacks, and where its samples have no scores of their own.
     """
@@ -173,7 +173,8 @@ def answers(sealed: SealedCell, keys: Sequence[str] = (), *, wrong: bool = False
                 f"{sealed.headline} of {sealed.cell.task} is no mean over questions, and its samples have no score of"
                 " their own: leave out --wrong and --right"
             )
-        frame = frame[(frame["score"] >= RIGHT) if right else (frame["score"] < RIGHT)]
+        well = sealed.metric.how_well(frame["score"])
+        frame = frame[(well >= RIGHT) if right else (well < RIGHT)]
     return frame.reset_index(drop=True)
 
 
@@ -287,8 +288,8 @@ def difference_text(found: Difference, one: SealedCell, other: SealedCell) -> st
         for name, (a, b) in values.items():
             pair = (_said(value, rounded=part == COSTS) for value in (a, b))
             lines.append(f"  {name.ljust(width)}  {'  |  '.join(pair)}")
-    better = int((found.answers["score_2"] > found.answers["score_1"]).sum())
-    worse = int((found.answers["score_2"] < found.answers["score_1"]).sum())
+    ahead = one.metric.ahead * (found.answers["score_2"] - found.answers["score_1"])
+    better, worse = int((ahead > 0).sum()), int((ahead < 0).sum())
     strangers = int((~found.answers["same_question"]).sum())
     lines += ["", f"answers: {len(found.answers)} of {found.both} differ; 2 is better at {better}, worse at {worse}"]
     lines += [f"  only 1 asks {found.alone[0]} questions, only 2 asks {found.alone[1]}"] if any(found.alone) else []

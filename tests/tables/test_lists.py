@@ -1,0 +1,40 @@
+"""What `prunebench results` says of cells: answers by how well they are answered, and two cells beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from factories import answered
+
+from harness.core.metric import Metric
+from harness.store.sealed import SealedCell
+from harness.tables import lists
+
+ERRORS = Metric("distance", higher_is_better=False)
+SCORES = [0.0, 0.2, 0.5, 0.9, 1.0]
+
+
+def cell(root: Path, method: str, scores: list[float], metric: Metric = ERRORS) -> SealedCell:
+    return answered(root, method, "64", scores, metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("metric", "right"), [(Metric("accuracy"), [0.5, 0.9, 1.0]), (ERRORS, [0.0, 0.2, 0.5])], ids=lambda m: str(m)[:24]
+)
+def test_right_and_wrong_go_by_how_well_a_question_is_answered(
+    metric: Metric, right: list[float], tmp_path: Path
+) -> None:
+    one = cell(tmp_path, "fastv", SCORES, metric)
+    assert list(lists.answers(one, right=True)["score"]) == right
+    assert list(lists.answers(one, wrong=True)["score"]) == [score for score in SCORES if score not in right]
+
+
+def test_fewer_errors_are_better_in_a_difference(tmp_path: Path) -> None:
+    one, other = cell(tmp_path, "fastv", SCORES), cell(tmp_path, "dart", [0.0, 0.1, 0.4, 0.8, 1.0])
+    assert "2 is better at 3, worse at 0" in lists.difference_text(lists.difference(one, other), one, other)
+    assert "2 is better at 0, worse at 3" in lists.difference_text(lists.difference(other, one), other, one)
+    plain, more = (
+        cell(tmp_path / "up", m, s, Metric("accuracy")) for m, s in (("fastv", [0.2] * 4), ("dart", [1] * 4))
+    )
+    assert "2 is better at 4, worse at 0" in lists.difference_text(lists.difference(plain, more), plain, more)
