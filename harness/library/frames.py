@@ -19,7 +19,7 @@ from harness.tables.frame import rows
 from harness.tables.kept import Kept
 from harness.tables.leaderboard import whole_rows
 from harness.tables.sides import read_folder, resolve
-from harness.tables.versus import versus
+from harness.tables.versus import Reader, versus
 
 Names = str | Sequence[str] | None
 #: what tells cells apart, in front of the columns of their samples
@@ -119,8 +119,9 @@ def compare(
     `low` and `high` with 95 %; `better` and `worse` are questions; `p` is McNemar's, `p_holm` corrected over all rows
     of tasks. Costs end in `_a` and `_b`. With `flips`: one row per question that one side answers better.
 
-    Raises PrunebenchError for a side that is unknown or that several settings answer to, and for sides that may not be
-    compared.
+    A damaged cell is left out, with a warning that names it. What two sides differ in, and what is not compared, are
+    warnings too. Raises PrunebenchError for a side that is unknown or that several settings answer to, and for sides
+    that may not be compared.
     """
     folders = [folder] if isinstance(folder, str | Path) else list(folder)
     least = {1: 2, 2: 1}.get(len(folders))
@@ -130,7 +131,14 @@ def compare(
             f" of {len(folders)}"
         )
     tasks = [task] if isinstance(task, str) else list(task or ())
-    found = versus(resolve(sides, [read_folder(Path(one)) for one in folders], tasks, model))
+    read, reader = [read_folder(Path(one)) for one in folders], Reader()
+    said = [f"left out: {why}" for one in read for why in one.damaged]
+    try:
+        found = versus(resolve(sides, read, tasks, model), reader)
+        said += [f"{v.one.label} and {v.other.label}: {note}" for v in found for note in v.notes]
+    finally:
+        for text in dict.fromkeys([*said, *(f"left out: {why}" for why in reader.damaged)]):
+            warnings.warn(text, stacklevel=2)
     return versus_text.flips_frame(found) if flips else versus_text.frame(found)
 
 
