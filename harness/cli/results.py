@@ -88,7 +88,7 @@ def results_show(cell: CellId, results: given_as.ReadFrom = RESULTS, form: Form 
         elif form == "csv":
             put(lists.exported(lists.facts_frame(parts), "csv"))
         else:
-            put(json.dumps(parts, indent=1, ensure_ascii=False))
+            put(lists.json_text(parts))
 
 
 def results_samples(
@@ -135,7 +135,7 @@ def results_diff(cell: CellId, other: SecondId, results: given_as.ReadFrom = RES
             put(lists.exported(difference.answers, "csv"))
         else:
             answers = json.loads(lists.exported(difference.answers, "json"))
-            put(json.dumps(difference._asdict() | {"answers": answers}, indent=1, ensure_ascii=False))
+            put(lists.json_text(difference._asdict() | {"answers": answers}))
 
 
 def results_merge(

@@ -274,7 +274,8 @@ def difference(one: SealedCell, other: SealedCell) -> Difference:
 
 def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     names = [*one, *(name for name in other if name not in one)]
-    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+    pairs = {name: (one.get(name), other.get(name)) for name in names}
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b and (a == a or b == b)}  # two NaN are equal
 
 
 def difference_text(found: Difference, one: SealedCell, other: SealedCell) -> str:
@@ -307,6 +308,19 @@ def exported(frame: pd.DataFrame, form: str) -> str:
     if form == "csv":
         return csv_text(frame).removesuffix("\n")
     return str(frame.to_json(orient="records", indent=1, force_ascii=False, double_precision=15))
+
+
+def json_text(value: Any) -> str:
+    """Nested mappings and sequences as JSON; a number that is not there is null, as JSON has no NaN."""
+    return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def checked_format(form: str, known: Sequence[str]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from factories import answered
+from factories import answered, make_cell, sealed
+from helpers import run
 
 from harness.core.metric import Metric
 from harness.store.sealed import SealedCell
+from harness.store.store import Store
 from harness.tables import lists
 
 ERRORS = Metric("distance", higher_is_better=False)
@@ -38,3 +42,25 @@ def test_fewer_errors_are_better_in_a_difference(tmp_path: Path) -> None:
         cell(tmp_path / "up", m, s, Metric("accuracy")) for m, s in (("fastv", [0.2] * 4), ("dart", [1] * 4))
     )
     assert "2 is better at 4, worse at 0" in lists.difference_text(lists.difference(plain, more), plain, more)
+
+
+def strict(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_json_of_cells_has_null_and_no_nan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metric is NaN, and there is no unpruned cell for a per cent."""
+    one = sealed(Store(tmp_path), make_cell(method="fastv"))
+    other = sealed(Store(tmp_path), make_cell(method="first"), metrics={"pope_accuracy": one.score, "more": 1.0})
+    where = ("--results", str(tmp_path), "--format", "json")
+    code, out, err = run(capsys, monkeypatch, "results", "show", one.identity, *where)
+    assert (code, err) == (0, "")
+    assert strict(out)["scores"]["pope_f1_score"] is None
+    assert strict(out)["scores"]["per cent of unpruned"] is None
+    code, out, err = run(capsys, monkeypatch, "results", "diff", one.identity, other.identity, *where)
+    assert (code, err) == (0, "")
+    assert strict(out)["scores"]["more"] == [None, 1.0]
+    twin = sealed(Store(tmp_path), make_cell(method="dart"))
+    assert lists.difference(one, twin).scores == {}, "two numbers that are not there are equal"
