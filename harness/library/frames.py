@@ -78,9 +78,9 @@ def samples(
         ("identity", identity),
     ):
         if wanted is not None:
-            cells = _only(cells, name, [wanted] if isinstance(wanted, str | int) else wanted)
+            cells = _only(cells, name, _several(name, wanted))
     facts = {str(row["identity"]): row for row in rows(every).to_dict("records")}
-    keys = None if key is None else {key} if isinstance(key, str) else {str(one) for one in key}
+    keys = None if key is None else {str(one) for one in _several("key", key)}
     if keys is not None:
         cells = _asking(cells, keys)
     frame = pd.concat([_answers(sealed, facts[sealed.identity], keys) for sealed in cells], ignore_index=True)
@@ -159,6 +159,14 @@ def _cells(folder: str | Path) -> list[SealedCell]:
 
 def _value(sealed: SealedCell, name: str) -> str:
     return str(sealed.identity if name == "identity" else getattr(sealed.cell, name))
+
+
+def _several(name: str, wanted: str | int | Sequence[str | int]) -> Sequence[str | int]:
+    """The values of a filter. Raises PrunebenchError where there are none."""
+    found = [wanted] if isinstance(wanted, str | int) else list(wanted)
+    if not found:
+        raise PrunebenchError(f"{name}: expected one value or more, found none: leave {name} out to take all")
+    return found
 
 
 def _only(cells: Sequence[SealedCell], name: str, wanted: Sequence[str | int]) -> list[SealedCell]:

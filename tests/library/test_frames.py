@@ -66,3 +66,9 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
             read(3)  # type: ignore[arg-type]
     with pytest.raises(prunebench.PrunebenchError, match=r"no cell with method 'fastw'; there are .*fastv"):
         prunebench.samples(REFERENCE, method="fastw")
+
+
+@pytest.mark.parametrize("name", ["model", "task", "method", "budget", "identity", "key"])
+def test_a_filter_without_a_value_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(prunebench.PrunebenchError, match=f"^{name}: expected one value or more, found none: leave"):
+        prunebench.samples(REFERENCE, **{name: []})  # type: ignore[arg-type]
