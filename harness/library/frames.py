@@ -47,6 +47,7 @@ def samples(
     task: Names = None,
     method: Names = None,
     budget: str | int | Sequence[str | int] | None = None,
+    limit: str | int | Sequence[str | int] | None = None,
     identity: Names = None,
     key: Names = None,
     wide: str | None = None,
@@ -54,7 +55,9 @@ def samples(
     """The answers of the sealed cells of a results folder: one row per sample and cell; each filter takes one value or
     several.
 
-    `key` takes the answers of one question, or of several, over all cells: `samples(folder, key="pope/000123")`.
+    `limit` is LIMIT as it was asked for: "all", a number, or "default" where none was. `key` takes the answers of one
+    question, or of several, over all cells: `samples(folder, key="pope/000123")`. Cells stand in the order of
+    `results`.
 
     Columns: section, model, task, method, setting, budget, seed and identity of the cell, where setting and section are
     those of `results`; key, image, question_id, category, question,
@@ -75,11 +78,14 @@ def samples(
         ("task", task),
         ("method", method),
         ("budget", budget),
+        ("limit", limit),
         ("identity", identity),
     ):
         if wanted is not None:
             cells = _only(cells, name, _several(name, wanted))
     facts = {str(row["identity"]): row for row in rows(every).to_dict("records")}
+    order = {one: place for place, one in enumerate(facts)}
+    cells = sorted(cells, key=lambda sealed: order[sealed.identity])
     keys = None if key is None else {str(one) for one in _several("key", key)}
     if keys is not None:
         cells = _asking(cells, keys)
@@ -98,7 +104,9 @@ def _spread(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     # texts that are missing would drop their rows
     indexed = frame.assign(line=lines, **{name: frame[name].fillna("") for name in ("question", "target")})
     found = indexed.pivot(index=list(_QUESTION), columns="line", values=column)
-    found = found[list(dict.fromkeys(lines))]  # in the order of the cells
+    # pandas sorts both: back to the order of the cells and of their questions
+    asked = pd.MultiIndex.from_frame(indexed[list(_QUESTION)].drop_duplicates())
+    found = found.loc[asked, list(dict.fromkeys(lines))]
     found.columns.name = None
     return found.reset_index()
 
@@ -158,6 +166,8 @@ def _cells(folder: str | Path) -> list[SealedCell]:
 
 
 def _value(sealed: SealedCell, name: str) -> str:
+    if name == "limit":
+        return str(sealed.asked.limit or "default")
     return str(sealed.identity if name == "identity" else getattr(sealed.cell, name))
 
 
