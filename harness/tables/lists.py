@@ -32,6 +32,9 @@ RIGHT = 0.5
 #: answers that differ and are shown as text
 MOST = 20
 COSTS = "costs (mean of a sample)"
+#: the score that a table shows, and what is said of it
+HEADLINE = "headline"
+HEADLINE_FACTS = ("metric", "score", "low", "high", "maximum")
 Flat = dict[str, Any]
 
 
@@ -104,11 +107,11 @@ def facts(sealed: SealedCell, cells: Sequence[SealedCell]) -> dict[str, Flat]:
     """All of a cell in parts: what it is, its scores, its costs and where it comes from. `cells`: all sealed ones."""
     row = next(row for row in rows(cells).to_dict("records") if row["identity"] == sealed.identity)
     provenance = {name: value for name, value in sealed.provenance.items() if name != "grids"}
-    spread = f" [{row['low']:.6g}, {row['high']:.6g}]" if sealed.interval else ""
+    headline = {"metric": sealed.headline, "score": sealed.score, "low": row["low"], "high": row["high"]}
     return {
         "cell": {"identity": sealed.identity, "setting": row["setting"], "section": row["section"]}
         | flat({name: value for name, value in sealed.cell.to_dict().items() if name != "identity"}),
-        "scores": {f"{sealed.headline} (headline)": f"{sealed.score:.6g}{spread}{_bound(sealed.maximum)}"}
+        "scores": flat(headline | {"maximum": sealed.maximum}, HEADLINE)
         | {name: value for name, value in sealed.metrics.items() if name != sealed.headline}
         | {"per cent of unpruned": row["pct_of_unpruned"]}
         | {f"questions {name}": n for name, n in sealed.counts.items()},
@@ -120,8 +123,14 @@ def facts(sealed: SealedCell, cells: Sequence[SealedCell]) -> dict[str, Flat]:
     }
 
 
-def _bound(maximum: float) -> str:
-    return "" if math.isnan(maximum) else f" of {maximum:g}"
+def _told(scores: Flat) -> Flat:
+    """The scores as text has them: metric, score, interval and maximum of the headline in one line."""
+    names = [f"{HEADLINE}/{name}" for name in HEADLINE_FACTS]
+    metric, score, low, high, maximum = (scores[name] for name in names)
+    spread = "" if math.isnan(low) else f" [{low:.6g}, {high:.6g}]"
+    bound = "" if math.isnan(maximum) else f" of {maximum:g}"
+    rest = {name: value for name, value in scores.items() if name not in names}
+    return {f"{metric} ({HEADLINE})": f"{score:.6g}{spread}{bound}"} | rest
 
 
 def facts_frame(parts: Mapping[str, Flat]) -> pd.DataFrame:
@@ -130,10 +139,10 @@ def facts_frame(parts: Mapping[str, Flat]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["part", "name", "value"])
 
 
-def facts_text(parts: Mapping[str, Flat]) -> str:
+def facts_text(parts: dict[str, Flat]) -> str:
     """The parts as text within `WIDTH`: a value stands behind its name. A command is one line, whatever its length."""
     lines: list[str] = []
-    for part, values in parts.items():
+    for part, values in (parts | {"scores": _told(parts["scores"])}).items():
         lines += ["", part] if lines else [part]
         width = max(map(len, values), default=0)
         for name, value in values.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from factories import answered, make_cell, sealed
 from helpers import run
@@ -64,3 +66,30 @@ def test_json_of_cells_has_null_and_no_nan(
     assert strict(out)["scores"]["more"] == [None, 1.0]
     twin = sealed(Store(tmp_path), make_cell(method="dart"))
     assert lists.difference(one, twin).scores == {}, "two numbers that are not there are equal"
+
+
+def test_the_headline_of_show_is_numbers_for_programs_and_one_line_for_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = sealed(Store(tmp_path), make_cell(), metrics={"pope_accuracy": 0.5})
+    assert one.interval is not None
+    numbers = {"score": 0.5, "low": one.interval.low, "high": one.interval.high, "maximum": 1.0}
+    words = ("results", "show", one.identity, "--results", str(tmp_path))
+    _, out, _ = run(capsys, monkeypatch, *words, "--format", "json")
+    scores = strict(out)["scores"]
+    assert {name: scores[f"headline/{name}"] for name in numbers} == numbers
+    assert scores["headline/metric"] == "pope_accuracy"
+    _, out, _ = run(capsys, monkeypatch, *words, "--format", "csv")
+    values = pd.read_csv(io.StringIO(out)).set_index("name")["value"]
+    assert {name: float(values[f"headline/{name}"]) for name in numbers} == numbers
+    _, out, _ = run(capsys, monkeypatch, *words)
+    spread = f"[{numbers['low']:.6g}, {numbers['high']:.6g}]"
+    assert f"  pope_accuracy (headline)  0.5 {spread} of 1\n" in out
+    assert "headline/" not in out
+
+
+def test_the_headline_of_a_metric_over_all_answers_has_no_interval(tmp_path: Path) -> None:
+    one = answered(tmp_path, "fastv", "64", [None] * 4, metric=Metric("cider", "corpus"), value=0.731)
+    text = lists.facts_text(lists.facts(one, [one]))
+    (line,) = [line for line in text.splitlines() if "(headline)" in line]
+    assert line.split() == ["cider", "(headline)", "0.731"]
