@@ -63,7 +63,7 @@ def start(number: int = 0) -> Sequence:
     )
     try:
         with torch.inference_mode():
-            loaded.model(input_ids=torch.tensor([ids]), pixel_values=loaded.pixels(asked.image()))
+            loaded.model(input_ids=torch.tensor([ids]), pixel_values=loaded.pixels(asked.images[0].load()))
     finally:
         handle.remove()
     first, n = ids.index(loaded.image_token_id), ids.count(loaded.image_token_id)

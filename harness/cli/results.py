@@ -88,14 +88,14 @@ def results_show(cell: CellId, results: given_as.ReadFrom = RESULTS, form: Form 
         elif form == "csv":
             put(lists.exported(lists.facts_frame(parts), "csv"))
         else:
-            put(json.dumps(parts, indent=1, ensure_ascii=False))
+            put(lists.json_text(parts))
 
 
 def results_samples(
     cell: CellId,
     key: Annotated[str, typer.Option(metavar="KEYS", help="only these, as in pope/000123; with commas")] = "",
-    wrong: Annotated[bool, typer.Option("--wrong", help="only scores below 0.5")] = False,
-    right: Annotated[bool, typer.Option("--right", help="only scores of 0.5 and more")] = False,
+    wrong: Annotated[bool, typer.Option("--wrong", help="only scores below 0.5, or above if lower is better")] = False,
+    right: Annotated[bool, typer.Option("--right", help="only the answers that --wrong leaves out")] = False,
     results: given_as.ReadFrom = RESULTS,
     form: Form = "text",
 ) -> None:
@@ -135,7 +135,7 @@ def results_diff(cell: CellId, other: SecondId, results: given_as.ReadFrom = RES
             put(lists.exported(difference.answers, "csv"))
         else:
             answers = json.loads(lists.exported(difference.answers, "json"))
-            put(json.dumps(difference._asdict() | {"answers": answers}, indent=1, ensure_ascii=False))
+            put(lists.json_text(difference._asdict() | {"answers": answers}))
 
 
 def results_merge(

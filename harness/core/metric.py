@@ -52,6 +52,11 @@ class Metric:
         """1 where a higher value is better, else -1."""
         return 1.0 if self.higher_is_better else -1.0
 
+    def how_well(self, score: Any) -> Any:
+        """How well a sample of this score is answered, 0..1, of a number or of a column: its score, or 1 less it where
+        lower is better; NaN where there is none."""
+        return score if self.higher_is_better else 1.0 - score
+
     def stated(self) -> dict[str, Any]:
         """What its name alone does not say, as JSON values; `metric_from` reads it."""
         usual = asdict(metric_of(self.name))

@@ -19,7 +19,7 @@ from harness.tables.frame import rows
 from harness.tables.kept import Kept
 from harness.tables.leaderboard import whole_rows
 from harness.tables.sides import read_folder, resolve
-from harness.tables.versus import versus
+from harness.tables.versus import Reader, versus
 
 Names = str | Sequence[str] | None
 #: what tells cells apart, in front of the columns of their samples
@@ -47,6 +47,7 @@ def samples(
     task: Names = None,
     method: Names = None,
     budget: str | int | Sequence[str | int] | None = None,
+    limit: str | int | Sequence[str | int] | None = None,
     identity: Names = None,
     key: Names = None,
     wide: str | None = None,
@@ -54,7 +55,9 @@ def samples(
     """The answers of the sealed cells of a results folder: one row per sample and cell; each filter takes one value or
     several.
 
-    `key` takes the answers of one question, or of several, over all cells: `samples(folder, key="pope/000123")`.
+    `limit` is LIMIT as it was asked for: "all", a number, or "default" where none was. `key` takes the answers of one
+    question, or of several, over all cells: `samples(folder, key="pope/000123")`. Cells stand in the order of
+    `results`.
 
     Columns: section, model, task, method, setting, budget, seed and identity of the cell, where setting and section are
     those of `results`; key, image, question_id, category, question,
@@ -75,12 +78,15 @@ def samples(
         ("task", task),
         ("method", method),
         ("budget", budget),
+        ("limit", limit),
         ("identity", identity),
     ):
         if wanted is not None:
-            cells = _only(cells, name, [wanted] if isinstance(wanted, str | int) else wanted)
+            cells = _only(cells, name, _several(name, wanted))
     facts = {str(row["identity"]): row for row in rows(every).to_dict("records")}
-    keys = None if key is None else {key} if isinstance(key, str) else {str(one) for one in key}
+    order = {one: place for place, one in enumerate(facts)}
+    cells = sorted(cells, key=lambda sealed: order[sealed.identity])
+    keys = None if key is None else {str(one) for one in _several("key", key)}
     if keys is not None:
         cells = _asking(cells, keys)
     frame = pd.concat([_answers(sealed, facts[sealed.identity], keys) for sealed in cells], ignore_index=True)
@@ -98,7 +104,9 @@ def _spread(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     # texts that are missing would drop their rows
     indexed = frame.assign(line=lines, **{name: frame[name].fillna("") for name in ("question", "target")})
     found = indexed.pivot(index=list(_QUESTION), columns="line", values=column)
-    found = found[list(dict.fromkeys(lines))]  # in the order of the cells
+    # pandas sorts both: back to the order of the cells and of their questions
+    asked = pd.MultiIndex.from_frame(indexed[list(_QUESTION)].drop_duplicates())
+    found = found.loc[asked, list(dict.fromkeys(lines))]
     found.columns.name = None
     return found.reset_index()
 
@@ -119,8 +127,9 @@ def compare(
     `low` and `high` with 95 %; `better` and `worse` are questions; `p` is McNemar's, `p_holm` corrected over all rows
     of tasks. Costs end in `_a` and `_b`. With `flips`: one row per question that one side answers better.
 
-    Raises PrunebenchError for a side that is unknown or that several settings answer to, and for sides that may not be
-    compared.
+    A damaged cell is left out, with a warning that names it. What two sides differ in, and what is not compared, are
+    warnings too. Raises PrunebenchError for a side that is unknown or that several settings answer to, and for sides
+    that may not be compared.
     """
     folders = [folder] if isinstance(folder, str | Path) else list(folder)
     least = {1: 2, 2: 1}.get(len(folders))
@@ -130,7 +139,14 @@ def compare(
             f" of {len(folders)}"
         )
     tasks = [task] if isinstance(task, str) else list(task or ())
-    found = versus(resolve(sides, [read_folder(Path(one)) for one in folders], tasks, model))
+    read, reader = [read_folder(Path(one)) for one in folders], Reader()
+    said = [f"left out: {why}" for one in read for why in one.damaged]
+    try:
+        found = versus(resolve(sides, read, tasks, model), reader)
+        said += [f"{v.one.label} and {v.other.label}: {note}" for v in found for note in v.notes]
+    finally:
+        for text in dict.fromkeys([*said, *(f"left out: {why}" for why in reader.damaged)]):
+            warnings.warn(text, stacklevel=2)
     return versus_text.flips_frame(found) if flips else versus_text.frame(found)
 
 
@@ -150,7 +166,17 @@ def _cells(folder: str | Path) -> list[SealedCell]:
 
 
 def _value(sealed: SealedCell, name: str) -> str:
+    if name == "limit":
+        return str(sealed.asked.limit or "default")
     return str(sealed.identity if name == "identity" else getattr(sealed.cell, name))
+
+
+def _several(name: str, wanted: str | int | Sequence[str | int]) -> Sequence[str | int]:
+    """The values of a filter. Raises PrunebenchError where there are none."""
+    found = [wanted] if isinstance(wanted, str | int) else list(wanted)
+    if not found:
+        raise PrunebenchError(f"{name}: expected one value or more, found none: leave {name} out to take all")
+    return found
 
 
 def _only(cells: Sequence[SealedCell], name: str, wanted: Sequence[str | int]) -> list[SealedCell]:

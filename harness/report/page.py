@@ -291,14 +291,14 @@ class _Builder:
                 }
             )
         base = (
-            views.how_well(questions.baseline, self._frame(questions.baseline).set_index("key")) >= views.RIGHT
+            questions.baseline.metric.how_well(self._frame(questions.baseline).set_index("key")["score"]) >= views.RIGHT
             if questions.baseline
             else None
         )
         cells, flips = [], {}
         for sealed in questions.cells:
             frame = self._frame(sealed).set_index("key")
-            well = views.how_well(sealed, frame)
+            well = sealed.metric.how_well(frame["score"])
             right = well >= views.RIGHT
             was = base.loc[right.index] if base is not None else right
             flips[sealed.identity] = (

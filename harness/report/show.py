@@ -165,7 +165,7 @@ def shown(name: str, sealed: SealedCell, row: Mapping[Any, Any], was: bool | Non
 
 
 def _right(sealed: SealedCell, row: Mapping[Any, Any]) -> bool:
-    return bool(views.how_well(sealed, row) >= views.RIGHT)
+    return bool(sealed.metric.how_well(row["score"]) >= views.RIGHT)
 
 
 def _pick(questions: views.Questions, named: dict[str, str], method: str, budget: str, spelt: str) -> list[SealedCell]:

@@ -178,12 +178,6 @@ def check_one_image(sealed: SealedCell, key: str, image: str) -> None:
         )
 
 
-def how_well(sealed: SealedCell, frame: Any) -> Any:
-    """How well a row of samples is answered, or each row of a frame, 0..1: its score, or 1 less it where lower is
-    better; NaN where the metric gives it none."""
-    return frame["score"] if sealed.metric.higher_is_better else 1.0 - frame["score"]
-
-
 def depth(protocol: Protocol) -> int | None:
     """Decoder layers of the model, as its cells say."""
     return next((int(s.provenance["decoder_layers"]) for s in protocol.cells if "decoder_layers" in s.provenance), None)

@@ -346,7 +346,12 @@ def ends(resampled: NDArray[np.float64], tasks: Mapping[str, TaskAnswers]) -> tu
 def as_average(c: Comparison, read: TaskAnswers) -> Comparison:
     """The comparison at the only task, in points of Avg %."""
     assert read.base is not None  # there is no Avg % without
-    unit = (100.0 if read.base.maximum == 1 else 1.0) * read.base.score / 100.0
+    return in_percent(c, read.base.score, read.base.maximum)
+
+
+def in_percent(c: Comparison, unpruned: float, maximum: float) -> Comparison:
+    """The comparison at the only averaged task, where the unpruned model has this score of this maximum."""
+    unit = (100.0 if maximum == 1 else 1.0) * unpruned / 100.0
     return replace(c, task=AVERAGE, difference=c.difference / unit, low=c.low / unit, high=c.high / unit)
 
 

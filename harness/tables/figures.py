@@ -273,11 +273,13 @@ def _relevant(section: Section, found: Findings | None, axis: Axis) -> Any:
 
 
 def _tasks(section: Section, axis: Axis) -> Any:
-    """A row of panels per task, a column per kind of method with its legend below."""
+    """A row of panels per task, a column per kind of method with its legend below; None where no cell has the cost."""
     from matplotlib.figure import Figure
 
-    tasks = section.tasks
-    drawn = {task: curves(section, _at_task(task, axis)) for task in tasks}
+    drawn = {task: mine for task in section.tasks if (mine := curves(section, _at_task(task, axis)))}
+    if not drawn:
+        return None
+    tasks = list(drawn)
     parts = {task: panels(section, mine) for task, mine in drawn.items()}
     kinds = [kind for kind in (*KINDS, "") if any(kind in mine for mine in parts.values())]
     figure = Figure(figsize=(3.1 * len(kinds) + 0.4, 2.2 * len(tasks) + 2.6), dpi=DPI, layout="constrained")

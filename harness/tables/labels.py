@@ -45,7 +45,7 @@ def label(figure: Any, axes: Any, drawn: Sequence[Curve]) -> None:
         if s.method == "none":
             y = pixels(s.points[0].x, s.points[0].y)[1]
             strokes += _dots([(frame.x0, y), (frame.x1, y)])
-    traced = np.array(strokes)
+    traced = np.array(strokes).reshape(-1, 2)  # none where each line is one point without a bar
     taken = [_box(text.get_window_extent(renderer).extents) for text in axes.texts]
     rise = DPI / 72.0
     # the longest lines first: they have the fewest good places

@@ -27,11 +27,14 @@ LISTED = (
     *("identity", "state", "task", "model", "method", "setting", "knobs", "budget", "seed", "limit", "n", "metric"),
     *("score", "low", "high", "max", "score_pct", "started", "device", "folder"),
 )
-#: score from which on an answer counts as right
+#: how well an answer that counts as right is answered at least
 RIGHT = 0.5
 #: answers that differ and are shown as text
 MOST = 20
 COSTS = "costs (mean of a sample)"
+#: the score that a table shows, and what is said of it
+HEADLINE = "headline"
+HEADLINE_FACTS = ("metric", "score", "low", "high", "maximum")
 Flat = dict[str, Any]
 
 
@@ -108,11 +111,11 @@ def facts(sealed: SealedCell, cells: Sequence[SealedCell]) -> dict[str, Flat]:
     """All of a cell in parts: what it is, its scores, its costs and where it comes from. `cells`: all sealed ones."""
     row = next(row for row in rows(cells).to_dict("records") if row["identity"] == sealed.identity)
     provenance = {name: value for name, value in sealed.provenance.items() if name != "grids"}
-    spread = f" [{row['low']:.6g}, {row['high']:.6g}]" if sealed.interval else ""
+    headline = {"metric": sealed.headline, "score": sealed.score, "low": row["low"], "high": row["high"]}
     return {
         "cell": {"identity": sealed.identity, "setting": row["setting"], "section": row["section"]}
         | flat({name: value for name, value in sealed.cell.to_dict().items() if name != "identity"}),
-        "scores": {f"{sealed.headline} (headline)": f"{sealed.score:.6g}{spread}{_bound(sealed.maximum)}"}
+        "scores": flat(headline | {"maximum": sealed.maximum}, HEADLINE)
         | {name: value for name, value in sealed.metrics.items() if name != sealed.headline}
         | {"per cent of unpruned": row["pct_of_unpruned"]}
         | {f"questions {name}": n for name, n in sealed.counts.items()},
@@ -124,8 +127,14 @@ def facts(sealed: SealedCell, cells: Sequence[SealedCell]) -> dict[str, Flat]:
     }
 
 
-def _bound(maximum: float) -> str:
-    return "" if math.isnan(maximum) else f" of {maximum:g}"
+def _told(scores: Flat) -> Flat:
+    """The scores as text has them: metric, score, interval and maximum of the headline in one line."""
+    names = [f"{HEADLINE}/{name}" for name in HEADLINE_FACTS]
+    metric, score, low, high, maximum = (scores[name] for name in names)
+    spread = "" if math.isnan(low) else f" [{low:.6g}, {high:.6g}]"
+    bound = "" if math.isnan(maximum) else f" of {maximum:g}"
+    rest = {name: value for name, value in scores.items() if name not in names}
+    return {f"{metric} ({HEADLINE})": f"{score:.6g}{spread}{bound}"} | rest
 
 
 def facts_frame(parts: Mapping[str, Flat]) -> pd.DataFrame:
@@ -134,10 +143,10 @@ def facts_frame(parts: Mapping[str, Flat]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["part", "name", "value"])
 
 
-def facts_text(parts: Mapping[str, Flat]) -> str:
+def facts_text(parts: dict[str, Flat]) -> str:
     """The parts as text within `WIDTH`: a value stands behind its name. A command is one line, whatever its length."""
     lines: list[str] = []
-    for part, values in parts.items():
+    for part, values in (parts | {"scores": _told(parts["scores"])}).items():
         lines += ["", part] if lines else [part]
         width = max(map(len, values), default=0)
         for name, value in values.items():
@@ -160,7 +169,7 @@ def _said(value: Any, *, rounded: bool = False) -> str:
 
 
 def answers(sealed: SealedCell, keys: Sequence[str] = (), *, wrong: bool = False, right: bool = False) -> pd.DataFrame:
-    """The samples of a cell, kept tokens aside: those of these keys, or with a score on this side of `RIGHT`.
+    """The samples of a cell, kept tokens aside: those of these keys, or answered this well (`RIGHT`).
 
     Raises PrunebenchError for a key that the cell lacks, and where its samples have no scores of their own.
     """
@@ -177,7 +186,8 @@ def answers(sealed: SealedCell, keys: Sequence[str] = (), *, wrong: bool = False
                 f"{sealed.headline} of {sealed.cell.task} is no mean over questions, and its samples have no score of"
                 " their own: leave out --wrong and --right"
             )
-        frame = frame[(frame["score"] >= RIGHT) if right else (frame["score"] < RIGHT)]
+        well = sealed.metric.how_well(frame["score"])
+        frame = frame[(well >= RIGHT) if right else (well < RIGHT)]
     return frame.reset_index(drop=True)
 
 
@@ -277,7 +287,8 @@ def difference(one: SealedCell, other: SealedCell) -> Difference:
 
 def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     names = [*one, *(name for name in other if name not in one)]
-    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+    pairs = {name: (one.get(name), other.get(name)) for name in names}
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b and (a == a or b == b)}  # two NaN are equal
 
 
 def difference_text(found: Difference, one: SealedCell, other: SealedCell) -> str:
@@ -291,8 +302,8 @@ def difference_text(found: Difference, one: SealedCell, other: SealedCell) -> st
         for name, (a, b) in values.items():
             pair = (_said(value, rounded=part == COSTS) for value in (a, b))
             lines.append(f"  {name.ljust(width)}  {'  |  '.join(pair)}")
-    better = int((found.answers["score_2"] > found.answers["score_1"]).sum())
-    worse = int((found.answers["score_2"] < found.answers["score_1"]).sum())
+    ahead = one.metric.ahead * (found.answers["score_2"] - found.answers["score_1"])
+    better, worse = int((ahead > 0).sum()), int((ahead < 0).sum())
     strangers = int((~found.answers["same_question"]).sum())
     lines += ["", f"answers: {len(found.answers)} of {found.both} differ; 2 is better at {better}, worse at {worse}"]
     lines += [f"  only 1 asks {found.alone[0]} questions, only 2 asks {found.alone[1]}"] if any(found.alone) else []
@@ -310,6 +321,19 @@ def exported(frame: pd.DataFrame, form: str) -> str:
     if form == "csv":
         return csv_text(frame).removesuffix("\n")
     return str(frame.to_json(orient="records", indent=1, force_ascii=False, double_precision=15))
+
+
+def json_text(value: Any) -> str:
+    """Nested mappings and sequences as JSON; a number that is not there is null, as JSON has no NaN."""
+    return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def checked_format(form: str, known: Sequence[str]) -> None:

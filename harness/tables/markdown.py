@@ -35,7 +35,6 @@ from harness.tables.sections import (
 from harness.tables.text import (
     DASH,
     decimal,
-    directed,
     grid,
     interval_text,
     mark_best,
@@ -198,11 +197,7 @@ def _scores(section: Section, block: Block, found: Findings | None) -> str:
     for task in tasks:
         seeds = [line.cells.get(task, ()) for line in block.lines]
         scores = [seeds_score(cells) for cells in seeds]
-        turned = directed(scores, section.of_task(task).metric.higher_is_better)
-        marked = [
-            text.replace(sign, score)
-            for text, sign, score in zip(mark_best(turned, ranked), turned, scores, strict=True)
-        ]
+        marked = mark_best(scores, ranked, section.of_task(task).metric.higher_is_better)
         signs = [_signs(found, block.budget, line.name, task) for line in block.lines]
         columns.append(
             [point + seeds_spread(cells) + sign for point, cells, sign in zip(marked, seeds, signs, strict=True)]

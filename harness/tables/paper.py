@@ -20,7 +20,7 @@ from harness.core.spelling import given
 from harness.store.sealed import SealedCell
 from harness.tables import latex
 from harness.tables.sections import Block, Line, Section, average, distinct, mean, sections
-from harness.tables.text import BEST, SECOND, csv_text, decimal, directed, grid, ranks, seeds_score
+from harness.tables.text import BEST, SECOND, csv_text, decimal, grid, ranks, seeds_score
 
 AVERAGE = "Avg %"
 MARKS = (
@@ -96,13 +96,11 @@ def _unit(sealed: SealedCell) -> str:
 def _block(section: Section, block: Block) -> PaperBlock:
     ranked = [line.method != "none" for line in block.lines]
     columns = [[seeds_score(line.cells.get(task, ())) for line in block.lines] for task in section.tasks]
-    turned = [
-        directed(c, section.of_task(t).metric.higher_is_better) for t, c in zip(section.tasks, columns, strict=True)
-    ]
+    upward = [section.of_task(task).metric.higher_is_better for task in section.tasks]
     averages = [decimal(average(line, section)) for line in block.lines]
     entries = [
-        list(map(PaperEntry, shown, ranks(by, ranked)))
-        for shown, by in zip([*columns, averages], [*turned, averages], strict=True)
+        list(map(PaperEntry, shown, ranks(shown, ranked, up)))
+        for shown, up in zip([*columns, averages], [*upward, True], strict=True)
     ]
     rows = [
         PaperRow(printable(_label(section, line)), row)

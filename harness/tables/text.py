@@ -31,23 +31,24 @@ def grid(head: Sequence[str], columns: Sequence[Sequence[str]], left: int = 1) -
 BEST, SECOND = "best", "second"
 
 
-def ranks(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
+def ranks(texts: Sequence[str], ranked: Sequence[bool], higher_is_better: bool = True) -> list[str]:
     """`BEST`, `SECOND` or "" by the printed number, among those ranked; nothing is marked among fewer than two."""
     numbers = [
         float(text.replace(",", "")) if rank and text != DASH else None
         for text, rank in zip(texts, ranked, strict=True)
     ]
-    order = sorted({number for number in numbers if number is not None}, reverse=True)
+    order = sorted({number for number in numbers if number is not None}, reverse=higher_is_better)
     if sum(number is not None for number in numbers) < 2:
         return [""] * len(texts)
     marks = dict(zip(order, (BEST, SECOND), strict=False))
     return ["" if number is None else marks.get(number, "") for number in numbers]
 
 
-def mark_best(texts: Sequence[str], ranked: Sequence[bool]) -> list[str]:
+def mark_best(texts: Sequence[str], ranked: Sequence[bool], higher_is_better: bool = True) -> list[str]:
     """Best bold, second underlined, as `ranks` has them."""
     shapes = {BEST: "**{}**", SECOND: "<u>{}</u>", "": "{}"}
-    return [shapes[rank].format(text) for text, rank in zip(texts, ranks(texts, ranked), strict=True)]
+    marks = ranks(texts, ranked, higher_is_better)
+    return [shapes[mark].format(text) for text, mark in zip(texts, marks, strict=True)]
 
 
 def csv_text(frame: pd.DataFrame) -> str:
@@ -55,11 +56,6 @@ def csv_text(frame: pd.DataFrame) -> str:
     texts = [str(name) for name in frame if any(isinstance(value, str) for value in frame[name])]
     frame = frame.assign(**{name: [in_csv(v) if isinstance(v, str) else v for v in frame[name]] for name in texts})
     return str(frame.to_csv(index=False, lineterminator="\n"))
-
-
-def directed(texts: Sequence[str], higher_is_better: bool) -> list[str]:
-    """The printed numbers as they are ranked: turned round where lower is better."""
-    return [text if higher_is_better or text == DASH else f"-{text}" for text in texts]
 
 
 def unit_of(sealed: SealedCell) -> str:

@@ -22,7 +22,7 @@ from harness.core import stats
 from harness.core.errors import PrunebenchError
 from harness.core.metric import Metric
 from harness.store.sealed import SealedCell
-from harness.tables.compare import AVERAGE, SAME, Comparison, judged
+from harness.tables.compare import AVERAGE, SAME, Comparison, in_percent, judged
 from harness.tables.difference import ends_of, tested
 from harness.tables.kept import Kept
 from harness.tables.sections import NAN, SHORT, baseline, mean
@@ -346,7 +346,10 @@ class _Pair:
         return stats.resample_together([metric], draws)[0], metric.point
 
     def _average(self, found: Sequence[OnTask], shared: Mapping[str, _Shared]) -> None:
-        """The difference of Avg % over the tasks, where each has an unpruned cell on both sides."""
+        """The difference of Avg % over the tasks, where each has an unpruned cell on both sides.
+
+        The average of one task is that task, with its test, unless the sides have unpruned cells of other scores.
+        """
         missing = sorted({on.task for on in found} - set(shared))
         missing += sorted(t for t, s in shared.items() if s.images < stats.FEW)
         bare = sorted(t for t, s in shared.items() if s.images >= stats.FEW and not all(s.bases))
@@ -367,6 +370,12 @@ class _Pair:
                 parts.append(100.0 * task.drawn[which] / base[0])
                 point.append(100.0 * task.points[which] / base[1])
             percents.append((np.asarray(np.mean(parts, axis=0), dtype=np.float64), mean(point)))
+        if len(found) == 1 and _one_base(shared[found[0].task]):
+            on = found[0]
+            unpruned = shared[on.task].bases[0]
+            assert unpruned is not None
+            self.comparisons[AVERAGE] = in_percent(self.comparisons[on.task], unpruned[1], on.maximum)
+            return
         (mine, here), (theirs, there) = percents
         low, high = ends_of(
             mine - theirs, lambda: [100.0 * s.unlike / s.bases[0][1] for s in shared.values() if s.bases[0]]
@@ -395,6 +404,12 @@ def _percents(shared: Iterable[_Shared]) -> tuple[float, float]:
     each = [(task.points, [base[1] if base else NAN for base in task.bases]) for task in shared]
     one, other = (mean([100.0 * points[which] / bases[which] for points, bases in each]) for which in (0, 1))
     return one, other
+
+
+def _one_base(task: _Shared) -> bool:
+    """Whether both sides are shares of equal unpruned scores: then a task says the same of both shares."""
+    one, other = task.bases
+    return one is not None and other is not None and np.array_equal(one[0], other[0]) and one[1] == other[1]
 
 
 def _units(metric: Metric, table: _Table) -> stats.Units:

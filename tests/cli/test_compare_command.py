@@ -192,3 +192,25 @@ def test_python_says_the_same(results: Path) -> None:
     frame = prunebench.compare("fastv@64", "sparsevlm@64", "uniform@64", folder=results, task=["pope"])
     assert len(frame) == 3
     assert (frame["p_holm"] >= frame["p"]).all()
+
+
+def test_python_warns_of_damage_and_of_notes(results: Path) -> None:
+    (torn,) = results.glob("cells/pope/*fastv*/samples.parquet")
+    torn.write_bytes(torn.read_bytes()[:-5])
+    (edited,) = results.glob("cells/pope/*uniform*/cell.json")
+    edited.write_text(edited.read_text().replace("float32", "float16"))
+    with pytest.warns(UserWarning, match="is not compared") as said:
+        frame = prunebench.compare("fastv@64", "sparsevlm@64", folder=results)
+    assert list(frame["task"]) == ["gqa", "pope"]
+    texts = [str(one.message) for one in said]
+    assert {one.filename for one in said} == {__file__}
+    assert sorted(text.partition(":")[0] for text in texts if str(results) in text) == ["left out"] * 2
+    assert any(str(torn) in text for text in texts)
+    assert any(str(edited) in text for text in texts)
+    assert "fastv@64 and sparsevlm@64: pope is not compared: the samples of fastv@64 are damaged" in texts
+    with (
+        pytest.warns(UserWarning, match="left out") as said,
+        pytest.raises(prunebench.PrunebenchError, match="questions that both"),
+    ):
+        prunebench.compare("fastv@64", "sparsevlm@64", folder=results, task="pope")
+    assert any(str(torn) in str(one.message) for one in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 import prunebench
 from harness.core import keeps
+from harness.core.paths import TOP
 from harness.store.store import Store
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -66,3 +68,42 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
             read(3)  # type: ignore[arg-type]
     with pytest.raises(prunebench.PrunebenchError, match=r"no cell with method 'fastw'; there are .*fastv"):
         prunebench.samples(REFERENCE, method="fastw")
+
+
+@pytest.mark.parametrize("name", ["model", "task", "method", "budget", "limit", "identity", "key"])
+def test_a_filter_without_a_value_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(prunebench.PrunebenchError, match=f"^{name}: expected one value or more, found none: leave"):
+        prunebench.samples(REFERENCE, **{name: []})  # type: ignore[arg-type]
+
+
+def test_the_wide_example_of_the_page_has_a_row_for_each_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOP)
+    (example,) = re.findall(r"```python\n(one = .*?)```", (TOP / "docs" / "library.md").read_text(), re.DOTALL)
+    names = {"prunebench": prunebench}
+    exec(example, names)
+    wide = names["wide"]
+    assert list(wide["key"]) == ["pope/000002", "pope/000003"]
+    assert wide[["target", "none", "fastv@64", "random boundary=2@64"]].notna().all(axis=None)
+
+
+def test_a_limit_is_a_filter() -> None:
+    frame = prunebench.samples(REFERENCE, key="pope/000002", limit="all")
+    assert list(frame["method"]) == ["none"]
+    assert frame["section"].str.endswith("LIMIT=all").all()
+    both = prunebench.samples(REFERENCE, key="pope/000002", limit=["all", "default"], method="none")
+    assert len(both) == 2
+    with pytest.raises(prunebench.PrunebenchError, match="no cell with limit '7'; there are all, default"):
+        prunebench.samples(REFERENCE, limit=7)
+
+
+def test_samples_and_wide_columns_are_in_the_order_of_results() -> None:
+    """Five seeds of two settings, whose identities say nothing of their order."""
+    chosen = {"task": "pope", "method": "random", "budget": 64}
+    results = prunebench.results(REFERENCE)
+    mine = results[(results["task"] == "pope") & (results["method"] == "random") & (results["budget"] == "64")]
+    long = prunebench.samples(REFERENCE, **chosen)
+    assert list(dict.fromkeys(long["identity"])) == list(mine["identity"])
+    wide = prunebench.samples(REFERENCE, **chosen, wide="answer")
+    assert list(wide)[6:] == [f"{setting}@64" for setting in mine["setting"]]
+    assert len({name.partition(" seed=")[0] for name in wide}) < len(wide.columns), "several seeds"
+    assert list(wide["key"]) == list(dict.fromkeys(long["key"]))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
 from factories import answered, sealed_cell
+from helpers import run
 from PIL import Image
 
+from harness.core.paths import TOP
 from harness.method import registered
 from harness.method.about import about
 from harness.store.sealed import SealedCell
@@ -19,6 +22,7 @@ from harness.tables import compare, figures, leaderboard, style
 from harness.tables import sections as blocks
 from harness.tables.relevant import Relevant
 
+REFERENCE = TOP / "results" / "reference"
 TASKS = ("gqa", "pope")
 METHODS = ("fastv", "sparsevlm", "visipruner", "uniform", "first", "pooling", "downsample", "somebody's")
 
@@ -302,3 +306,24 @@ def test_the_front_is_drawn_as_steps_of_the_points_on_it(tmp_path: Path) -> None
     assert (np.diff(ys) >= 0).all()
     for x, y in points:
         assert y <= max(v for u, v in zip(xs, ys, strict=True) if u <= x)
+
+
+@pytest.mark.parametrize("methods", [("fastv",), ("fastv", "dart")], ids=len)
+def test_cells_without_an_unpruned_one_are_drawn_by_the_command(
+    methods: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line is one point without a bar in the figure of relevant patches: its labels have no stroke to keep off."""
+    for method in methods:
+        folder = sorted((REFERENCE / "cells" / "pope").glob(f"mini-{method}-64-*"))[0]
+        shutil.copytree(folder, tmp_path / "cells" / "pope" / folder.name)
+    code, _, err = run(capsys, monkeypatch, "leaderboard", "--results", str(tmp_path))
+    assert (code, err) == (0, "")
+    names = {"-".join(path.stem.split("-")[-2:]) for path in (tmp_path / "figures").iterdir()}
+    assert names == {"tasks-flops", "tasks-visual", "relevant-visual"}
+
+
+def test_cells_without_a_cost_have_no_figure_of_it(tmp_path: Path) -> None:
+    cells = [answered(tmp_path, m, "64", [1.0] * 60, costs={"mean_visual": 64.0}) for m in ("fastv", "dart")]
+    written = leaderboard.write(cells, tmp_path, figures=True)[1].read_text()
+    assert "tasks visual" in written
+    assert "tasks flops" not in written

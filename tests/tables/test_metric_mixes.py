@@ -15,7 +15,7 @@ from factories import answered
 from harness.core.metric import Metric
 from harness.report import page
 from harness.store.sealed import SealedCell
-from harness.tables import compare, leaderboard, sections
+from harness.tables import compare, leaderboard, paper, sections
 from harness.tables.compare import ABOVE, AVERAGE, BELOW, SAME
 from harness.tables.frame import rows
 from harness.tables.sections import Section
@@ -168,3 +168,14 @@ def test_a_frame_says_native_scores(tmp_path: Path) -> None:
     assert frame.loc[("hundred", "none"), "max"] == 100
     assert frame.loc[("cider", "none"), "score"] == 0.9
     assert json.loads(json.dumps(frame.loc[("cider", "fastv"), "pct_of_unpruned"])) == pytest.approx(800 / 9)
+
+
+def test_the_lowest_negative_number_is_best_where_lower_is_better(tmp_path: Path) -> None:
+    """A metric of all answers may be below 0, in the leaderboard and in a paper's table."""
+    metric = Metric("loss", "corpus", higher_is_better=False)
+    lines = (("none", "none", -0.75), ("dart", "64", -0.25), ("fastv", "64", -0.5), ("first", "64", 0.125))
+    made = [answered(tmp_path, m, b, [None] * N, metric=metric, value=v, knobs={}) for m, b, v in lines]
+    for text in (leaderboard.write(made, tmp_path / "out")[1].read_text(), paper.render(made, "markdown")):
+        assert "| **-0.500** |" in text
+        assert "| <u>-0.250</u> |" in text
+        assert "--" not in text.replace("---", "")

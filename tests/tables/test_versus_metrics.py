@@ -75,3 +75,33 @@ def test_a_metric_over_all_answers_has_no_pair_and_no_test(tmp_path: Path) -> No
     both = [*made, *cells(tmp_path, Metric("acc"), "gqa")]
     assert set(one(*both).comparisons) == set(in_tables(*both)) == {"gqa"}
     assert "no test" in versus_text.text([one(*both)], 3)
+
+
+def test_the_average_of_one_task_beside_a_lower_one_has_that_tasks_test(tmp_path: Path) -> None:
+    """As significance.csv has them: McNemar's p and the questions, in per cent of an unpruned score below 1."""
+    lines = (("none", "none", 20), ("dart", "64", 22), ("fastv", "64", 30))
+    made = [answered(tmp_path, m, b, right(100, w), "gqa", metric=Metric("acc")) for m, b, w in lines]
+    made += cells(tmp_path, Metric("wer", higher_is_better=False))
+    v = one(*made)
+    task, average, tables = v.comparisons["gqa"], v.comparisons[compare.AVERAGE], in_tables(*made)[compare.AVERAGE]
+    assert (average.p, average.better, average.worse) == (task.p, 8, 0) == (tables.p, tables.better, tables.worse)
+    assert average.difference == pytest.approx(8 / 0.8)
+    assert (average.difference, average.low, average.high) == pytest.approx(
+        (tables.difference, tables.low, tables.high)
+    )
+    assert average.verdict == tables.verdict == task.verdict
+
+
+def test_the_average_of_one_task_of_two_folders_is_a_share_of_each_ones_own(tmp_path: Path) -> None:
+    """Unpruned scores of 0.8 and 1.0: what was 72 of 80 is as good as 90 of 100."""
+    folders = []
+    for name, unpruned, wrong in (("a", 20, 28), ("b", 0, 10)):
+        root = tmp_path / name
+        made = [answered(root, "none", "none", right(100, unpruned), "gqa", metric=Metric("acc"))]
+        made += [answered(root, "dart", "64", right(100, wrong), "gqa", metric=Metric("acc"))]
+        made += cells(root, Metric("wer", higher_is_better=False))
+        folders.append(Folder(root, blocks.distinct(made), []))
+    (v,) = versus.versus(sides.resolve(["dart@64"], folders))
+    assert v.comparisons["gqa"].difference == pytest.approx(-18)
+    assert v.comparisons[compare.AVERAGE].difference == pytest.approx(0)
+    assert v.comparisons[compare.AVERAGE].verdict != v.comparisons["gqa"].verdict
