@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from harness.cli.say import tell
 from harness.core.errors import PrunebenchError
 from harness.core.shown import one_line
 from harness.core.spelling import command
@@ -27,7 +27,7 @@ def naming_damaged() -> Iterator[list[str]]:
         yield found
     finally:
         for why in found:
-            print(f"left out: {one_line(why)}", file=sys.stderr)
+            tell(f"left out: {one_line(why)}")
     if found:
         raise typer.Exit(1)
 

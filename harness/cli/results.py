@@ -13,7 +13,7 @@ import typer
 from harness.cli import options as given_as
 from harness.cli.damage import naming_damaged
 from harness.cli.options import RESULTS, listed, wanted
-from harness.cli.say import loading, put
+from harness.cli.say import loading, put, tell
 from harness.core.errors import PrunebenchError
 from harness.core.shown import one_line
 
@@ -279,7 +279,7 @@ def _confirmed(what: str, yes: bool) -> bool:
         return True
     if not sys.stdin or not sys.stdin.isatty():
         raise PrunebenchError(f"expected --yes to {what} without a terminal to ask at, found none: nothing was removed")
-    print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    tell(f"{what}? [y/N] ", end="")
     agreed = sys.stdin.readline().strip().lower() in ("y", "yes")
     if not agreed:
         put("nothing was removed")

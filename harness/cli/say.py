@@ -26,6 +26,11 @@ def put(text: object = "", flush: bool = False) -> None:
     print(printable_lines(text), flush=flush)
 
 
+def tell(text: object, end: str = "\n") -> None:
+    """`put` on stderr, at once: what is no result of the command."""
+    print(printable_lines(text), end=end, file=sys.stderr, flush=True)
+
+
 def put_or_write(text: str, out: Path | None) -> None:
     """Print a text that ends its last line, or write it into a file. Raises PrunebenchError if it cannot be written."""
     if out is None:
@@ -37,16 +42,16 @@ def put_or_write(text: str, out: Path | None) -> None:
 
     make_folder(out.parent)
     write_atomic(out, text.encode(errors="backslashreplace"))
-    print(f"written {out}", file=sys.stderr)
+    tell(f"written {out}")
 
 
 def loading() -> None:
     """One line before torch, transformers and lmms-eval are imported, for the imports take seconds; before it, the
     versions that were not tested."""
     for outside in untested():
-        print(f"note: {outside.text}", file=sys.stderr)
+        tell(f"note: {outside.text}")
     if "torch" not in sys.modules:
-        print("loading torch, transformers and lmms-eval ...", file=sys.stderr, flush=True)
+        tell("loading torch, transformers and lmms-eval ...")
 
 
 def finished(done: Finished, results: Path, wide: bool) -> None:
