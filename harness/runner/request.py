@@ -217,7 +217,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
     unpruned = method_class("none")()
     settings = []
     for task in dict.fromkeys(request.tasks):
-        method = _method_of(checked, located, partial(session.task, task, source, limit))
+        method = _method_of(checked, located, task, partial(session.task, task, source, limit))
         seed, positions = (
             checked.seed if method.uses_seed else 0,
             ("method" if method.name == "none" else request.positions),
@@ -254,7 +254,7 @@ def _asked_before(budget: Budget, usual: PromptShape) -> Budget:
     return Budget("kept", usual.n_visual) if mean else budget
 
 
-def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask]) -> Method:
+def _method_of(checked: Checked, located: Located, name: str, task: Callable[[], LoadedTask]) -> Method:
     """The method of a task, whose data are read where its prompts decide anything: a share of the FLOPs is solved per
     task, and so is every mean where images differ. What is out of reach without any text is out of reach with it.
 
@@ -262,12 +262,14 @@ def _method_of(checked: Checked, located: Located, task: Callable[[], LoadedTask
     each prompt's own tokens."""
     from harness.method.fits import shrinks_pictures
     from harness.runner import sizes
+    from tasks.choice import is_ours
 
     spec, budget, knobs = checked.spec, checked.budget, checked.request.knobs
     solved = budget.unit == "flops" or (budget.unit == "avg" and not located.one_size)
     usual = sizes.mean_prompt(located, task()) if solved else None
     method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
-    if sizes.alike(located, task()):
+    # our own tasks have one image a prompt: no data are read to know it
+    if (located.one_size and is_ours(name)) or sizes.alike(located, task()):
         return method
     if shrinks_pictures(method):
         sizes.check_shares(method, _shares(method, budget, knobs), task())

@@ -147,7 +147,7 @@ def test_the_command_of_a_cell_makes_the_same_cell(
     words = dict(part.split("=", 1) for part in shlex.split(evaluation(sealed))[2:])
     found: list[Request] = []
 
-    def record(request: Request, *_: object) -> None:
+    def record(request: Request, *_: object, **__: object) -> None:
         found.append(request)
         raise PrunebenchError("read, which is enough")
 
