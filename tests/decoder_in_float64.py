@@ -113,5 +113,7 @@ def engine(method: Method, number: int = 0) -> Walked:
     ids = torch.tensor([[*BEFORE, *[loaded.model.config.image_token_id] * loaded.usual.n_visual, *AFTER]])
     method = method.for_model(loaded.usual.decoder)
     with one_thread(), attach(loaded.model, method) as run, torch.inference_mode():
-        logits = loaded.model(input_ids=ids, pixel_values=loaded.pixels(question(number).images[0].load())).logits[0, -1]
+        logits = loaded.model(input_ids=ids, pixel_values=loaded.pixels(question(number).images[0].load())).logits[
+            0, -1
+        ]
     return Walked(_array(logits), [layout.origin[0][layout.visual[0]].tolist() for layout in run.layouts])
