@@ -16,6 +16,11 @@ def is_ours(word: str) -> bool:
     return word in TASKS
 
 
+def has_one_image(word: str) -> bool:
+    """Whether each prompt of a task is known to show one image before any data are read, as those of our own are."""
+    return is_ours(word)
+
+
 def chosen(words: Sequence[str], include: str | None = None, judge: bool = False) -> tuple[str, ...]:
     """The words of single tasks, in order and once each: groups and tags as their members, `include` as its files.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import families
 import pytest
 
-from tasks import lmms
+from tasks import choice, lmms
 from tasks.sources import DataSource
 
 #: turns, None for the next image: leading images, text between images, text in front of all, one image
@@ -42,8 +42,9 @@ def with_several(task: lmms.LoadedTask) -> lmms.LoadedTask:
 
 
 def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every task be loaded so."""
+    """Let every task be loaded so, and be known for it."""
     load = lmms.load_task
+    monkeypatch.setattr(choice, "has_one_image", lambda word: False)
     monkeypatch.setattr(lmms, "load_task", lambda *words: with_several(load(*words)))
 
 

@@ -262,14 +262,13 @@ def _method_of(checked: Checked, located: Located, name: str, task: Callable[[],
     each prompt's own tokens."""
     from harness.method.fits import shrinks_pictures
     from harness.runner import sizes
-    from tasks.choice import is_ours
+    from tasks.choice import has_one_image
 
     spec, budget, knobs = checked.spec, checked.budget, checked.request.knobs
     solved = budget.unit == "flops" or (budget.unit == "avg" and not located.one_size)
     usual = sizes.mean_prompt(located, task()) if solved else None
     method = located.method(spec, budget, knobs, n_text=usual.n_text if usual else 0, usual=usual)
-    # our own tasks have one image a prompt: no data are read to know it
-    if (located.one_size and is_ours(name)) or sizes.alike(located, task()):
+    if (located.one_size and has_one_image(name)) or sizes.alike(located, task()):
         return method
     if shrinks_pictures(method):
         sizes.check_shares(method, _shares(method, budget, knobs), task())
