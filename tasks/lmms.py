@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from PIL import Image, ImageFile
 
-from harness.core.errors import PrunebenchError, naming
+from harness.core.errors import PrunebenchError
 from harness.core.metric import Metric, metric_of
-from harness.core.picture import check_size
 from harness.core.shape import Size
 from tasks import sources as src
 from tasks.pictures import SampleImage, check_image, cluster_key, image_size, undecodable
@@ -37,6 +36,7 @@ from lmms_eval.utils import load_yaml_config  # noqa: E402
 from loguru import logger  # noqa: E402
 
 from tasks.scoring import Scored, score  # noqa: E402
+from tasks.turns import user_turn  # noqa: E402
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -226,28 +226,6 @@ def _subset(spec: src.TaskSpec, rows: src.Rows, limit: int | None, seed: int) ->
     return sorted(by_category[i] for i in picked)
 
 
-def one_image(messages: Any, key: str) -> tuple[str, Image.Image]:
-    """Text and image of a prompt of one user turn with exactly one of each; anything else raises naming the sample."""
-    kinds = [c["type"] for m in messages or [] for c in m["content"]]
-    n = kinds.count("image")
-    if n != 1:
-        raise PrunebenchError(
-            f"{key}: expected a prompt with exactly one image, found {n}; choose tasks with one per question"
-        )
-    if len(messages) != 1 or sorted(kinds) != ["image", "text"]:
-        raise PrunebenchError(
-            f"{key}: expected one user turn with an image and a text, found {len(messages)} turn(s) with"
-            f" {', '.join(kinds)}"
-        )
-    parts = {c["type"]: c for c in messages[0]["content"]}
-    image = parts["image"]["url"]
-    if not isinstance(image, Image.Image):
-        raise PrunebenchError(f"{key}: expected a decoded image in the prompt, found {type(image).__name__}")
-    with naming(key):
-        check_size(*image.size)
-    return str(parts["text"]["text"]), image
-
-
 def _load_image(task: RowsTask, rows: src.Rows, row: int, index: int, key: str) -> Image.Image:
     encoded: Any = rows.encoded(row)  # `load_task` saw that it has bytes
     # set True by lmms_eval.api.task: half an image would be answered as if it were whole
@@ -257,7 +235,8 @@ def _load_image(task: RowsTask, rows: src.Rows, row: int, index: int, key: str) 
         visuals = task.doc_to_messages(doc)
     except Exception as error:
         raise undecodable(key, encoded["bytes"], error) from None
-    return one_image(visuals, key)[1]
+    (image,) = user_turn(visuals, key)[1]
+    return image
 
 
 def _image_digests(name: str, rows: src.Rows, chosen: Sequence[int], mend: str) -> dict[int, str]:

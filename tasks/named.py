@@ -311,9 +311,10 @@ def stop_strings(generation: Mapping[str, Any]) -> tuple[str, ...]:
 def sampling(generation: Mapping[str, Any]) -> str:
     """How a task asks for answers to be drawn at random, for people; "" for greedy, which is what runs here."""
     asked = []
-    if generation.get("do_sample") and generation.get("temperature"):
-        asked = [f"{key}={generation[key]}" for key in ("temperature", "top_p", "top_k") if generation.get(key)]
-        asked = ["do_sample", *asked]
+    # without a temperature transformers draws at 1; at 0 it does not draw
+    if generation.get("do_sample") and generation.get("temperature", 1):
+        asked = ["do_sample"]
+        asked += [f"{key}={generation[key]}" for key in ("temperature", "top_p", "top_k") if generation.get(key)]
     if (generation.get("num_beams") or 1) != 1:
         asked.append(f"num_beams={generation['num_beams']}")
     return ", ".join(asked)

@@ -23,15 +23,15 @@ import datasets
 from lmms_eval.utils import load_yaml_config
 from PIL import Image
 
-from harness.core.errors import PrunebenchError, naming
-from harness.core.picture import check_size
+from harness.core.errors import PrunebenchError
 from harness.core.shape import Size
 from tasks import judges, repository
 from tasks.lmms import LoadedTask, RowsTask, Sample, choose, named_config, sha256
 from tasks.named import MAX_NEW_TOKENS, PLACING, NamedTask, sampling, stop_strings
-from tasks.pictures import SampleImage, check_image
+from tasks.pictures import SampleImage
 from tasks.rules import rules_of
 from tasks.sources import DataSource
+from tasks.turns import user_turn
 from tasks.unread import (
     EncodedImages,
     Origin,
@@ -299,7 +299,7 @@ def _sample(task: NamedTask, loaded: _UpstreamTask, index: int, key: str) -> tup
     seen = loaded.eval_docs_no_media[index]
     _call(key, "doc_to_text", list(seen), loaded.doc_to_text, seen)
     target = _call(key, "doc_to_target", list(seen), loaded.doc_to_target, seen)
-    content, pictures = _content(_call(key, "doc_to_messages", columns, loaded.doc_to_messages, doc), key)
+    content, pictures = user_turn(_call(key, "doc_to_messages", columns, loaded.doc_to_messages, doc), key)
     images = tuple(_image(loaded, index, place, picture, key) for place, picture in enumerate(pictures))
     digests = [image.key for image in images]
     targets = tuple(map(str, target)) if isinstance(target, list | tuple) else (str(target),)
@@ -317,47 +317,6 @@ def _sample(task: NamedTask, loaded: _UpstreamTask, index: int, key: str) -> tup
     )
     plain = {name: value for name, value in seen.items() if not isinstance(value, Image.Image)}
     return sample, [key, content, digests, list(targets), plain]
-
-
-def _content(messages: Any, key: str) -> tuple[tuple[str | None, ...], list[Image.Image]]:
-    """The parts of the one turn of a prompt in order, None for an image, and the images. Raises PrunebenchError for
-    anything else."""
-    if not isinstance(messages, list) or not all(isinstance(m, Mapping) and "content" in m for m in messages):
-        raise PrunebenchError(f"{key}: expected the prompt as a list of turns, found {type(messages).__name__}")
-    if [m.get("role") for m in messages] != ["user"]:
-        roles = ", ".join(str(m.get("role")) for m in messages) or "none"
-        raise PrunebenchError(f"{key}: expected one turn of the user, found {len(messages)} ({roles})")
-    parts = messages[0]["content"]
-    parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-    content: list[str | None] = []
-    pictures = []
-    for part in parts:
-        kind = part.get("type")
-        if kind == "text":
-            content.append(str(part["text"]))
-        elif kind == "image":
-            content.append(None)
-            pictures.append(_picture(part.get("url", part.get("image")), key))
-        else:
-            raise PrunebenchError(
-                f"{key}: expected a prompt of images and text, found {kind} in it; choose another task"
-            )
-    if not pictures:
-        raise PrunebenchError(f"{key}: expected a prompt with an image, found text alone; choose another task")
-    return tuple(content), pictures
-
-
-def _picture(value: Any, key: str) -> Image.Image:
-    if isinstance(value, Image.Image):
-        with naming(key):
-            check_size(*value.size)
-        return value
-    if isinstance(value, str | Path) and Path(value).is_file():
-        data = Path(value).read_bytes()
-        check_image(data, key)
-        image: Image.Image = datasets.Image().decode_example({"bytes": data, "path": None})
-        return image
-    raise PrunebenchError(f"{key}: expected an image in the prompt, found {str(value)[:60]!r}")
 
 
 def _image(loaded: _UpstreamTask, index: int, place: int, picture: Image.Image, key: str) -> SampleImage:
@@ -380,7 +339,7 @@ def _shown(loaded: _UpstreamTask, index: int, place: int, key: str) -> Image.Ima
     """The image in RGB as the task's code shows it."""
     with names_as_images():
         messages = loaded.doc_to_messages(loaded.eval_docs[index])
-        picture = _content(messages, key)[1][place]
+        picture = user_turn(messages, key)[1][place]
         return picture.convert("RGB").copy() if not isinstance(picture, UnreadImage) else _read(picture)
 
 

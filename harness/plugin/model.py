@@ -15,10 +15,10 @@ from PIL import Image, ImageFile
 from harness.core.command import natural
 from harness.core.errors import PrunebenchError
 from harness.plugin import log, names
-from harness.plugin.turns import turn
 from harness.store.journal import Record
 from tasks.named import MAX_NEW_TOKENS
 from tasks.pictures import cluster_key
+from tasks.turns import user_turn
 
 # isort: split
 # behind tasks.lmms, which looks whether lmms-eval was imported before it
@@ -72,6 +72,12 @@ class LoggedCounts(TokenCounts):  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), **self.entry}
+
+
+def _turn(messages: Callable[[], Any], key: str) -> tuple[tuple[str | None, ...], list[Image.Image]]:
+    """A prompt's turn as `user_turn` reads it, with the images in RGB."""
+    content, pictures = user_turn(messages(), key)
+    return content, [picture.convert("RGB") for picture in pictures]
 
 
 def _whole(name: str, value: Any) -> int:
@@ -183,7 +189,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
             raise PrunebenchError(
                 f"{key}: expected greedy decoding, found {dict(settings)}; drop do_sample and num_beams"
             )
-        content, images = turn(messages(), key)
+        content, images = _turn(messages, key)
         until = settings.get("until") or ()
         if list(until) == UPSTREAM_STOP:
             until = ()
@@ -192,7 +198,7 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
 
         def load(place: int) -> Image.Image:
             # decoded again: 10,000 images do not fit in memory
-            return turn(messages(), key)[1][place]
+            return _turn(messages, key)[1][place]
 
         prompt = Prompt(
             key=key,

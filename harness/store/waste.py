@@ -82,6 +82,7 @@ def _removed(store: Store, one: Waste) -> bool:
                 remove(one.path.parent, JOURNAL)
     elif one.kind == CACHE:
         shutil.rmtree(one.path, ignore_errors=True)  # another writer may fill it at the same time
+        return not there(one.path)
     elif one.kind == TEMPORARY and one.path.is_dir() and not one.path.is_symlink():
         shutil.rmtree(one.path)
     elif one.kind == TEMPORARY:

@@ -193,13 +193,13 @@ def parts(*kinds: str) -> Any:
 @pytest.mark.parametrize(
     ("turns", "said"),
     [
-        (parts("text"), "expected texts and at least one image, found text; choose"),
-        (parts("video", "text"), "expected texts and at least one image, found video; choose"),
-        (parts("path", "text"), "expected a decoded image in the prompt, found str"),
-        (lambda doc: [], "expected one turn of a user, found none"),
+        (parts("text"), "expected a prompt with an image, found text alone; choose"),
+        (parts("video", "text"), "expected a prompt of images and text, found video in it; choose"),
+        (parts("path", "text"), "expected an image in the prompt, found 'a.png'"),
+        (lambda doc: [], "expected one turn of the user, found 0"),
         (
             lambda doc: [{"role": "system", "content": []}, *messages(doc)],
-            "found system, user; choose tasks of one turn",
+            "found 2 .system, user.; choose tasks of one turn",
         ),
     ],
 )

@@ -329,6 +329,7 @@ def test_scoring_that_fails_on_answers_says_so(tmp_path: Path) -> None:
 def test_sampling_is_stated_and_greedy_is_run(tmp_path: Path) -> None:
     asked = {"max_new_tokens": 8, "do_sample": True, "temperature": 0.7, "num_beams": 4}
     assert load(write_task(tmp_path, generation_kwargs=asked)).sampling == "do_sample, temperature=0.7, num_beams=4"
+    assert load(write_task(tmp_path, generation_kwargs={"do_sample": True})).sampling == "do_sample"
     plain = {"temperature": 0, "do_sample": False, "num_beams": 1, "top_p": 1.0}
     task = load(write_task(tmp_path, generation_kwargs=plain))
     assert (task.sampling, task.max_new_tokens, task.until) == ("", named.MAX_NEW_TOKENS, ())
