@@ -29,6 +29,7 @@ def sbatch(words: list[str]) -> int:
     parser.add_argument("--nodes", type=int)
     parser.add_argument("--cpus-per-task", type=int)
     parser.add_argument("--requeue", action="store_true")
+    parser.add_argument("--no-kill", action="store_true")
     parser.add_argument("script", nargs="?", type=Path)
     parser.add_argument("words", nargs=argparse.REMAINDER)
     asked = parser.parse_args(words)
