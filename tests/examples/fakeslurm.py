@@ -4,7 +4,8 @@ Measured against SLURM 22.05: which variables a batch script and a step have, wh
 every process of the steps, and not the batch script), what SIGTERM does to srun (it kills its tasks at once), and
 how srun's exit code is made. An option that is not known here is refused.
 
-FAKE_SLURM names a folder for its state. FAKE_JOB is the job's number.
+FAKE_SLURM names a folder for its state. FAKE_JOB is the job's number. FAKE_COPY is a folder that is copied to
+`state/copy` as it is when a job is queued again.
 """
 
 from __future__ import annotations
@@ -137,6 +138,8 @@ def scontrol(words: list[str]) -> int:
         return 0
     if words != ["requeue", JOB]:
         raise SystemExit(f"scontrol: expected show job or requeue of {JOB}, found {words}")
+    if "FAKE_COPY" in os.environ:
+        shutil.copytree(os.environ["FAKE_COPY"], STATE / "copy")
     (STATE / "requeue").touch()
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -12,10 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from helpers import run
 
 from harness.core.paths import TOP
 from harness.runner.launch import launchers
+from harness.store.store import Store
 
 SCRIPT = TOP / "examples" / "slurm" / "sweep.sbatch"
 HERE = Path(__file__).parent
@@ -204,3 +208,81 @@ def test_a_head_that_does_not_start_ends_the_job_with_its_words(cluster: Cluster
     assert job.wait(PATIENCE_S) == 1
     assert "no Ray here" in cluster.log
     assert not any(line.startswith("sweep") for line in cluster.seen)
+
+
+#: a method that takes a second a question until the job is queued again, so that there is a middle
+SLOW = """\
+import os, time
+from dataclasses import dataclass
+from prunebench import Ranking, Traits
+
+@dataclass(frozen=True)
+class Slow(Ranking):
+    name = "slow"
+    traits = Traits(query_aware=False, image_only=True)
+
+    def score(self, run, stream):
+        if "PAUSE" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+            time.sleep(1)
+        return -run.places.row.float()
+"""
+SWEEP = """\
+models: [mini]
+tasks: [pope]
+limit: 36
+budgets: [64]
+methods: ["FOLDER/slow.py:Slow"]
+"""
+ONE_BY_ONE = ("--no-share", "--batch", "1")
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[Cluster]:
+    """Ray and prunebench themselves."""
+    made = Cluster(tmp_path)
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("FOLDER", str(tmp_path)))
+    made.add("ray", [sys.executable, "-c", "from ray.scripts.scripts import main; main()"])
+    made.add("prunebench", [sys.executable, "-m", "prunebench"])
+    yield made
+    made.close()
+
+
+def samples(results: Path) -> dict[str, pd.DataFrame]:
+    return {cell.identity: cell.samples() for cell in Store(results).cells()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pre_empted", [False, True], ids=["undisturbed", "pre-empted"])
+def test_a_sweep_on_real_ray_nodes_gives_the_samples_of_one_process(
+    pre_empted: bool, real: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, there = real.folder / "one", real.folder / "there"
+    file = str(real.folder / "sweep.yaml")
+    code, _, err = run(capsys, monkeypatch, "sweep", file, "--results", str(one), *ONE_BY_ONE)
+    assert code == 0, err
+    asked = ("sweep.yaml", "--results", str(there), "--device", "cpu", *ONE_BY_ONE)
+    variables = {"FAKE_COPY": str(there), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    variables |= {"PAUSE": "1"} if pre_empted else {}
+    job = real.submit("--nodes=2", "--cpus-per-task=1", str(SCRIPT), *asked, **variables)
+    if pre_empted:
+        real.until(lambda: bool(journalled(there)), 300)
+        subprocess.run(["scancel", "--signal=TERM", real.job], env=real.environment, check=True)
+    assert job.wait(600) == 0, real.log
+    expected, found = samples(one), samples(there)
+    assert found.keys() == expected.keys()
+    for identity, frame in expected.items():
+        pd.testing.assert_frame_equal(found[identity], frame, check_exact=True)
+    if pre_empted:
+        assert real.log.count("queued again") == 1
+        keys = journalled(real.state / "copy")
+        assert 0 < len(keys) == len(set(keys)) < sum(map(len, expected.values()))
+
+
+def journalled(results: Path) -> list[tuple[str, str]]:
+    """(cell, key) of every answer in a journal, in order."""
+    found = []
+    for file in results.glob("cells/*/*/journal.jsonl"):
+        whole = file.read_bytes().rpartition(b"\n")[0]
+        found += [(file.parent.name, json.loads(line)["key"]) for line in whole.splitlines()[1:]]
+    return found
