@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from harness.store.journal import Record
 from harness.store.store import CellWriter, Store
 from harness.store.verify import verify
 
+# workers of Ray are nice to others, who would starve them on a busy machine
+os.environ.setdefault("RAY_worker_niceness", "0")
 STORE = {"object_store_memory": 80 << 20, "include_dashboard": False}
 METHOD = '''
 """Keeps what is nearest to the centre. Files in FOLDER say what else its workers do."""
