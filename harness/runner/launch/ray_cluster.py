@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from harness.core.errors import PrunebenchError, unknown
+from harness.core.errors import Interrupted, PrunebenchError, unknown
 from harness.core.spelling import given
 from harness.runner.launch.processes import threads_each
 
@@ -116,6 +116,10 @@ def connected(cluster: Cluster) -> Iterator[None]:
         if main and before is not None:
             signal.signal(signal.SIGTERM, before)
         yield
+    except SystemError as error:  # how a compiled call of Ray ends in which a signal raised
+        if isinstance(error.__cause__, Interrupted):
+            raise error.__cause__ from None
+        raise
     finally:
         ray.shutdown()
 
