@@ -107,7 +107,7 @@ def plan(folder: Path, limit: int, **files: str) -> sweep.Sweep:
     if not method.exists():
         method.write_text(METHOD.replace("FOLDER_NAME", str(folder)))
     file = folder / "sweep.yaml"
-    file.write_text(f"models: [mini]\ntasks: [pope]\nlimit: {limit}\nbudgets: [32]\nmethods: [none, '{method}:Gate']\n")
+    file.write_text(f"models: [mini]\ntasks: [gqa]\nlimit: {limit}\nbudgets: [32]\nmethods: [none, '{method}:Gate']\n")
     return sweep.load(file)
 
 

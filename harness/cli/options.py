@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -217,7 +217,7 @@ WorkersOrAll = Annotated[
     ),
 ]
 Executor = Annotated[
-    Literal["processes", "ray"],
+    str,
     typer.Option(metavar="NAME", help="processes (on this machine) or ray (on the nodes of a Ray cluster)"),
 ]
 Address = Annotated[

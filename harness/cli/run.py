@@ -112,14 +112,11 @@ def sweep(
     """
     loading()
     from harness.runner import sweep as runner
-    from harness.runner.launch.ray_cluster import Cluster
+    from harness.runner.launch.ray_cluster import chosen
     from harness.runner.pace import Pace
     from harness.runner.run import Options
 
-    cluster = Cluster(address, gpus_per_worker, workers) if executor == "ray" else None
-    if cluster is None and (address or gpus_per_worker != 1):
-        name, value = ("address", address) if address else ("gpus_per_worker", gpus_per_worker)
-        raise PrunebenchError(f"{given(name, value)} is for {given('executor', 'ray')}: give both, or neither")
+    cluster = chosen(executor, address, gpus_per_worker, workers)
     plan, options = runner.load(config, set_ or []), Options(results, Pace(batch, share), fresh)
     plan = plan.clamped() if clamp else plan
     if dry_run:

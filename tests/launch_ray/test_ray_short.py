@@ -13,14 +13,14 @@ from harness.core.errors import PrunebenchError
 from harness.runner import sweep
 from harness.runner.launch import ray_cluster
 from harness.runner.launch.ray_actor import different
-from harness.runner.launch.ray_cluster import Cluster, connected
+from harness.runner.launch.ray_cluster import Cluster, chosen, connected
 from harness.runner.run import Options
 
 
 def test_two_raylets_measure_what_this_process_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = plan(tmp_path / "work", 18)
+    wanted = plan(tmp_path / "work", 24)
     sweep.run(wanted, Options(tmp_path / "alone"), lambda _: None)
-    plan(tmp_path / "work", 18, meet="2")
+    plan(tmp_path / "work", 24, meet="2")
     with raylets(1, 1) as cluster, journalled(monkeypatch) as found:
         said = over_ray(cluster, wanted, tmp_path / "spread", chunk=1)
     assert_equal(tmp_path / "spread", tmp_path / "alone")
@@ -66,3 +66,13 @@ def test_what_differs_is_named() -> None:
         "torch: expected 2.12, found 2.13"
     )
     assert different({"code": "ab"}, {"code": "ab"}) == ""
+
+
+def test_the_words_of_a_command_name_a_cluster() -> None:
+    assert chosen("ray", "auto", 0.5, 3) == Cluster("auto", 0.5, 3)
+    assert chosen("processes", "", 1.0, 3) is None
+    with pytest.raises(PrunebenchError, match="unknown executor 'rai'; did you mean 'ray'"):
+        chosen("rai", "", 1.0, None)
+    for words, said in (("auto", 1.0), "address='auto'"), (("", 0.5), "gpus_per_worker=.*0.5"):
+        with pytest.raises(PrunebenchError, match=f"{said}.* is for executor='ray': give both, or neither"):
+            chosen("processes", *words, None)

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from harness.core.errors import Interrupted, PrunebenchError
+from harness.core.errors import Interrupted, PrunebenchError, unknown
 from harness.core.spelling import given
 from harness.runner.launch.processes import threads_each
 
+EXECUTORS = ("processes", "ray")
 #: seconds in which a cluster's address answers
 CONNECT_SECONDS = 10.0
 #: bytes of shared memory of a Ray that is started here: answers are small
@@ -45,6 +46,19 @@ class Cluster:
             )
 
 
+def chosen(executor: str, address: str, gpus_per_worker: float, workers: int | None) -> Cluster | None:
+    """The cluster that the words of a command mean; None: processes of this machine. Raises PrunebenchError where they
+    do not go together, and as `Cluster`."""
+    if executor not in EXECUTORS:
+        raise unknown("executor", executor, EXECUTORS)
+    if executor == "ray":
+        return Cluster(address, gpus_per_worker, workers)
+    for name, value, default in (("address", address, ""), ("gpus_per_worker", gpus_per_worker, 1.0)):
+        if value != default:
+            raise PrunebenchError(f"{given(name, value)} is for {given('executor', 'ray')}: give both, or neither")
+    return None
+
+
 class Node(NamedTuple):
     """A node that lives. `slots`: workers that it holds; `cpus` and `gpus`: of each of them."""
 
@@ -59,18 +73,17 @@ def nodes(cluster: Cluster, device: str) -> list[Node]:
     """The nodes that can hold workers on "cuda", or on "cpu": there one a node, or as many as `workers` wants."""
     import ray
 
-    alive = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: str(n["NodeID"]))
+    kind, each = ("GPU", cluster.gpus_per_worker) if device == "cuda" else ("CPU", 1.0)
+    fitting = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(kind, 0) >= each]
     found = []
-    for node in alive:
+    for node in sorted(fitting, key=lambda n: str(n["NodeID"])):
         resources = node["Resources"]
-        cpus = int(resources.get("CPU", 0))
-        if device == "cuda":
-            slots, gpus = int(resources.get("GPU", 0) / cluster.gpus_per_worker), cluster.gpus_per_worker
-        else:
-            slots, gpus = min(cpus, -(-(cluster.workers or 1) // len(alive))), 0.0
-        if slots:
-            name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
-            found.append(Node(node["NodeID"], name, slots, cpus // slots, gpus))
+        slots = int(resources[kind] / each)
+        if device == "cpu":
+            slots = min(slots, -(-(cluster.workers or 1) // len(fitting)))
+        name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+        gpus = each if device == "cuda" else 0.0
+        found.append(Node(node["NodeID"], name, slots, int(resources.get("CPU", 0)) // slots, gpus))
     return found
 
 
@@ -96,11 +109,11 @@ def connected(cluster: Cluster) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**joined, logging_level="warning")
+        ray.init(**joined, logging_level="error")
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise PrunebenchError(_unreached(cluster.address, str(error))) from None
     try:
-        if main:
+        if main and before is not None:
             signal.signal(signal.SIGTERM, before)
         yield
     except SystemError as error:  # how a compiled call of Ray ends in which a signal raised

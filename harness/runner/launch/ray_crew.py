@@ -21,7 +21,7 @@ from harness.store.journal import Record
 AHEAD = 8
 #: between two looks at the nodes, and at a worker out of sight
 LOOK_SECONDS = 1.0
-#: for the first node that fits to join, and for a worker to come back into sight
+#: for a node that fits to join where there is none, and for a worker to come back into sight
 JOIN_SECONDS, UNSEEN_SECONDS = 60.0, 60.0
 #: workers that may die on a node before they are ready; then the node is left out
 STARTS = 3
@@ -63,7 +63,8 @@ class Crew:
         self._members: list[Member] = []
         self._left_out: dict[str, str] = {}
         self._starts: Counter[str] = Counter()
-        self._began, self._looked = time.monotonic(), -LOOK_SECONDS
+        self._began = self._manned = time.monotonic()
+        self._looked, self._noted = -LOOK_SECONDS, False
         self.answers: Counter[str] = Counter()
 
     @property
@@ -86,6 +87,11 @@ class Crew:
                 member.awaited = member.actor.seen.options(concurrency_group="look").remote()
         if self._board.waiting:
             self._recruit()
+        if not self._noted and self._looked - self._began > JOIN_SECONDS and not any(m.ready for m in self._members):
+            self._noted = True
+            self._say(
+                "note: no worker is ready yet: they load, or wait for CPUs or GPUs that others hold (`ray status`)"
+            )
 
     def _recruit(self) -> None:
         fitting = nodes(self._cluster, self._device)
@@ -96,15 +102,15 @@ class Crew:
                 if node.id not in self._left_out and len(self._members) < most:
                     self._start(node)
         if self._members:
+            self._manned = time.monotonic()
             return
         if fitting and all(node.id in self._left_out for node in fitting):
             raise PrunebenchError(f"no node of the Ray cluster can be used: {'; '.join(self._left_out.values())}")
-        if time.monotonic() - self._began > JOIN_SECONDS:
+        if time.monotonic() - self._manned > JOIN_SECONDS:
             kind = "a GPU" if self._device == "cuda" else "a CPU"
             raise PrunebenchError(
                 f"{given('executor', 'ray')}: expected a node with {kind} within {JOIN_SECONDS:.0f} s, found"
-                f" {len(self._ray.nodes())} nodes without: start `ray start` where there is one, or give another"
-                f" {given('device')}"
+                f" none: run `ray start` where there is one, or give another {given('device')}"
             )
 
     def _start(self, node: Node) -> None:
@@ -152,7 +158,10 @@ class Crew:
         except errors.ActorUnavailableError:
             member.unseen, member.awaited = member.unseen or time.monotonic(), None
         except errors.RayTaskError as error:
-            raise PrunebenchError(f"a worker on {member.node.name}: {error}") from None
+            if member.ready:
+                raise PrunebenchError(f"a worker on {member.node.name}: {error}") from None
+            self._leave_out(member.node, str(error).strip().rpartition("\n")[2])
+            self._drop(member)
         except errors.RayError as error:
             self._died(member, " ".join(str(error).split())[:240])
         else:
