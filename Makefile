@@ -11,7 +11,7 @@ eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=T
   --device=DEVICE --dtype=DTYPE --data=DATA --prompt=PROMPT --image=IMAGE --as=AS --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE \
   --clamp=CLAMP --judge=JUDGE
 sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=DEVICE --results=RESULTS --fresh=FRESH --dry-run=DRY_RUN \
-  --wide=WIDE --clamp=CLAMP \
+  --wide=WIDE --clamp=CLAMP --executor=EXECUTOR --address=ADDRESS --gpus-per-worker=GPUS_PER_WORKER \
   --=CONFIG=configs/mini.yaml
 ablate.takes := --model=MODEL --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --results=RESULTS --=CONFIG
 analyze.takes := --method=METHOD --tasks=TASKS --limit=LIMIT --batch=BATCH --device=DEVICE --data=DATA --calibration-data=CALIBRATION_DATA --out=OUT --=MODEL=mini
@@ -90,7 +90,7 @@ $(STAMP): pyproject.toml constraints.txt
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt; LOCKED=1 takes no file whose hash requirements.lock lacks
 
 eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' INCLUDE= JUDGE=1 CLAMP=1 FRESH=1 WIDE=1]
-sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= CLAMP=1 FRESH=1 DRY_RUN=1 WIDE=1]
+sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= EXECUTOR=ray ADDRESS= GPUS_PER_WORKER= CLAMP=1 FRESH=1 DRY_RUN=1 WIDE=1]
 ablate:  ## CONFIG=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
 analyze:  ## where MODEL uses vision, and a config for VisiPruner, or for METHOD [METHOD= TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
 methods:  ## the registered methods; METHOD=fastv says all of one (prunebench models and prunebench tasks list the others)

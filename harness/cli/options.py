@@ -206,6 +206,27 @@ Knobs = Annotated[
 Workers = Annotated[
     int, typer.Option(metavar="N", callback=at_least_one, help="processes: one per GPU, or sharing the CPU")
 ]
+WorkersOrAll = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        callback=at_least_one,
+        help="processes: one per GPU, or sharing the CPU; default 1, with ray as many as fit",
+        show_default=False,
+    ),
+]
+Executor = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="processes (on this machine) or ray (on the nodes of a Ray cluster)"),
+]
+Address = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT", help="with ray: the cluster to join, or auto; default: a Ray is started on this machine"
+    ),
+]
+GpusPerWorker = Annotated[float, typer.Option(metavar="SHARE", help="with ray: below 1, several workers share a GPU")]
 Share = Annotated[
     bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")
 ]

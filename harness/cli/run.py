@@ -95,7 +95,10 @@ def sweep(
     ] = False,
     limit: given_as.Limit = "",
     batch: given_as.Batch = 16,
-    workers: given_as.Workers = 1,
+    workers: given_as.WorkersOrAll = None,
+    executor: given_as.Executor = "processes",
+    address: given_as.Address = "",
+    gpus_per_worker: given_as.GpusPerWorker = 1.0,
     share: given_as.Share = True,
     device: given_as.Device = "auto",
     results: given_as.WriteTo = RESULTS,
@@ -109,15 +112,18 @@ def sweep(
     """
     loading()
     from harness.runner import sweep as runner
+    from harness.runner.launch.ray_cluster import chosen
     from harness.runner.pace import Pace
     from harness.runner.run import Options
 
+    cluster = chosen(executor, address, gpus_per_worker, workers)
     plan, options = runner.load(config, set_ or []), Options(results, Pace(batch, share), fresh)
     plan = plan.clamped() if clamp else plan
     if dry_run:
         put(runner.dry_run(plan, options, device=device, limit=limit))
         return
-    say_finished(runner.run(plan, options, put, workers=workers, device=device, limit=limit), results, wide)
+    finished = runner.run(plan, options, put, workers=workers or 1, cluster=cluster, device=device, limit=limit)
+    say_finished(finished, results, wide)
 
 
 def ablate(

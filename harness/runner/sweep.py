@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,8 @@ from harness.runner.answering import Clock
 from harness.runner.jobs import Job, prepare
 from harness.runner.launch.launchers import check_alone
 from harness.runner.launch.processes import executor
+from harness.runner.launch.ray_cluster import Cluster
+from harness.runner.launch.ray_executor import on_ray
 from harness.runner.request import TASKS, Checked, Request, resolve_each, settings_of
 from harness.runner.request import check as check_request
 from harness.runner.run import Finished, Options, Say
@@ -194,10 +197,17 @@ def check(asked: Sequence[Request]) -> list[Checked]:
 
 
 def run(
-    sweep: Sweep, options: Options, say: Say = print, *, workers: int = 1, device: str = "auto", limit: str = ""
+    sweep: Sweep,
+    options: Options,
+    say: Say = print,
+    *,
+    workers: int = 1,
+    cluster: Cluster | None = None,
+    device: str = "auto",
+    limit: str = "",
 ) -> Finished:
     """Run what is not sealed, one pass per model; `workers` > 1 spreads the images over processes, one per GPU or CPU
-    share.
+    share, and `cluster` over the nodes of a Ray cluster.
 
     Cells that another process is running are left to it and named. Raises PrunebenchError naming the method and budget
     that does not fit.
@@ -211,7 +221,8 @@ def run(
         located = next(s.located for s in found if s.asked.model == model)
         n = sum(one.model == model for one in asked)
         say(f"{model} ({located.spoken}): {n} settings x {len(sweep.tasks)} tasks")
-    finished = runner.run(found, session, executor(workers, session), options, say)
+    with on_ray(cluster, session, say) if cluster else nullcontext(executor(workers, session)) as answering:
+        finished = runner.run(found, session, answering, options, say)
     ran, busy = len(finished.cells) - finished.reused, len(finished.busy)
     say(f"{ran} cells run, {finished.reused} sealed before" + (f", {busy} left to another runner" if busy else ""))
     say(spent(session.clock, time.perf_counter() - began))

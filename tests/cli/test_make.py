@@ -44,6 +44,9 @@ TAKES = {
         "WORKERS": "--workers",
         "DEVICE": "--device",
         "RESULTS": "--results",
+        "EXECUTOR": "--executor",
+        "ADDRESS": "--address",
+        "GPUS_PER_WORKER": "--gpus-per-worker",
         "CONFIG": "--",
     },
     "ablate": {

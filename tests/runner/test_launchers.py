@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from harness.core.errors import PrunebenchError
+from harness.core.paths import TOP
 from harness.core.spelling import CALLER, COMMAND
 from harness.runner.launch.launchers import check_alone, without_launcher
 
@@ -24,6 +25,9 @@ SEVERAL = [
     {"PMI_SIZE": "16"},
     {"PMI_RANK": "2"},
     {"MV2_COMM_WORLD_SIZE": "2"},
+    {"PMIX_RANK": "1"},
+    # as srun sets them
+    {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"},
     {"WORLD_SIZE": "two"},
     {"WORLD_SIZE": "2.0"},
     {"WORLD_SIZE": "$WORLD_SIZE"},
@@ -43,10 +47,14 @@ ONE = [
     {"WORLD_SIZE": " 1 "},
     {"LOCAL_RANK": "-1"},
     {"OMPI_COMM_WORLD_SIZE": "1"},
+    # in a batch script, and in a step of one task
     {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"},
+    {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "PMIX_RANK": "0"},
     {"ACCELERATE_USE_CPU": "perhaps", "ACCELERATE_MIXED_PRECISION": "no"},
     {"MASTER_ADDR": "\x01", "MASTER_PORT": "-5"},
 ]
+#: of a job, not of its steps
+KEPT = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_ID")
 
 
 def given(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +95,14 @@ def test_a_command_is_told_how_it_is_started_once(typed: str, said: str, monkeyp
     assert said in str(error.value)
 
 
+def test_a_task_of_srun_is_shown_what_uses_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, monkeypatch)
+    with pytest.raises(PrunebenchError, match=r"found SLURM_STEP_NUM_TASKS=4 .* docs/clusters\.md") as error:
+        check_alone()
+    (script,) = re.findall(r"start (\S+\.sbatch)", str(error.value))
+    assert (TOP / script).is_file()
+
+
 @pytest.mark.parametrize("variables", ONE, ids=repr)
 def test_one_process_is_fine_however_it_was_started(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     given(variables, monkeypatch)
@@ -98,7 +114,7 @@ def test_lmms_eval_scores_as_a_process_of_its_own(variables: dict[str, str], mon
     given({**variables, "HOME": "/here", "RANKS": "kept"}, monkeypatch)
     before = dict(os.environ)
     with without_launcher():
-        left = {name for name in variables if name in os.environ and not name.startswith("SLURM_")}
+        left = {name for name in variables if name in os.environ and name not in KEPT}
         assert left == set()
         assert (os.environ["HOME"], os.environ["RANKS"]) == ("/here", "kept")
     assert dict(os.environ) == before

@@ -2,6 +2,7 @@
 
 prunebench runs as one process that starts its own workers. As one of several it would measure everything once per
 process, and lmms-eval's scoring, which takes part in such a group, would wait for the others or give no result.
+Launchers of ours take these variables away from what they start, as examples/slurm/sweep.sbatch does.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from contextlib import contextmanager
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import CALLER, COMMAND, given
 
+_STEP = "SLURM_STEP_NUM_TASKS"
 #: how many processes there are, by what says so; srun's and mpirun's count those of one step, which a batch script that
-#: calls prunebench once does not have
-_SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+#: calls prunebench once does not have (its SLURM_NTASKS is what a step may have)
+_SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", _STEP)
 #: which of them this one is
-_RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+_RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
 #: what else torch.distributed, accelerate and lmms-eval read of it
 _GROUP = ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE")
 #: commands that start processes themselves
@@ -43,7 +45,7 @@ def check_alone(instead: str = "") -> None:
             if number is None or number > most:
                 raise PrunebenchError(
                     f"expected one process, found {name}={text[:40]} in the environment: start prunebench once,"
-                    f" without torchrun, accelerate, mpirun or srun (`unset {name}`); {instead or _once()}"
+                    f" without torchrun, accelerate, mpirun or srun (`unset {name}`); {instead or _once() + _nodes()}"
                 )
 
 
@@ -59,6 +61,11 @@ def _once() -> str:
     own = any(word.partition("=")[0] == "--workers" for word in words)
     line = shlex.join(["prunebench", *words, *([] if own else ["--workers", str(n)])])
     return f"`{line}` uses several processes or GPUs itself"
+
+
+def _nodes() -> str:
+    """What uses all nodes of a SLURM job, for a task of srun."""
+    return "; on several nodes start examples/slurm/sweep.sbatch, see docs/clusters.md" if _STEP in os.environ else ""
 
 
 def _launchers(name: str) -> bool:
