@@ -64,18 +64,19 @@ def of_cells(
 ) -> dict[str, tuple[WholeRequest, WholeRequest]]:
     """By identity: the mean request of each cell, and of its unpruned cell; cells without one are left out. `samples`
     gives the frame of a cell."""
-    rates: dict[str, TokenRates | None] = {}
+    bases: dict[str, WholeRequest | None] = {}
     found: dict[str, tuple[WholeRequest, WholeRequest]] = {}
     for sealed in cells:
-        base = baseline(sealed, known)
-        if base is None:
+        unpruned = baseline(sealed, known)
+        if unpruned is None:
             continue
-        if base.identity not in rates:
-            rates[base.identity] = token_rates(base, samples(base))
-        told = rates[base.identity]
-        pair = [measured(one, samples(one), told) for one in (sealed, base)] if told else [None]
-        if pair[0] is not None and pair[-1] is not None:
-            found[sealed.identity] = pair[0], pair[-1]
+        if unpruned.identity not in bases:
+            rates = token_rates(unpruned, samples(unpruned))
+            bases[unpruned.identity] = measured(unpruned, samples(unpruned), rates) if rates else None
+        base = bases[unpruned.identity]
+        one = measured(sealed, samples(sealed), base.rates) if base else None
+        if one and base:
+            found[sealed.identity] = one, base
     return found
 
 
