@@ -65,7 +65,7 @@ def cost(
     words = {"new_tokens": new_tokens, "questions": questions, "batch": batch, "saving": saving}
     words |= {"bandwidth": bandwidth, "peak": peak}
     if request:
-        wanted = whole.read(words)
+        wanted = whole.read(words, method)
         if results is not None:
             whole.refuse_beside_results((text_tokens, text_before) != (TEXT, TEXT_BEFORE) or bool(image or set_))
             priced = whole.from_cells(results, model, method, budget)

@@ -62,10 +62,13 @@ class RequestTables:
     on: Machine
 
 
-def read(words: Mapping[str, str]) -> RequestTables:
-    """From what a user typed, "" for the default. Raises PrunebenchError for anything that is no such number."""
+def read(words: Mapping[str, str], methods: str) -> RequestTables:
+    """From what a user typed, "" for the default. Raises PrunebenchError for anything that is no such number, and
+    without a method."""
     from harness.cost.request import machine
 
+    if not listed(methods):
+        raise PrunebenchError(f"cost {methods!r}: expected METHODS with commas, found none")
     told = {name: words[name] or usual for name, usual in USUAL.items()}
     return RequestTables(
         _numbers("new_tokens", told["new_tokens"], MOST_NEW),

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from factories import HOSTILE
+from PIL import Image
 from tiny import prompts, tiny_llava
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,9 +37,12 @@ from harness.core.shape import SHAPES, PromptShape
 from harness.cost import plan, timed
 from harness.cost.request import BOUND, NO_SCORING, PLAN, chosen, machine, planned, unpruned
 from harness.engine.attach import attach
+from harness.engine.prefix import PrefixCache
 from harness.method import Method, build
 from harness.models.adapters import adapter_for
+from harness.models.load import locate_model
 from harness.proof.conformance.kit import one_thread
+from harness.runner.answering import Answerer, FeatureCache, Prompt
 from harness.store.store import Store
 from harness.tables.requests import measured, of_cells, token_rates
 from harness.tables.sections import amortised_flops, distinct
@@ -142,6 +146,44 @@ def test_questions_share_what_none_of_them_changes(llava, name: str) -> None:
     for questions in (1, 6, 18):
         each = request.flops(4, questions)
         assert questions * each == pytest.approx(questions * request.flops(4) - (questions - 1) * (seen + own))
+
+
+def _looks(method: Method, prompt: PromptShape) -> int:
+    vision = prompt.images[0].vision
+    found = method.for_model(prompt.decoder).looks(prompt.decoder)
+    return sum(flops.look(vision, look.what, look.layer) for look in found)
+
+
+@pytest.mark.parametrize("name", ["none", "fastv", "visionzip"])
+def test_the_runner_shares_what_a_request_says_and_the_text_in_front(name: str) -> None:
+    """FLOPs of one more question about an image, as the runner asks it, under the counter."""
+    located = locate_model("mini", "cpu", "float32")
+    loaded, usual = located.load(), located.usual
+    method = located.method(name, budgets.parse("64" if name != "none" else "none"), {})
+    picture = Image.new("RGB", (80, 60), (200, 30, 90))
+
+    def total(n: int) -> int:
+        asked = [Prompt.of_one(f"p/{i}", "Is it red?", lambda: picture, "image", 1) for i in range(n)]
+        answerer = Answerer(loaded, method, batch_size=1, features=FeatureCache(), prefixes=PrefixCache())
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            assert len(list(answerer.answer(asked))) == n
+        return counter.get_total_flops()
+
+    ids = loaded.prompt_ids("Is it red?")
+    v, n = usual.n_visual, len(ids)
+    before = ids.index(loaded.image_token_id)
+    request = planned(method, "", usual.with_text(n - v), before).request
+    more = total(3) - total(2)
+    assert more == total(2) - total(1)
+    rates, own = request.rates, request.flops(1) - request.shared_flops
+    # the text in front of the image, and the products of both with the question's keys, are the runner's own saving
+    kept, layers = (64, 1.0) if name == "visionzip" else (v, method.plan(usual.with_text(n - v)).count(v) / usual.depth)
+    n -= v - kept
+    front = layers * (rates.linear_flops * before + rates.pair_flops * ((before + kept) * n - kept * kept))
+    # looks at the tower are kept with the image; products of these are made again
+    again = 0 if name != "visionzip" else request.scoring_flops - _looks(method, usual)
+    assert more == own - front + again
+    assert 0 < front < 0.6 * own
 
 
 # ------------------------------------------------------------------------------------------------------------- bounds
@@ -390,3 +432,7 @@ def test_measured_times_add_up_by_output_length(tmp_path: Path) -> None:
 def test_wrong_words_are_refused(words: tuple[str, str], says: str) -> None:
     assert says in refused("fastv", "--budget", "64", "--request", *words)
     assert "beside it, found none" in refused("fastv", "--budget", "64", *words), "only whole requests take it"
+
+
+def test_no_method_is_refused() -> None:
+    assert "expected METHODS with commas" in refused(" , ", "--budget", "64", "--request")
