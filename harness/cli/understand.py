@@ -9,6 +9,7 @@ import typer
 
 from harness.cli import kernels, whole
 from harness.cli import options as given_as
+from harness.cli.damage import naming_damaged, sound
 from harness.cli.options import one_budget, pairs
 from harness.cli.say import loading, put
 from harness.core.errors import PrunebenchError
@@ -66,15 +67,16 @@ def cost(
     words |= {"bandwidth": bandwidth, "peak": peak}
     if request:
         wanted = whole.read(words, method)
-        if results is not None:
-            whole.refuse_beside_results((text_tokens, text_before) != (TEXT, TEXT_BEFORE) or bool(image or set_))
-            priced = whole.from_cells(results, model, method, budget)
-        else:
-            loading()
-            priced = whole.from_plans(model, method, budget, text_tokens, text_before, image, pairs(set_ or []))
-        whole.say(priced, wanted, out)
-        if times is not None:
-            whole.say_times(times, model, method, wanted)
+        with naming_damaged() as damaged:
+            if results is not None:
+                whole.refuse_beside_results((text_tokens, text_before) != (TEXT, TEXT_BEFORE) or bool(image or set_))
+                priced = whole.from_cells(sound(results, damaged), model, method, budget)
+            else:
+                loading()
+                priced = whole.from_plans(model, method, budget, text_tokens, text_before, image, pairs(set_ or []))
+            whole.say(priced, wanted, out)
+            if times is not None:
+                whole.say_times(times, model, method, wanted)
         return
     whole.refuse_without_request({**words, "results": results, "times": times, "out": out})
     one_budget(budget, "cost")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ from harness.core.spelling import given
 if TYPE_CHECKING:
     from harness.core.requests import Machine
     from harness.cost.request import Priced
+    from harness.store.sealed import SealedCell
 
 #: of new tokens; a step each is added up
 MOST_NEW = 100_000
@@ -115,13 +116,14 @@ def refuse_beside_results(own_prompt: bool) -> None:
         )
 
 
-def from_cells(results: Path, model: str, methods: str, budgets: str) -> tuple[str, list[Priced]]:
+def from_cells(cells: Iterable[SealedCell], model: str, methods: str, budgets: str) -> tuple[str, list[Priced]]:
     """A heading and the requests that cells measured, the unpruned one first."""
+    from harness.core import budget as units
     from harness.cost.request import CELLS, Priced
-    from harness.store.store import Store
     from harness.tables.requests import measured_lines
 
-    head, unpruned, lines = measured_lines(Store(results).cells([]), model, listed(methods), listed(budgets))
+    asked = [str(units.parse(budget)) for budget in listed(budgets)]
+    head, unpruned, lines = measured_lines(cells, model, listed(methods), asked)
     return head, [Priced("none", "", unpruned, CELLS), *(Priced(*line, CELLS) for line in lines)]
 
 

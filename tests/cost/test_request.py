@@ -4,6 +4,7 @@ against both."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -383,6 +384,7 @@ def test_cells_take_the_place_of_schedules() -> None:
     assert "means over gqa, mme, pope, textvqa" in text
     assert "<=" not in text
     assert "expected cells of mini, ghost at 64" in refused("ghost", *words[1:])
+    assert "found none" in refused("fastv", "--budget", "25%", *words[3:]), "a share is no count"
     assert "cells have prompts and settings of their own" in refused(*words, "--text-tokens", "30")
 
 
@@ -436,3 +438,15 @@ def test_wrong_words_are_refused(words: tuple[str, str], says: str) -> None:
 
 def test_no_method_is_refused() -> None:
     assert "expected METHODS with commas" in refused(" , ", "--budget", "64", "--request")
+
+
+def test_a_damaged_cell_is_named_and_left_out(tmp_path: Path) -> None:
+    for name in ("none", "fastv-64", "fastv-32"):
+        for cell in (REFERENCE / "cells" / "pope").glob(f"mini-{name}-*"):
+            shutil.copytree(cell, tmp_path / "cells" / "pope" / cell.name)
+    broken = next((tmp_path / "cells" / "pope").glob("mini-fastv-32-*"))
+    (broken / "samples.parquet").write_bytes(b"")
+    done = CliRunner().invoke(app, ["cost", "fastv", "--request", "--model", "mini", "--results", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "means over pope" in done.output
+    assert f"left out: {broken}" in done.output
