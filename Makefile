@@ -24,6 +24,9 @@ leaderboard.takes := --format=FORMAT --out=OUT --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
 compare.takes := --tasks=TASKS --model=MODEL --results=RESULTS --results=RESULTS2 --out=OUT --page=PAGE --samples=SAMPLES --data=DATA --=METHODS
+cost.takes := --budget=BUDGET --model=MODEL --image=IMAGE --set=SET --request=REQUEST --new-tokens=NEW_TOKENS --questions=QUESTIONS --batch=BATCH \
+  --saving=SAVING --bandwidth=BANDWIDTH --peak=PEAK --results=RESULTS --times=TIMES --out=OUT --=METHOD=visipruner
+kind.REQUEST := switch
 # FRESH, DRY_RUN, WIDE, CLAMP, WHEELS and LOCKED are on unless 0 or empty; BENCH and METHODS hold any number of arguments
 kind.FRESH := switch
 kind.DRY_RUN := switch
@@ -37,7 +40,7 @@ kind.LOCKED := switch
 gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
 kind.WHEELS := switch
 
-commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard compare report show
+commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard compare report show cost
 targets := $(commands) help venv gpu-check mini-data mini mini-clip test lint check docs clean clean-venv
 .PHONY: $(targets)
 
@@ -96,6 +99,7 @@ analyze:  ## where MODEL uses vision, and a config for VisiPruner, or for METHOD
 methods:  ## the registered methods; METHOD=fastv says all of one (prunebench models and prunebench tasks list the others)
 doctor:  ## versions, device, and what mends a broken installation
 goldens:  ## replay recorded official outputs; DIR=folder (default tests/goldens)
+cost:  ## without a run: METHOD=fastv BUDGET=64 [MODEL= IMAGE= SET=]; of whole requests: REQUEST=1 [RESULTS= TIMES=bench.json OUT=table.csv]
 bench:  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
 regress:  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [CONFIG= BASELINE= WORKERS=]
 baseline:  ## renew that baseline, and show what changes; needs a clean checkout

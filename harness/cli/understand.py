@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import kernels
+from harness.cli import kernels, whole
 from harness.cli import options as given_as
+from harness.cli.damage import naming_damaged, sound
 from harness.cli.options import one_budget, pairs
 from harness.cli.say import loading, put
 from harness.core.errors import PrunebenchError
@@ -16,6 +17,8 @@ from harness.core.errors import PrunebenchError
 REGRESS = Path("configs/regress.yaml")
 BASELINE = Path("results/reference/regress/baseline.json")
 OUT = Path("results/local/regress")
+#: text tokens of a prompt, and those of them before the image: LLaVA-1.5's own
+TEXT, TEXT_BEFORE = 74, 35
 
 
 def cost(
@@ -29,11 +32,11 @@ def cost(
             autocompletion=given_as.complete_model,
         ),
     ] = "llava-1.5-7b",
-    text_tokens: given_as.TextTokens = 74,
+    text_tokens: given_as.TextTokens = TEXT,
     text_before: Annotated[
         int,
         typer.Option(metavar="N", help="the number of them before the image; 35 is Vicuna's system prompt"),
-    ] = 35,
+    ] = TEXT_BEFORE,
     image: Annotated[
         str,
         typer.Option(
@@ -42,12 +45,40 @@ def cost(
         ),
     ] = "",
     set_: given_as.Knobs = None,
+    request: Annotated[
+        bool, typer.Option("--request", help="instead: of whole requests, for METHODS and BUDGETS with commas")
+    ] = False,
+    new_tokens: whole.NewTokens = "",
+    questions: whole.Questions = "",
+    batch: whole.Batches = "",
+    saving: whole.Saving = "",
+    bandwidth: whole.Bandwidth = "",
+    peak: whole.Peak = "",
+    results: whole.Measured = None,
+    times: whole.Times = None,
+    out: whole.Out = None,
 ) -> None:
     """Compute the cost of a method at a budget from its schedule: nothing is run.
 
     Neither weights nor a GPU are needed. Of an adaptive method, settings fix the decisions that a prompt makes, for one
     prompt or several: --set force_fusion_layer=13,14,15 --set force_exit_layer=24.
     """
+    words = {"new_tokens": new_tokens, "questions": questions, "batch": batch, "saving": saving}
+    words |= {"bandwidth": bandwidth, "peak": peak}
+    if request:
+        wanted = whole.read(words, method)
+        with naming_damaged() as damaged:
+            if results is not None:
+                whole.refuse_beside_results((text_tokens, text_before) != (TEXT, TEXT_BEFORE) or bool(image or set_))
+                priced = whole.from_cells(sound(results, damaged), model, method, budget)
+            else:
+                loading()
+                priced = whole.from_plans(model, method, budget, text_tokens, text_before, image, pairs(set_ or []))
+            whole.say(priced, wanted, out)
+            if times is not None:
+                whole.say_times(times, model, method, wanted)
+        return
+    whole.refuse_without_request({**words, "results": results, "times": times, "out": out})
     one_budget(budget, "cost")
     loading()
     from harness.core import budget as budgets

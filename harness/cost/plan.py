@@ -107,6 +107,15 @@ def size_of(text: str) -> Size:
     return int(found[2]), int(found[1])
 
 
+def check_text_before(n_before: int, n_text: int) -> None:
+    """Raise PrunebenchError unless some of the text stands behind the image."""
+    if not 0 <= n_before < n_text:
+        raise PrunebenchError(
+            f"expected some text behind the image: fewer text tokens before it (--text-before, found {n_before}) than"
+            f" in all (--text-tokens, found {n_text})"
+        )
+
+
 def model_knobs(name: str, method: str) -> dict[str, object]:
     """The knobs that the model's configuration sets for a method, as an evaluation would."""
     return dict(model_config(name).knobs.get(method, {}))
@@ -195,11 +204,7 @@ def report(
     per method the prompt with the picture shrunk, as `seen_prompts` says.
     """
     method, shape, n_text = methods[0], prompt.decoder, prompt.n_text
-    if not 0 <= n_before < n_text:
-        raise PrunebenchError(
-            f"expected some text behind the image: fewer text tokens before it (--text-before, found {n_before}) than"
-            f" in all (--text-tokens, found {n_text})"
-        )
+    check_text_before(n_before, n_text)
     owns = [own.with_text(n_text) for own in shrunk] or [prompt] * len(methods)
     schedules = [
         [own.n_visual] * own.depth if shrunk else schedule(each, own) for each, own in zip(methods, owns, strict=True)

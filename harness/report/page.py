@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.command import evaluation, rendered
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import command, given
-from harness.report import views
+from harness.report import views, whole
 from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
@@ -145,6 +145,7 @@ class _Builder:
         self._frames: dict[str, pd.DataFrame] = {}
         self._jpegs: dict[str, str] = {}
         self._lost: dict[tuple[str, str], str] = {}  # table whose images cannot be had -> why
+        self._requests = [whole.of_protocol(protocol, self._frame) for protocol in self.protocols]
 
     def page(self, samples: int) -> Page:
         """The page with at most `samples` samples of each set of questions."""
@@ -153,7 +154,7 @@ class _Builder:
         chunks: list[str] = []
         models = []
         total = 0
-        for protocol in self.protocols:
+        for protocol, requests in zip(self.protocols, self._requests, strict=True):
             named, looks = views.lines(protocol), views.looks(protocol)
             order = list(dict.fromkeys(named[s.identity] for s in sorted(protocol.cells, key=_line_order)))
             budgets = sorted({s.cell.budget for s in protocol.cells}, key=budget_order)
@@ -188,9 +189,8 @@ class _Builder:
                 )
                 chunks.append(_packed({**chunk, "first_cell": len(records)}))
                 for sealed in questions.cells:
-                    records.append(
-                        self._cell(sealed, number, order.index(named[sealed.identity]), budgets, said[sealed.identity])
-                    )
+                    extra = {**said[sealed.identity], "request": requests.cells.get(sealed.identity)}
+                    records.append(self._cell(sealed, number, order.index(named[sealed.identity]), budgets, extra))
             missing = _missing(protocol, named)
             notes += [f"{protocol.label}: {m['what']} missing; `{m['command']}` makes them" for m in missing]
             models.append(
@@ -205,6 +205,7 @@ class _Builder:
                     "sets": sets,
                     "cells": records,
                     "missing": missing,
+                    "requests": requests.tables,
                     **self._analysis(protocol),
                 }
             )
@@ -237,7 +238,7 @@ class _Builder:
         return self._frames[sealed.identity]
 
     def _cell(
-        self, sealed: SealedCell, number: int, line: int, budgets: Sequence[str], flips: Mapping[str, int]
+        self, sealed: SealedCell, number: int, line: int, budgets: Sequence[str], extra: Mapping[str, Any]
     ) -> dict[str, Any]:
         row = self.rows[sealed.identity]
         cell = sealed.cell
@@ -259,7 +260,7 @@ class _Builder:
             "n": sealed.counts["answered"],
             "knobs": ", ".join(f"{k}={json.dumps(v)}" for k, v in sorted(cell.settings.items())),
             "command": evaluation(sealed.asked, fresh=True, source=cell.method_source),
-            **flips,
+            **extra,
         }
 
     def _chunk(

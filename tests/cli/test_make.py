@@ -69,6 +69,22 @@ TAKES = {
         "OUT": "--out",
         "MODEL": "--",
     },
+    "cost": {
+        "BUDGET": "--budget",
+        "MODEL": "--model",
+        "IMAGE": "--image",
+        "SET": "--set",
+        "NEW_TOKENS": "--new-tokens",
+        "QUESTIONS": "--questions",
+        "BATCH": "--batch",
+        "SAVING": "--saving",
+        "BANDWIDTH": "--bandwidth",
+        "PEAK": "--peak",
+        "RESULTS": "--results",
+        "TIMES": "--times",
+        "OUT": "--out",
+        "METHOD": "--",
+    },
     "goldens": {"DIR": "--"},
     "bench": {"MODEL": "--model", "DEVICE": "--device", "DTYPE": "--dtype"},
     "regress": {"BASELINE": "--baseline", "WORKERS": "--workers", "CONFIG": "--"},
@@ -95,6 +111,7 @@ TAKES = {
     },
 }
 SWITCHES = {
+    "cost": {"REQUEST": "--request"},
     "eval": {"CLAMP": "--clamp", "JUDGE": "--judge", "FRESH": "--fresh", "WIDE": "--wide"},
     "sweep": {"CLAMP": "--clamp", "FRESH": "--fresh", "DRY_RUN": "--dry-run", "WIDE": "--wide"},
 }
@@ -310,6 +327,7 @@ def test_switches(bench: Bench, value: str, on: bool) -> None:
 
 def test_empty_values_count_as_not_given_and_defaults_hold(bench: Bench) -> None:
     defaults = {
+        "cost": ["--", "visipruner"],
         "eval": ["--method", "visipruner"],
         "sweep": ["--", "configs/mini.yaml"],
         "show": ["--method", "visipruner"],

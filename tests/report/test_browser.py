@@ -23,6 +23,7 @@ from harness.report import page as report
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
 
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 SELENIUM = importlib.util.find_spec("selenium")
@@ -65,11 +66,12 @@ class Browser:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
-    def open(self, path: Path) -> dict[str, float]:
+    def open(self, path: Path, samples: bool = True) -> dict[str, float]:
         """Load from disk; milliseconds from the start of navigation to the drawn table, and to the samples being
-        there."""
+        there, where the page has some."""
         self.driver.get(f"file://{path}")
-        self.wait("return document.documentElement.dataset.ready && document.querySelector('#ex-list li')")
+        there = " && document.querySelector('#ex-list li')" if samples else ""
+        self.wait(f"return document.documentElement.dataset.ready{there}")
         drawn = self.js("return Number(document.documentElement.dataset.ready)")
         loaded = self.js("return performance.timing.loadEventEnd - performance.timing.navigationStart")
         return {"drawn": drawn, "loaded": loaded, "samples": self.js("return performance.now()")}
@@ -499,4 +501,30 @@ def test_what_was_not_recorded_is_said(chromium, tmp_path):
     assert "not the one that was measured" in chromium.texts(".panel")[0]
     assert "make eval METHOD=none MODEL=mini TASKS=pope LIMIT=6" in chromium.texts("#gaps")[0]
     assert "make analyze" in chromium.texts("#analysis-body")[0]
+    assert chromium.errors() == []
+
+
+def test_whole_requests_by_budget_and_questions(chromium, big, tmp_path):
+    """The made-up cells do not tell what a request costs; cells of POPE as they were measured do."""
+    chromium.open(big / "report" / "index.html")
+    assert "No method and its unpruned cell here" in chromium.find("#wr-body").text
+    assert not chromium.find("#wr-controls").is_displayed()
+    for name in ("none", "fastv-64", "visionzip-64", "fastv-32"):
+        for cell in (REFERENCE / "cells" / "pope").glob(f"mini-{name}-*"):
+            shutil.copytree(cell, tmp_path / "cells" / "pope" / cell.name)
+    report.write(tmp_path, tmp_path / "page.html", 0, say=lambda _: None)
+    chromium.open(tmp_path / "page.html", samples=False)
+    rows = "#wr-body tbody tr"
+    assert [len(chromium.texts(f"{rows}:nth-child({i}) td")) for i in (1, 2)] == [8, 8]
+    assert chromium.texts(f"{rows} th") == ["fastv", "visionzip"]
+    alone = [float(text) for text in chromium.texts(f"{rows}:first-child td")]
+    assert alone[:4] == sorted(alone[:4])
+    chromium.choose("#wr-questions", "18")
+    shared = [float(text) for text in chromium.texts(f"{rows}:first-child td")]
+    assert shared[0] > 100 > alone[0]
+    assert shared[4:] == alone[4:], "a cache is a question's own"
+    chromium.choose("#wr-budget", "32")
+    assert chromium.texts(f"{rows} th") == ["fastv"]
+    assert chromium.js("const i = document.querySelector('#wr-body img'); return i.complete && i.naturalWidth > 0")
+    chromium.shot("requests")
     assert chromium.errors() == []
