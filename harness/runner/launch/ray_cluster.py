@@ -78,7 +78,8 @@ def nodes(cluster: Cluster, device: str) -> list[Node]:
     found = []
     for node in sorted(fitting, key=lambda n: str(n["NodeID"])):
         resources = node["Resources"]
-        slots = int(resources[kind] / each)
+        # a share is one of one GPU: 4 GPUs hold 4 workers of 0.7 each
+        slots = int(resources[kind]) * int(1 / each + 1e-9)
         if device == "cpu":
             slots = min(slots, -(-(cluster.workers or 1) // len(fitting)))
         name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
