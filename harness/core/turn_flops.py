@@ -1,8 +1,8 @@
 """FLOPs and KV bytes of a second turn on a pruned cache, as a closed form over its trace; no torch.
 
 The turn's tokens run through every layer and attend what that layer's cache holds, then themselves. `turn` and `decode`
-are one sample's without padding. `turn_executed` and `decode_executed` are the batch's, with the padding and the columns
-of rows that had ended their first answer. `lm_head` of harness/core/flops.py stands apart, as ever.
+are one sample's without padding. `turn_executed` and `decode_executed` are the batch's, with padding and with the
+columns of rows that had ended their first answer. `lm_head` of harness/core/flops.py stands apart, as ever.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A second turn on a pruned cache: equal to the whole dialogue by hand, alone and in a batch, with costs that the counter
+"""A second turn on a pruned cache: equal to the whole dialogue by hand, alone and in a batch, at the costs that torch
 counts."""
 
 from collections.abc import Sequence
@@ -223,7 +223,7 @@ def test_what_is_no_second_turn_is_refused() -> None:
             run.follow([[1]], [[2]])
         cache = roomy_cache(4)
         model(**batch, past_key_values=cache)
-        with pytest.raises(PrunebenchError, match="answers of at most 1 tokens.*found answers of \\[3\\] tokens"):
+        with pytest.raises(PrunebenchError, match=r"answers of at most 1 tokens.*found answers of \[3\] tokens"):
             run.follow([ANSWERS[0]], [TURNS[0]])
         ids = run.follow([[40]], [TURNS[0]])
         assert ids.tolist() == [[40, *TURNS[0]]]
