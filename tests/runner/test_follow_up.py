@@ -19,6 +19,7 @@ from harness.method import Method, method_class
 from harness.models.load import LoadedModel, locate_model
 from harness.models.second_turn import turn_ids
 from harness.proof.recomputed import again
+from harness.report import show, views
 from harness.runner.answering import Answerer, Prompt
 from harness.runner.evaluate import evaluate
 from harness.runner.execute import prompts_of
@@ -256,3 +257,12 @@ def test_a_template_that_goes_on_is_taken() -> None:
     prompter = template(body)
     ids = turn_ids(prompter, (None, "Is it red?"), "Is it blue?")
     assert words(prompter.processor.tokenizer, ids) == "user:Isitblue?assistant:"
+
+
+def test_the_report_tells_follow_ups_apart(results: Path) -> None:
+    found = views.protocols(Store(results).cells())
+    assert sorted(p.label.endswith(", follow-up questions") for p in found) == [False, True]
+    follow, fresh = (cell.samples().set_index("key")["answer"] for cell in cells_of(results, "random"))
+    key = next(key for key in follow.index if follow[key] != fresh[key])
+    shown = show.find(list(Store(results).cells()), key, ["random"], "64")
+    assert shown.methods[0].answer == fresh[key], "a sample is shown as it was answered afresh"
