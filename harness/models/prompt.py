@@ -225,6 +225,7 @@ class Prompter:
         """The whole prompt as text, and that of a second question behind it and its answer."""
         asked = self._prompt(content)
         if self.config.prompt == "vicuna_v1":
+            # LLaVA's own code ends an answer with the end token, and has no space behind it
             return asked, f"{asked} {answer}</s>USER: {question} ASSISTANT:"
         more = (("assistant", answer), ("user", question))
         return asked, rendered(self.processor, content, self.config.name, self.config.system, more)
