@@ -20,7 +20,7 @@ from harness.tables.difference import tested
 from harness.tables.frame import setting_names
 from harness.tables.kept import Kept
 from harness.tables.sections import FOLLOW_UP, Section
-from harness.tables.text import DASH, decimal, grid, interval_text, significant
+from harness.tables.text import DASH, decimal, grid, significant
 
 NOTE = (
     "A follow-up question is asked behind the first question about its image and the answer to that, on the cache that"
@@ -113,7 +113,7 @@ def follow_up_text(section: Section, kept: Kept) -> list[str]:
         if found is None:
             row += [DASH, DASH, DASH]
         else:
-            apart = interval_text(found.low, found.high, math.nan)
+            apart = "" if math.isnan(found.low) else f" [{decimal(found.low)}, {decimal(found.high)}]"
             row += [decimal(found.afresh), decimal(found.score - found.afresh) + apart, f"{found.p:.3g}"]
         row += [decimal(costs["turn_tokens"]), significant(turn / 1e9)]
         row += [DASH if found is None else significant(found.afresh_flops / 1e9)]
