@@ -9,7 +9,7 @@ MAKEOVERRIDES :=
 # The variables of each command: --option=VARIABLE or --option=VARIABLE=default; --=VARIABLE is given by position and stands last.
 eval.takes := --method=METHOD=visipruner --budget=BUDGET --model=MODEL --tasks=TASKS --include=INCLUDE --limit=LIMIT --batch=BATCH --workers=WORKERS --seed=SEED \
   --device=DEVICE --dtype=DTYPE --data=DATA --prompt=PROMPT --image=IMAGE --as=AS --positions=POSITIONS --set=SET --results=RESULTS --fresh=FRESH --wide=WIDE \
-  --clamp=CLAMP --judge=JUDGE
+  --clamp=CLAMP --judge=JUDGE --follow-up=FOLLOW_UP
 sweep.takes := --set=SET --limit=LIMIT --batch=BATCH --workers=WORKERS --device=DEVICE --results=RESULTS --fresh=FRESH --dry-run=DRY_RUN \
   --wide=WIDE --clamp=CLAMP --executor=EXECUTOR --address=ADDRESS --gpus-per-worker=GPUS_PER_WORKER \
   --=CONFIG=configs/mini.yaml
@@ -33,6 +33,7 @@ kind.DRY_RUN := switch
 kind.WIDE := switch
 kind.CLAMP := switch
 kind.JUDGE := switch
+kind.FOLLOW_UP := switch
 kind.BENCH := several
 kind.METHODS := several
 venv.takes := --locked=LOCKED

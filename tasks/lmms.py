@@ -14,10 +14,10 @@ import json
 import random
 import sys
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 from PIL import Image, ImageFile
@@ -115,6 +115,8 @@ class LoadedTask:
     sampling: str = ""
     """How the task asks for answers to be drawn at random, which are greedy here; "" where it does not."""
     _store: EncodedImages | None = field(default=None, repr=False, compare=False)
+    openers: Openers | None = field(default=None, repr=False, compare=False)
+    """What is asked in front of each question of a task of follow-ups; None elsewhere."""
 
     @property
     def headline(self) -> str:
@@ -125,6 +127,13 @@ class LoadedTask:
     def sizes(self) -> Mapping[str, Size]:
         """(height, width) of each image, by `SampleImage.key`; each is read once."""
         return {key: image.size() for key, image in {i.key: i for s in self.samples for i in s.images}.items()}
+
+
+class Openers(NamedTuple):
+    """By a sample's key, the sample whose question is asked first. `afresh`: the task that both are of."""
+
+    afresh: LoadedTask
+    first: Mapping[str, Sample]
 
 
 class RowsTask(ConfigurableMessagesTask):  # type: ignore[misc]
@@ -141,6 +150,14 @@ class RowsTask(ConfigurableMessagesTask):  # type: ignore[misc]
 
     # without upstream's five retries, two seconds apart: these are pure functions
     process_results = ConfigurableTask.process_results.__wrapped__
+
+
+def only(task: LoadedTask, samples: Sequence[Sample], fingerprint: str) -> LoadedTask:
+    """A task with a specification here on some of its samples, in their order; `fingerprint` names them."""
+    rows = task._task._rows.select([sample.index for sample in samples])
+    numbered = tuple(replace(sample, index=index) for index, sample in enumerate(samples))
+    mine = RowsTask(_config(src.task_spec(task.name)), rows)
+    return replace(task, samples=numbered, fingerprint=fingerprint, _task=mine)
 
 
 def _config(spec: src.TaskSpec) -> dict[str, Any]:

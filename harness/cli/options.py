@@ -144,6 +144,12 @@ Include = Annotated[
 Judge = Annotated[
     bool, typer.Option("--judge", "--allow-judge", help="let tasks have answers judged by a service over the network")
 ]
+FollowUp = Annotated[
+    bool,
+    typer.Option(
+        "--follow-up", help="ask each question behind the first one about its image, on the cache that it pruned"
+    ),
+]
 Limit = Annotated[
     str,
     typer.Option(

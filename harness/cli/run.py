@@ -41,6 +41,7 @@ def evaluate(
     wide: given_as.Wide = False,
     clamp: given_as.Clamp = False,
     judge: given_as.Judge = False,
+    follow_up: given_as.FollowUp = False,
 ) -> None:
     """Evaluate methods at budgets beside the unpruned model.
 
@@ -76,6 +77,7 @@ def evaluate(
         knobs=knobs,
         include=include or None,
         judge=judge,
+        follow_up=follow_up,
     )
     finished = runner.evaluate(asked, Options(results, Pace(batch, share), fresh), put, workers=workers)
     say_finished(finished, results, wide)

@@ -16,6 +16,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "int": (int,),
     "Mapping[str, Any]": (dict,),
 }
+#: words that came later than the first sealed cells, which do without them
+_LATER = {"judge", "follow_up"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,9 @@ class Asked:
     image: str | None = None
     stands_for: str | None = None
     judge: str | None = None
-    """ "1" where a service may score answers; written only then."""
+    """ "1" where a service may score answers."""
+    follow_up: str | None = None
+    """ "1" where each question is asked behind the first one about its image."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "knobs", plain_knobs(self.method, self.knobs))
@@ -52,17 +56,16 @@ class Asked:
         return replace(self, method="none", budget=None, knobs={}, seed=0, positions="method")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values; `judge` only where it was given."""
-        values = asdict(self)
-        return values if self.judge is not None else {k: v for k, v in values.items() if k != "judge"}
+        """All fields as JSON values; those of `_LATER` only where they were given."""
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value is not None}
 
     @classmethod
     def from_dict(cls, values: Any) -> Asked:
         """What `to_dict` wrote. Raises PrunebenchError where a field is missing, unknown or of another type."""
         names = {f.name: _TYPES[str(f.type)] for f in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) | {"judge"} != set(names):
+        if not isinstance(values, Mapping) or set(values) | _LATER != set(names):
             found = sorted(values) if isinstance(values, Mapping) else values
-            known = ", ".join(name for name in names if name != "judge")
+            known = ", ".join(name for name in names if name not in _LATER)
             raise PrunebenchError(f"a request as sealed holds {known}; found {found!r}")
         for name, kinds in ((name, kinds) for name, kinds in names.items() if name in values):
             if not isinstance(values[name], kinds) or isinstance(values[name], bool):

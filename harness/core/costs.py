@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from harness.core import flops
 from harness.core.shape import PromptShape
 from harness.core.trace import Trace
+from harness.core.turn_flops import sample_turn
 
 
 def sample_cost(prompt: PromptShape, trace: Trace, row: int, n_new_tokens: int) -> dict[str, float]:
@@ -39,6 +40,13 @@ def sample_cost(prompt: PromptShape, trace: Trace, row: int, n_new_tokens: int) 
     }
     cost.update({name: values[row] for name, values in trace.notes.items() if name not in cost})
     return cost
+
+
+def dialogue_cost(prompt: PromptShape, trace: Trace, row: int, n_tokens: Sequence[int]) -> dict[str, float]:
+    """`sample_cost` of a prompt with its answer's tokens; with those of a second answer, what the second turn cost
+    beside them (harness/core/turn_flops.py)."""
+    cost = sample_cost(prompt, trace, row, n_tokens[0])
+    return cost | sample_turn(prompt.decoder, trace, row, *n_tokens) if len(n_tokens) > 1 else cost
 
 
 def with_tower(costs: Mapping[str, float]) -> float:

@@ -26,8 +26,22 @@ class LayerTrace:
 
 
 @dataclass
+class TurnTrace:
+    """A second turn of a dialogue, run on the cache of a prefill and of the decode steps behind it.
+
+    `columns`: padded length that every row was run at. `tokens`: per row, tokens without padding. `said`: per row,
+    tokens of the first answer that the turn found in the cache. `decode_steps`: those behind the turn.
+    """
+
+    columns: int
+    tokens: list[int]
+    said: list[int]
+    decode_steps: int = 0
+
+
+@dataclass
 class Trace:
-    """A prefill of `batch` rows and the decode steps after it.
+    """A prefill of `batch` rows and the decode steps after it, up to its `turn` where there is one.
 
     `scoring_executed` / `scoring` are FLOPs (1 multiply-add = 2) of the matrix products methods asked for: as run on
     the padded batch, and per row without padding. `notes[name]` holds one number per row (fusion layer, forced, ...).
@@ -40,6 +54,7 @@ class Trace:
     scoring: list[int] = field(default_factory=list)
     notes: dict[str, list[float]] = field(default_factory=dict)
     decode_steps: int = 0
+    turn: TurnTrace | None = None
 
     def kept(self, row: int) -> int:
         """Visual tokens after the method's last content-based selection; methods that choose late note it, or the last

@@ -23,7 +23,7 @@ from harness.engine.layout import Placed, TokenLayout, take
 from harness.engine.prefix import Prefix, RoomyLayer, Shared, on_prefix, visual_edit
 from harness.engine.stream import BoundaryStream
 from harness.engine.tower import Seen, batched
-from harness.engine.view import RunView
+from harness.engine.turn import Dialogue
 from harness.method import Method
 from harness.models.adapters import Features
 
@@ -31,7 +31,7 @@ from harness.models.adapters import Features
 HookInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class EngineRun(RunView):
+class EngineRun(Dialogue):
     """An attached engine; `harness.method.Run` to the method, and `trace` to everyone else.
 
     Set `samples` (one key per row) before each batch where the method is random: its draws depend on (seed, sample key)
@@ -52,6 +52,7 @@ class EngineRun(RunView):
             layer.silenced = [int(s) for s in next(read)] if silenced else [0] * self._trace.batch
         self._trace.notes = dict(self._notes)
         self._trace.decode_steps = self._steps
+        self._trace.turn = self._turn.trace() if self._turn is not None and self._turn.calls else None
         return self._trace
 
     def costs(self) -> Costs:
@@ -220,6 +221,8 @@ class EngineRun(RunView):
                         " unlike numbers of tokens; use a DynamicCache"
                     )
                 self._begin_prefill(hidden)
+            elif self._turn is not None:
+                self._turn.begin(hidden.shape[:2])
             elif hidden.shape[1] != 1:
                 raise PrunebenchError(
                     f"expected one new token per step on a pruned cache, found {hidden.shape[1]}: "
@@ -293,7 +296,7 @@ class EngineRun(RunView):
             raise PrunebenchError(f"expected input_ids of shape {tuple(hidden.shape[:2])}, found {tuple(ids.shape)}")
         self.memo = {}
         self._notes = {}
-        self._per_layer, self._rotary, self._steps = [], None, 0
+        self._per_layer, self._rotary, self._steps, self._turn = [], None, 0, None
         self._silenced = [[] for _ in range(self._depth)]
         self._hidden_in_decode = []
         self._decode_positions = "original"
@@ -416,14 +419,16 @@ class EngineRun(RunView):
         else:
             last = layout.compact
         # a prompt ends in text, which counts by one on every axis
-        positions = last.positions[:, -1:] + self._steps
+        positions = last.positions[:, -1:] + (self._steps if self._turn is None else self._turn.offsets()[:, :, None])
         kwargs["position_ids"] = positions[:, :, 0]
         kwargs["position_embeddings"] = self._adapter.rotary(hidden, positions)
         seen, hidden_tokens = layout.valid, self._hidden_in_decode[layer]
         if hidden_tokens is not None:
             seen = seen & ~layout.visual_to_columns(hidden_tokens)
         mask = None
-        if layout.padded or hidden_tokens is not None:
+        if self._turn is not None:
+            mask = self._turn.mask(seen)
+        elif layout.padded or hidden_tokens is not None:
             new = torch.ones(layout.valid.shape[0], self._steps, dtype=torch.bool, device=layout.valid.device)
             mask = torch.cat([seen, new], 1)[:, None, None, :]
         kwargs["attention_mask"] = mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from harness.method import AttentionEdit, DecodePositions, Method, Places, Quest
 from harness.method.registry import NOBODYS
 from harness.models.adapters import Adapter
 from harness.models.adapters.text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from harness.engine.turn import Turn
 
 
 class RunView:
@@ -68,6 +71,7 @@ class RunView:
         self._hidden_in_decode: list[Tensor | None] = []
         self._prefilling = False
         self._steps = 0
+        self._turn: Turn | None = None
         self._announced: tuple[Shared, Tensor, Tensor] | None = None
         self._shared: Shared | None = None
         self._edits: Sequence[AttentionEdit] = ()

@@ -221,12 +221,25 @@ class Prompter:
             return VICUNA_V1.replace("<image>\n{text}", "\n".join(parts))
         return rendered(self.processor, content, self.config.name, self.config.system)
 
-    def _tokenised(self, content: Content, sizes: Sizes) -> list[int]:
-        full = self._prompt(content)
+    def prompt_and_next(self, content: Content, answer: str, question: str) -> tuple[str, str]:
+        """The whole prompt as text, and that of a second question behind it and its answer."""
+        asked = self._prompt(content)
+        if self.config.prompt == "vicuna_v1":
+            # LLaVA's own code ends an answer with the end token, and has no space behind it
+            return asked, f"{asked} {answer}</s>USER: {question} ASSISTANT:"
+        more = (("assistant", answer), ("user", question))
+        return asked, rendered(self.processor, content, self.config.name, self.config.system, more)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt as text, with one placeholder for each image."""
         tokenizer = self.processor.tokenizer
         # as transformers does it: a template that spells the start token gets no second one
-        spelt = bool(tokenizer.bos_token) and full.startswith(tokenizer.bos_token)
-        ids: list[int] = tokenizer(full, add_special_tokens=not spelt)["input_ids"]
+        spelt = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        ids: list[int] = tokenizer(text, add_special_tokens=not spelt)["input_ids"]
+        return ids
+
+    def _tokenised(self, content: Content, sizes: Sizes) -> list[int]:
+        ids = self.text_ids(self._prompt(content))
         found = ids.count(self.image_token_id)
         if found != len(sizes):
             expected = "one image token" if len(sizes) == 1 else f"{len(sizes)} image tokens"
@@ -297,14 +310,17 @@ def chat_template(processor: Any, name: str, system: str | None = None) -> str:
     return prompt
 
 
-def rendered(processor: Any, content: Content, name: str, system: str | None = None) -> str:
+def rendered(
+    processor: Any, content: Content, name: str, system: str | None = None, more: Iterable[tuple[str, str]] = ()
+) -> str:
     """The prompt that a checkpoint's chat template makes of a question, images and texts in the order of `content`,
-    under a system prompt. Raises PrunebenchError if it makes none."""
+    under a system prompt; `more`: (role, text) of the turns behind. Raises PrunebenchError if it makes none."""
     parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in content]
     before = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+    behind = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in more]
     try:
         prompt = processor.apply_chat_template(
-            [*before, {"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+            [*before, {"role": "user", "content": parts}, *behind], add_generation_prompt=True, tokenize=False
         )
         if not isinstance(prompt, str):
             raise TypeError(f"expected a text, found {str(prompt)[:80]!r}")

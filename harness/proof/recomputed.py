@@ -14,9 +14,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from harness.core import keeps
-from harness.core.costs import sample_cost
+from harness.core.costs import dialogue_cost
 from harness.core.errors import PrunebenchError
-from harness.core.trace import LayerTrace, Trace
+from harness.core.trace import LayerTrace, Trace, TurnTrace
 from harness.method import Method, method_class, source_of, typed_knobs
 from harness.method.fits import shrinks_pictures
 from harness.runner.running import info_of, scored
@@ -40,6 +40,8 @@ _FROM_LENGTHS = (
     "decode_flops",
     "kv_bytes",
 )
+#: the same of a second turn
+_FROM_TURNS = ("turn_flops", "turn_decode_flops", "turn_lm_head_flops", "turn_kv_bytes")
 
 
 def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -47,7 +49,8 @@ def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     wrong, left = [], []
     task = None
     try:
-        task = _task(cell.asked.task, cell.asked.data, cell.asked.model, cell.asked.limit)
+        words = (cell.asked.task, cell.asked.data, cell.asked.model, cell.asked.limit)
+        task = _task(*words, cell.asked.follow_up is not None)
         if task.fingerprint != cell.cell.data_fingerprint:
             task = None
             raise PrunebenchError("they are not those that were asked, or were read by another lmms-eval")
@@ -78,18 +81,19 @@ def _info(method: type[Method], stated: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _task(name: str, data: str | None, model: str, limit: str | None) -> LoadedTask:
+def _task(name: str, data: str | None, model: str, limit: str | None, follow_up: bool) -> LoadedTask:
     """The questions of a request. Raises PrunebenchError where they are not on this machine."""
     from harness.models.config import model_config
     from harness.runner.request import parse_limit
     from harness.runner.session import SUBSET_SEED
-    from tasks import lmms
+    from tasks import follow_ups, lmms
     from tasks.sources import source_of_data
 
     source = source_of_data(data, model)
     if source.root is None:
         raise PrunebenchError("they are on the hub")
-    return lmms.load_task(name, source, parse_limit(limit, model_config(model).default_limit), SUBSET_SEED)
+    task = lmms.load_task(name, source, parse_limit(limit, model_config(model).default_limit), SUBSET_SEED)
+    return follow_ups.follow_ups(task) if follow_up else task
 
 
 @cache
@@ -171,8 +175,13 @@ def _costs(
             prompt = replace(usual, images=tuple(images))
             if method is None and prompt.n_visual != int(row["n_visual"]):
                 raise PrunebenchError("it takes the method, which may have shrunk the images")
-        found = sample_cost(prompt, trace, 0, int(row["n_new_tokens"]))
+        lengths = [int(row["n_new_tokens"])]
         names = [*_FROM_LENGTHS, *(["prefill_dense_flops"] if method else [])]
+        if cell.asked.follow_up:
+            lengths.insert(0, int(row["first_new_tokens"]))
+            trace.turn = TurnTrace(int(row["turn_tokens"]), [int(row["turn_tokens"])], [max(lengths[0] - 1, 0)])
+            names += _FROM_TURNS
+        found = dialogue_cost(prompt, trace, 0, lengths)
         wrong = _unlike(f"{row['key']}: cost", {n: row[n] for n in names}, {n: found[n] for n in names})
         if row["prefill_ideal_flops"] > row["prefill_dense_flops"]:
             wrong.append(f"{row['key']}: cost prefill_ideal_flops is above prefill_dense_flops")

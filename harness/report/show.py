@@ -121,8 +121,15 @@ def find(
         raise PrunebenchError(
             f"no sample {key!r} was measured; near it: {', '.join(_near(key, known))} ({len(known)} samples of {task})"
         )
-    # of several sets with this sample, the one where most of the methods were measured; the primary set first
-    holding.sort(key=lambda pq: (-sum(m in {s.cell.method for s in pq[1].cells} for m in methods), not pq[1].primary))
+    # of several sets with this sample, the one asked afresh, then where most of the methods were measured, then the
+    # primary set
+    holding.sort(
+        key=lambda pq: (
+            bool(pq[1].cells[0].asked.follow_up),
+            -sum(m in {s.cell.method for s in pq[1].cells} for m in methods),
+            not pq[1].primary,
+        )
+    )
     protocol, questions = holding[0]
     named = views.lines(protocol)
     picked = [sealed for name in methods for sealed in _pick(questions, named, name, budget, spelt[name])]

@@ -20,7 +20,7 @@ from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
 from harness.core.shape import Grid
 from harness.store.sealed import SealedCell
-from harness.tables.sections import Section, Series
+from harness.tables.sections import FOLLOW_UP, Section, Series
 from harness.tables.style import look, outline
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def protocols(cells: Iterable[SealedCell]) -> list[Protocol]:
         same_model = [other for other in groups if other[0] == key[0]]
         differing = [i for i in range(1, len(key)) if len({other[i] for other in same_model}) > 1]
         label = ", ".join([key[0], *(f"{list(_FACTS.values())[i - 1]} {key[i]}" for i in differing)])
+        follow_up = any(one.asked.follow_up for members in sets.values() for one in members)
+        label += f", {FOLLOW_UP}" if follow_up else ""
         facts = dict(zip(_FACTS.values(), key[1:], strict=True))
         found.append(Protocol(key[0], label, facts, tuple(_questions(sets, known))))
     return found

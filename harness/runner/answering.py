@@ -23,7 +23,7 @@ from transformers import Cache
 
 from harness.core import keeps
 from harness.core.budget import NONE, Budget
-from harness.core.costs import sample_cost
+from harness.core.costs import dialogue_cost
 from harness.core.errors import PrunebenchError, naming
 from harness.core.shape import Size
 from harness.core.spelling import given
@@ -39,6 +39,7 @@ from harness.models.load import LoadedModel, locate_model
 from harness.models.pictures import pixels_key, shrunk
 from harness.models.prompt import PROBED, Content, Sizes, words
 from harness.runner.pace import check_batch, out_of_memory
+from harness.runner.second import Then, drawn_by, second_answers
 
 
 class PromptImage(NamedTuple):
@@ -53,7 +54,8 @@ class PromptImage(NamedTuple):
 @dataclass(frozen=True)
 class Prompt:
     """One question on one or more images. `content`: the parts of the turn in order, None standing for the next image;
-    `image_key` names the images together; `until` are strings at which an answer ends."""
+    `image_key` names the images together; `until` are strings at which an answer ends; all prompts of a call have
+    a question `then` or none."""
 
     key: str
     content: Content
@@ -61,6 +63,7 @@ class Prompt:
     image_key: str
     max_new_tokens: int
     until: tuple[str, ...] = ()
+    then: Then | None = None
 
     @property
     def text(self) -> str:
@@ -321,7 +324,7 @@ class Answerer:
         loaded, prompts = self.loaded, [p for _, p in batch]
         tokenizer = loaded.processor.tokenizer
         ids, mask = self._padded([ids for ids, _ in batch])
-        run.samples, run.questions = [p.key for p in prompts], [p.text for p in prompts]
+        run.samples, run.questions = [*map(drawn_by, prompts)], [p.text for p in prompts]
         cache = roomy_cache(loaded.adapter.shape.depth)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.prefixes is not None:
@@ -335,17 +338,18 @@ class Answerer:
         with self.clock("prefill"):
             logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
         with self.clock("decode"):
-            tokens = self._decode(logits, cache, batch)
+            said = [self._decode(logits, cache, batch)]
+            said += second_answers(self.loaded, run, cache, batch, said[0], self._decode)
         run.check_model()  # before an answer reaches a journal
         trace, shapes = run.trace, run.prompts
         wall = (time.perf_counter() - began) / len(batch)
         answers = []
         with self.clock("account"):
-            for row, (prompt, generated) in enumerate(zip(prompts, tokens, strict=True)):
+            for row, (prompt, generated) in enumerate(zip(prompts, said[-1], strict=True)):
                 text = tokenizer.decode(generated, skip_special_tokens=True)
                 for stop in prompt.until:
                     text = text.split(stop)[0]
-                cost = sample_cost(shapes[row], trace, row, len(generated))
+                cost = dialogue_cost(shapes[row], trace, row, [len(answers[row]) for answers in said])
                 kept = keeps.encode(run.stages(row))
                 answers.append(
                     Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, kept, wall)
@@ -387,7 +391,7 @@ class Answerer:
                 if self._looks:
                     run.see([image.seen for image in encoded])
                 ids, mask = self._padded([ids[: lengths[names[0]]] for ids, _ in asked])
-                with self.clock("prefix"), run.capturing([p.key for _, p in asked]):
+                with self.clock("prefix"), run.capturing([drawn_by(p) for _, p in asked]):
                     cache = roomy_cache(run.shape.depth)
                     adapter.core(
                         input_ids=ids,

@@ -24,6 +24,7 @@ from harness.models.load import LoadedModel
 from harness.models.pictures import pixels_key
 from harness.runner.answering import Answer, Answerer, Prompt, PromptImage, batch_for
 from harness.runner.pace import Pace
+from harness.runner.second import Then
 from harness.runner.session import Session
 from harness.runner.setting import Setting
 from harness.store.journal import Record
@@ -176,7 +177,8 @@ class InProcess:
 def _arm_name(setting: Setting) -> str:
     """Equal for cells that are asked together: 64 and 64avg can be the same method with the same knobs."""
     method = setting.method
-    return canonical_json([method.name, source_of(type(method)), method.knobs(), setting.seed, setting.positions])
+    answers = [setting.seed, setting.positions, setting.asked.follow_up]
+    return canonical_json([method.name, source_of(type(method)), method.knobs(), *answers])
 
 
 def _wanted(group: Sequence[Work], session: Session) -> tuple[dict[str, Prompt], dict[str, list[str]]]:
@@ -184,7 +186,7 @@ def _wanted(group: Sequence[Work], session: Session) -> tuple[dict[str, Prompt],
     prompts: dict[str, Prompt] = {}
     takers: dict[str, list[str]] = {}
     for one in group:
-        task = session.task(one.setting.task, one.setting.source, one.setting.limit)
+        task = session.task(one.setting.task, one.setting.source, one.setting.limit, bool(one.setting.asked.follow_up))
         for prompt in prompts_of(task, sizes={} if one.setting.located.one_size else task.sizes):
             if prompt.key in one.left:
                 takers.setdefault(prompt.key, []).append(one.identity)
@@ -199,14 +201,16 @@ def prompts_of(
     own. `sizes` of images by their key, as far as they are known."""
     most = task.max_new_tokens if max_new_tokens is None else min(task.max_new_tokens, max_new_tokens)
     until = tuple(task.until)
+    openers = task.openers.first if task.openers else {}
     return [
         Prompt(
             s.key,
-            s.content,
+            openers.get(s.key, s).content,
             tuple(PromptImage(image.key, image.load, sizes.get(image.key)) for image in s.images),
             s.image_key,
             most,
             until,
+            Then(s.prompt, openers[s.key].key) if openers else None,
         )
         for s in task.samples
     ]

@@ -52,7 +52,8 @@ class Request:
     No budget: the method takes none, or `knobs` say how many tokens it keeps. `limit` "" or None: the model's default;
     "all": every question. `data` None: mini for the mini model, else hub. `knobs` are every method's. `prompt`,
     `image` None: as the model says. `stands_for`: the shipped config that a folder or hub id is. `include`: a folder
-    with tasks as YAML. `judge`: a service may score answers.
+    with tasks as YAML. `judge`: a service may score answers. `follow_up`: ask each question behind the first one about
+    its image, on the cache that the first one pruned.
     """
 
     methods: Words
@@ -71,6 +72,7 @@ class Request:
     stands_for: str | None = None
     include: str | None = None
     judge: bool = False
+    follow_up: bool = False
 
     def __post_init__(self) -> None:
         for name in ("methods", "budgets", "tasks", "seeds"):
@@ -115,6 +117,7 @@ class Request:
             text
             + "".join(f" {k}={v}" for k, v in self.knobs.items())
             + (f" seed {seeds}" if seeds != "0" else "")
+            + (" follow-up" if self.follow_up else "")
             + f" on {self.model}"
         )
 
@@ -183,6 +186,10 @@ def check(request: Request) -> Checked:
     if not request.tasks:
         raise PrunebenchError(f"no task was named: give {given('tasks', ','.join(TASKS))} or some of them")
     request = replace(request, tasks=choice.chosen(request.tasks, request.include, request.judge), include=None)
+    if request.follow_up:
+        from tasks import follow_ups
+
+        follow_ups.check(request.tasks)
     seed, words = _seed(request.seeds[0]), request.model_words
     config = model_config(request.model, **words)
     limit = parse_limit(request.limit, config.default_limit)
@@ -238,6 +245,7 @@ def settings_of(checked: Checked, session: Session) -> list[Setting]:
             image=request.image or None,
             stands_for=request.stands_for or None,
             judge="1" if request.judge else None,
+            follow_up="1" if request.follow_up else None,
         )
         if method.name != "none":
             settings.append(

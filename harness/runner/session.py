@@ -27,7 +27,7 @@ class Session:
     def __init__(self) -> None:
         self._located: dict[tuple[str | None, ...], Located] = {}
         self._models: dict[tuple[str | None, ...], LoadedModel] = {}
-        self._tasks: dict[tuple[str, str, int | None], LoadedTask] = {}
+        self._tasks: dict[tuple[str, str, int | None, bool], LoadedTask] = {}
         self.features = FeatureCache()
         self._prefixes: PrefixCache | None = None
         self.clock = Clock()
@@ -64,13 +64,16 @@ class Session:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def task(self, name: str, source: DataSource, limit: int | None) -> LoadedTask:
-        """Its questions, with a seeded subset where there is a limit. Raises PrunebenchError where the data are missing
-        or broken."""
-        from tasks import lmms  # heavy: lmms-eval
+    def task(self, name: str, source: DataSource, limit: int | None, follow_up: bool = False) -> LoadedTask:
+        """Its questions, with a seeded subset where there is a limit; `follow_up`: the later ones about each image.
+        Raises PrunebenchError where the data are missing or broken."""
+        from tasks import follow_ups, lmms  # heavy: lmms-eval
 
-        key = (name, str(source), limit)
+        key = (name, str(source), limit, follow_up)
         if key not in self._tasks:
-            with self.clock("load data"):
-                self._tasks[key] = lmms.load_task(name, source, limit, SUBSET_SEED)
+            if follow_up:
+                self._tasks[key] = follow_ups.follow_ups(self.task(name, source, limit))
+            else:
+                with self.clock("load data"):
+                    self._tasks[key] = lmms.load_task(name, source, limit, SUBSET_SEED)
         return self._tasks[key]

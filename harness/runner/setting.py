@@ -38,7 +38,8 @@ class Setting:
     @property
     def label(self) -> str:
         """For people: task, method and budget."""
-        return f"{self.task} {self.method.name}" + ("" if self.budget.unit == "none" else f"@{self.budget}")
+        text = f"{self.task} {self.method.name}" + ("" if self.budget.unit == "none" else f"@{self.budget}")
+        return f"{text} follow-up" if self.asked.follow_up else text
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {f.name: getattr(self, f.name) for f in fields(self)}

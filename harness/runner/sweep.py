@@ -78,6 +78,7 @@ class Sweep(BaseModel):
     stands_for: str | None = None
     include: str | None = None
     judge: bool = False
+    follow_up: bool = False
 
     def clamped(self) -> Sweep:
         """The same with numbers of tokens clamped to each prompt's own. Raises as `budgets.clamped`."""
@@ -175,6 +176,7 @@ def requests(sweep: Sweep, device: str = "auto", limit: str = "") -> list[Reques
                 data=sweep.data,
                 include=sweep.include,
                 judge=sweep.judge,
+                follow_up=sweep.follow_up,
                 prompt=sweep.prompt,
                 image=sweep.image,
                 stands_for=sweep.stands_for,

@@ -20,6 +20,7 @@ from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from harness.tables import equal
 from harness.tables.compare import Comparison, Findings, study
+from harness.tables.follow_up import follow_up_text
 from harness.tables.frame import rows
 from harness.tables.kept import Kept
 from harness.tables.markdown import footer, section_text
@@ -77,10 +78,9 @@ def write(
     write_changed(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
     parts += [f"{part}\n" for part in models_text(studied)]
-    parts += [
-        section_text(section, found, shown, two)
-        for (section, found), shown, two in zip(studied, drawn, pairs, strict=True)
-    ]
+    for (section, found), shown, two in zip(studied, drawn, pairs, strict=True):
+        parts.append(section_text(section, found, shown, two))
+        parts += [f"{part}\n" for part in follow_up_text(section, kept)] if samples else []
     write_changed(markdown, "\n".join([*parts, footer(folder)]).encode(errors="backslashreplace"))
     if samples or figures:
         kept.save()

@@ -21,6 +21,7 @@ from harness.tables import equal
 from harness.tables.compare import ABOVE, AVERAGE, BELOW, OPEN, SAME, TOO_FEW, Comparison, Findings, Hard, Power
 from harness.tables.matrix import matrix_text
 from harness.tables.sections import (
+    FOLLOW_UP,
     NAN,
     QUESTIONS,
     Block,
@@ -391,7 +392,7 @@ def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
     from harness.tables.published import beside, load, ours
 
     model = ours(section.cells[0].cell.stands_for)
-    if model is None:
+    if model is None or FOLLOW_UP in section.facts:
         return []
     matches = beside(load(), model, [line for block in blocks for line in block.lines])
     if not matches:

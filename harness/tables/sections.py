@@ -25,6 +25,8 @@ NAN = float("nan")
 SHORT = 6
 #: questions about an image that a request's amortised cost is given for, as GQA's balanced split has
 QUESTIONS = 6
+#: of a section whose questions were asked behind the first one about their image
+FOLLOW_UP = "follow-up questions"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Section:
     def short(self) -> list[str]:
         """Model, dtype, device, and which questions: a heading, or the name of a file."""
         cell = self.cells[0].cell
-        questions = [fact for fact in self.facts if fact.startswith(("LIMIT=", "set of questions"))]
+        questions = [fact for fact in self.facts if fact.startswith(("LIMIT=", "set of questions", FOLLOW_UP))]
         name = f"{self.model} {self.weights}".strip()
         return [name, cell.dtype, cell.device_type, *questions]
 
@@ -263,6 +265,7 @@ def sections(known: Mapping[str, SealedCell]) -> list[Section]:
         facts += [f"as {c.stands_for}"] if c.stands_for not in ("", c.model) else []
         facts += [f"weights {c.model_fingerprint}", f"numerics {c.numerics_version}"]
         facts += [f"LIMIT={sealed.asked.limit or 'default'}"]
+        facts += [FOLLOW_UP] if sealed.asked.follow_up else []
         protocols[tuple(facts)].append(sealed)
     prints: defaultdict[str, set[str]] = defaultdict(set)
     for sealed in known.values():

@@ -112,7 +112,7 @@ TAKES = {
 }
 SWITCHES = {
     "cost": {"REQUEST": "--request"},
-    "eval": {"CLAMP": "--clamp", "JUDGE": "--judge", "FRESH": "--fresh", "WIDE": "--wide"},
+    "eval": {"CLAMP": "--clamp", "JUDGE": "--judge", "FOLLOW_UP": "--follow-up", "FRESH": "--fresh", "WIDE": "--wide"},
     "sweep": {"CLAMP": "--clamp", "FRESH": "--fresh", "DRY_RUN": "--dry-run", "WIDE": "--wide"},
 }
 HOSTILE = (
