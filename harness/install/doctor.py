@@ -75,6 +75,9 @@ def report(say: Callable[[str], None] = print) -> bool:
                 )
         else:
             say(f"device         cpu, {torch.get_num_threads()} threads (no CUDA device; torch {torch.__version__})")
+        from harness.models.device import kernels, pick_device
+
+        say(f"kernels        {kernels(pick_device('auto'))}")
         from transformers import CLIPImageProcessor
 
         backend = (

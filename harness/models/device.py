@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,27 @@ def check_quantised(config: Any, label: str) -> None:
         raise PrunebenchError(
             f"{label}: expected weights in floating point, found quantised ones ({how}): {_UNQUANTISED}"
         )
+
+
+#: variables that hold MKL and oneDNN to some of their kernels, or let them compute in another format
+_LIMITS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    *(f"{library}_{limit}" for library in ("ONEDNN", "DNNL") for limit in ("MAX_CPU_ISA", "DEFAULT_FPMATH_MODE")),
+)
+
+
+def kernels(device: torch.device) -> str:
+    """The set of kernels that computes, which decides the last bits of a number.
+
+    On a CPU: torch's, as in AVX2 or AVX512, and limits of MKL and oneDNN that the environment sets. They choose by the
+    processor where it sets none. On CUDA: the versions of CUDA and cuDNN, which choose by the card.
+    """
+    if device.type == "cuda":
+        cudnn: Any = torch.backends.cudnn  # its functions have no types
+        return f"CUDA {torch.version.cuda}, cuDNN {cudnn.version()}"
+    limits = [f"{name}={os.environ[name]}" for name in _LIMITS if os.environ.get(name)]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *limits])
 
 
 def device_name(device: torch.device) -> str:

@@ -27,12 +27,14 @@ from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.config import ORIGINALS, SHOWN, ModelConfig, calibrated_knobs, calibration_key, model_config
 from harness.models.device import DTYPES, check_quantised, pick_device, pick_dtype, stated_dtype
 from harness.models.files import CONFIGS, check_folder, check_weights, weight_files, weight_hash
+from harness.models.generation import FILE as GENERATION
 from harness.models.generation import check_greedy, end_tokens, repetition_penalty
 from harness.models.processor import check_asked, check_processor, limited
 from harness.models.prompt import Prompter, decided
 from harness.models.published import published_prompt
 from harness.models.requirements import check, context_of
 from harness.models.text_tower import folder_of, with_text_tower
+from harness.models.weights import not_finite, stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +204,7 @@ class Located:
         if self.device.type == "cuda" and self.dtype == "float32":
             # torch lets cuDNN round float32 convolutions to TF32, the tower's patch embedding among them
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        model = _load(self.config, self.folder, self.dtype).to(self.device).eval()
+        model = _load(self).to(self.device).eval()
         known = {f.name: getattr(prompter, f.name) for f in fields(prompter) if f.init}
         return LoadedModel(**known, model=model)
 
@@ -394,21 +396,24 @@ def _read_processor(folder: Path, label: str, stamps: tuple[tuple[str, int, int]
         return AutoProcessor.from_pretrained(folder, use_fast=True, local_files_only=True, trust_remote_code=False)
 
 
-def _load(config: ModelConfig, folder: Path, dtype: str) -> nn.Module:
-    from transformers import AutoModelForImageTextToText
+def _load(located: Located) -> nn.Module:
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, GenerationConfig
 
-    label = f"model {config.name}"
+    folder, label, dtype = located.folder, f"model {located.config.name}", DTYPES[located.dtype]
     with _loading(label, folder, "the weights"):
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
+        model, info = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(located._stated)].from_pretrained(
+            None,
+            config=located._stated,
+            state_dict=stored(weight_files(folder, label), dtype),
+            dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
-            local_files_only=True,
-            trust_remote_code=False,
         )
+        # as from_pretrained does with a folder
+        model.name_or_path = model.config.name_or_path = str(folder)
+        if (folder / GENERATION).exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     mend = _mend(label)
     if info["mismatched_keys"]:
         name, found, expected = min(info["mismatched_keys"])
@@ -429,8 +434,8 @@ def _load(config: ModelConfig, folder: Path, dtype: str) -> nn.Module:
             f"{label}: the weights in {folder} hold {len(surplus)} tensors that config.json has no place for, first"
             f" {surplus[0]}: a part of the model would be left out; {mend}"
         )
-    stray = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-    if stray:
-        raise PrunebenchError(f"{label}: weights of {stray[0]} in {folder} hold nan or inf: {mend}")
+    stray = not_finite(model)
+    if stray is not None:
+        raise PrunebenchError(f"{label}: weights of {stray} in {folder} hold nan or inf: {mend}")
     loaded: nn.Module = model
     return loaded

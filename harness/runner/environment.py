@@ -1,4 +1,4 @@
-"""What else than its identity decides a cell's answers: our code, the packages below it, and the processor.
+"""What else than its identity decides a cell's answers: our code, the packages below it, the processor and its kernels.
 
 It is no part of the identity, because a sealed cell stays one when a library moves on, and its provenance names the
 versions. But the answers of one cell come from one environment: a journal holds its digest on every line.
@@ -16,7 +16,7 @@ import torch
 import harness
 import tasks
 from harness.core.provenance import versions_now
-from harness.models.device import device_name
+from harness.models.device import device_name, kernels
 
 #: rooms of harness/ whose code an answer, its cost or its record passes through; methods are in the identity
 ROOMS = ("core", "engine", "method", "models", "runner")
@@ -43,4 +43,5 @@ def environment(device: torch.device) -> dict[str, str]:
         "code": code_digest(),
         # how many threads share the work is a matter of pace
         "device": name.rpartition(", ")[0] or name if device.type == "cpu" else name,
+        "kernels": kernels(device),
     }

@@ -14,7 +14,7 @@ from harness.core.cell import Cell, processing_digest
 from harness.core.errors import PrunebenchError
 from harness.core.provenance import git_now, versions_now
 from harness.method import Method, source_of
-from harness.models.device import device_name
+from harness.models.device import device_name, kernels
 from harness.models.load import Located
 from harness.models.pictures import pixels_key
 from harness.models.prompt import PROBE, Content, Prompter, Sizes, check_prompts
@@ -159,6 +159,7 @@ def measured_with(located: Located, method: Method, pace: Pace) -> dict[str, Any
         "batch_size": pace.batch,
         "prefix_sharing": pace.share,
         "device": device_name(prompter.device),
+        "kernels": kernels(prompter.device),
         "versions": versions_now(),
         "python": platform.python_version(),
         **git_now(),

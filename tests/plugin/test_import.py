@@ -106,7 +106,8 @@ def test_a_run_becomes_the_cells_that_an_evaluation_seals(
             assert getattr(cell, what) == getattr(own, what), what
         there, here = cell.provenance, own.provenance
         assert there["origin"] == ORIGIN
-        for what in ("versions", "python", "device", "processing", "task_settings", "decoder_layers", "grids", "git"):
+        where = ("versions", "python", "device", "kernels", "git")
+        for what in (*where, "processing", "task_settings", "decoder_layers", "grids"):
             assert there[what] == here[what], what
         assert cell.asked == own.asked
     assert len(said) == len(TASKS)

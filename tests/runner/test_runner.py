@@ -214,7 +214,8 @@ def test_another_environment_begins_a_cell_anew_and_says_so(tmp_path: Path, monk
     (done,) = evaluate(asked, Options(tmp_path), lambda line: None).cells.values()
     here = environment(torch.device("cpu"))
     frame = done.samples()
-    for change, kept in (({}, 2), ({"torch": "1.0"}, 0), ({"code": "abc"}, 0), ({"device": "another"}, 0)):
+    others = [{name: "another"} for name in ("torch", "code", "device", "kernels")]
+    for change, kept in (({}, 2), *((other, 0) for other in others)):
         Store(tmp_path).discard(done.cell)
         with Store(tmp_path).open(done.cell, frame["key"].tolist(), here | change) as writer:
             for row in frame.to_dict("records")[:2]:
@@ -225,3 +226,4 @@ def test_another_environment_begins_a_cell_anew_and_says_so(tmp_path: Path, monk
         assert again.samples()["answer"].tolist().count("old") == kept
         notes = [line for line in said if "2 answers are discarded and asked again" in line]
         assert len(notes) == (not kept), said
+        assert all(f"{name} another (now {here[name]})" in notes[0] for name in change)
