@@ -14,7 +14,8 @@ from harness.core.errors import PrunebenchError
 from harness.engine.prefix import PrefixCache, RoomyLayer, Shared
 from harness.method import Method, Reduction, Traits, method_class, register, registered
 from harness.models.load import locate_model
-from harness.runner.answering import Answerer, FeatureCache, Prompt
+from harness.runner.answering import Answerer, Prompt
+from harness.runner.features import FeatureCache
 
 
 @pytest.fixture(scope="module")
