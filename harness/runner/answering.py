@@ -87,7 +87,8 @@ class Prompt:
 @dataclass(frozen=True)
 class Answer:
     """`cost`: flat numbers of this prompt, see `sample_cost`; `kept`: which visual tokens were there in which layer, as
-    `harness.core.keeps` writes it; `wall_s`: this prompt's share of its batch's wall time, seconds."""
+    `harness.core.keeps` writes it; `wall_s`: this prompt's share of what its batch's images, prefill and decoding took,
+    seconds."""
 
     key: str
     text: str
@@ -293,11 +294,13 @@ class Answerer:
         """How to make the pictures that prompts need, by feature, in the order of their use; not those of images whose
         features or prefixes are here."""
         jobs: dict[str, Callable[[], Picture]] = {}
+        kind = self._kind()
         for ids, p in asked:
-            if self.prefixes is None or self._looks or not self.prefixes.knows(self._kind(), self._start(ids, p)):
-                for image in p.images:
-                    if not self.features.knows(image.key + self._variant, self._looks):
-                        jobs.setdefault(image.key + self._variant, partial(self._picture, p, image))
+            if self.prefixes is not None and not self._looks and self.prefixes.knows(kind, self._start(ids, p)):
+                continue
+            for image in p.images:
+                if not self.features.knows(image.key + self._variant, self._looks):
+                    jobs.setdefault(image.key + self._variant, partial(self._picture, p, image))
         return jobs
 
     @torch.inference_mode()
