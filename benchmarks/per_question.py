@@ -8,7 +8,7 @@ which 576 are visual). An official run of a method in the same shape, at batch 1
   questions. Each measurement starts with nothing shared.
 
 Both sides run once in each round, in turn; a ratio is that of a round, and the table has the median of rounds. Goals: 4
-for `none`, 2 for `visipruner`. `prefix`, `vision` and the others are shares of the sweep's time.
+for `none`, 2 for `visipruner`. The last columns say where the sweep's time goes, by the clock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,11 +90,18 @@ def prompts(loaded: LoadedModel, args: argparse.Namespace) -> list[Prompt]:
     ]
 
 
-def asked(loaded: LoadedModel, contender: Contender, some: Sequence[Prompt], shared: bool, clock: Clock) -> float:
+def asked(
+    loaded: LoadedModel,
+    contender: Contender,
+    some: Sequence[Prompt],
+    shared: bool,
+    clock: Clock,
+    now: Callable[[], float],
+) -> float:
     """Seconds per question, nothing of earlier ones at hand."""
     assert contender.method is not None
     batch = batch_for(contender.method, BATCH, loaded.device) if shared else 1
-    began = time.perf_counter()
+    began = now()
     for one in [some] if shared else [[prompt] for prompt in some]:
         answerer = Answerer(
             loaded,
@@ -106,7 +113,7 @@ def asked(loaded: LoadedModel, contender: Contender, some: Sequence[Prompt], sha
         )
         n = len(list(answerer.answer(one)))
         assert n == len(one)
-    return (time.perf_counter() - began) / len(some)
+    return (now() - began) / len(some)
 
 
 def measured(loaded: LoadedModel, args: argparse.Namespace) -> list[list[str]]:
@@ -121,22 +128,23 @@ def measured(loaded: LoadedModel, args: argparse.Namespace) -> list[list[str]]:
     sweep: dict[str, list[float]] = {c.label: [] for c in turns}
     clocks = {c.label: Clock() for c in turns}
     few = [questions[i * args.questions] for i in range(min(args.alone, args.images))]
+    now = time.process_time if args.processor_time else time.perf_counter
     for c in turns:  # warm up
-        asked(loaded, c, few[:1], False, Clock())
+        asked(loaded, c, few[:1], False, Clock(), now)
     for number in range(args.rounds):
         for c in turns:
-            alone[c.label].append(asked(loaded, c, few, False, Clock()))
-            sweep[c.label].append(asked(loaded, c, questions, True, clocks[c.label]))
+            alone[c.label].append(asked(loaded, c, few, False, Clock(), now))
+            sweep[c.label].append(asked(loaded, c, questions, True, clocks[c.label], now))
             print(f"round {number + 1} of {args.rounds}: {c.label}", end="\r", file=sys.stderr)
     rows = []
     for c in turns:
         one, many = alone[c.label], sweep[c.label]
         ratio = statistics.median(a / s for a, s in zip(one, many, strict=True))
         goal = GOALS.get(c.name)
-        total = sum(many) * len(questions)
         said = "" if goal is None else f"{goal:.0f}, {'met' if ratio >= goal else 'missed'}"
         spread = f"{statistics.median(one):.2f} ({min(one):.2f} to {max(one):.2f})"
-        shares = [f"{100 * clocks[c.label].seconds.get(part, 0.0) / total:.0f}" for part in PARTS]
+        parts = [clocks[c.label].seconds.get(part, 0.0) for part in PARTS]
+        shares = [f"{100 * part / sum(parts):.0f}" for part in parts]
         rows.append([f"`{c.label}`", spread, f"{statistics.median(many):.2f}", f"{ratio:.1f}", said, *shares])
     return rows
 
@@ -154,6 +162,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=1)
     parser.add_argument("--alone", type=int, default=4, help="questions that are asked alone in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="seconds of processors, not of the clock: on a CPU with other jobs; those of several threads add up",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args(arguments)
@@ -167,7 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
     n = len(loaded.prompt_ids(question(loaded, 0, args.tokens)))
     shape = f"hidden {args.hidden}, {args.layers} layers, {n} tokens"
     asked_of = f"{args.images} images with {args.questions} questions, {args.rounds} rounds"
-    print(f"{device_name(loaded.device)}, {torch.get_num_threads()} threads, {args.dtype}: {shape}, {asked_of}\n")
+    print(
+        f"{device_name(loaded.device)}, {torch.get_num_threads()} threads, {args.dtype}, {'processor' if args.processor_time else 'wall'} time: {shape}, {asked_of}\n"
+    )
     print(tabulate(rows, head, tablefmt="github", disable_numparse=True))
     return 0
 

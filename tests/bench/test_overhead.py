@@ -37,7 +37,8 @@ def overhead() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def at(overhead: ModuleType) -> Any:
-    args = Namespace(layers=2, image_size=56, text_tokens=8, device="cpu", dtype="float32", steps=2)
+    sizes = {"layers": 2, "image_size": 56, "text_tokens": 8, "steps": 2}
+    args = Namespace(**sizes, device="cpu", dtype="float32", processor_time=False)
     return overhead.prepared(args, "mini", 3)
 
 
