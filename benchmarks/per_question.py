@@ -180,8 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
     n = len(loaded.prompt_ids(question(loaded, 0, args.tokens)))
     shape = f"hidden {args.hidden}, {args.layers} layers, {n} tokens"
     asked_of = f"{args.images} images with {args.questions} questions, {args.rounds} rounds"
+    clock = "processor time" if args.processor_time else "wall time"
     print(
-        f"{device_name(loaded.device)}, {torch.get_num_threads()} threads, {args.dtype}, {'processor' if args.processor_time else 'wall'} time: {shape}, {asked_of}\n"
+        f"{device_name(loaded.device)}, {torch.get_num_threads()} threads, {args.dtype}, {clock}: {shape}, {asked_of}\n"
     )
     print(tabulate(rows, head, tablefmt="github", disable_numparse=True))
     return 0
