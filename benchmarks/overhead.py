@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     head = ["model", "batch", "part", "against", "engine (ms)", "ratio", "95 %", "met", "ops engine", "ops other"]
     clock = "processor time" if args.processor_time else "wall time"
-    where = f"{device_name(pick_device(args.device))}, {torch.get_num_threads()} threads, {args.dtype}, {clock}"
+    where = f"{device_name(pick_device(args.device))}, {args.dtype}, {clock}"
     print(f"{where}, {args.repeats} interleaved repeats, {args.steps} decode steps each\n")
     print(tabulate(table, head, tablefmt="github", disable_numparse=True, colalign=("left", "right", "left", "left")))
     print("\nDispatched operations by name:\n")

@@ -27,7 +27,6 @@ if __name__ == "__main__":
     # in a script's own folder, where Python looks first, `import methods` would find a benchmark
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from PIL import Image
 from tabulate import tabulate
 
@@ -181,9 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     shape = f"hidden {args.hidden}, {args.layers} layers, {n} tokens"
     asked_of = f"{args.images} images with {args.questions} questions, {args.rounds} rounds"
     clock = "processor time" if args.processor_time else "wall time"
-    print(
-        f"{device_name(loaded.device)}, {torch.get_num_threads()} threads, {args.dtype}, {clock}: {shape}, {asked_of}\n"
-    )
+    print(f"{device_name(loaded.device)}, {args.dtype}, {clock}: {shape}, {asked_of}\n")
     print(tabulate(rows, head, tablefmt="github", disable_numparse=True))
     return 0
 
