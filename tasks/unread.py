@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -220,19 +221,27 @@ def origin_of(name: object) -> Origin | None:
     return Origin(_stores[number], int(row), int(column), int(place))
 
 
+#: `names_as_images` changes what all threads see, and images are loaded in several
+_one_thread = threading.RLock()
+
+
 @contextmanager
 def names_as_images() -> Iterator[None]:
-    """Inside, `datasets` reads a name in a column of images as an `UnreadImage`; images in full as ever."""
+    """Inside, `datasets` reads a name in a column of images as an `UnreadImage`; images in full as ever.
+
+    One thread at a time is inside.
+    """
 
     def decode(self: datasets.Image, value: Any, token_per_repo_id: Any = None) -> Any:
         origin = origin_of(value.get("path")) if isinstance(value, dict) and value.get("bytes") is None else None
         return _DECODE(self, value, token_per_repo_id) if origin is None else UnreadImage(origin)
 
-    datasets.Image.decode_example = decode
-    try:
-        yield
-    finally:
-        datasets.Image.decode_example = _DECODE
+    with _one_thread:
+        datasets.Image.decode_example = decode
+        try:
+            yield
+        finally:
+            datasets.Image.decode_example = _DECODE
 
 
 # -------------------------------------------------------------------------------------------------------------- columns

@@ -131,6 +131,10 @@ class PrefixCache:
         self.limit, self.used, self.captured = limit, 0, 0
         self._items: OrderedDict[tuple[str, str], Prefix] = OrderedDict()
 
+    def knows(self, kind: str, image: str) -> bool:
+        """Whether the prefix of an image is here."""
+        return (kind, image) in self._items
+
     def get(self, kind: str, images: Sequence[str], capture: Callable[[list[str]], list[Prefix]]) -> list[Prefix]:
         """The prefixes of `images`, in order; those that are missing come from one call of `capture`."""
         missing = [i for i in dict.fromkeys(images) if (kind, i) not in self._items]

@@ -167,12 +167,20 @@ class Prompter:
     def made(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """What the model's own image processor makes of an image, on the device: its pixels, and the family's facts of
         how it was cut. Raises PrunebenchError for a size that would take too much memory."""
+        return self.uploaded(self.processed(image))
+
+    def processed(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """`made` in host memory, which any thread may do."""
         check_size(image.width, image.height)
         if self.config.image == "pad":
             image = pad_to_square(image, self.processor.image_processor.image_mean)
         out = self.processor.image_processor(images=image, return_tensors="pt")
-        pixels = out["pixel_values"].to(self.device, DTYPES[self.dtype])
-        return {"pixel_values": pixels, **{name: out[name].to(self.device) for name in self.family.image_facts}}
+        pixels = out["pixel_values"].to(DTYPES[self.dtype])
+        return {"pixel_values": pixels, **{name: out[name] for name in self.family.image_facts}}
+
+    def uploaded(self, processed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `processed` made, on the device."""
+        return {name: values.to(self.device) for name, values in processed.items()}
 
     def asked(self, key: str, content: Content | str, max_new_tokens: int, sizes: Sizes | None = None) -> list[int]:
         """`prompt_ids` of a sample. Raises PrunebenchError naming the sample where its text holds the image token, or

@@ -8,9 +8,7 @@ import hashlib
 import sys
 import time
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,20 +23,24 @@ from harness.core import keeps
 from harness.core.budget import NONE, Budget
 from harness.core.costs import dialogue_cost
 from harness.core.errors import PrunebenchError, naming
-from harness.core.shape import Size
+from harness.core.shape import PromptShape, Size
 from harness.core.spelling import given
+from harness.core.trace import Trace
 from harness.engine.attach import attach
 from harness.engine.prefix import Prefix, PrefixCache, prefix_kind, roomy_cache
 from harness.engine.run import EngineRun
-from harness.engine.tower import Seen, check_looks
-from harness.method import Method, TowerLook
+from harness.engine.tower import check_looks
+from harness.method import Method
 from harness.method.registry import blaming
-from harness.models.adapters import Features
 from harness.models.generation import penalised
 from harness.models.load import LoadedModel, locate_model
 from harness.models.pictures import pixels_key, shrunk
 from harness.models.prompt import PROBED, Content, Sizes, words
+from harness.runner.ahead import Ahead, ahead
+from harness.runner.clock import Clock
+from harness.runner.features import EncodedImage, FeatureCache, Picture, stacked, together
 from harness.runner.pace import check_batch, out_of_memory
+from harness.runner.rows import alike, last_row, prefix_length
 from harness.runner.second import Then, drawn_by, second_answers
 
 
@@ -88,7 +90,8 @@ class Prompt:
 @dataclass(frozen=True)
 class Answer:
     """`cost`: flat numbers of this prompt, see `sample_cost`; `kept`: which visual tokens were there in which layer, as
-    `harness.core.keeps` writes it; `wall_s`: this prompt's share of its batch's wall time, seconds."""
+    `harness.core.keeps` writes it; `wall_s`: this prompt's share of what its batch's images, prefill and decoding took,
+    seconds."""
 
     key: str
     text: str
@@ -99,66 +102,31 @@ class Answer:
     wall_s: float
 
 
-class Clock:
-    """Where the seconds went, by name. On CUDA they are the host's: work is charged where it is waited for."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Charge the block to `name`."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-
-
-class EncodedImage(NamedTuple):
-    """An image's features and what methods asked to see of the tower."""
-
-    features: Features
-    seen: Seen
-
-    @property
-    def nbytes(self) -> int:
-        return self.features.nbytes + sum(t.nbytes for t in self.seen.values())
-
-
-class FeatureCache:
-    """Projected image features by image, least recently used out first; `limit` bytes. `looks`: what is kept of the
-    tower beside them."""
-
-    def __init__(self, limit: int = 2 << 30) -> None:
-        self.limit, self.used, self.encoded = limit, 0, 0
-        self.looks: set[TowerLook] = set()
-        self._items: OrderedDict[str, EncodedImage] = OrderedDict()
-
-    def get(self, key: str, encode: Callable[[], EncodedImage], looks: Iterable[TowerLook] = ()) -> EncodedImage:
-        """Image `key`, encoded on a miss, and again where it was encoded before `looks` were asked for."""
-        found = self._items.pop(key, None)
-        if found is not None and not found.seen.keys() >= set(looks):
-            self.used -= found.nbytes
-            found = None
-        if found is None:
-            found = encode()
-            self.encoded += 1
-            self.used += found.nbytes
-        self._items[key] = found
-        while self.used > self.limit and len(self._items) > 1:
-            self.used -= self._items.popitem(last=False)[1].nbytes
-        return found
-
-    def clear(self) -> None:
-        """Forget every image."""
-        self._items.clear()
-        self.used = 0
-
-
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+class _Begun(NamedTuple):
+    """A batch whose prefill was given to the device: the `logits (b, vocab)` of its last tokens, the `cache`, and the
+    seconds that it took so far."""
+
+    batch: Sequence[tuple[list[int], Prompt]]
+    logits: Tensor
+    cache: Cache
+    seconds: float
+
+
+class _Said(NamedTuple):
+    """An answered batch that is not accounted yet; nothing in it is on the device. `tokens`: of each prompt's answers,
+    the last of a dialogue last; `seconds`: of all its prompts."""
+
+    prompts: Sequence[Prompt]
+    tokens: list[list[list[int]]]
+    trace: Trace
+    shapes: Sequence[PromptShape]
+    stages: Sequence[Sequence[keeps.Stage]]
+    seconds: float
 
 
 class Answerer:
@@ -240,19 +208,27 @@ class Answerer:
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
         loaded, start, alone, encoder = self.loaded, 0, -1, self.loaded.text_encoder(self.method)
+        attached = partial(
+            attach, loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder, pictures=True
+        )
         while start < len(encoded):
-            size, why = 0, ""
+            size, why, begun, said = 0, "", None, list[_Said]()
             try:
-                with attach(
-                    loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder, pictures=True
-                ) as run:
+                with ahead(self._unread(encoded[start:])) as pictures, attached() as run:
                     while start < len(encoded):
                         batch = self._like(encoded, start)
                         size = len(batch)
-                        answers = self._batch(run, batch)
+                        begun = self._begin(run, batch, pictures)
+                        while said:  # the batch before is accounted while the device works on this one
+                            yield self._account(said.pop())
+                        said.append(self._finish(run, begun))
+                        begun = None  # its cache is room for the next
                         start += size
-                        yield answers
+                    while said:
+                        yield self._account(said.pop())
             except Exception as error:
+                while said:
+                    yield self._account(said.pop())
                 if not size or not out_of_memory(error):
                     raise
                 if size == 1 and alone == start:
@@ -264,7 +240,7 @@ class Answerer:
                 why = first_line(error)
             if why:
                 # outside the handler, whose traceback holds the tensors of the batch that did not fit
-                alone = start if size == 1 else alone
+                begun, alone = None, start if size == 1 else alone
                 self._shrink(size, why)
 
     def _sizes(self, prompts: Sequence[Prompt]) -> list[Sizes]:
@@ -318,42 +294,65 @@ class Answerer:
                 file=sys.stderr,
             )
 
+    def _unread(self, asked: Sequence[tuple[list[int], Prompt]]) -> dict[str, Callable[[], Picture]]:
+        """How to make the pictures that prompts need, by feature, in the order of their use; not those of images whose
+        features or prefixes are here."""
+        jobs: dict[str, Callable[[], Picture]] = {}
+        kind = self._kind()
+        for ids, p in asked:
+            if self.prefixes is not None and not self._looks and self.prefixes.knows(kind, self._start(ids, p)):
+                continue
+            for image in p.images:
+                if not self.features.knows(image.key + self._variant, self._looks):
+                    jobs.setdefault(image.key + self._variant, partial(self._picture, p, image))
+        return jobs
+
     @torch.inference_mode()
-    def _batch(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Answer]:
+    def _begin(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]], pictures: Ahead[Picture]) -> _Begun:
+        """Give the batch's prefill to the device."""
         began = time.perf_counter()
         loaded, prompts = self.loaded, [p for _, p in batch]
-        tokenizer = loaded.processor.tokenizer
         ids, mask = self._padded([ids for ids, _ in batch])
         run.samples, run.questions = [*map(drawn_by, prompts)], [p.text for p in prompts]
         cache = roomy_cache(loaded.adapter.shape.depth)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.prefixes is not None:
-            prefixes = self._prefixes(run, batch)
+            prefixes = self._prefixes(run, batch, pictures)
             inputs = {"input_ids": run.share(prefixes, ids, mask)}
         if self.prefixes is None or self._looks:
-            images = self._encoded(run, prompts)
+            images = self._encoded(run, prompts, pictures)
             run.see([image.seen for image in images])
             if self.prefixes is None:
                 inputs |= loaded.adapter.inputs([image.features for image in images], ids)
         with self.clock("prefill"):
             logits = loaded.model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        return _Begun(batch, logits, cache, time.perf_counter() - began)
+
+    @torch.inference_mode()
+    def _finish(self, run: EngineRun, begun: _Begun) -> _Said:
+        """Decode the batch, and read from the device what its account needs."""
+        began = time.perf_counter()
+        prompts = [p for _, p in begun.batch]
         with self.clock("decode"):
-            said = [self._decode(logits, cache, batch)]
-            said += second_answers(self.loaded, run, cache, batch, said[0], self._decode)
+            tokens = [self._decode(begun.logits, begun.cache, begun.batch)]
+            tokens += second_answers(self.loaded, run, begun.cache, begun.batch, tokens[0], self._decode)
         run.check_model()  # before an answer reaches a journal
-        trace, shapes = run.trace, run.prompts
-        wall = (time.perf_counter() - began) / len(batch)
+        with self.clock("account"):
+            trace, stages = run.trace, [run.stages(row) for row in range(len(prompts))]
+        return _Said(prompts, tokens, trace, run.prompts, stages, begun.seconds + time.perf_counter() - began)
+
+    def _account(self, said: _Said) -> list[Answer]:
+        """The texts, costs and kept tokens of an answered batch."""
         answers = []
         with self.clock("account"):
-            for row, (prompt, generated) in enumerate(zip(prompts, said[-1], strict=True)):
-                text = tokenizer.decode(generated, skip_special_tokens=True)
+            for row, (prompt, generated) in enumerate(zip(said.prompts, said.tokens[-1], strict=True)):
+                text = self.loaded.processor.tokenizer.decode(generated, skip_special_tokens=True)
                 for stop in prompt.until:
                     text = text.split(stop)[0]
-                cost = dialogue_cost(shapes[row], trace, row, [len(answers[row]) for answers in said])
-                kept = keeps.encode(run.stages(row))
-                answers.append(
-                    Answer(prompt.key, text.strip(), trace.layers[0].tokens[row], len(generated), cost, kept, wall)
-                )
+                cost = dialogue_cost(said.shapes[row], said.trace, row, [len(answers[row]) for answers in said.tokens])
+                kept, n = keeps.encode(said.stages[row]), said.trace.layers[0].tokens[row]
+                wall = said.seconds / len(said.prompts)
+                answers.append(Answer(prompt.key, text.strip(), n, len(generated), cost, kept, wall))
         return answers
 
     def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
@@ -366,15 +365,24 @@ class Answerer:
             mask[row, width - len(prompt_ids) :] = 1
         return ids.to(self.loaded.device), mask.to(self.loaded.device)
 
-    def _encoded(self, run: EngineRun, prompts: Sequence[Prompt]) -> list[EncodedImage]:
+    def _encoded(self, run: EngineRun, prompts: Sequence[Prompt], pictures: Ahead[Picture]) -> list[EncodedImage]:
         """The images of the prompts, one prompt's after the other's."""
-        return [
-            self.features.get(image.key + self._variant, partial(self._encode, run, p, image), self._looks)
-            for p in prompts
-            for image in p.images
-        ]
+        shown = [(image.key + self._variant, p, image) for p in prompts for image in p.images]
+        make = {key: partial(self._picture, p, image) for key, p, image in reversed(shown)}
 
-    def _prefixes(self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]]) -> list[Prefix]:
+        def encode(missing: list[str]) -> Iterator[EncodedImage]:
+            for some in together((self._taken(pictures, key, make[key]) for key in missing), self.loaded.device):
+                yield from self._encode(run, some)
+
+        return self.features.get([key for key, _, _ in shown], encode, self._looks)
+
+    def _taken(self, pictures: Ahead[Picture], key: str, make: Callable[[], Picture]) -> Picture:
+        with self.clock("load images"):
+            return pictures.take(key, make)
+
+    def _prefixes(
+        self, run: EngineRun, batch: Sequence[tuple[list[int], Prompt]], pictures: Ahead[Picture]
+    ) -> list[Prefix]:
         """One per prompt, shared by those of the same tokens up to the end of the last image; those not seen before are
         computed together."""
         assert self.prefixes is not None
@@ -387,7 +395,7 @@ class Answerer:
             lengths = {start: prefix_length(first[start][0], image_token) for start in starts}
             for names in alike(starts, lengths, self.batch_size):
                 asked = [first[start] for start in names]
-                encoded = self._encoded(run, [p for _, p in asked])
+                encoded = self._encoded(run, [p for _, p in asked], pictures)
                 if self._looks:
                     run.see([image.seen for image in encoded])
                 ids, mask = self._padded([ids[: lengths[names[0]]] for ids, _ in asked])
@@ -402,9 +410,13 @@ class Answerer:
                     found |= zip(names, run.prefixes(), strict=True)
             return [found[start] for start in starts]
 
+        return self.prefixes.get(self._kind(), names, capture)
+
+    def _kind(self) -> str:
+        """The kind of prefix that the method starts from."""
+        adapter = self.loaded.adapter
         # after for_model, so that defaults are filled in
-        kind = prefix_kind(self.method.for_model(adapter.shape), adapter.usual, self.positions)
-        return self.prefixes.get(kind, names, capture)
+        return prefix_kind(self.method.for_model(adapter.shape), adapter.usual, self.positions)
 
     def _start(self, ids: Sequence[int], prompt: Prompt) -> str:
         """Names the tokens of a prompt up to the end of its last image: its images, as they are shown, and the ids."""
@@ -441,8 +453,7 @@ class Answerer:
 
     def _image(self, prompt: Prompt, image: PromptImage) -> Image.Image:
         try:
-            with self.clock("load images"):
-                return image.load()
+            return image.load()
         except PrunebenchError:
             raise
         except Exception as error:
@@ -450,8 +461,8 @@ class Answerer:
                 f"sample {prompt.key}: its image does not load ({type(error).__name__}: {error})"
             ) from error
 
-    @torch.inference_mode()
-    def _encode(self, run: EngineRun, prompt: Prompt, image: PromptImage) -> EncodedImage:
+    def _picture(self, prompt: Prompt, image: PromptImage) -> Picture:
+        """The image as the processor makes it, in a thread of its own or in this one."""
         picture = self._image(prompt, image)
         size = (picture.height, picture.width)
         if not self.loaded.one_size and image.size not in (None, size):
@@ -459,33 +470,15 @@ class Answerer:
                 f"sample {prompt.key}: expected an image of {image.size} pixels (height, width), as its file's head"
                 f" says, found {size}: replace the file"
             )
-        # inside attach(), which lets the method change the pixels
-        with self.clock("vision"), naming(f"sample {prompt.key}"):
-            shown = shrunk(picture, self.loaded.shown(self.method, size))
-            features, seen = run.encode(**self.loaded.made(shown))
-            return EncodedImage(features[0], seen[0])
+        with naming(f"sample {prompt.key}"):
+            return Picture(prompt.key, self.loaded.processed(shrunk(picture, self.loaded.shown(self.method, size))))
 
-
-def prefix_length(ids: Sequence[int], image_token: int) -> int:
-    """Tokens of a prompt up to its last image token."""
-    return len(ids) - list(reversed(ids)).index(image_token)
-
-
-def last_row(ids: Sequence[int], image_token: int) -> int:
-    """Image tokens in a row at the end of a prompt's last image: all of its tokens, or those of its last part."""
-    end = prefix_length(ids, image_token)
-    start = end
-    while start and ids[start - 1] == image_token:
-        start -= 1
-    return end - start
-
-
-def alike(images: Sequence[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Parts of at most `most` images whose prefixes have one length."""
-    for length in dict.fromkeys(lengths[image] for image in images):
-        same = [image for image in images if lengths[image] == length]
-        for start in range(0, len(same), most):
-            yield same[start : start + most]
+    @torch.inference_mode()
+    def _encode(self, run: EngineRun, some: Sequence[Picture]) -> list[EncodedImage]:
+        """Features of pictures of one shape, inside attach(), which lets the method change the pixels."""
+        samples = dict.fromkeys(picture.sample for picture in some)
+        with self.clock("vision"), naming(f"sample {', '.join(samples)}"):
+            return list(map(EncodedImage, *run.encode(**self.loaded.uploaded(stacked(some)))))
 
 
 def batch_for(method: Method, batch: int, device: torch.device) -> int:

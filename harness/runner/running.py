@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import PrunebenchError
 from harness.method import Method
-from harness.runner.answering import Clock
+from harness.runner.clock import Clock
 from harness.runner.execute import Work
 from harness.runner.jobs import Job
 from harness.runner.launch.launchers import without_launcher

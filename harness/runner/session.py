@@ -10,7 +10,8 @@ import torch
 
 from harness.engine.prefix import PrefixCache
 from harness.models.load import LoadedModel, Located, locate_model
-from harness.runner.answering import Clock, FeatureCache
+from harness.runner.clock import Clock
+from harness.runner.features import FeatureCache
 from harness.runner.pace import cache_room
 
 if TYPE_CHECKING:

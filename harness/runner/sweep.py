@@ -31,7 +31,7 @@ from harness.core.shape import PromptShape
 from harness.core.spelling import command, given
 from harness.method import Method, method_class
 from harness.runner import run as runner
-from harness.runner.answering import Clock
+from harness.runner.clock import Clock
 from harness.runner.jobs import Job, prepare
 from harness.runner.launch.launchers import check_alone
 from harness.runner.launch.processes import executor

@@ -43,7 +43,8 @@ from harness.method import Method, build
 from harness.models.adapters import adapter_for
 from harness.models.load import locate_model
 from harness.proof.conformance.kit import one_thread
-from harness.runner.answering import Answerer, FeatureCache, Prompt
+from harness.runner.answering import Answerer, Prompt
+from harness.runner.features import FeatureCache
 from harness.store.store import Store
 from harness.tables.requests import measured, of_cells, token_rates
 from harness.tables.sections import amortised_flops, distinct

@@ -14,7 +14,9 @@ from harness.core.errors import PrunebenchError
 from harness.engine.prefix import PrefixCache, RoomyLayer, Shared
 from harness.method import Method, Reduction, Traits, method_class, register, registered
 from harness.models.load import locate_model
-from harness.runner.answering import Answerer, FeatureCache, Prompt
+from harness.runner.ahead import ahead
+from harness.runner.answering import Answerer, Prompt
+from harness.runner.features import FeatureCache
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +118,12 @@ def test_features_of_two_models_are_kept_apart(mini, prompts):
     assert features.encoded == 2
 
 
+def answered(answerer, run, batch):
+    """The answers of one batch inside an `attach` of the test's own."""
+    with ahead({}) as pictures:
+        return answerer._account(answerer._finish(run, answerer._begin(run, batch, pictures)))
+
+
 def test_only_the_window_runs(mini, prompts):
     """FLOPs executed with a shared prefix are those of the question's own tokens."""
     from harness.engine.attach import attach
@@ -124,8 +132,8 @@ def test_only_the_window_runs(mini, prompts):
     answerer = Answerer(mini, method, batch_size=1, prefixes=PrefixCache())
     ids = mini.prompt_ids(prompts[0].text)
     with attach(mini.model, method) as run:
-        answerer._batch(run, [(ids, prompts[0])])
-        answer = answerer._batch(run, [(ids, prompts[0])])[0]
+        answered(answerer, run, [(ids, prompts[0])])
+        answer = answered(answerer, run, [(ids, prompts[0])])[0]
         rows = {layer.rows for layer in run.trace.layers}
         executed = flops.prefill_executed(run.shape, run.trace)
     own = len(ids) - 1 - max(i for i, t in enumerate(ids) if t == mini.image_token_id)
@@ -144,7 +152,7 @@ def test_behind_a_reduction_by_the_image_alone_only_the_window_runs(mini, prompt
     answerer = Answerer(mini, method, batch_size=4, prefixes=cache)
     batch = [(mini.prompt_ids(p.text), p) for p in prompts[:4]]
     with attach(mini.model, method, looks=answerer.features.looks) as run:
-        shared = answerer._batch(run, batch)
+        shared = answered(answerer, run, batch)
         assert {layer.rows for layer in run.trace.layers} == {run.trace.layers[0].rows}
         assert run.trace.layers[0].rows < 48, "the longest question's own tokens"
         assert run.trace.layers[-1].visual == [48] * 4
@@ -175,8 +183,8 @@ def alike(mini, prompts, method, batch=5):
     alone, rows = answers(mini, method, prompts, False), []
 
     class Watched(Answerer):
-        def _batch(self, run, batch):
-            found = super()._batch(run, batch)
+        def _finish(self, run, begun):
+            found = super()._finish(run, begun)
             rows[:] = [layer.rows for layer in run.trace.layers]
             return found
 

@@ -21,7 +21,8 @@ from harness.method import Method, TowerLook, method_class
 from harness.models.adapters import Features, adapter_for
 from harness.models.load import locate_model
 from harness.proof.conformance import kit
-from harness.runner.answering import Answerer, EncodedImage, FeatureCache, Prompt
+from harness.runner.answering import Answerer, Prompt
+from harness.runner.features import EncodedImage, FeatureCache
 
 SPEC = f"{Path(__file__).parents[1] / 'examples' / 'cls_top.py'}:ClsTop"
 ClsTop = method_class(SPEC)
@@ -280,7 +281,7 @@ def test_looks_count_towards_the_caches_limit() -> None:
     cache = FeatureCache(limit=2 * image.nbytes)
     assert image.nbytes == 800
     for name in "abc":
-        cache.get(name, lambda: image)
+        cache.get([name], lambda missing: [image for _ in missing])
     assert cache.used == 2 * image.nbytes
     assert cache.encoded == 3
 

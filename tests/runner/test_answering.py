@@ -11,7 +11,8 @@ from harness.method import method_class
 from harness.models.adapters import Features
 from harness.models.load import LoadedModel, locate_model
 from harness.models.prompt import VICUNA_V1, pad_to_square
-from harness.runner.answering import Answerer, EncodedImage, FeatureCache, Prompt
+from harness.runner.answering import Answerer, Prompt
+from harness.runner.features import EncodedImage, FeatureCache
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,12 @@ def test_feature_cache_drops_the_least_recently_used() -> None:
     cache = FeatureCache(limit=2 * 400)
     made = []
 
-    def encode(name: str) -> EncodedImage:
-        made.append(name)
-        return EncodedImage(Features(torch.zeros(100)), {})
+    def encode(names: list[str]) -> list[EncodedImage]:
+        made.extend(names)
+        return [EncodedImage(Features(torch.zeros(100)), {}) for _ in names]
 
     for name in "abacab":
-        cache.get(name, lambda name=name: encode(name))
+        cache.get([name], encode)
     assert made == ["a", "b", "c", "b"]
 
 

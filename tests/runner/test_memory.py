@@ -14,7 +14,8 @@ from harness.engine.prefix import PrefixCache
 from harness.method import method_class, raised
 from harness.models.load import LoadedModel, locate_model
 from harness.runner import pace
-from harness.runner.answering import Answer, Answerer, FeatureCache, Prompt
+from harness.runner.answering import Answer, Answerer, Prompt
+from harness.runner.features import FeatureCache
 from harness.runner.pace import cache_room, out_of_memory
 
 

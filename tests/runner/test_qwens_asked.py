@@ -24,8 +24,9 @@ from harness.method import Method
 from harness.models import config as configs
 from harness.models.config import ModelConfig
 from harness.models.load import LoadedModel, Located, locate_model
-from harness.runner.answering import Answer, Answerer, FeatureCache, Prompt
+from harness.runner.answering import Answer, Answerer, Prompt
 from harness.runner.evaluate import evaluate
+from harness.runner.features import FeatureCache
 from harness.runner.request import Request
 from harness.runner.run import Options
 

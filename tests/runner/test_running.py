@@ -13,7 +13,7 @@ from factories import keys, make_cell, make_record
 
 from harness.core.errors import PrunebenchError
 from harness.runner import running
-from harness.runner.answering import Clock
+from harness.runner.clock import Clock
 from harness.runner.running import Flusher, RunningCell
 from harness.store.store import CellWriter, Store
 

@@ -25,9 +25,10 @@ from harness.models.load import LoadedModel, locate_model
 from harness.models.prompt import Content, Sizes
 from harness.proof.recomputed import again
 from harness.report import page, show
-from harness.runner.answering import Answer, Answerer, FeatureCache, Prompt
+from harness.runner.answering import Answer, Answerer, Prompt
 from harness.runner.evaluate import evaluate
 from harness.runner.execute import prompts_of
+from harness.runner.features import FeatureCache
 from harness.runner.request import Request, resolve
 from harness.runner.run import Finished, Options
 from harness.runner.session import Session

@@ -41,8 +41,9 @@ from harness.proof.conformance.families import fits
 from harness.proof.recomputed import again
 from harness.report import show
 from harness.report.page import write as write_page
-from harness.runner.answering import Answer, Answerer, FeatureCache, Prompt
+from harness.runner.answering import Answer, Answerer, Prompt
 from harness.runner.evaluate import evaluate
+from harness.runner.features import FeatureCache
 from harness.runner.request import Request, resolve
 from harness.runner.run import Finished, Options
 from harness.runner.session import Session

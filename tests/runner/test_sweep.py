@@ -78,14 +78,14 @@ def test_the_comparison_can_fail(one_pass):
 
 
 def test_every_image_is_encoded_once(one_pass, tmp_path, monkeypatch):
-    from harness.runner.answering import FeatureCache
+    from harness.runner.features import FeatureCache
 
     seen: list[str] = []
     get = FeatureCache.get
     monkeypatch.setattr(
         FeatureCache,
         "get",
-        lambda self, key, encode, looks: get(self, key, lambda: seen.append(key) or encode(), looks),
+        lambda self, keys, encode, looks: get(self, keys, lambda some: seen.extend(some) or encode(some), looks),
     )
     looking = Path(__file__).parents[1] / "examples" / "cls_top.py"
     plan = sweep.load(

@@ -20,7 +20,7 @@ from torch import multiprocessing
 
 from harness.core.errors import PrunebenchError
 from harness.models.device import pick_device
-from harness.runner.answering import Clock
+from harness.runner.clock import Clock
 from harness.runner.execute import Batches, Executor, InProcess, Work
 from harness.runner.jobs import prepare
 from harness.runner.launch.guarded import guarded
