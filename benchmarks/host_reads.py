@@ -183,9 +183,7 @@ def main() -> None:
     for name in ("none", "fastv"):
         for images in (BATCH, 4):
             alone, shared = (operations(loaded, name, prompts(images), shares) for shares in (False, True))
-            rows.append(
-                [f"`{name}`", images, alone.names.total(), shared.names.total(), alone.kernels, shared.kernels]
-            )
+            rows.append([f"`{name}`", images, alone.names.total(), shared.names.total(), alone.kernels, shared.kernels])
             if args.sites:
                 print(name, images, (shared.names - alone.names).most_common(12))
     head = ["method", "images a batch", "operations", "shared", "more than views", "shared"]

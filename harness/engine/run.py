@@ -44,15 +44,9 @@ class EngineRun(RunView):
     @property
     def trace(self) -> Trace:
         """What the last prefill and the decode steps since then did. Raises before the first prefill is complete."""
-        if self._trace is None or self._prefilling:
-            raise PrunebenchError("no complete prefill has run inside attach() yet")
-        edited = [torch.stack(silenced).sum(0) for silenced in self._silenced if silenced]
-        read = iter(torch.stack(edited).tolist() if edited else ())  # at once: each read waits for the device
-        for layer, silenced in zip(self._trace.layers, self._silenced, strict=True):
-            layer.silenced = [int(s) for s in next(read)] if silenced else [0] * self._trace.batch
-        self._trace.notes = dict(self._notes)
-        self._trace.decode_steps = self._steps
-        return self._trace
+        trace = self._settle()
+        trace.decode_steps = self._steps
+        return trace
 
     def costs(self) -> Costs:
         """What the last prefill and the decode steps since then cost. Raises before the first prefill is complete."""
@@ -72,17 +66,14 @@ class EngineRun(RunView):
     def stages(self, row: int) -> list[Stage]:
         """Which of the prompt's visual tokens were there from which layer on in the last prefill, and how many merged
         ones."""
+        self._settle()
+        assert self._origins is not None
         found: list[Stage] = []
-        n = int(self._per_layer_prompt.visual_counts[row])
-        seen: TokenLayout | None = None
-        for layer, layout in enumerate(self._per_layer):
-            if layout is seen:
-                continue
-            seen = layout
-            origin = layout.origin[row][layout.visual[row]].tolist()
-            keep = np.zeros(n, dtype=bool)
-            keep[[o for o in origin if o >= 0]] = True
-            stage = Stage(layer, keep, sum(o < 0 for o in origin))
+        n = self._per_layer_prompt.visual_counts[row]
+        for layer, numbers in self._origins:
+            origin, keep = numbers[row].astype(int), np.zeros(n, dtype=bool)
+            keep[origin[origin >= 0]] = True
+            stage = Stage(layer, keep, int((origin == -2).sum()))
             # a new layout may be new for other rows only
             if not found or stage.added != found[-1].added or not np.array_equal(keep, found[-1].keep):
                 found.append(stage)
@@ -292,7 +283,7 @@ class EngineRun(RunView):
         if self._shared is None and ids.shape != hidden.shape[:2]:
             raise PrunebenchError(f"expected input_ids of shape {tuple(hidden.shape[:2])}, found {tuple(ids.shape)}")
         self.memo = {}
-        self._notes = {}
+        self._notes, self._later, self._origins = {}, [], None
         self._per_layer, self._rotary, self._steps = [], None, 0
         self._silenced = [[] for _ in range(self._depth)]
         self._hidden_in_decode = []
@@ -346,7 +337,7 @@ class EngineRun(RunView):
         if edited is not None:
             raise self._edited_in_place(layer, *edited)
         if reduction is not None:
-            check_reduction(
+            stays = check_reduction(
                 f"{self._method.name} at boundary {layer}",
                 reduction,
                 layout,
@@ -362,7 +353,7 @@ class EngineRun(RunView):
                 positions, self._decode_positions = "compact", "per_layer"
             new = (reduction.added, reduction.front, reduction.values)
             more = [tokens.to(hidden.dtype) for tokens in new if tokens is not None]
-            if more or reduction.order is not None or bool((keep != layout.visual_tokens.valid).any()):
+            if more or reduction.order is not None or stays.kept != layout.visual_counts:
                 added = torch.cat(more, 1) if more else None
                 reduced = layout.reduce(
                     keep,
@@ -371,6 +362,7 @@ class EngineRun(RunView):
                     reduction.order,
                     self._placed(reduction.front, reduction.front_valid, reduction.front_image),
                     reduction.values is not None,
+                    [kept + placed for kept, placed in zip(*stays, strict=True)],
                 )
                 self._shared = None if shared is None else shared.reduced(layer, reduced, added)
                 if self._shared is not None:

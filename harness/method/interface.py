@@ -219,13 +219,18 @@ class Run(Protocol):
         device."""
 
     def matmul(
-        self, a: Tensor, b: Tensor, *, row: int | Sequence[int] | None = None, entries: Sequence[int] | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        *,
+        row: int | Sequence[int] | None = None,
+        entries: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
         """`a @ b`, its FLOPs added to the trace as scoring; a method makes its matrix products here.
 
         `row`: the product belongs to this row of the batch alone; several: one for each entry of the first axis
         (`ByImage.row`). None: the first axis is the batch. `entries`: how many output numbers of each entry of the
-        first axis are no padding (default: all).
+        first axis are no padding (default: all); as a tensor (b,) it stays on the device until the prefill ends.
         """
 
     def project(self, features: Tensor, valid: Tensor) -> Tensor:
@@ -246,7 +251,8 @@ class Run(Protocol):
         """
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
-        """Record one number per row with the sample's result (fusion layer, forced, ...)."""
+        """Record one number per row with the sample's result (fusion layer, forced, ...). A tensor stays on the device
+        until the prefill ends."""
 
 
 class ScoresError(PrunebenchError):
