@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from harness.core import flops
 from harness.core.costs import Costs, batch_costs
@@ -20,7 +21,7 @@ from harness.engine.attention import EditTrace, LayerAttention, apply_edits, att
 from harness.engine.capture import CapturedLayer, captured_prefixes
 from harness.engine.contract import changed_pixels, check_edits, check_mask, check_reduction
 from harness.engine.layout import Placed, TokenLayout, take
-from harness.engine.prefix import Prefix, RoomyLayer, Shared, on_prefix, visual_edit
+from harness.engine.prefix import Prefix, RoomyLayer, Shared, on_prefix, reach, visual_edit
 from harness.engine.stream import BoundaryStream
 from harness.engine.tower import Seen, batched
 from harness.engine.view import RunView
@@ -130,16 +131,18 @@ class EngineRun(RunView):
         `input_ids`, `attention_mask (b, n)` are the whole left-padded prompts. The cache must be a
         `prefix.roomy_cache`. Raises PrunebenchError where a prompt does not start with its prefix or ends with it.
         """
-        lengths = attention_mask.sum(1).tolist()
-        for row, (prefix, n) in enumerate(zip(prefixes, lengths, strict=True)):
-            start = input_ids.shape[1] - n
-            known = input_ids[row, start : start + prefix.length]
-            if n <= prefix.length or not torch.equal(known, prefix.ids):
+        valid, n = attention_mask.bool(), input_ids.shape[1]
+        known = pad_sequence([prefix.ids for prefix in prefixes], batch_first=True, padding_value=-1)
+        column = torch.arange(known.shape[1], device=known.device) + (~valid).sum(1)[:, None]
+        same = (input_ids.gather(1, column.clamp(max=n - 1)) == known) | (known < 0)
+        lengths, alike = torch.stack([valid.sum(1), same.all(1)]).tolist()
+        for row, (prefix, length) in enumerate(zip(prefixes, lengths, strict=True)):
+            if length <= prefix.length or not alike[row]:
                 raise PrunebenchError(
                     f"{self._sample(row)}: expected a prompt that goes on after its {prefix.length} prefix tokens;"
                     " found other tokens (text in front of the image differs between questions?): run with --no-share"
                 )
-        shared = Shared(prefixes, attention_mask.bool())
+        shared = Shared(prefixes, valid, lengths, reach(self._method, self._adapter.usual))
         self._announced = (shared, input_ids, attention_mask)
         return input_ids[:, -shared.window :]
 
@@ -233,35 +236,35 @@ class EngineRun(RunView):
                 check_edits(f"{self._method.name} at layer {layer}", self._edits, layout, self._sample)
             if self._shared is not None and not self._shared.knows(layer, visual_edit(self._edits)):
                 hidden, self._shared = self._shared.whole(layer, hidden), None
+            columns = layout.n if self._shared is None else self._shared.window
             if self._rotary is None:
-                self._rotary = self._adapter.rotary(hidden, layout.positions)
+                self._rotary, self._rotating = self._adapter.rotary(hidden, layout.positions), None
+            if self._rotating is None or self._rotating[0].shape[1] != columns:
+                cos, sin = (part[:, -columns:] for part in self._rotary)
+                self._rotating = layout.positions[:, -columns:, 0], (cos, sin)
             self._per_layer.append(layout)
+            kwargs["position_ids"], kwargs["position_embeddings"] = self._rotating
             if self._shared is None:
-                kwargs["attention_mask"], kwargs["position_ids"] = layout.mask, layout.positions[:, :, 0]
-                kwargs["position_embeddings"] = self._rotary
+                kwargs["attention_mask"] = layout.mask
             else:
-                w = self._shared.window
-                kwargs["attention_mask"], kwargs["position_ids"] = self._shared.mask, layout.positions[:, -w:, 0]
-                kwargs["position_embeddings"] = (self._rotary[0][:, -w:], self._rotary[1][:, -w:])
-                self._put_prefix_into_cache(layer, kwargs["past_key_values"], hidden)
+                kwargs["attention_mask"] = self._shared.mask
+                self._put_prefix_into_cache(layer, kwargs["past_key_values"])
                 assert self._trace is not None
-                self._trace.layers[-1].rows = w
+                self._trace.layers[-1].rows = columns
             if self._captured is not None:
                 self._captured.append(CapturedLayer(hidden, visual_edit(self._edits), layout, self._unreduced))
         else:
             self._decode_inputs(layer, hidden, kwargs)
         return hidden
 
-    def _put_prefix_into_cache(self, layer: int, cache: Any, hidden: Tensor) -> None:
+    def _put_prefix_into_cache(self, layer: int, cache: Any) -> None:
         assert self._shared is not None
         entry = cache.layers[layer] if layer < len(cache.layers) else None
         if not isinstance(entry, RoomyLayer):
             raise PrunebenchError(
                 "expected a cache made by harness.engine.prefix.roomy_cache for a prefill that shares its prefix"
             )
-        known = self._shared.prefixes[0].keys[layer]
-        like = known.new_empty(hidden.shape[0], known.shape[0], 0, known.shape[2])
-        entry.start(like, self._shared.n - self._shared.window, self._shared.fill(layer), self._shared.window)
+        entry.start(self._shared.started(layer))
 
     def _begin_prefill(self, hidden: Tensor) -> None:
         ids = self._input_ids

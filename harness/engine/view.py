@@ -62,6 +62,8 @@ class RunView:
         self._prompts: Sequence[PromptShape] | None = None
         self._prompt_places: Tensor | None = None
         self._rotary: tuple[Tensor, Tensor] | None = None
+        #: position ids and rotary embeddings of the columns that the layers run now
+        self._rotating: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
         self._per_layer: list[TokenLayout] = []
         self._per_layer_prompt: TokenLayout  # as the prompt came, before any reduction
         self._silenced: list[list[Tensor]] = []
