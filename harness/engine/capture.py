@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.core.shape import ImageShape
 from harness.engine.layout import TokenLayout
-from harness.engine.prefix import Block, Prefix, ReducedPrefix, one_row
+from harness.engine.prefix import LayerBlock, Prefix, ReducedPrefix, one_row
 from harness.method import AttentionEdit
 
 
@@ -53,7 +53,7 @@ def captured_prefixes(
         hidden, keys, values, edits, silenced = zip(*layers, strict=True)
         starts = [n for n, c in enumerate(captured) if not n or c.layout is not captured[n - 1].layout]
         blocks = [
-            Block(
+            LayerBlock(
                 first,
                 torch.stack(hidden[first:end]),
                 torch.stack([*keys[first:end], *values[first:end]]).view(2, end - first, *keys[first].shape),

@@ -33,7 +33,7 @@ class Placed(NamedTuple):
     among: Tensor | None = None
 
 
-class Counts(NamedTuple):
+class TokenCounts(NamedTuple):
     """Of each row: tokens without padding, visual tokens, and text tokens behind the image."""
 
     tokens: list[int]
@@ -64,7 +64,7 @@ class TokenLayout:
     positions: Tensor
     origin: Tensor
     #: known where the layout is made; None: read off the device when they are first asked for
-    known: Counts | None = field(default=None, repr=False, compare=False)
+    known: TokenCounts | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_prompt(
@@ -89,7 +89,7 @@ class TokenLayout:
             raise PrunebenchError(
                 "expected prompts padded on the left; found a row that ends in padding: set padding_side='left'"
             )
-        counts = Counts(*counted)
+        counts = TokenCounts(*counted)
         without = [row for row, n in enumerate(counts.visual) if not n]
         if without:
             raise PrunebenchError(
@@ -107,10 +107,10 @@ class TokenLayout:
         return int(self.valid.shape[1])
 
     @cached_property
-    def _counted(self) -> Counts:
+    def _counted(self) -> TokenCounts:
         if self.known is not None:
             return self.known
-        return Counts(*torch.stack([x.sum(1) for x in (self.valid, self.visual, self.after)]).tolist())
+        return TokenCounts(*torch.stack([x.sum(1) for x in (self.valid, self.visual, self.after)]).tolist())
 
     @property
     def counts(self) -> list[int]:
@@ -235,7 +235,7 @@ class TokenLayout:
             after.gather(1, source) & valid,
             take(positions, source),
             origin.gather(1, source),
-            Counts(tokens, n_visual, self.after_counts),
+            TokenCounts(tokens, n_visual, self.after_counts),
         )
         if replaced:
             old = source.clamp(max=n - 1)

@@ -45,7 +45,7 @@ class ReducedPrefix:
 
 
 @dataclass(frozen=True)
-class Block:
+class LayerBlock:
     """Layers of a prefix that hold the same p tokens, from layer `first` on: the `hidden (layers, p, d)` that they run
     on, and `keys_values (2, layers, kv_heads, p, head_dim)` after RoPE. In one piece, so that one copy serves all
     layers."""
@@ -74,7 +74,7 @@ class Prefix:
     images: tuple[ImageShape, ...]
     positions: Tensor
     deepstack: Sequence[Tensor]
-    blocks: Sequence[Block]
+    blocks: Sequence[LayerBlock]
     edits: Sequence[AttentionEdit | None]
     silenced: Sequence[int]
     reduced: Mapping[int, ReducedPrefix]
@@ -90,7 +90,7 @@ class Prefix:
             t.nbytes for part in (self.deepstack, states, [r.stream for r in self.reduced.values()]) for t in part
         )
 
-    def block(self, layer: int) -> Block:
+    def block(self, layer: int) -> LayerBlock:
         """The block of a layer."""
         return next(block for block in self.blocks if layer < block.end)
 
