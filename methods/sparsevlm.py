@@ -182,14 +182,14 @@ class SparseVLM(Method):
         """(b, r, v) float32: the dot product of rotated all-ones query and key over sqrt(head_dim)."""
         ones = torch.ones(run.shape.head_dim, device=raters.device)
         queries, keys = attn.rotated(ones, raters), attn.rotated(ones, "visual")
-        real = (rows.sum(1) * run.visual_valid.sum(1)).tolist()
+        real = rows.sum(1) * run.visual_valid.sum(1)
         bias: Tensor = run.matmul(queries, keys.transpose(-1, -2), entries=real) / run.shape.head_dim**0.5
         return bias
 
     def _raters(self, run: Run, stream: Stream) -> Tensor:
         """(b, t) bool: question tokens that the visual tokens match more than average, on the input embeddings."""
         text, text_valid = stream.after, stream.after_valid
-        real = [prompt.n_visual * n for prompt, n in zip(run.prompts, text_valid.sum(1).tolist(), strict=True)]
+        real = run.n_prompt_visual * text_valid.sum(1)
         match = run.matmul(stream.visual, text.transpose(1, 2), entries=real).float()
         probs = match.masked_fill(~text_valid[:, None, :], float("-inf")).softmax(-1)
         visual = run.visual_valid[:, :, None]

@@ -312,9 +312,8 @@ class VisiPruner(Method):
         if layer == run.shape.depth - 1 and "fusion" in run.memo:
             # a layer that fires in the very last layer has nothing left to prune
             of = {"fusion_layer": "fusion", "exit_layer": "exit", "forced": "forced", "kept": "kept"}
-            noted = torch.stack([run.memo[key] for key in of.values()]).tolist()
-            for name, values in zip(of, noted, strict=True):
-                run.note(name, values)
+            for name, key in of.items():
+                run.note(name, run.memo[key])
         keep = run.memo.pop("keep", None)
         return None if keep is None else Reduction(keep)
 

@@ -18,10 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from harness.core.errors import PrunebenchError
 from harness.engine.layout import Gathered, TokenLayout, gather_mask, take
+from harness.engine.readback import PerRow, charged
 from harness.method import AttentionEdit, Heads, Probabilities, Rows
 
 #: (executed FLOPs on the padded batch, FLOPs per row without padding)
-CountScoring = Callable[[int, Sequence[int]], None]
+CountScoring = Callable[[int, PerRow], None]
 #: `vector (..., n or 1, head_dim)` rotated at `positions (b, n, axes)`, in float32
 Rotate = Callable[[Tensor, Tensor], Tensor]
 #: rows whose probabilities are held at once where heads are reduced: all rows of a long prompt would be a matrix of n x
@@ -189,20 +190,18 @@ def visual_probs(
     return Probabilities(parts[0] if len(parts) == 1 else torch.cat(parts, 2), asked.valid)
 
 
-def n_asked(layout: TokenLayout, rows: Rows, of: Tensor | None, asked: Gathered) -> list[int]:
-    """Real query rows of each prompt; the device is asked only where the layout does not know."""
+def n_asked(layout: TokenLayout, rows: Rows, of: Tensor | None, asked: Gathered) -> list[int] | Tensor:
+    """Real query rows of each prompt; (b,) long on the device where the layout does not know."""
     if isinstance(rows, str) and of is None:
         return {"last": [1] * layout.valid.shape[0], "after": layout.after_counts, "visual": layout.visual_counts}[rows]
-    return [int(n) for n in asked.valid.sum(1).tolist()]
+    return asked.valid.sum(1)
 
 
-def product_flops(
-    layout: TokenLayout, n_rows: Sequence[int], width: int, heads: int, head_dim: int
-) -> tuple[int, list[int]]:
-    """FLOPs of the product of query rows with all keys: of the batch padded to `width` rows, and per prompt without
-    padding."""
-    per_row = [2 * heads * head_dim * rows * n for rows, n in zip(n_rows, layout.counts, strict=True)]
-    return 2 * len(n_rows) * heads * width * layout.n * head_dim, per_row
+def product_flops(layout: TokenLayout, width: int, heads: int, head_dim: int) -> tuple[int, list[int]]:
+    """FLOPs of the product of query rows with all keys: of the batch padded to `width` rows, and of one row of each
+    prompt without padding."""
+    each = [2 * heads * head_dim * n for n in layout.counts]
+    return 2 * len(each) * heads * width * layout.n * head_dim, each
 
 
 class LayerAttention:
@@ -233,8 +232,8 @@ class LayerAttention:
 
     def visual_probs(self, rows: Rows, of: Tensor | None = None, heads: Heads = "each") -> Probabilities:
         asked = asked_rows(self._layout, rows, of)
-        n_rows = n_asked(self._layout, rows, of, asked)
-        self._count(*product_flops(self._layout, n_rows, asked.columns.shape[1], self._q.shape[1], self._q.shape[3]))
+        executed, each = product_flops(self._layout, asked.columns.shape[1], self._q.shape[1], self._q.shape[3])
+        self._count(executed, charged(n_asked(self._layout, rows, of, asked), each))
         q = self._all_q if isinstance(rows, str) and rows == "visual" else self._q
         return visual_probs(
             lambda columns: _gather_rows(q, columns), self._k, self._layout, asked, self._scaling, heads

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.core.shape import ImageShape
 from harness.engine.layout import TokenLayout
-from harness.engine.prefix import Prefix, ReducedPrefix, one_row
+from harness.engine.prefix import LayerBlock, Prefix, ReducedPrefix, one_row
 from harness.method import AttentionEdit
 
 
@@ -51,6 +51,15 @@ def captured_prefixes(
                 places = torch.where(source < before.n, source - was, -1)
                 reduced[layer] = ReducedPrefix(stream[row, was:], places, c.layout.positions[row, pad:])
         hidden, keys, values, edits, silenced = zip(*layers, strict=True)
+        starts = [n for n, c in enumerate(captured) if not n or c.layout is not captured[n - 1].layout]
+        blocks = [
+            LayerBlock(
+                first,
+                torch.stack(hidden[first:end]),
+                torch.stack([*keys[first:end], *values[first:end]]).view(2, end - first, *keys[first].shape),
+            )
+            for first, end in zip(starts, [*starts[1:], len(captured)], strict=True)
+        ]
         mine = slice(sum(counts[:row]), sum(counts[: row + 1]))
         found.append(
             Prefix(
@@ -58,9 +67,7 @@ def captured_prefixes(
                 images[row],
                 prompt.positions[row],
                 [features[mine] for features in deepstack],
-                hidden,
-                keys,
-                values,
+                blocks,
                 edits,
                 silenced,
                 reduced,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +30,20 @@ def check_mask(
     raise PrunebenchError(f"{where}: expected {what} as bool {tuple(shape)} on {device} ({axes}); found {found}")
 
 
+class Stays(NamedTuple):
+    """Visual tokens of each row that a checked Reduction keeps, and how many it places beside them."""
+
+    kept: list[int]
+    placed: list[int]
+
+
+class _Check(NamedTuple):
+    """`good (b,)` bool on the device; `error` says what is wrong with a row that is not."""
+
+    good: Tensor
+    error: Callable[[int], PrunebenchError]
+
+
 def check_reduction(
     where: str,
     reduction: object,
@@ -37,8 +51,9 @@ def check_reduction(
     hidden: Tensor,
     images: Callable[[], Tensor],
     sample: Callable[[int], str],
-) -> None:
-    """Raise PrunebenchError for a Reduction that cannot be made.
+) -> Stays:
+    """What stays behind a Reduction, read together with its checks: one wait for the device. Raises PrunebenchError for
+    one that cannot be made.
 
     `hidden (b, n, d)` enters the layer; `images` says the image (b, v) of each visual token; `sample` names a row.
     """
@@ -52,21 +67,34 @@ def check_reduction(
     ):
         if word not in known:
             raise PrunebenchError(f"{where}: expected {knob} to be one of {', '.join(known)}; found {word!r}")
-    order = reduction.order
+    kept, order, checks = reduction.keep & expected, reduction.order, list[_Check]()
     if order is not None:
         _check_tensor(where, "order", order, expected.shape, expected.device)
-        _check_finite(where, "order", torch.where(reduction.keep & expected, order, 0), sample)
+        checks.append(_finite(where, "order", torch.where(kept, order, 0), sample))
+    certain, counted = 0, [kept.sum(1)]
     for name, tokens, valid, image in (
         ("added", reduction.added, reduction.added_valid, reduction.added_image),
         ("front", reduction.front, reduction.front_valid, reduction.front_image),
     ):
-        _check_tokens(where, name, tokens, valid, hidden, sample)
+        _check_tokens(where, name, tokens, valid, hidden)
         if image is not None:
-            _check_images(where, name, tokens, valid, image, images(), sample)
+            checks.append(_of_images(where, name, tokens, valid, image, images(), sample))
+        if tokens is None:
+            continue
+        checks.append(_finite(where, f"{name} tokens", tokens, sample))
+        if valid is None:
+            certain += tokens.shape[1]
+        else:
+            counted.append(valid.sum(1))
     if reduction.values is not None:
         values = _check_tensor(where, "values", reduction.values, (*expected.shape, hidden.shape[2]), expected.device)
-        kept = (reduction.keep & expected)[:, :, None]
-        _check_finite(where, "values of kept tokens", torch.where(kept, values, 0), sample)
+        checks.append(_finite(where, "values of kept tokens", torch.where(kept[:, :, None], values, 0), sample))
+    read = torch.stack([*counted, *(check.good for check in checks)]).tolist()
+    for check, good in zip(checks, read[len(counted) :], strict=True):
+        if not all(good):
+            raise check.error(good.index(0))
+    placed = [certain + sum(row[1 : len(counted)]) for row in zip(*read, strict=True)]
+    return Stays(read[0], placed)
 
 
 def _check_tensor(where: str, what: str, values: object, shape: Sequence[int | str], device: torch.device) -> Tensor:
@@ -86,9 +114,7 @@ def _check_tensor(where: str, what: str, values: object, shape: Sequence[int | s
     )
 
 
-def _check_tokens(
-    where: str, name: str, tokens: object, valid: object, hidden: Tensor, sample: Callable[[int], str]
-) -> None:
+def _check_tokens(where: str, name: str, tokens: object, valid: object, hidden: Tensor) -> None:
     if tokens is None:
         if valid is not None:
             raise PrunebenchError(
@@ -98,10 +124,9 @@ def _check_tokens(
     added = _check_tensor(where, f"{name} tokens", tokens, (hidden.shape[0], "m", hidden.shape[2]), hidden.device)
     if valid is not None:
         check_mask(where, f"{name}_valid", valid, added.shape[:2], hidden.device, "as added")
-    _check_finite(where, f"{name} tokens", added, sample)
 
 
-def _check_images(
+def _of_images(
     where: str,
     name: str,
     tokens: object,
@@ -109,7 +134,7 @@ def _check_images(
     image: object,
     images: Tensor,
     sample: Callable[[int], str],
-) -> None:
+) -> _Check:
     """`images (b, v)`: the image of each visual token present now."""
     if not isinstance(tokens, Tensor):
         raise PrunebenchError(
@@ -118,18 +143,21 @@ def _check_images(
     of = _check_tensor(where, f"{name}_image", image, tokens.shape[:2], tokens.device)
     there = (images[:, None] == of[:, :, None]).any(2) & (of >= 0)
     bad = ~there if valid is None else ~there & valid
-    if bool(bad.any()):
-        row, slot = bad.nonzero()[0].tolist()
-        raise PrunebenchError(
+
+    def error(row: int) -> PrunebenchError:
+        return PrunebenchError(
             f"{where}, {sample(row)}: expected in {name}_image the number of an image with visual tokens present, found"
-            f" {of[row, slot].item()}"
+            f" {of[row][bad[row]][0].item()}"
         )
 
+    return _Check(~bad.any(1), error)
 
-def _check_finite(where: str, what: str, values: Tensor, sample: Callable[[int], str]) -> None:
-    finite = torch.isfinite(values).flatten(1).all(1)
-    if not bool(finite.all()):
-        raise PrunebenchError(f"{where}, {sample(int((~finite).nonzero()[0]))}: {what} hold nan or inf")
+
+def _finite(where: str, what: str, values: Tensor, sample: Callable[[int], str]) -> _Check:
+    return _Check(
+        torch.isfinite(values).flatten(1).all(1),
+        lambda row: PrunebenchError(f"{where}, {sample(row)}: {what} hold nan or inf"),
+    )
 
 
 def check_edits(where: str, edits: object, layout: TokenLayout, sample: Callable[[int], str]) -> None:

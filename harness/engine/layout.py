@@ -8,7 +8,7 @@ the last column is every row's last token, before and after a reduction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -33,6 +33,14 @@ class Placed(NamedTuple):
     among: Tensor | None = None
 
 
+class TokenCounts(NamedTuple):
+    """Of each row: tokens without padding, visual tokens, and text tokens behind the image."""
+
+    tokens: list[int]
+    visual: list[int]
+    after: list[int]
+
+
 class Reduced(NamedTuple):
     """A new layout and where its columns come from: `source (b, n')` indexes [old columns | added | front | values]."""
 
@@ -55,6 +63,8 @@ class TokenLayout:
     after: Tensor
     positions: Tensor
     origin: Tensor
+    #: known where the layout is made; None: read off the device when they are first asked for
+    known: TokenCounts | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_prompt(
@@ -70,23 +80,26 @@ class TokenLayout:
         Raises PrunebenchError for right padding, and for rows without an image token.
         """
         valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        if not bool(valid[:, -1].all()):
+        visual = torch.stack([input_ids == token for token in image_token_ids]).any(0) & valid
+        count = visual.long().cumsum(1)
+        after = valid & ~visual & (count == count[:, -1:])
+        # at once: each read waits for the device
+        ends, *counted = torch.stack([valid[:, -1], *(x.sum(1) for x in (valid, visual, after))]).tolist()
+        if not all(ends):
             raise PrunebenchError(
                 "expected prompts padded on the left; found a row that ends in padding: set padding_side='left'"
             )
-        visual = torch.stack([input_ids == token for token in image_token_ids]).any(0) & valid
-        without = (~visual.any(1)).nonzero().flatten().tolist()
+        counts = TokenCounts(*counted)
+        without = [row for row, n in enumerate(counts.visual) if not n]
         if without:
             raise PrunebenchError(
                 f"expected an image in every prompt; row(s) {without} hold no image token (id"
                 f" {', '.join(map(str, image_token_ids))}): add the image placeholder to the prompt, or run text-only"
                 " prompts outside attach()"
             )
-        count = visual.long().cumsum(1)
-        after = valid & ~visual & (count == count[:, -1:])
         if positions is None:
             positions = (valid.long().cumsum(1) - 1).clamp(min=0)[:, :, None]
-        return cls(valid, visual, after, positions, torch.where(visual, count - 1, -1))
+        return cls(valid, visual, after, positions, torch.where(visual, count - 1, -1), counts)
 
     @property
     def n(self) -> int:
@@ -94,19 +107,25 @@ class TokenLayout:
         return int(self.valid.shape[1])
 
     @cached_property
+    def _counted(self) -> TokenCounts:
+        if self.known is not None:
+            return self.known
+        return TokenCounts(*torch.stack([x.sum(1) for x in (self.valid, self.visual, self.after)]).tolist())
+
+    @property
     def counts(self) -> list[int]:
         """Tokens per row, without padding."""
-        return [int(c) for c in self.valid.sum(1).tolist()]
+        return self._counted.tokens
 
-    @cached_property
+    @property
     def visual_counts(self) -> list[int]:
         """Visual tokens per row."""
-        return [int(c) for c in self.visual.sum(1).tolist()]
+        return self._counted.visual
 
-    @cached_property
+    @property
     def after_counts(self) -> list[int]:
         """Text tokens behind the image per row."""
-        return [int(c) for c in self.after.sum(1).tolist()]
+        return self._counted.after
 
     @cached_property
     def padded(self) -> bool:
@@ -168,6 +187,7 @@ class TokenLayout:
         order: Tensor | None = None,
         front: Placed | None = None,
         replaced: bool = False,
+        n_visual: list[int] | None = None,
     ) -> Reduced:
         """Drop the visual tokens that `keep (b, v)` does not mark, and place others.
 
@@ -175,7 +195,8 @@ class TokenLayout:
         kept one of those they are placed among (where the first of them stood, if none is kept) at the position after
         it; front tokens before the first kept one, where the first of them stood. `compact` renumbers positions
         0..n-1, otherwise tokens keep theirs. `source` counts old columns, then added, then front; where `replaced`,
-        kept visual tokens come from the (b, v) values that are counted last.
+        kept visual tokens come from the (b, v) values that are counted last. `n_visual`: visual tokens of each row
+        afterwards, placed ones included; None: they are counted on the device.
         """
         b, n = self.valid.shape
         device = self.valid.device
@@ -203,8 +224,10 @@ class TokenLayout:
             visual = torch.cat([visual, torch.ones_like(real)], 1)
             after = torch.cat([after, torch.zeros_like(real)], 1)
             origin = torch.cat([origin, torch.full((b, m), -2, device=device)], 1)
-        n_new = int(stays.sum(1).max())
-        source = order_key.argsort(dim=1, stable=True)[:, -n_new:]
+        if n_visual is None:
+            n_visual = (stays & visual).sum(1).tolist()
+        tokens = [n - was + now for n, was, now in zip(self.counts, self.visual_counts, n_visual, strict=True)]
+        source = order_key.argsort(dim=1, stable=True)[:, -max(tokens) :]
         valid = stays.gather(1, source)
         layout = TokenLayout(
             valid,
@@ -212,6 +235,7 @@ class TokenLayout:
             after.gather(1, source) & valid,
             take(positions, source),
             origin.gather(1, source),
+            TokenCounts(tokens, n_visual, self.after_counts),
         )
         if replaced:
             old = source.clamp(max=n - 1)

@@ -19,12 +19,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicLayer
 
+from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, ModelShape, PromptShape
 from harness.engine.layout import Reduced, take
 from harness.method import Attention, AttentionEdit, Method, Reduction, Run, Stream, TowerLook, source_of
@@ -42,23 +45,36 @@ class ReducedPrefix:
 
 
 @dataclass(frozen=True)
+class LayerBlock:
+    """Layers of a prefix that hold the same p tokens, from layer `first` on: the `hidden (layers, p, d)` that they run
+    on, and `keys_values (2, layers, kv_heads, p, head_dim)` after RoPE. In one piece, so that one copy serves all
+    layers."""
+
+    first: int
+    hidden: Tensor
+    keys_values: Tensor
+
+    @property
+    def end(self) -> int:
+        return self.first + int(self.hidden.shape[0])
+
+
+@dataclass(frozen=True)
 class Prefix:
     """The first `p` tokens of a prompt, its image's last token included, at each decoder layer; fewer from a reduction
     on.
 
     `ids (p,)`, the `images` whose tokens are among them, and the tokens' RoPE `positions (p, axes)`. `deepstack`: per
-    early layer the `(v, d)` that the model adds behind it to the visual tokens. Per layer: `hidden (p, d)` that it runs
-    on, and `keys` and `values (kv_heads, p, head_dim)` after RoPE. `edits` are those of its visual rows, `silenced`
-    counts the causal pairs that they take. Of layers with a reduction, `reduced` says what it did.
+    early layer the `(v, d)` that the model adds behind it to the visual tokens. `blocks`: the layers' states in order.
+    Per layer: `edits` are those of its visual rows, `silenced` counts the causal pairs that they take. Of layers with a
+    reduction, `reduced` says what it did.
     """
 
     ids: Tensor
     images: tuple[ImageShape, ...]
     positions: Tensor
     deepstack: Sequence[Tensor]
-    hidden: Sequence[Tensor]
-    keys: Sequence[Tensor]
-    values: Sequence[Tensor]
+    blocks: Sequence[LayerBlock]
     edits: Sequence[AttentionEdit | None]
     silenced: Sequence[int]
     reduced: Mapping[int, ReducedPrefix]
@@ -69,11 +85,19 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
+        states = [part for block in self.blocks for part in (block.hidden, block.keys_values)]
         return sum(
-            t.nbytes
-            for part in (self.deepstack, self.hidden, self.keys, self.values, [r.stream for r in self.reduced.values()])
-            for t in part
+            t.nbytes for part in (self.deepstack, states, [r.stream for r in self.reduced.values()]) for t in part
         )
+
+    def block(self, layer: int) -> LayerBlock:
+        """The block of a layer."""
+        return next(block for block in self.blocks if layer < block.end)
+
+    def hidden(self, layer: int) -> Tensor:
+        """(p, d): the stream that a layer runs on."""
+        block = self.block(layer)
+        return block.hidden[layer - block.first]
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,17 @@ def prefix_kind(method: Method, usual: PromptShape, positions: str) -> str:
     return f"{method.name} {source_of(type(method))} {sorted(method.knobs().items())} {positions}"
 
 
+def reach(method: Method, usual: PromptShape) -> int:
+    """The layer at which a method (as `for_model` made it) first reduces, as its plan says; 0 where it does not say."""
+    try:
+        plan = method.plan(usual.with_text(1))
+    except PrunebenchError:  # knobs that fit the asked prompts only; this is no more than how much is copied at once
+        plan = None
+    if plan is None:
+        return 0
+    return next((layer for layer, n in enumerate(plan) if n < usual.n_visual), len(plan))
+
+
 class PrefixCache:
     """Prefixes by image and kind, least recently used out first; `limit` bytes. `captured` counts what was computed."""
 
@@ -161,23 +196,42 @@ class PrefixCache:
         self.used = 0
 
 
+class Started(NamedTuple):
+    """A layer's cache whose first columns are there, keys and values each: the whole `buffers (b, heads, columns, d)`,
+    the `window` of columns that comes next, and what is `seen (b, heads, n, d)` with the window."""
+
+    buffers: tuple[Tensor, Tensor]
+    window: tuple[Tensor, Tensor]
+    seen: tuple[Tensor, Tensor]
+
+
+#: columns of a cache beside those of the prompt
+ROOM = 8
+#: layers that are made ready together where nobody says how far sharing will go
+LAYERS_AT_ONCE = 8
+
+
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's cache with room to grow: a decode step writes one column instead of copying all of them."""
 
-    def __init__(self, room: int = 8) -> None:
+    def __init__(self, room: int = ROOM) -> None:
         super().__init__()
         self._room, self._length = room, 0
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._started: Started | None = None
 
-    def start(self, like: Tensor, length: int, fill: Callable[[Tensor, Tensor], None], more: int) -> None:
-        """Begin with `length` columns that `fill(keys, values)` writes; `more` columns are coming next."""
-        self._allocate(like, length + more)
-        assert self._buffers is not None
-        fill(self._buffers[0][:, :, :length], self._buffers[1][:, :, :length])
-        self._length = length
-        self._publish(like)
+    def start(self, started: Started) -> None:
+        """Begin with columns that are there already."""
+        self._started, self._buffers = started, started.buffers
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self._started is not None:
+            for window, states in zip(self._started.window, (key_states, value_states), strict=True):
+                window.copy_(states)
+            seen, self._started = self._started.seen, None
+            self._length = seen[0].shape[2]
+            self._publish(seen, key_states)
+            return self.keys, self.values
         end = self._length + key_states.shape[-2]
         if self._buffers is None:
             self._allocate(key_states, end)
@@ -192,7 +246,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, self._length : end] = states
         self._length = end
-        self._publish(key_states)
+        keys, values = self._buffers
+        self._publish((keys[:, :, :end], values[:, :, :end]), key_states)
         return self.keys, self.values
 
     def _allocate(self, like: Tensor, length: int) -> None:
@@ -202,9 +257,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
             like.new_empty(b, heads, length + self._room, d),
         )
 
-    def _publish(self, like: Tensor) -> None:
-        assert self._buffers is not None
-        self.keys, self.values = (x[:, :, : self._length] for x in self._buffers)
+    def _publish(self, seen: tuple[Tensor, Tensor], like: Tensor) -> None:
+        self.keys, self.values = seen
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
 
 
@@ -213,19 +267,31 @@ def roomy_cache(depth: int) -> Cache:
     return Cache(layers=[RoomyLayer() for _ in range(depth)])
 
 
+class _Ready(NamedTuple):
+    """The layers from `first` to before `end` of a batch that shares its prefixes: their `caches`, and per layer the
+    `streams (b, w, d)` of the window, of its prefix tokens only."""
+
+    first: int
+    end: int
+    caches: Sequence[Started]
+    streams: Sequence[Tensor]
+
+
 class Shared:
     """A batch whose prompts start with known prefixes: which columns are run (the `window`, as wide as the longest
     question) and what stands under the others.
 
-    Prompts are left-padded to one width n. The window is the last w columns; rows with shorter questions have the end
-    of their prefix in it, whose stream is set anew from the prefix at every layer. `since`: the layer whose reduction
-    left these columns, -1 for none.
+    Prompts are left-padded to one width n: `valid (b, n)` bool, with `lengths` tokens a row. The window is the last w
+    columns; rows with shorter questions have the end of their prefix in it, whose stream is set anew from the prefix at
+    every layer. `reach`: the layer before which sharing is expected to end; its states are copied to the batch at once.
+    `since`: the layer whose reduction left these columns, -1 for none.
     """
 
-    def __init__(self, prefixes: Sequence[Prefix], valid: Tensor, since: int = -1) -> None:
+    def __init__(
+        self, prefixes: Sequence[Prefix], valid: Tensor, lengths: Sequence[int], reach: int = 0, since: int = -1
+    ) -> None:
         self.since = since
-        lengths = [int(x) for x in valid.sum(1).tolist()]
-        known = [p.hidden[since].shape[0] if since >= 0 else p.length for p in prefixes]
+        known = [p.hidden(max(since, 0)).shape[0] if since >= 0 else p.length for p in prefixes]
         self.prefixes = list(prefixes)
         self.n = int(valid.shape[1])
         self.window = max(n - p for n, p in zip(lengths, known, strict=True))
@@ -242,19 +308,22 @@ class Shared:
                 self.groups.append((row, row + 1))
         self._mask: Tensor | None = None
         self._valid = valid
+        self._reach = reach
+        self._ready: _Ready | None = None
 
     def _entering(self, prefix: Prefix, layer: int) -> Tensor:
         """The prefix's stream entering `layer` in these columns: before a reduction there, unless it is the one that
         left them."""
         reduced = prefix.reduced.get(layer)
-        return prefix.hidden[layer] if reduced is None or layer == self.since else reduced.stream
+        return prefix.hidden(layer) if reduced is None or layer == self.since else reduced.stream
 
     def reduced(self, layer: int, after: Reduced, added: Tensor | None) -> Shared | None:
         """The same batch behind a reduction with `added (b, m, d)` tokens; None where the prefixes were not reduced
         at this layer."""
         if any(layer not in p.reduced for p in self.prefixes):
             return None
-        shared = Shared(self.prefixes, after.layout.valid, layer)
+        reach = min(p.block(layer).end for p in self.prefixes)
+        shared = Shared(self.prefixes, after.layout.valid, after.layout.counts, reach, layer)
         if (shared.window, shared.inside) != (self.window, self.inside) or min(shared.under) < 0:
             return None
         for start, end in shared.groups:
@@ -268,7 +337,7 @@ class Shared:
             new = known.source < 0
             if added is not None and bool(new.any()):
                 values = take(added[start:end], columns[:, new] - self.n)
-                if not _close(values, prefix.hidden[layer][new]):
+                if not _close(values, prefix.hidden(layer)[new]):
                     return None
         return shared
 
@@ -279,13 +348,12 @@ class Shared:
     @property
     def positions(self) -> Tensor:
         """(b, n, axes): a prefix stands where it was captured; text behind an image counts on by one, on every axis."""
-        rows = []
-        for prefix, pad in zip(self.prefixes, self.pads, strict=True):
-            known = prefix.positions
-            more = known.amax() + 1 + torch.arange(self.n - pad - len(known), device=known.device)[:, None]
-            row = torch.cat([known, more.expand(-1, known.shape[1])])
-            rows.append(torch.cat([row.new_zeros(pad, row.shape[1]), row]))
-        return torch.stack(rows)
+        known = pad_sequence([prefix.positions for prefix in self.prefixes], batch_first=True, padding_value=-1)
+        length = (known[:, :, 0] >= 0).sum(1)[:, None]
+        place = torch.arange(self.n, device=known.device) - (~self._valid).sum(1)[:, None]
+        behind = known.amax((1, 2))[:, None] + 1 + place - length
+        there = take(known, place.clamp(0, known.shape[1] - 1))
+        return torch.where((place < length)[:, :, None], there, behind[:, :, None]) * (place >= 0)[:, :, None]
 
     @property
     def mask(self) -> Tensor:
@@ -297,26 +365,58 @@ class Shared:
             self._mask = (allowed[None] if not any(self.pads) else allowed[None] & self._valid[:, None, :])[:, None]
         return self._mask
 
-    def fill(self, layer: int) -> Callable[[Tensor, Tensor], None]:
-        """Writes the keys and values of the columns before the window."""
+    def started(self, layer: int) -> Started:
+        """The cache of a layer with the keys and values of the columns before the window."""
+        ready = self._ready
+        if ready is None or not ready.first <= layer < ready.end:
+            ready = self._made_ready(layer)
+        return ready.caches[layer - ready.first]
 
-        def write(keys: Tensor, values: Tensor) -> None:
-            for start, end in self.groups:
-                pad, under, prefix = self.pads[start], self.under[start], self.prefixes[start]
-                for buffer, known in ((keys, prefix.keys[layer]), (values, prefix.values[layer])):
-                    buffer[start:end, :, :pad] = 0  # masked, but 0 x nan would be nan
-                    buffer[start:end, :, pad:] = known[:, :under]
-
-        return write
+    def _made_ready(self, layer: int) -> _Ready:
+        """The states of the coming layers in the columns of this batch, with few operations for all of them."""
+        blocks = [prefix.block(layer) for prefix in self.prefixes]
+        end = min(self._reach if layer < self._reach else layer + LAYERS_AT_ONCE, *(block.end for block in blocks))
+        like, width, before = blocks[0], blocks[0].hidden.shape[2], self.n - self.window
+        heads, head_dim = like.keys_values.shape[2], like.keys_values.shape[4]
+        both = like.keys_values.new_empty(2, end - layer, len(blocks), heads, self.n + ROOM, head_dim)
+        both[..., : max(self.pads), :].zero_()  # masked, but 0 x nan would be nan
+        inside = like.hidden.new_empty(end - layer, len(blocks), self.window, width)
+        rows, streams = both.unbind(2), inside.unbind(1)
+        for row, (block, pad, under) in enumerate(zip(blocks, self.pads, self.under, strict=True)):
+            hidden, known = block.hidden, block.keys_values
+            if (layer, end) != (block.first, block.end):
+                these = slice(layer - block.first, end - block.first)
+                hidden, known = hidden[these], known[:, these]
+            rows[row][..., pad : pad + under, :].copy_(known[..., :under, :])
+            if self.inside[row]:
+                streams[row][:, : self.inside[row]].copy_(hidden[:, under:])
+        parts = (both, both[..., before : self.n, :], both[..., : self.n, :])
+        caches = zip(*(zip(*(x.unbind() for x in part.unbind()), strict=True) for part in parts), strict=True)
+        self._ready = _Ready(layer, end, [Started(*of) for of in caches], inside.unbind())
+        return self._ready
 
     def corrected(self, layer: int, hidden: Tensor) -> Tensor:
         """The window's stream `hidden (b, w, d)` entering `layer` with its prefix tokens from the prefix."""
         if not any(self.inside):
             return hidden
-        hidden = hidden.clone()
-        for row, (inside, under, prefix) in enumerate(zip(self.inside, self.under, self.prefixes, strict=True)):
-            hidden[row, :inside] = self._entering(prefix, layer)[under:]
-        return hidden
+        ready, reduces = self._ready, layer != self.since and any(layer in p.reduced for p in self.prefixes)
+        if not reduces and layer < self._reach and (ready is None or layer >= ready.end):
+            ready = self._made_ready(layer)
+        if reduces or ready is None or layer >= ready.end:  # sharing may end here
+            hidden = hidden.clone()
+            for row, (inside, under, prefix) in enumerate(zip(self.inside, self.under, self.prefixes, strict=True)):
+                hidden[row, :inside] = self._entering(prefix, layer)[under:]
+            return hidden
+        return torch.where(self._in_prefix, ready.streams[layer - ready.first], hidden)
+
+    @cached_property
+    def _in_prefix(self) -> Tensor:
+        """(b, w, 1) bool: the columns of the window that hold prefix tokens."""
+        device, known = self._valid.device, [u + i for u, i in zip(self.under, self.inside, strict=True)]
+        # equal lengths are no tensor, which would be an upload
+        length = torch.tensor(known, device=device)[:, None] if len(set(known)) > 1 else known[0]
+        place = torch.arange(self.n - self.window, self.n, device=device) - (~self._valid).sum(1)[:, None]
+        return (place < length)[:, :, None]
 
     def whole(self, layer: int, hidden: Tensor) -> Tensor:
         """(b, n, d): the stream of all columns entering `layer`, padding zero."""

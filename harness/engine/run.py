@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from harness.core import flops
 from harness.core.costs import Costs, batch_costs
@@ -20,7 +21,7 @@ from harness.engine.attention import EditTrace, LayerAttention, apply_edits, att
 from harness.engine.capture import CapturedLayer, captured_prefixes
 from harness.engine.contract import changed_pixels, check_edits, check_mask, check_reduction
 from harness.engine.layout import Placed, TokenLayout, take
-from harness.engine.prefix import Prefix, RoomyLayer, Shared, on_prefix, visual_edit
+from harness.engine.prefix import Prefix, RoomyLayer, Shared, on_prefix, reach, visual_edit
 from harness.engine.stream import BoundaryStream
 from harness.engine.tower import Seen, batched
 from harness.engine.turn import Dialogue
@@ -44,16 +45,10 @@ class EngineRun(Dialogue):
     @property
     def trace(self) -> Trace:
         """What the last prefill and the decode steps since then did. Raises before the first prefill is complete."""
-        if self._trace is None or self._prefilling:
-            raise PrunebenchError("no complete prefill has run inside attach() yet")
-        edited = [torch.stack(silenced).sum(0) for silenced in self._silenced if silenced]
-        read = iter(torch.stack(edited).tolist() if edited else ())  # at once: each read waits for the device
-        for layer, silenced in zip(self._trace.layers, self._silenced, strict=True):
-            layer.silenced = [int(s) for s in next(read)] if silenced else [0] * self._trace.batch
-        self._trace.notes = dict(self._notes)
-        self._trace.decode_steps = self._steps
-        self._trace.turn = self._turn.trace() if self._turn is not None and self._turn.calls else None
-        return self._trace
+        trace = self._settle()
+        trace.decode_steps = self._steps
+        trace.turn = self._turn.trace() if self._turn is not None and self._turn.calls else None
+        return trace
 
     def costs(self) -> Costs:
         """What the last prefill and the decode steps since then cost. Raises before the first prefill is complete."""
@@ -73,17 +68,14 @@ class EngineRun(Dialogue):
     def stages(self, row: int) -> list[Stage]:
         """Which of the prompt's visual tokens were there from which layer on in the last prefill, and how many merged
         ones."""
+        self._settle()
+        assert self._origins is not None
         found: list[Stage] = []
-        n = int(self._per_layer_prompt.visual_counts[row])
-        seen: TokenLayout | None = None
-        for layer, layout in enumerate(self._per_layer):
-            if layout is seen:
-                continue
-            seen = layout
-            origin = layout.origin[row][layout.visual[row]].tolist()
-            keep = np.zeros(n, dtype=bool)
-            keep[[o for o in origin if o >= 0]] = True
-            stage = Stage(layer, keep, sum(o < 0 for o in origin))
+        n = self._per_layer_prompt.visual_counts[row]
+        for layer, numbers in self._origins:
+            origin, keep = numbers[row].astype(int), np.zeros(n, dtype=bool)
+            keep[origin[origin >= 0]] = True
+            stage = Stage(layer, keep, int((origin == -2).sum()))
             # a new layout may be new for other rows only
             if not found or stage.added != found[-1].added or not np.array_equal(keep, found[-1].keep):
                 found.append(stage)
@@ -140,16 +132,18 @@ class EngineRun(Dialogue):
         `input_ids`, `attention_mask (b, n)` are the whole left-padded prompts. The cache must be a
         `prefix.roomy_cache`. Raises PrunebenchError where a prompt does not start with its prefix or ends with it.
         """
-        lengths = attention_mask.sum(1).tolist()
-        for row, (prefix, n) in enumerate(zip(prefixes, lengths, strict=True)):
-            start = input_ids.shape[1] - n
-            known = input_ids[row, start : start + prefix.length]
-            if n <= prefix.length or not torch.equal(known, prefix.ids):
+        valid, n = attention_mask.bool(), input_ids.shape[1]
+        known = pad_sequence([prefix.ids for prefix in prefixes], batch_first=True, padding_value=-1)
+        column = torch.arange(known.shape[1], device=known.device) + (~valid).sum(1)[:, None]
+        same = (input_ids.gather(1, column.clamp(max=n - 1)) == known) | (known < 0)
+        lengths, alike = torch.stack([valid.sum(1), same.all(1)]).tolist()
+        for row, (prefix, length) in enumerate(zip(prefixes, lengths, strict=True)):
+            if length <= prefix.length or not alike[row]:
                 raise PrunebenchError(
                     f"{self._sample(row)}: expected a prompt that goes on after its {prefix.length} prefix tokens;"
                     " found other tokens (text in front of the image differs between questions?): run with --no-share"
                 )
-        shared = Shared(prefixes, attention_mask.bool())
+        shared = Shared(prefixes, valid, lengths, reach(self._method, self._adapter.usual))
         self._announced = (shared, input_ids, attention_mask)
         return input_ids[:, -shared.window :]
 
@@ -245,35 +239,35 @@ class EngineRun(Dialogue):
                 check_edits(f"{self._method.name} at layer {layer}", self._edits, layout, self._sample)
             if self._shared is not None and not self._shared.knows(layer, visual_edit(self._edits)):
                 hidden, self._shared = self._shared.whole(layer, hidden), None
+            columns = layout.n if self._shared is None else self._shared.window
             if self._rotary is None:
-                self._rotary = self._adapter.rotary(hidden, layout.positions)
+                self._rotary, self._rotating = self._adapter.rotary(hidden, layout.positions), None
+            if self._rotating is None or self._rotating[0].shape[1] != columns:
+                cos, sin = (part[:, -columns:] for part in self._rotary)
+                self._rotating = layout.positions[:, -columns:, 0], (cos, sin)
             self._per_layer.append(layout)
+            kwargs["position_ids"], kwargs["position_embeddings"] = self._rotating
             if self._shared is None:
-                kwargs["attention_mask"], kwargs["position_ids"] = layout.mask, layout.positions[:, :, 0]
-                kwargs["position_embeddings"] = self._rotary
+                kwargs["attention_mask"] = layout.mask
             else:
-                w = self._shared.window
-                kwargs["attention_mask"], kwargs["position_ids"] = self._shared.mask, layout.positions[:, -w:, 0]
-                kwargs["position_embeddings"] = (self._rotary[0][:, -w:], self._rotary[1][:, -w:])
-                self._put_prefix_into_cache(layer, kwargs["past_key_values"], hidden)
+                kwargs["attention_mask"] = self._shared.mask
+                self._put_prefix_into_cache(layer, kwargs["past_key_values"])
                 assert self._trace is not None
-                self._trace.layers[-1].rows = w
+                self._trace.layers[-1].rows = columns
             if self._captured is not None:
                 self._captured.append(CapturedLayer(hidden, visual_edit(self._edits), layout, self._unreduced))
         else:
             self._decode_inputs(layer, hidden, kwargs)
         return hidden
 
-    def _put_prefix_into_cache(self, layer: int, cache: Any, hidden: Tensor) -> None:
+    def _put_prefix_into_cache(self, layer: int, cache: Any) -> None:
         assert self._shared is not None
         entry = cache.layers[layer] if layer < len(cache.layers) else None
         if not isinstance(entry, RoomyLayer):
             raise PrunebenchError(
                 "expected a cache made by harness.engine.prefix.roomy_cache for a prefill that shares its prefix"
             )
-        known = self._shared.prefixes[0].keys[layer]
-        like = known.new_empty(hidden.shape[0], known.shape[0], 0, known.shape[2])
-        entry.start(like, self._shared.n - self._shared.window, self._shared.fill(layer), self._shared.window)
+        entry.start(self._shared.started(layer))
 
     def _begin_prefill(self, hidden: Tensor) -> None:
         ids = self._input_ids
@@ -295,7 +289,7 @@ class EngineRun(Dialogue):
         if self._shared is None and ids.shape != hidden.shape[:2]:
             raise PrunebenchError(f"expected input_ids of shape {tuple(hidden.shape[:2])}, found {tuple(ids.shape)}")
         self.memo = {}
-        self._notes = {}
+        self._notes, self._later, self._origins = {}, [], None
         self._per_layer, self._rotary, self._steps, self._turn = [], None, 0, None
         self._silenced = [[] for _ in range(self._depth)]
         self._hidden_in_decode = []
@@ -349,7 +343,7 @@ class EngineRun(Dialogue):
         if edited is not None:
             raise self._edited_in_place(layer, *edited)
         if reduction is not None:
-            check_reduction(
+            stays = check_reduction(
                 f"{self._method.name} at boundary {layer}",
                 reduction,
                 layout,
@@ -365,7 +359,7 @@ class EngineRun(Dialogue):
                 positions, self._decode_positions = "compact", "per_layer"
             new = (reduction.added, reduction.front, reduction.values)
             more = [tokens.to(hidden.dtype) for tokens in new if tokens is not None]
-            if more or reduction.order is not None or bool((keep != layout.visual_tokens.valid).any()):
+            if more or reduction.order is not None or stays.kept != layout.visual_counts:
                 added = torch.cat(more, 1) if more else None
                 reduced = layout.reduce(
                     keep,
@@ -374,6 +368,7 @@ class EngineRun(Dialogue):
                     reduction.order,
                     self._placed(reduction.front, reduction.front_valid, reduction.front_image),
                     reduction.values is not None,
+                    [kept + placed for kept, placed in zip(*stays, strict=True)],
                 )
                 self._shared = None if shared is None else shared.reduced(layer, reduced, added)
                 if self._shared is not None:

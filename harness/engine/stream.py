@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.engine import attention
 from harness.engine.attention import CountScoring, Rotate
 from harness.engine.layout import Gathered, TokenLayout, take
+from harness.engine.readback import charged
 from harness.method import Heads, Probabilities, Rows
 from harness.models.adapters import Adapter
 
@@ -61,12 +62,9 @@ class BoundaryStream:
             return self._rotate(adapter.queries(layer, take(hidden, columns)), take(layout.positions, columns))
 
         a_key, a_query = (2 * shape.hidden * heads_ * shape.head_dim for heads_ in (shape.kv_heads, shape.heads))
-        executed, per_row = attention.product_flops(layout, n_rows, asked.columns.shape[1], shape.heads, shape.head_dim)
-        executed += len(n_rows) * (layout.n * a_key + asked.columns.shape[1] * a_query)
-        self._count(
-            executed,
-            [cost + n * a_key + r * a_query for cost, n, r in zip(per_row, layout.counts, n_rows, strict=True)],
-        )
+        executed, each = attention.product_flops(layout, asked.columns.shape[1], shape.heads, shape.head_dim)
+        executed += len(each) * (layout.n * a_key + asked.columns.shape[1] * a_query)
+        self._count(executed, charged(n_rows, [cost + a_query for cost in each], [n * a_key for n in layout.counts]))
         return attention.visual_probs(queries, keys, layout, asked, adapter.scaling(layer), heads)
 
     def _copy(self, name: str, tokens: Gathered) -> Tensor:

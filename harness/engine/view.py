@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.core import flops
@@ -17,6 +19,7 @@ from harness.core.trace import Trace
 from harness.engine.capture import CapturedLayer
 from harness.engine.layout import TokenLayout, take
 from harness.engine.prefix import Shared
+from harness.engine.readback import Later, PerRow, charged, read_at_once
 from harness.engine.tower import Seen
 from harness.engine.untouched import Untouched
 from harness.method import AttentionEdit, DecodePositions, Method, Places, Question, ScoresError, raised
@@ -62,10 +65,17 @@ class RunView:
         self._prompts: Sequence[PromptShape] | None = None
         self._prompt_places: Tensor | None = None
         self._rotary: tuple[Tensor, Tensor] | None = None
+        #: position ids and rotary embeddings of the columns that the layers run now
+        self._rotating: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
         self._per_layer: list[TokenLayout] = []
         self._per_layer_prompt: TokenLayout  # as the prompt came, before any reduction
         self._silenced: list[list[Tensor]] = []
-        self._notes: dict[str, list[float]] = {}
+        self._notes: dict[str, Tensor | list[float]] = {}
+        #: scoring of which the device has the counts
+        self._later: list[Later] = []
+        #: of each layout of the last prefill, its first layer and the visual tokens' numbers, -1 for others; None until
+        #: they are read
+        self._origins: list[tuple[int, NDArray[np.float64]]] | None = None
         self._trace: Trace | None = None
         self._decode_positions: DecodePositions = "original"
         self._hidden_in_decode: list[Tensor | None] = []
@@ -142,7 +152,12 @@ class RunView:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def matmul(
-        self, a: Tensor, b: Tensor, *, row: int | Sequence[int] | None = None, entries: Sequence[int] | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        *,
+        row: int | Sequence[int] | None = None,
+        entries: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
         out = a @ b
         inner, batch = a.shape[-1], self.layout.valid.shape[0]
@@ -157,7 +172,10 @@ class RunView:
                     f"{self._method.name}: expected a product over the batch of {len(rows)}, found shape"
                     f" {tuple(out.shape)}: say whose row= it is"
                 )
-            real = [out.numel() // len(rows)] * len(rows) if entries is None else entries
+            if isinstance(entries, Tensor) and row is None:
+                self._count_scoring(2 * out.numel() * inner, Later(entries, [2 * inner] * batch, per_row))
+                return out
+            real = [out.numel() // len(rows)] * len(rows) if entries is None else list(map(int, entries))
             for of, n in zip(rows, real, strict=True):
                 self._check_row(of)
                 per_row[of] += 2 * n * inner
@@ -174,7 +192,7 @@ class RunView:
     def project(self, features: Tensor, valid: Tensor) -> Tensor:
         vision = self.prompts[0].images[0].vision
         per_token, (b, m) = flops.projector(self._shape, vision, tokens=1), features.shape[:2]
-        self._count_scoring(b * m * per_token, [int(n) * per_token for n in valid.sum(1).tolist()])
+        self._count_scoring(b * m * per_token, charged(valid.sum(1), [per_token] * b))
         projected: Tensor = self._adapter.project(features)
         return projected
 
@@ -195,7 +213,7 @@ class RunView:
     def joint(self, features: Tensor, valid: Tensor) -> Tensor:
         projected = self._encoder().joint(features)
         per_token = 2 * features.shape[-1] * projected.shape[-1]
-        self._count_scoring(valid.numel() * per_token, [int(n) * per_token for n in valid.sum(1).tolist()])
+        self._count_scoring(valid.numel() * per_token, charged(valid.sum(1), [per_token] * valid.shape[0]))
         return projected
 
     def _encoder(self) -> TextEncoder:
@@ -208,13 +226,15 @@ class RunView:
         return self._text_encoder()
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
-        listed = values.tolist() if isinstance(values, Tensor) else list(values)
-        if len(listed) != self.layout.valid.shape[0]:
+        found = len(values) if not isinstance(values, Tensor) else values.shape[0] if values.ndim else 1
+        if found != self.layout.valid.shape[0]:
             raise PrunebenchError(
                 f"{self._method.name}: note {name!r}: expected one number a row, {self.layout.valid.shape[0]}, found"
-                f" {len(listed)}"
+                f" {found}"
             )
-        self._notes[name] = [float(x) for x in listed]
+        # a copy, of what it is now; it is read behind the prefill
+        noted = values.to(torch.float64, copy=True) if isinstance(values, Tensor) else [float(x) for x in values]
+        self._notes[name] = noted
 
     def _sample(self, row: int) -> str:
         return f"sample {self.samples[row]!r} (row {row})" if self.samples is not None else f"row {row}"
@@ -256,7 +276,43 @@ class RunView:
         cos, sin = self._adapter.rotary(vector.float()[None, None], positions)
         return self._adapter.rotate(vector.float().expand_as(cos), cos, sin)
 
-    def _count_scoring(self, executed: int, per_row: Sequence[int]) -> None:
+    def _count_scoring(self, executed: int, per_row: PerRow) -> None:
         assert self._trace is not None
         self._trace.scoring_executed += executed
+        if isinstance(per_row, Later):
+            self._later.append(per_row)
+        else:
+            self._charge(per_row)
+
+    def _charge(self, per_row: Sequence[int]) -> None:
+        assert self._trace is not None
         self._trace.scoring = [a + b for a, b in zip(self._trace.scoring, per_row, strict=True)]
+
+    def _settle(self) -> Trace:
+        """The trace of the last prefill, with what the device still had of it: read once, the first time it is asked
+        for. Raises PrunebenchError before the first prefill is complete."""
+        trace = self._trace
+        if trace is None or self._prefilling:
+            raise PrunebenchError("no complete prefill has run inside attach() yet")
+        if self._origins is not None:
+            return trace
+        starts = [i for i, layout in enumerate(self._per_layer) if not i or layout is not self._per_layer[i - 1]]
+        read = iter(
+            read_at_once(
+                [
+                    *(torch.stack(silenced).sum(0) for silenced in self._silenced if silenced),
+                    *(later.n for later in self._later),
+                    *(values for values in self._notes.values() if isinstance(values, Tensor)),
+                    *(torch.where(x.visual, x.origin, -1) for x in (self._per_layer[start] for start in starts)),
+                ]
+            )
+        )
+        for layer, silenced in zip(trace.layers, self._silenced, strict=True):
+            layer.silenced = [int(s) for s in next(read)] if silenced else [0] * trace.batch
+        for later in self._later:
+            self._charge(later.known(next(read)))
+        trace.notes = {
+            name: next(read).tolist() if isinstance(values, Tensor) else values for name, values in self._notes.items()
+        }
+        self._origins = [(start, next(read)) for start in starts]
+        return trace

@@ -186,6 +186,10 @@ class Question(NamedTuple):
     valid: Tensor
 
 
+#: output numbers of a product that are no padding
+Entries = Sequence[int] | Tensor | None
+
+
 class Run(Protocol):
     """The engine as a method sees it during one prefill."""
 
@@ -219,13 +223,13 @@ class Run(Protocol):
         device."""
 
     def matmul(
-        self, a: Tensor, b: Tensor, *, row: int | Sequence[int] | None = None, entries: Sequence[int] | None = None
+        self, a: Tensor, b: Tensor, *, row: int | Sequence[int] | None = None, entries: Entries = None
     ) -> Tensor:
         """`a @ b`, its FLOPs added to the trace as scoring; a method makes its matrix products here.
 
         `row`: the product belongs to this row of the batch alone; several: one for each entry of the first axis
-        (`ByImage.row`). None: the first axis is the batch. `entries`: how many output numbers of each entry of the
-        first axis are no padding (default: all).
+        (`ByImage.row`). None: the first axis is the batch. `entries`: how many output numbers of each are no padding
+        (default: all); a tensor (b,) is read later.
         """
 
     def project(self, features: Tensor, valid: Tensor) -> Tensor:
@@ -246,7 +250,7 @@ class Run(Protocol):
         """
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
-        """Record one number per row with the sample's result (fusion layer, forced, ...)."""
+        """Record one number per row with the sample's result (fusion layer, forced, ...); a tensor is read later."""
 
 
 class ScoresError(PrunebenchError):

@@ -363,7 +363,8 @@ class Answerer:
         for row, prompt_ids in enumerate(rows):
             ids[row, width - len(prompt_ids) :] = torch.tensor(prompt_ids)
             mask[row, width - len(prompt_ids) :] = 1
-        return ids.to(self.loaded.device), mask.to(self.loaded.device)
+        both = torch.stack([ids, mask]).to(self.loaded.device)  # one upload
+        return both[0], both[1]
 
     def _encoded(self, run: EngineRun, prompts: Sequence[Prompt], pictures: Ahead[Picture]) -> list[EncodedImage]:
         """The images of the prompts, one prompt's after the other's."""
@@ -431,11 +432,13 @@ class Answerer:
         generated: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
         for step in range(prompts[0].max_new_tokens):
-            if not bool(torch.isfinite(logits).all()):
-                bad = [prompts[i].key for i in (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()]
-                raise PrunebenchError(f"{self.method.name}: nan or inf in the logits at step {step} of sample {bad[0]}")
             chosen = penalised(logits, said, self.loaded.repetition_penalty).argmax(-1)
-            for row, token in enumerate(chosen.tolist()):
+            # the one wait for the device of a step: -1 where the logits are no numbers
+            tokens = torch.where(torch.isfinite(logits).all(1), chosen, -1).tolist()
+            if min(tokens) < 0:
+                bad = prompts[tokens.index(-1)].key
+                raise PrunebenchError(f"{self.method.name}: nan or inf in the logits at step {step} of sample {bad}")
+            for row, token in enumerate(tokens):
                 said[row].append(token)
                 if row not in open_rows:
                     continue
