@@ -185,7 +185,7 @@ def test_the_next_prefill_begins_before_the_last_batch_is_accounted(
 ) -> None:
     events: list[str] = []
     caches: list[weakref.ref[Any]] = []
-    forward, cost = mini.model.forward, answering.sample_cost
+    forward, cost = mini.model.forward, answering.dialogue_cost
 
     def model(*args: Any, **kwargs: Any) -> Any:
         if kwargs["input_ids"].shape[1] > 1:
@@ -199,7 +199,7 @@ def test_the_next_prefill_begins_before_the_last_batch_is_accounted(
         return cost(*args)
 
     monkeypatch.setattr(mini.model, "forward", model)
-    monkeypatch.setattr(answering, "sample_cost", accounted)
+    monkeypatch.setattr(answering, "dialogue_cost", accounted)
     for answer in answerer(mini, 1).answer(asked(3)):
         events.append(f"answer {answer.key[-1]}")
     one, two = ("account 0", "answer 0"), ("account 1", "answer 1")
