@@ -30,6 +30,8 @@ from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from harness.tables import frame
+from harness.tables.follow_up import NOTE, follow_up_rows
+from harness.tables.kept import Kept
 from harness.tables.sections import budget_order
 
 if TYPE_CHECKING:
@@ -145,6 +147,7 @@ class _Builder:
         self._frames: dict[str, pd.DataFrame] = {}
         self._jpegs: dict[str, str] = {}
         self._lost: dict[tuple[str, str], str] = {}  # table whose images cannot be had -> why
+        self._known, self._kept = {sealed.identity: sealed for sealed in cells}, Kept(results, write=False)
         self._requests = [whole.of_protocol(protocol, self._frame) for protocol in self.protocols]
 
     def page(self, samples: int) -> Page:
@@ -206,6 +209,7 @@ class _Builder:
                     "cells": records,
                     "missing": missing,
                     "requests": requests.tables,
+                    "follow_ups": self._follow_ups(protocol, named),
                     **self._analysis(protocol),
                 }
             )
@@ -231,6 +235,14 @@ class _Builder:
         )
         make = rendered(["make", "analyze"], {"MODEL": protocol.model, "OUT": out})
         return {"analysis": None if other else found, "analysis_of": other, "make_analysis": make}
+
+    def _follow_ups(self, protocol: views.Protocol, named: Mapping[str, str]) -> dict[str, Any] | None:
+        """The table of a protocol of follow-up questions; None for another."""
+        asked = [sealed for sealed in sorted(protocol.cells, key=_line_order) if sealed.asked.follow_up]
+        if not asked:
+            return None
+        head, rows = follow_up_rows(asked, self._known, named, self._kept)
+        return {"head": head, "rows": rows, "note": NOTE.replace("*", "")}
 
     def _frame(self, sealed: SealedCell) -> pd.DataFrame:
         if sealed.identity not in self._frames:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
@@ -92,23 +92,21 @@ def beside(sealed: SealedCell, other: SealedCell, kept: Kept) -> Beside:
     return Beside(*kept.of(kept.key("follow-up", [sealed, other]), compute))
 
 
-def follow_up_text(section: Section, kept: Kept) -> list[str]:
-    """The table of a section of follow-ups, as parts of Markdown; none for other sections."""
-    if FOLLOW_UP not in section.facts:
-        return []
-    names = setting_names(section)
+def follow_up_rows(
+    cells: Iterable[SealedCell], known: Mapping[str, SealedCell], names: Mapping[str, str], kept: Kept
+) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns, of which the first three are words, and a row for each cell of follow-ups. `names` of
+    methods by identity; `known`: cells by identity, among which those asked afresh are looked for."""
     head = ["method", "budget", "task", "questions", "images", "follow-up (%)", "afresh (%)"]
     head += ["follow-up - afresh (points)", "p", "second turn (tokens)", "second turn (GFLOPs)", "afresh (GFLOPs)"]
     head += ["KV behind the second question (MiB)"]
     body = []
-    for sealed in (
-        s for block in section.blocks() for line in block.lines for seeds in line.cells.values() for s in seeds
-    ):
-        other, costs = afresh(sealed, section.known), sealed.costs
+    for sealed in cells:
+        other, costs = afresh(sealed, known), sealed.costs
         found = None if other is None else beside(sealed, other, kept)
         turn = costs["turn_flops"] + costs["turn_lm_head_flops"] + costs["turn_decode_flops"]
         budget = DASH if sealed.cell.budget == "none" else sealed.cell.budget
-        row = [in_markdown(names[sealed.identity]), budget, sealed.cell.task, f"{sealed.cell.n_samples:,}"]
+        row = [names[sealed.identity], budget, sealed.cell.task, f"{sealed.cell.n_samples:,}"]
         row += [f"{sealed.interval.n_clusters if sealed.interval else 1:,}", decimal(100.0 * sealed.score)]
         if found is None:
             row += [DASH, DASH, DASH]
@@ -118,6 +116,16 @@ def follow_up_text(section: Section, kept: Kept) -> list[str]:
         row += [decimal(costs["turn_tokens"]), significant(turn / 1e9)]
         row += [DASH if found is None else significant(found.afresh_flops / 1e9)]
         body.append([*row, significant(costs["turn_kv_bytes"] / 2**20)])
+    return head, body
+
+
+def follow_up_text(section: Section, kept: Kept) -> list[str]:
+    """The table of a section of follow-ups, as parts of Markdown; none for other sections."""
+    if FOLLOW_UP not in section.facts:
+        return []
+    cells = (s for block in section.blocks() for line in block.lines for seeds in line.cells.values() for s in seeds)
+    names = {identity: in_markdown(name) for identity, name in setting_names(section).items()}
+    head, body = follow_up_rows(cells, section.known, names, kept)
     return [
         "### Follow-up questions beside the same asked afresh",
         NOTE,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from harness.method import Method, method_class
 from harness.models.load import LoadedModel, locate_model
 from harness.models.second_turn import turn_ids
 from harness.proof.recomputed import again
-from harness.report import show, views
+from harness.report import page, show, views
 from harness.runner.answering import Answerer, Prompt
 from harness.runner.evaluate import evaluate
 from harness.runner.execute import prompts_of
@@ -266,3 +268,19 @@ def test_the_report_tells_follow_ups_apart(results: Path) -> None:
     key = next(key for key in follow.index if follow[key] != fresh[key])
     shown = show.find(list(Store(results).cells()), key, ["random"], "64")
     assert shown.methods[0].answer == fresh[key], "a sample is shown as it was answered afresh"
+
+
+def test_the_page_has_the_table_of_follow_ups_beside_those_afresh(results: Path) -> None:
+    html = page.fitting(Store(results).cells(), results, samples=0).html
+    body = re.search(r'<script type="application/json" id="meta">(.*?)</script>', html, re.S)
+    assert body is not None
+    alone, follow = sorted((m["follow_ups"] for m in json.loads(body[1])["models"]), key=bool)
+    assert alone is None
+    named = [dict(zip(follow["head"], row, strict=True)) for row in follow["rows"]]
+    assert [(row["method"], row["budget"], row["task"]) for row in named] == [
+        ("none", "-", "pope"),
+        ("random", "64", "pope"),
+    ]
+    cell, fresh = cells_of(results, "random")
+    assert named[1]["follow-up (%)"] == f"{100 * cell.score:.1f}"
+    assert named[1]["afresh (%)"] == f"{100 * fresh.samples()['score'][1:].mean():.1f}"
