@@ -77,13 +77,13 @@ def protocols(cells: Iterable[SealedCell]) -> list[Protocol]:
     for _, sealed in sorted(known.items()):
         cell = sealed.cell
         groups[(cell.model, *(str(getattr(cell, name)) for name in _FACTS))][cell.baseline().identity()].append(sealed)
+    asked = {key: any(s.asked.follow_up for some in sets.values() for s in some) for key, sets in groups.items()}
     found = []
     for key, sets in sorted(groups.items()):
-        same_model = [other for other in groups if other[0] == key[0]]
+        same_model = [other for other in groups if other[0] == key[0] and asked[other] == asked[key]]
         differing = [i for i in range(1, len(key)) if len({other[i] for other in same_model}) > 1]
         label = ", ".join([key[0], *(f"{list(_FACTS.values())[i - 1]} {key[i]}" for i in differing)])
-        follow_up = any(one.asked.follow_up for members in sets.values() for one in members)
-        label += f", {FOLLOW_UP}" if follow_up else ""
+        label += f", {FOLLOW_UP}" if asked[key] else ""
         facts = dict(zip(_FACTS.values(), key[1:], strict=True))
         found.append(Protocol(key[0], label, facts, tuple(_questions(sets, known))))
     return found
