@@ -36,7 +36,9 @@ from harness.core import budget as budgets
 from harness.engine.prefix import PrefixCache
 from harness.method import Method, build
 from harness.models.load import LoadedModel, locate_model
-from harness.runner.answering import Answerer, Clock, FeatureCache, Prompt
+from harness.runner.answering import Answerer, Prompt
+from harness.runner.clock import Clock
+from harness.runner.features import FeatureCache
 
 DEPTH, BATCH, NEW_TOKENS = 32, 16, 4
 #: method -> knobs; a vision-side method each way, then those that prune inside the model

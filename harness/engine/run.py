@@ -407,16 +407,19 @@ class EngineRun(Dialogue):
 
     def _decode_inputs(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         layout = self._per_layer[layer]
-        if self._decode_positions == "original":
-            last = self._per_layer_prompt
-        elif self._decode_positions == "compact":
-            last = self._per_layer[-1].compact
-        else:
-            last = layout.compact
-        # a prompt ends in text, which counts by one on every axis
-        positions = last.positions[:, -1:] + (self._steps if self._turn is None else self._turn.offsets()[:, :, None])
-        kwargs["position_ids"] = positions[:, :, 0]
-        kwargs["position_embeddings"] = self._adapter.rotary(hidden, positions)
+        own = self._decode_positions == "per_layer"
+        if layer == 0 or own:  # else all layers have the first one's
+            if self._decode_positions == "original":
+                last = self._per_layer_prompt
+            else:
+                last = layout.compact if own else self._per_layer[-1].compact
+            # a prompt ends in text, which counts by one on every axis
+            positions = last.positions[:, -1:] + (
+                self._steps if self._turn is None else self._turn.offsets()[:, :, None]
+            )
+            self._rotating = positions[:, :, 0], self._adapter.rotary(hidden, positions)
+        assert self._rotating is not None
+        kwargs["position_ids"], kwargs["position_embeddings"] = self._rotating
         seen, hidden_tokens = layout.valid, self._hidden_in_decode[layer]
         if hidden_tokens is not None:
             seen = seen & ~layout.visual_to_columns(hidden_tokens)
