@@ -413,10 +413,9 @@ class EngineRun(Dialogue):
                 last = self._per_layer_prompt
             else:
                 last = layout.compact if own else self._per_layer[-1].compact
+            step = self._steps if self._turn is None else self._turn.offsets()[:, :, None]
             # a prompt ends in text, which counts by one on every axis
-            positions = last.positions[:, -1:] + (
-                self._steps if self._turn is None else self._turn.offsets()[:, :, None]
-            )
+            positions = last.positions[:, -1:] + step
             self._rotating = positions[:, :, 0], self._adapter.rotary(hidden, positions)
         assert self._rotating is not None
         kwargs["position_ids"], kwargs["position_embeddings"] = self._rotating

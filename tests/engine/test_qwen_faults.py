@@ -79,8 +79,8 @@ MISTAKES = {
     ),
     "decode at the number of tokens": Mistake(
         "harness.engine.run:EngineRun._decode_inputs",
-        "last.positions[:, -1:] + self._steps",
-        "last.positions[:, -1:] * 0 + last.n - 1 + self._steps",
+        "last.positions[:, -1:] + step",
+        "last.positions[:, -1:] * 0 + last.n - 1 + step",
         unpruned("qwen3_vl"),
     ),
     "renumbered where a method asks for it": Mistake(
