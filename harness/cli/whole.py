@@ -123,7 +123,9 @@ def from_cells(cells: Iterable[SealedCell], model: str, methods: str, budgets: s
     from harness.tables.requests import measured_lines
 
     asked = [str(units.parse(budget)) for budget in listed(budgets)]
-    head, unpruned, lines = measured_lines(cells, model, listed(methods), asked)
+    # the unpruned request is there whether or not anybody names it
+    named = [name for name in listed(methods) if name != "none"] or listed(methods)
+    head, unpruned, lines = measured_lines(cells, model, named, asked)
     return head, [Priced("none", "", unpruned, CELLS), *(Priced(*line, CELLS) for line in lines)]
 
 

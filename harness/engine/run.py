@@ -468,7 +468,7 @@ class EngineRun(Dialogue):
                 )
             self._hidden_in_decode.append(hide)
             if layer == self._depth - 1:
-                self._prefilling = False
+                self._prefilling, self._shared = False, None  # its states would stay in memory beside the growing cache
         if out.shape[2] != wanted:
             out = out[:, :, -wanted:]
         return out.transpose(1, 2)

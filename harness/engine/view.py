@@ -173,7 +173,9 @@ class RunView:
                     f" {tuple(out.shape)}: say whose row= it is"
                 )
             if isinstance(entries, Tensor) and row is None:
-                self._count_scoring(2 * out.numel() * inner, Later(entries, [2 * inner] * batch, per_row))
+                self._count_scoring(
+                    2 * out.numel() * inner, Later(entries.to(out.device), [2 * inner] * batch, per_row)
+                )
                 return out
             real = [out.numel() // len(rows)] * len(rows) if entries is None else list(map(int, entries))
             for of, n in zip(rows, real, strict=True):
@@ -226,15 +228,17 @@ class RunView:
         return self._text_encoder()
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
-        found = len(values) if not isinstance(values, Tensor) else values.shape[0] if values.ndim else 1
-        if found != self.layout.valid.shape[0]:
+        found = tuple(values.shape) if isinstance(values, Tensor) else (len(values),)
+        if found != (self.layout.valid.shape[0],):
             raise PrunebenchError(
-                f"{self._method.name}: note {name!r}: expected one number a row, {self.layout.valid.shape[0]}, found"
-                f" {found}"
+                f"{self._method.name}: note {name!r}: expected one number a row, shape"
+                f" {(self.layout.valid.shape[0],)}, found {found}"
             )
         # a copy, of what it is now; it is read behind the prefill
-        noted = values.to(torch.float64, copy=True) if isinstance(values, Tensor) else [float(x) for x in values]
-        self._notes[name] = noted
+        device = self.layout.valid.device
+        self._notes[name] = (
+            values.to(device, torch.float64, copy=True) if isinstance(values, Tensor) else [float(x) for x in values]
+        )
 
     def _sample(self, row: int) -> str:
         return f"sample {self.samples[row]!r} (row {row})" if self.samples is not None else f"row {row}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 SHORT = 16
 #: lmms-eval's stop strings for a task whose YAML names none; an answer that begins with a blank line would be empty
 UPSTREAM_STOP = ["\n\n"]
+#: a task's own code builds prompts, also in the threads that read images ahead
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class Abort(SystemExit):
@@ -174,7 +177,8 @@ class PrunebenchLmms(lmms):  # type: ignore[misc]
     def _messages(self, doc_to_messages: Callable[[Any], Any], task: str, split: str, doc_id: int, key: str) -> Any:
         ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms_eval.api.task sets it
         try:
-            return doc_to_messages(self.task_dict[task][split][doc_id])
+            with _ONE_AT_A_TIME:
+                return doc_to_messages(self.task_dict[task][split][doc_id])
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise PrunebenchError(f"{key}: the prompt cannot be built ({reason}); check the data file") from None

@@ -214,21 +214,19 @@ class Answerer:
         while start < len(encoded):
             size, why, begun, said = 0, "", None, list[_Said]()
             try:
-                with ahead(self._unread(encoded[start:])) as pictures, attached() as run:
+                # attach may try a twin, for which transformers changes torch's default dtype in all threads
+                with attached() as run, ahead(self._unread(encoded[start:])) as pictures:
                     while start < len(encoded):
                         batch = self._like(encoded, start)
                         size = len(batch)
                         begun = self._begin(run, batch, pictures)
-                        while said:  # the batch before is accounted while the device works on this one
-                            yield self._account(said.pop())
+                        yield from self._accounted(said)  # the batch before, while the device works on this one
                         said.append(self._finish(run, begun))
                         begun = None  # its cache is room for the next
                         start += size
-                    while said:
-                        yield self._account(said.pop())
+                    yield from self._accounted(said)
             except Exception as error:
-                while said:
-                    yield self._account(said.pop())
+                yield from self._accounted(said)
                 if not size or not out_of_memory(error):
                     raise
                 if size == 1 and alone == start:
@@ -340,6 +338,13 @@ class Answerer:
         with self.clock("account"):
             trace, stages = run.trace, [run.stages(row) for row in range(len(prompts))]
         return _Said(prompts, tokens, trace, run.prompts, stages, begun.seconds + time.perf_counter() - began)
+
+    def _accounted(self, said: list[_Said]) -> Iterator[list[Answer]]:
+        """Account what was answered; a batch leaves the list once its answers are there."""
+        while said:
+            answers = self._account(said[-1])
+            said.pop()
+            yield answers
 
     def _account(self, said: _Said) -> list[Answer]:
         """The texts, costs and kept tokens of an answered batch."""

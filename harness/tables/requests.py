@@ -32,7 +32,9 @@ def token_rates(unpruned: SealedCell, samples: Any) -> TokenRates | None:
     visual, tokens = float(one["n_visual"]), float(one["n_visual"] + one["n_text"])
     each, of_visual = float(one["prefill_unpruned_flops"]) / tokens, 2 * float(one["prefill_paper_macs"]) / visual
     pair = (each - of_visual) / (tokens - visual)
-    head = float(one["lm_head_flops"]) / max(int(one["n_new_tokens"]), 1)
+    # in a dialogue these costs are of the first question
+    n_new = one["first_new_tokens" if "first_new_tokens" in samples.columns else "n_new_tokens"]
+    head = float(one["lm_head_flops"]) / max(int(n_new), 1)
     kv = float(one["kv_bytes"]) / tokens
     return TokenRates(each - pair * tokens, pair, head, kv, VALUE_BYTES[unpruned.cell.dtype])
 
@@ -92,15 +94,15 @@ def measured_lines(
     """What was measured, the unpruned request, and (line, budget, request) of each line of `methods` at `budgets` ([]
     for all); means over tasks, in each of which every line and the unpruned model were measured.
 
-    The cells are those of the first section of a leaderboard that has some. Raises PrunebenchError for a method
-    without such cells.
+    The cells are those of the first section of a leaderboard that has most of the methods. Raises PrunebenchError for a
+    method without such cells.
     """
     known = distinct(cells)
     sets = sections({identity: sealed for identity, sealed in known.items() if sealed.cell.model == model})
     wanted = [(section, _asked(section, methods, budgets)) for section in sets]
-    section, lines = next(((s, found) for s, found in wanted if found), (None, []))
+    section, lines = max(wanted, key=lambda one: len({line.method for line in one[1]}), default=(None, []))
     lacking = [name for name in methods if name not in {line.method for line in lines}]
-    if section is None or lacking:
+    if section is None or not lines or lacking:
         at = f" at {', '.join(budgets)}" if budgets else ""
         have = ", ".join(sorted({sealed.cell.model for sealed in known.values()})) or "no model"
         raise PrunebenchError(

@@ -384,6 +384,7 @@ def test_cells_take_the_place_of_schedules() -> None:
     assert text.startswith("mini, float32, cpu")
     assert "means over gqa, mme, pope, textvqa" in text
     assert "<=" not in text
+    assert said(f"none,{words[0]}", *words[1:]) == text, "the unpruned request is there anyway"
     assert "expected cells of mini, ghost at 64" in refused("ghost", *words[1:])
     assert "found none" in refused("fastv", "--budget", "25%", *words[3:]), "a share is no count"
     assert "cells have prompts and settings of their own" in refused(*words, "--text-tokens", "30")

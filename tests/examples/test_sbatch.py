@@ -43,11 +43,11 @@ import os, signal, sys, time
 from harness.runner.launch.launchers import check_alone
 check_alone()
 seen = open(os.environ["SEEN"], "a")
-print("sweep", *sys.argv[1:], file=seen, flush=True)
 def end(number, frame):
     print("answers written", file=seen, flush=True)
     sys.exit(143)
 signal.signal(signal.SIGTERM, end)
+print("sweep", *sys.argv[1:], file=seen, flush=True)
 if "wait" in sys.argv and "SLURM_RESTART_COUNT" not in os.environ:
     time.sleep(600)
 sys.exit(int(os.environ.get("ENDS_WITH", "0")))

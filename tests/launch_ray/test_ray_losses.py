@@ -112,6 +112,27 @@ def test_a_worker_that_stays_out_of_sight_has_died(monkeypatch: pytest.MonkeyPat
     assert board.next(1).deaths == ["on n"]
 
 
+def test_a_card_that_fails_twice_gets_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = ray.exceptions.RayTaskError("answers", "Traceback\nRuntimeError: CUDA error: uncorrectable ECC", None)
+    crew, member, board = lone_worker(Fake(fault, fault), monkeypatch)
+    list(crew.hear(member))
+    assert not crew._left_out
+    chunk = board.next(1)
+    assert chunk.deaths == ["on n"], "another worker answers"
+    again = Member(member.actor, member.node, iter([object()]), True, chunk)
+    crew._members.append(again)
+    list(crew.hear(again))
+    assert crew._left_out == {"n": "n: its card fails again: RuntimeError: CUDA error: uncorrectable ECC"}
+    assert board.waiting
+
+
+def test_an_error_of_the_code_ends_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = ray.exceptions.RayTaskError("answers", "Traceback\nKeyError: 'x'", None)
+    crew, member, _ = lone_worker(Fake(fault), monkeypatch)
+    with pytest.raises(PrunebenchError, match=r"a worker on n: (?s:.*)KeyError"):
+        list(crew.hear(member))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["raylet", "worker"])
 def test_what_a_lost_node_or_worker_left_is_answered_by_others(

@@ -222,6 +222,33 @@ def test_an_answer_is_kept_where_the_next_batch_changes_the_model() -> None:
         next(answers)
 
 
+def test_no_thread_works_while_attach_tries_a_model(mini: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers changes torch's default dtype for a model that it makes, in all threads."""
+    attach, during = answering.attach, []
+
+    def attached(*args: Any, **kwargs: Any) -> Any:
+        during.append(len(threads()))
+        return attach(*args, **kwargs)
+
+    monkeypatch.setattr(answering, "attach", attached)
+    assert len(list(answerer(mini, 1).answer(asked(2)))) == 2
+    assert during == [0]
+
+
+def test_a_batch_whose_account_fails_for_want_of_memory_is_not_lost(
+    mini: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost, fails = answering.dialogue_cost, [MemoryError("no memory")]
+
+    def accounted(*args: Any) -> Any:
+        if fails:
+            raise fails.pop()
+        return cost(*args)
+
+    monkeypatch.setattr(answering, "dialogue_cost", accounted)
+    assert [a.key for a in answerer(mini, 1).answer(asked(3))] == ["s/00", "s/01", "s/02"]
+
+
 # --------------------------------------------------------------------------------------------------------------- vision
 
 

@@ -34,6 +34,7 @@ from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from harness.store.verify import verify
 from harness.tables.follow_up import afresh
+from harness.tables.requests import token_rates
 from tasks import follow_ups, lmms
 from tasks.sources import DataSource, source_of_data
 
@@ -284,3 +285,11 @@ def test_the_page_has_the_table_of_follow_ups_beside_those_afresh(results: Path)
     cell, fresh = cells_of(results, "random")
     assert named[1]["follow-up (%)"] == f"{100 * cell.score:.1f}"
     assert named[1]["afresh (%)"] == f"{100 * fresh.samples()['score'][1:].mean():.1f}"
+
+
+def test_a_tokens_cost_is_that_of_the_first_question(results: Path) -> None:
+    """Whatever the lengths of the second answers: the logits that are counted there are the first question's."""
+    follow, fresh = cells_of(results, "none")
+    frame = follow.samples()
+    rates = token_rates(follow, frame.assign(n_new_tokens=frame["n_new_tokens"] + 5))
+    assert rates == token_rates(fresh, fresh.samples())

@@ -111,6 +111,10 @@ def connected(cluster: Cluster) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**joined, logging_level="error")
+    except SystemExit:  # Ray's own answer to SIGTERM while it connects
+        if main and callable(before):
+            before(signal.SIGTERM, None)
+        raise
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise PrunebenchError(_unreached(cluster.address, str(error))) from None
     try:

@@ -25,6 +25,10 @@ LOOK_SECONDS = 1.0
 JOIN_SECONDS, UNSEEN_SECONDS = 60.0, 60.0
 #: workers that may die on a node before they are ready; then the node is left out
 STARTS = 3
+#: how torch calls a fault of the card, after which its process can compute no more
+CUDA_FAULT = "CUDA error"
+#: such faults of a node that are taken for chance
+FAULTS = 1
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Crew:
         self._members: list[Member] = []
         self._left_out: dict[str, str] = {}
         self._starts: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
         self._began = self._manned = time.monotonic()
         self._looked, self._noted = -LOOK_SECONDS, False
         self.answers: Counter[str] = Counter()
@@ -80,6 +85,8 @@ class Crew:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
+        if self._members:
+            self._manned = self._looked
         for member in [one for one in self._members if one.unseen is not None]:
             if self._looked - (member.unseen or 0.0) > UNSEEN_SECONDS:
                 self._died(member, f"out of sight for {UNSEEN_SECONDS:.0f} s")
@@ -158,6 +165,9 @@ class Crew:
         except errors.ActorUnavailableError:
             member.unseen, member.awaited = member.unseen or time.monotonic(), None
         except errors.RayTaskError as error:
+            if member.ready and CUDA_FAULT in str(error):
+                self._fell_ill(member, str(error).strip().rpartition("\n")[2])
+                return
             if member.ready:
                 raise PrunebenchError(f"a worker on {member.node.name}: {error}") from None
             self._leave_out(member.node, str(error).strip().rpartition("\n")[2])
@@ -204,6 +214,13 @@ class Crew:
             self._starts[member.node.id] += 1
             if self._starts[member.node.id] == STARTS:
                 self._leave_out(member.node, f"{STARTS} workers ended before they were ready, the last: {why}")
+
+    def _fell_ill(self, member: Member, why: str) -> None:
+        """Its card failed: another worker answers, and after one more time the node gets no work."""
+        self._died(member, why)
+        self._faults[member.node.id] += 1
+        if self._faults[member.node.id] > FAULTS:
+            self._leave_out(member.node, f"its card fails again: {why}")
 
     def _leave_out(self, node: Node, why: str) -> None:
         if node.id not in self._left_out:
