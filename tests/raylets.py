@@ -65,6 +65,8 @@ class Gate(Ranking):
         SCORED.append(1)
         if (FOLDER / "meet").exists():
             meet(int((FOLDER / "meet").read_text()))
+        if (FOLDER / "pause").exists():
+            time.sleep(float((FOLDER / "pause").read_text()))
         if (FOLDER / "kill").exists() and len(SCORED) == 2 and first("killed"):
             os.kill(os.getppid() if (FOLDER / "kill").read_text() == "raylet" else os.getpid(), signal.SIGKILL)
             time.sleep(120)

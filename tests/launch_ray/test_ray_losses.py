@@ -42,7 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(work: Path) -> Path:
     """The folder, without what an earlier test told the workers."""
     for file in work.iterdir():
-        if file.name in ("meet", "kill", "killed", "deadly", "chosen", "image"):
+        if file.name in ("meet", "pause", "kill", "killed", "deadly", "chosen", "image"):
             file.unlink()
         elif file.name == "here":
             for pid in file.iterdir():
@@ -206,7 +206,8 @@ def test_a_worker_of_another_environment_gets_no_work(
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_where_it_was(told: Path, tmp_path: Path) -> None:
-    plan(told, LIMIT)
+    # two rounds of chunks at least, and a journal is written every few seconds
+    plan(told, LIMIT, pause="20")
     results, log = tmp_path / "spread", tmp_path / "log"
     with raylets(0, 1, 1) as cluster:
         words = ["sweep", str(told / "sweep.yaml"), "--results", str(results), "--executor", "ray"]
@@ -222,6 +223,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(told: Path, tmp_path: Path
         finally:
             driver.send_signal(signal.SIGKILL)
             driver.wait()
+            (told / "pause").unlink()
         before = journal_keys(results)
         # continued by a driver that says which answers it journals
         with pytest.MonkeyPatch.context() as patch, journalled(patch) as found:
