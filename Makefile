@@ -24,10 +24,11 @@ leaderboard.takes := --format=FORMAT --out=OUT --results=RESULTS
 report.takes := --samples=SAMPLES --data=DATA --out=OUT --results=RESULTS
 show.takes := --sample=SAMPLE --method=METHOD=visipruner --budget=BUDGET --model=MODEL --data=DATA --out=OUT --results=RESULTS
 compare.takes := --tasks=TASKS --model=MODEL --results=RESULTS --results=RESULTS2 --out=OUT --page=PAGE --samples=SAMPLES --data=DATA --=METHODS
+compare-models.takes := --tasks=TASKS --pairs=PAIRS --tolerance=TOLERANCE --seed=SEED --results=RESULTS --out=OUT --=MODELS
 cost.takes := --budget=BUDGET --model=MODEL --image=IMAGE --set=SET --request=REQUEST --new-tokens=NEW_TOKENS --questions=QUESTIONS --batch=BATCH \
   --saving=SAVING --bandwidth=BANDWIDTH --peak=PEAK --results=RESULTS --times=TIMES --out=OUT --=METHOD=visipruner
 kind.REQUEST := switch
-# FRESH, DRY_RUN, WIDE, CLAMP, WHEELS and LOCKED are on unless 0 or empty; BENCH and METHODS hold any number of arguments
+# FRESH, DRY_RUN, WIDE, CLAMP, WHEELS and LOCKED are on unless 0 or empty; BENCH, METHODS and MODELS hold any number of arguments
 kind.FRESH := switch
 kind.DRY_RUN := switch
 kind.WIDE := switch
@@ -36,12 +37,13 @@ kind.JUDGE := switch
 kind.FOLLOW_UP := switch
 kind.BENCH := several
 kind.METHODS := several
+kind.MODELS := several
 venv.takes := --locked=LOCKED
 kind.LOCKED := switch
 gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
 kind.WHEELS := switch
 
-commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard compare report show cost
+commands := eval sweep ablate analyze methods doctor goldens bench regress baseline leaderboard compare compare-models report show cost
 targets := $(commands) help venv gpu-check mini-data mini mini-clip test lint check docs clean clean-venv
 .PHONY: $(targets)
 
@@ -81,7 +83,7 @@ arguments = $(foreach t,$($@.takes),$(call entry,$(subst =, ,$t)))
 analyze.also = $(if $(call typed,CALIBRATION_DATA)$(findstring /$(or $(call typed,MODEL),mini)/,/mini/),--write-config)
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # messages then name what was typed: BATCH=0 and not --batch 0
 $(commands): export PRUNEBENCH_CALLER := make
@@ -106,6 +108,7 @@ regress:  ## run configs/regress.yaml and compare with the committed baseline; e
 baseline:  ## renew that baseline, and show what changes; needs a clean checkout
 leaderboard:  ## tables, comparisons and figures from the sealed cells in RESULTS; FORMAT=latex OUT=table.tex: one wide table for a paper
 compare:  ## METHODS='fastv@64 sparsevlm@64' [TASKS= MODEL= RESULTS= RESULTS2= OUT=flips.csv PAGE=flips.html]: method against method
+compare-models:  ## MODELS='mini mini-qwen' [TASKS= PAIRS='128=25%' TOLERANCE= SEED= RESULTS= OUT=folder]: do their rankings of methods agree
 report:  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
 show:  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]
 

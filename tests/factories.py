@@ -184,9 +184,12 @@ def answered(
     kinds: Sequence[str] = ("existence", "count"),
     metric: Metric | None = None,
     value: float | None = None,
+    pictures: str = "",
     **changes: Any,
 ) -> SealedCell:
     """A result that got these scores on questions 0, 1, ... (`per_image` on an image), with its answers below `root`.
+
+    `pictures` begins the name of every image.
 
     For MME, questions 2k and 2k+1 are the pair about image k, in the categories `kinds` by turns. `metric`: the
     headline, where it is not the task's own, and of one that is made of all answers its `value`; its scores may be NaN.
@@ -195,7 +198,7 @@ def answered(
     n, mme = len(scores), task == "mme"
     metric = metric or metric_of(METRICS.get(task, f"{task}_accuracy"))
     headline = metric.name
-    image = [f"{task}-{i // (2 if mme else per_image)}" for i in range(n)]
+    image = [f"{pictures}{task}-{i // (2 if mme else per_image)}" for i in range(n)]
     category = [kinds[i // 2 % len(kinds)] if mme else None for i in range(n)]
     question = [f"{i // 2}" if mme else f"{i}" for i in range(n)]
     found = headline_of(metric, scores, image, category, question, value)

@@ -89,12 +89,14 @@ def migrate(results: given_as.ReadFrom = RESULTS) -> None:
 
 
 def readme(results: given_as.ReadFrom = Path("results/reference")) -> None:
-    """Fill the tables of README.md and the model card from sealed cells and schedules."""
-    from harness.upkeep.readme import FILES, filled
+    """Fill the tables of README.md, docs/ and the model card from sealed cells and schedules, and draw docs/images."""
+    from harness.upkeep.readme import FILES, IMAGES, draw_two_models, filled
 
     for file in map(Path, FILES):
         file.write_text(filled(file.read_text(), results))
         put(f"filled  {file}")
+    for file in draw_two_models(results, Path("docs") / IMAGES):
+        put(f"drawn   {file}")
 
 
 def mini(context: typer.Context, part: Annotated[str, typer.Argument(help="data, train, export or clip")]) -> None:

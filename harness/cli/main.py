@@ -18,6 +18,7 @@ from harness.cli import dev, known_tasks, look, results, run, understand
 from harness.cli.compare import compare
 from harness.cli.encoding import settle
 from harness.cli.guard import DEBUG, EXIT_BAD_INPUT, guarded, refused, sturdy
+from harness.cli.rankings import compare_models
 from harness.cli.refusals import Group, UsageError, said
 from harness.cli.say import put
 from harness.cli.signals import ending
@@ -38,6 +39,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     LOOK: {
         "leaderboard": look.leaderboard,
         "compare": compare,
+        "compare-models": compare_models,
         "report": look.report,
         "show": look.show,
         "methods": look.methods,

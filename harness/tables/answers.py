@@ -39,10 +39,15 @@ class _Read(NamedTuple):
 
 
 class TaskAnswers:
-    """The answers of a section's cells at one task, aligned by key."""
+    """The answers of a section's cells at one task, aligned by key.
 
-    def __init__(self, section: Section, task: str, kept: Kept):
+    `stream` names independent draws of images and seeds: answers about other images than another section's need
+    draws of their own.
+    """
+
+    def __init__(self, section: Section, task: str, kept: Kept, stream: str = ""):
         self.task = task
+        self.stream = stream
         self.base = section.baseline(task)
         self.kept = kept
         self.cells = [s for s in section.cells if s.cell.task == task]
@@ -96,12 +101,18 @@ class TaskAnswers:
         image = self._columns(self.cells[0])[0]
         return np.unique(np.asarray(image, dtype=str), return_inverse=True)[1]
 
+    @cached_property
+    def image_names(self) -> frozenset[str]:
+        """The images that the questions are about."""
+        return frozenset(self._columns(self.cells[0])[0])
+
     def draw(self, cells: Iterable[SealedCell]) -> None:
         """Resample these cells; equal seeds at two tasks would draw the same images' numbers, so the task is a seed."""
         missing = list({id(s): s for s in cells if id(s) not in self._resamples}.values())
         if missing:
             metrics = [self._units_of(s).clustered(_unpacked(self._packed[id(s)])) for s in missing]
-            drawn = stats.resample_together(metrics, self.kept.draws(self.images, zlib.crc32(self.task.encode())))
+            seed = zlib.crc32(f"{self.stream}{self.task}".encode())
+            drawn = stats.resample_together(metrics, self.kept.draws(self.images, seed))
             self._resamples |= {
                 id(s): row if s.metric.higher_is_better else -row for s, row in zip(missing, drawn, strict=True)
             }
@@ -119,7 +130,7 @@ class TaskAnswers:
         key = name, tuple(map(id, seeds))
         if key not in self._lines:
             stacked = np.stack([self.resampled(s) for s in seeds])
-            self._lines[key] = stats.over_seeds(stacked, zlib.crc32(name.encode()))
+            self._lines[key] = stats.over_seeds(stacked, zlib.crc32(f"{self.stream}{name}".encode()))
         return self._lines[key]
 
     def forget(self) -> None:

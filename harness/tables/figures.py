@@ -411,15 +411,10 @@ def _note(axis: Axis, drawn: Sequence[Curve]) -> str:
 
 def _save(figure: Any, folder: Path, name: str) -> list[str]:
     """Write name.svg and name.png; returns their paths relative to `folder`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
     place = folder / FOLDER
     make_folder(place, "results")
-    svg, raw, png = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    svg = io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    FigureCanvasAgg(figure).print_png(raw, metadata={"Software": None})
-    _flat(Image.open(raw).convert("RGB")).save(png, format="png", optimize=True)
     # Digits beyond a thousandth of a point and indentation are half the file. Numbers below 1 may be scales: they stay.
     text = re.sub(
         r"\d+\.\d{4,}",
@@ -428,8 +423,19 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
     )
     text = re.sub(r"\n\s+", "\n", text)
     write_changed(place / f"{name}.svg", text.encode())
-    write_changed(place / f"{name}.png", png.getvalue())
+    write_changed(place / f"{name}.png", png(figure))
     return [f"{FOLDER}/{name}.svg", f"{FOLDER}/{name}.png"]
+
+
+def png(figure: Any) -> bytes:
+    """The figure as PNG, without metadata and in the colours of `palette`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    raw, out = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(raw, metadata={"Software": None})
+    _flat(Image.open(raw).convert("RGB")).save(out, format="png", optimize=True)
+    return out.getvalue()
 
 
 def _flat(image: Any) -> Any:

@@ -307,7 +307,7 @@ def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = (
     groups: defaultdict[tuple[Any, ...], list[SealedCell]] = defaultdict(list)
     for sealed in cells:
         cell = sealed.cell
-        groups[cell.method, cell.positions, cell.method_source, _variant(sealed)].append(sealed)
+        groups[cell.method, cell.positions, cell.method_source, variant_of(sealed)].append(sealed)
     found = []
     for (method, positions, source, variant), group in sorted(groups.items()):
         code = {**({"method_source": source} if method in several else {}), **dict(variant)}
@@ -324,7 +324,7 @@ def lines(cells: Sequence[SealedCell], budget: str, several: Collection[str] = (
     return found
 
 
-def _variant(sealed: SealedCell) -> tuple[tuple[str, str], ...]:
+def variant_of(sealed: SealedCell) -> tuple[tuple[str, str], ...]:
     """The knobs that make a cell's method another one, with their values as JSON."""
     declared = sealed.method_info.get("variant_knobs", {})
     changed = sorted(name for name, usual in declared.items() if sealed.cell.knobs.get(name, usual) != usual)

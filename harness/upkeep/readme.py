@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ from harness.models.adapters import ADAPTERS
 from harness.models.config import known_models
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
-from harness.tables import markdown, terminal
+from harness.tables import markdown, rankings_text, terminal
 from harness.tables.frame import rows
+from harness.tables.in_common import read_side
+from harness.tables.rankings import Rankings, rankings
+from harness.tables.rankings_files import figure_names, figures
+from harness.tables.sections import Section, distinct, sections
 from harness.tables.text import grid
 from tasks import sources
 
@@ -37,7 +41,17 @@ TASKS = ["gqa", "mme", "pope", "textvqa"]
 #: recorded runs of official code
 GOLDENS = TOP / "tests" / "goldens" / "index.json"
 #: files with marked tables
-FILES = ("README.md", "docs/analysis.md", "docs/budgets.md", "docs/methods.md", "tasks/mini/MODEL_CARD.md")
+FILES = (
+    "README.md",
+    "docs/analysis.md",
+    "docs/budgets.md",
+    "docs/methods.md",
+    "docs/two-models.md",
+    "tasks/mini/MODEL_CARD.md",
+)
+#: of docs/two-models.md, and the folder of its figures, as the page names it
+MODELS = ("mini", "mini-qwen")
+IMAGES = "images"
 
 
 def _at_defaults(results: Path) -> list[SealedCell]:
@@ -156,6 +170,32 @@ def card_table(results: Path) -> str:
     return terminal.table(_ordered(rows(cells)))
 
 
+def two_models(results: Path) -> str:
+    """Whether rankings of methods agree between `MODELS`; a sentence where `results` lacks one of them. Raises as
+    `rankings`."""
+    arranged = sections(distinct(Store(results).cells()))
+    found = _rankings(arranged)
+    if found is None:
+        there = {c.cell.model for s in arranged for c in s.cells if c.cell.method != "none"}
+        lacking = " and ".join(f"`{model}`" for model in MODELS if model not in there)
+        return f"The committed cells cannot be compared: there are no pruned cells of {lacking}."
+    return rankings_text.markdown(found, [(said, f"{IMAGES}/{name}") for said, name in figure_names(found)])
+
+
+def draw_two_models(results: Path, folder: Path) -> list[Path]:
+    """Draw the figures of `two_models` into the folder; returns their paths, none where there is nothing to draw."""
+    found = _rankings(sections(distinct(Store(results).cells())))
+    return [folder / name for _, name in figures(found, folder)] if found else []
+
+
+def _rankings(arranged: Sequence[Section]) -> Rankings | None:
+    """None where a model has no pruned cells."""
+    if not {c.cell.model for s in arranged for c in s.cells if c.cell.method != "none"} >= set(MODELS):
+        return None
+    first, second = (read_side(model, arranged) for model in MODELS)
+    return rankings((first, second))
+
+
 def supported() -> str:
     """Which methods, model families, named models and tasks there are, one line each."""
     named: dict[str, Iterable[str]] = {
@@ -246,6 +286,7 @@ def filled(text: str, results: Path) -> str:
         "knobs": knobs,
         "differences": differences,
         "units": lambda: units_table(SHAPES["llava-1.5-7b"].with_text(TEXT_TOKENS)),
+        "two_models": lambda: two_models(results),
         "card": lambda: f"```\n{card_table(results)}\n```",
     }
     marked = re.findall(r"<!-- table:(\w+) -->", text)

@@ -100,6 +100,14 @@ TAKES = {
         "SAMPLES": "--samples",
         "DATA": "--data",
     },
+    "compare-models": {
+        "TASKS": "--tasks",
+        "PAIRS": "--pairs",
+        "TOLERANCE": "--tolerance",
+        "SEED": "--seed",
+        "RESULTS": "--results",
+        "OUT": "--out",
+    },
     "show": {
         "SAMPLE": "--sample",
         "METHOD": "--method",
@@ -447,6 +455,16 @@ def test_compare_takes_several_sides_and_two_folders(bench: Bench) -> None:
     ]
 
 
+def test_compare_models_takes_two_models(bench: Bench) -> None:
+    assert bench.argv("compare-models", "MODELS=mini mini-qwen:dtype=bfloat16", "PAIRS=128=25%,64=12%") == [
+        "compare-models",
+        "--pairs",
+        "128=25%,64=12%",
+        "mini",
+        "mini-qwen:dtype=bfloat16",
+    ]
+
+
 def test_a_dry_run_of_make_runs_nothing(bench: Bench) -> None:
     done = bench.make("-n", "eval", "METHOD=$(shell touch pwned)")
     assert "prunebench eval" in done.stdout
@@ -463,6 +481,7 @@ def test_the_help_names_variables_that_the_command_takes(bench: Bench) -> None:
         own = {
             "bench": {"BENCH"},
             "compare": {"METHODS"},
+            "compare-models": {"MODELS"},
             "venv": {"LOCKED"},
             "gpu-check": {"OUT", "DEVICE", "WHEELS"},
             "methods": {"METHOD"},
@@ -486,5 +505,5 @@ def test_the_program_knows_every_option() -> None:
         by_position = [parameter for parameter in commands[command].params if parameter.param_type_name == "argument"]
         asked = set(takes.values()) | set(SWITCHES.get(command, {}).values())
         assert asked - {"--"} <= known
-        # METHODS of compare is given by position too, and is no one value
-        assert len(by_position) == ("--" in asked or command == "compare")
+        # METHODS of compare and MODELS of compare-models are given by position too, and are no one value
+        assert len(by_position) == ("--" in asked or command in ("compare", "compare-models"))
