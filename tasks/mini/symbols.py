@@ -61,6 +61,8 @@ class Vocabulary:
         self.across = (word["right"] - word["left"]) / 2**0.5
         self.down = (word["below"] - word["above"] + word["bottom"] - word["top"]) / 2
         self.prefix = tokenizer("USER: ", add_special_tokens=True).input_ids
+        #: what stands between the image and the line of the question
+        self.closing = ""
         self._cache: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
@@ -76,31 +78,33 @@ class Vocabulary:
         axis = torch.linspace(-1.3, 1.3, world.GRID)
         return (axis[None, :, None] * self.across + axis[:, None, None] * self.down).reshape(world.GRID**2, -1)
 
-    def targets(self, scenes: list[world.Scene]) -> Tensor:
-        """(b, 576, hidden): what every patch of every scene should be projected to."""
-        labels = [world.patch_labels(s) for s in scenes]
-        stacked = world.PatchLabels(*(np.stack(column) for column in zip(*labels, strict=True)))
-        shape, colour, char, slot = (torch.from_numpy(a) for a in stacked)
-        out = self.place().expand(len(scenes), -1, -1).clone()
+    def shown(self, scene: world.Scene) -> Tensor:
+        """(patches, hidden): the words for what every patch of a scene shows, without its place."""
+        shape, colour, char, slot = (torch.from_numpy(labels) for labels in world.patch_labels(scene))
+        out = self.background * (colour < 0).unsqueeze(-1)
         for index, rows in (
             (shape, self.embedding[self.shapes]),
             (colour, self.embedding[self.colours]),
             (char, self.embedding[self.chars]),
             (slot, self.slots),
         ):
-            out += rows[index.clamp(min=0)] * (index >= 0).unsqueeze(-1)
-        out += self.background * (colour < 0).unsqueeze(-1)
+            out = out + rows[index.clamp(min=0)] * (index >= 0).unsqueeze(-1)
         return out
+
+    def targets(self, scenes: list[world.Scene]) -> Tensor:
+        """(b, 576, hidden): what every patch of every scene should be projected to."""
+        return torch.stack([self.shown(scene) for scene in scenes]) + self.place()
 
 
 def visible_patches(rng: random.Random, scene: world.Scene, n_background: int, one_per_object: bool) -> list[int]:
     """Raster indices of the patches shown in the symbolic stage: all that carry something, and some background."""
     labels = world.patch_labels(scene)
     carrying = np.nonzero(labels.colour >= 0)[0].tolist()
+    width, height = scene.grid
     if one_per_object:
-        centres = {int(t.y // world.PATCH) * world.GRID + int(t.x // world.PATCH) for t in scene.things}
+        centres = {int(t.y // world.PATCH) * width + int(t.x // world.PATCH) for t in scene.things}
         carrying = [p for p in carrying if labels.char[p] >= 0 or p in centres]
-    empty = [p for p in range(world.GRID**2) if labels.colour[p] < 0]
+    empty = [p for p in range(width * height) if labels.colour[p] < 0]
     return sorted(carrying + rng.sample(empty, min(n_background, len(empty))))
 
 
@@ -116,13 +120,13 @@ def pack(
 ) -> PackedBatch:
     """Draw questions (kinds by `weights`) and pack them; `full_prompt` is the share asked with lmms-eval's post prompt.
 
-    `n_background=-1` shows all 576 patches.
+    `n_background=-1` shows all patches.
     """
     drawn, kind_weights = list(weights), list(weights.values())
     visual, asked_all, said_all, kinds = [], [], [], []
     for scene in scenes:
         visual.append(
-            list(range(world.GRID**2))
+            list(range(scene.grid[0] * scene.grid[1]))
             if n_background < 0
             else visible_patches(rng, scene, n_background, one_per_object)
         )
@@ -132,7 +136,7 @@ def pack(
             question = world.ask(kind, scene, rng)
             if question is None:
                 continue
-            text = "\n" + question.text
+            text = vocab.closing + "\n" + question.text
             if rng.random() < full_prompt:
                 if kind == "code" and rng.random() < 0.15:
                     text += world.ocr_suffix(scene)
@@ -148,7 +152,7 @@ def pack(
         ids[row, : len(asked) + len(said)] = torch.tensor(asked + said)
         answer[row, len(asked) - 1 : len(asked) + len(said) - 1] = True
     # a few fixed widths: kernels are compiled or cached per shape
-    width = -(-max(map(len, visual)) // 16) * 16 if n_background >= 0 else world.GRID**2
+    width = -(-max(map(len, visual)) // 16) * 16
     shape = (len(scenes), n_questions, longest)
     return PackedBatch(
         scenes,
@@ -188,6 +192,7 @@ class PackedAttention:
         **_: object,
     ) -> tuple[Tensor, None]:
         b, h, _n, d = q.shape
+        k, v = (x.repeat_interleave(h // x.shape[1], 1) for x in (k, v))
         i, s, t = self.n_image, self.n_segments, self.length
         q = q * scaling
         causal = torch.full((i, i), -1e4, device=q.device, dtype=q.dtype).triu(1)

@@ -3,7 +3,7 @@
 A scene is 336 x 336 pixels, 24 x 24 patches of 14 px as in LLaVA-1.5. An 8 x 8 lattice of 42 px cells (3 x 3 patches)
 holds objects (one of 8 shapes in one of 8 colours, radius 9 to 15 px, jittered inside the cell) and signs (a coloured
 panel with a code of 3 characters, one patch per character). A few tokens carry each thing, which is what pruning has to
-find.
+find. Scenes of other lattices (`RAGGED`) are for models whose images differ in size.
 
 Everything is a pure function of a seed (`random.Random` and numpy's PCG64), so data can be rebuilt bit for bit with the
 pinned Pillow. Test scenes and training scenes draw from disjoint seed ranges (`TEST_SEED_BASE`).
@@ -79,6 +79,18 @@ class Scene:
     seed: int
     things: tuple[Thing, ...]
     signs: tuple[Sign, ...]
+    #: lattice cells a row and a column
+    lattice: tuple[int, int] = (LATTICE, LATTICE)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.lattice[0] * CELL, self.lattice[1] * CELL
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(columns, rows) of its patches."""
+        return self.size[0] // PATCH, self.size[1] // PATCH
 
 
 class WorldQuestion(NamedTuple):
@@ -96,13 +108,36 @@ def article(word: str) -> str:
 # --------------------------------------------------------------------------------------------------------------- scenes
 
 
-def make_scene(seed: int, n_things: tuple[int, int] = (4, 9), n_signs: tuple[int, int] = (0, 2)) -> Scene:
-    """A random scene; no two objects share both shape and colour, no two signs share a colour."""
+#: (columns, rows) of the lattices of images that differ in size: 108 to 594 patches, sides at most 3 to 1
+RAGGED = tuple(
+    (columns, rows)
+    for columns in range(3, 12)
+    for rows in range(3, 12)
+    if 12 <= columns * rows <= 66 and max(columns, rows) <= 3 * min(columns, rows)
+)
+
+
+def lattice_of(seed: int) -> tuple[int, int]:
+    """One of `RAGGED`, by the scene's seed."""
+    return random.Random(f"lattice-{seed}").choice(RAGGED)
+
+
+def make_scene(
+    seed: int,
+    n_things: tuple[int, int] = (4, 9),
+    n_signs: tuple[int, int] = (0, 2),
+    lattice: tuple[int, int] = (LATTICE, LATTICE),
+) -> Scene:
+    """A random scene; no two objects share both shape and colour, no two signs share a colour.
+
+    A lattice too small for them all holds fewer objects.
+    """
     rng = random.Random(f"scene-{seed}")
-    cells = [(c, r) for r in range(LATTICE) for c in range(LATTICE)]
+    columns, rows = lattice
+    cells = [(c, r) for r in range(rows) for c in range(columns)]
     rng.shuffle(cells)
     names: set[tuple[str, str]] = set()
-    wanted = rng.randint(*n_things)
+    wanted = min(rng.randint(*n_things), len(cells) - n_signs[1])
     while len(names) < wanted:
         frequent = rng.random() < 0.35
         shape = rng.choice(FREQUENT_SHAPES if frequent else SHAPES)
@@ -120,17 +155,19 @@ def make_scene(seed: int, n_things: tuple[int, int] = (4, 9), n_signs: tuple[int
     for colour in rng.sample(COLOUR_NAMES, rng.randint(*n_signs)):
         column, row = cells.pop()
         signs.append(Sign(colour, "".join(rng.choice(CODE_CHARS) for _ in range(3)), column, row))
-    return Scene(seed, tuple(things), tuple(signs))
+    return Scene(seed, tuple(things), tuple(signs), lattice)
 
 
-def dense_scene(seed: int, n_things: int = 40, n_signs: int = 22) -> Scene:
-    """A crowded scene for aligning the vision tower: background teaches nothing, so most cells are filled.
+def dense_scene(seed: int, lattice: tuple[int, int] = (LATTICE, LATTICE)) -> Scene:
+    """A crowded scene for aligning the vision tower: background teaches nothing, so all cells but a few are filled.
 
     Colours and shapes repeat freely; it has no questions.
     """
     rng = random.Random(f"dense-{seed}")
-    cells = [(c, r) for r in range(LATTICE) for c in range(LATTICE)]
+    columns, rows = lattice
+    cells = [(c, r) for r in range(rows) for c in range(columns)]
     rng.shuffle(cells)
+    n_things, n_signs = 40 * len(cells) // 64, 22 * len(cells) // 64
     things = []
     for _ in range(n_things):
         column, row = cells.pop()
@@ -150,7 +187,7 @@ def dense_scene(seed: int, n_things: int = 40, n_signs: int = 22) -> Scene:
         column, row = cells.pop()
         code = "".join(rng.choice(CODE_CHARS) for _ in range(3))
         signs.append(Sign(rng.choice(COLOUR_NAMES), code, column, row))
-    return Scene(seed, tuple(things), tuple(signs))
+    return Scene(seed, tuple(things), tuple(signs), lattice)
 
 
 # ------------------------------------------------------------------------------------------------------------ rendering
@@ -219,14 +256,12 @@ def _glyph(char: str) -> Image.Image:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The scene as an RGB image, 336 x 336."""
+    """The scene as an RGB image of its size."""
     rng = np.random.Generator(np.random.PCG64(scene.seed + 77))
     base = rng.uniform(95, 165) + rng.uniform(-18, 18, size=3)
     coarse = base + rng.uniform(-22, 22, size=(7, 7, 3))
-    smooth = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize(
-        (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC
-    )
-    noise = rng.integers(-4, 5, size=(IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.int16)
+    smooth = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize(scene.size, Image.Resampling.BICUBIC)
+    noise = rng.integers(-4, 5, size=(*reversed(scene.size), 1), dtype=np.int16)
     image = Image.fromarray(np.clip(np.asarray(smooth, dtype=np.int16) + noise, 0, 255).astype(np.uint8))
     for thing in scene.things:
         column, row = int(thing.x // CELL), int(thing.y // CELL)
@@ -252,7 +287,7 @@ def jpeg(image: Image.Image, quality: int = 90) -> bytes:
 
 
 class PatchLabels(NamedTuple):
-    """What each of the 576 patches shows, -1 where it does not apply; all (576,) int64.
+    """What each of the patches (576 of a usual scene) shows, -1 where it does not apply; all (patches,) int64.
 
     `char` indexes CODE_CHARS and `slot` is the character's place 0..2 on its sign; `colour` is the object's or the
     sign's.
@@ -264,11 +299,11 @@ class PatchLabels(NamedTuple):
     slot: np.ndarray
 
 
-def patches_of(one: Thing | Sign, min_cover: float = 0.2) -> list[int]:
+def patches_of(one: Thing | Sign, min_cover: float = 0.2, width: int = GRID) -> list[int]:
     """The patches of an object, whose disc covers `min_cover` of them (or most, if none does), in raster order; those
-    of a sign's characters, in their order."""
+    of a sign's characters, in their order. `width`: patches in a row of the image."""
     if isinstance(one, Sign):
-        return [(one.row * 3 + 1) * GRID + one.column * 3 + k for k in range(len(one.code))]
+        return [(one.row * 3 + 1) * width + one.column * 3 + k for k in range(len(one.code))]
     offsets = (np.arange(7) + 0.5) * (PATCH / 7)
     column, row = int(one.x // CELL) * 3, int(one.y // CELL) * 3
     cover = np.zeros((3, 3))
@@ -278,18 +313,19 @@ def patches_of(one: Thing | Sign, min_cover: float = 0.2) -> list[int]:
             ys = (row + j) * PATCH + offsets - one.y
             cover[j, i] = np.mean(xs[None, :] ** 2 + ys[:, None] ** 2 <= one.radius**2)
     chosen = cover >= min(min_cover, cover.max())
-    return [int((row + j) * GRID + column + i) for j, i in zip(*np.nonzero(chosen), strict=True)]
+    return [int((row + j) * width + column + i) for j, i in zip(*np.nonzero(chosen), strict=True)]
 
 
 def patch_labels(scene: Scene, min_cover: float = 0.2) -> PatchLabels:
     """Labels by geometry, of the patches of `patches_of`."""
-    labels = PatchLabels(*(np.full(GRID * GRID, -1, dtype=np.int64) for _ in range(4)))
+    width, height = scene.grid
+    labels = PatchLabels(*(np.full(width * height, -1, dtype=np.int64) for _ in range(4)))
     for thing in scene.things:
-        for p in patches_of(thing, min_cover):
+        for p in patches_of(thing, min_cover, width):
             labels.shape[p] = SHAPES.index(thing.shape)
             labels.colour[p] = COLOUR_NAMES.index(thing.colour)
     for sign in scene.signs:
-        for k, p in enumerate(patches_of(sign)):
+        for k, p in enumerate(patches_of(sign, width=width)):
             labels.char[p] = CODE_CHARS.index(sign.code[k])
             labels.colour[p] = COLOUR_NAMES.index(sign.colour)
             labels.slot[p] = k
@@ -401,11 +437,12 @@ def ask(
         )
     if kind == "side":  # where one object is; also the stepping stone towards comparing two
         axis = rng.choice("xy")
-        pool = [t for t in things if abs(getattr(t, axis) - IMAGE_SIZE / 2) > CELL / 2]
+        middle = scene.size["xy".index(axis)] / 2
+        pool = [t for t in things if abs(getattr(t, axis) - middle) > CELL / 2]
         if not pool:
             return None
         t = rng.choice(pool)
-        low = getattr(t, axis) < IMAGE_SIZE / 2
+        low = getattr(t, axis) < middle
         name = _reference(rng, scene, t)
         if axis == "x":
             return WorldQuestion(
