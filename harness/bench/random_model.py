@@ -129,7 +129,7 @@ def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
     image = image_of(type(adapter), config)
     behind = adapter.frame(image)[-1]
     # marks around the image's tokens: one token of text for those behind them, another for all others
-    own = adapter.image_ids(image, token, lambda name: int(text[name not in behind]))
+    own = adapter.image_ids(image, token, lambda name: int(text[0 if name in behind else 1]))
     visual = torch.tensor([own] * batch)
     n, *shape = adapter.pixels_at(config, processor, SIZE)
     pixels = torch.randn(batch * n, *shape, generator=generator)
