@@ -22,7 +22,7 @@ from transformers import Idefics3Config, LlamaConfig, SmolVLMConfig
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, PromptShape, Size
-from harness.models.adapters.base import ROWS, Adapter, Features, TowerAttention
+from harness.models.adapters.base import Adapter, Features, TowerAttention
 from harness.models.adapters.idefics_frames import FENCE, OVERVIEW, Cut, cuts_of, frame
 from harness.models.adapters.idefics_requirements import REQUIREMENTS, misfit
 from harness.models.adapters.idefics_sizes import USUAL, cut_at, image_shape, tile_side
@@ -101,11 +101,9 @@ class IdeficsAdapter(Adapter):
         return of_prompts(counts, [image_shape(config, cut) for cut in found])
 
     def per_image(self, what: str, values: Tensor, facts: Mapping[str, Any]) -> list[Tensor]:
-        if what not in ROWS:
-            return super().per_image(what, values, facts)
         scale, config = self.model.config.scale_factor, self.model.config.vision_config
         side = config.image_size // config.patch_size // scale
-        # a visual token is a block of patches
+        # a visual token is a block of patches; other looks than rows there are not, for patches are joined
         blocks = values.view(*values.shape[:-1], side, scale, side, scale).mean((-3, -1)).flatten(-2)
         cuts = facts[CUTS]
         tiles = cuts if cuts.ndim == 1 else cuts.prod(1) + 1
