@@ -63,8 +63,8 @@ class FamilyModel:
     def processor(self) -> Any:
         """What a processor says of sizes: no limits of pixels."""
         vision = self.model.config.vision_config
-        # images that are framed are brought to two tiles along the longer side
-        limits = {"shortest_edge": 1, "longest_edge": 2 * SIDE if self.adapter.framed else 1 << 30}
+        # images that are framed are brought to three tiles along the longer side
+        limits = {"shortest_edge": 1, "longest_edge": 3 * SIDE if self.adapter.framed else 1 << 30}
         merge = getattr(vision, "spatial_merge_size", 1)
         tiles = {"do_image_splitting": True, "max_image_size": {"longest_edge": SIDE}}
         return SimpleNamespace(
