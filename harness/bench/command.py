@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from harness.bench.measure import contenders, device_of, measure, run_once
-from harness.bench.random_model import image_of, random_config, random_input, random_model
+from harness.bench.random_model import image_of, marks_of, random_config, random_input, random_model
 from harness.bench.settings import PACKAGES, Settings
 from harness.bench.tables import markdown, overhead, remarks, schedules, summary, table
 from harness.core.errors import PrunebenchError, unknown
@@ -52,13 +52,13 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> di
     auto = "bfloat16" if device.type == "cuda" else "float32"
     dtype = located.dtype if located is not None else auto if settings.dtype == "auto" else settings.dtype
     if config is not None:
-        adapter = adapter_class(config)
+        stated, adapter = config, adapter_class(config)
         usual = adapter.prompt(adapter.shape_of(config, DTYPES[dtype].itemsize), image_of(adapter, config))
     else:
         assert located is not None
         stated = located.prompter.stated
         usual = replace(located.usual, images=(image_of(adapter_class(stated), stated),))
-    prompt = usual.with_text(settings.text_tokens)
+    prompt = usual.with_text(settings.text_tokens + marks_of(adapter_class(stated), stated))
     turns = contenders(settings, prompt, model_config(settings.model).knobs)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if config is not None:

@@ -115,8 +115,8 @@ def _check_memory(weights: int, device: torch.device, dtype: torch.dtype) -> Non
 
 
 def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
-    """Random pixels and prompts of `text_tokens` text tokens, the image behind as many of them as Vicuna's system
-    prompt has. Where images differ in tokens, all are of `SIZE`."""
+    """Random pixels and prompts of `text_tokens` text tokens beside `marks_of` the image, which stands behind as many
+    of them as Vicuna's system prompt has. Where images differ in tokens, all are of `SIZE`."""
     adapter, config = adapter_for(model), model.config
     weight = next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
@@ -126,7 +126,11 @@ def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
     text = torch.tensor([t for t in range(config.text_config.vocab_size) if t not in special])
     ids = text[torch.randint(len(text), (batch, text_tokens), generator=generator)]
     before = min(published.N_SYSTEM, text_tokens // 2)
-    visual = torch.full((batch, image_of(type(adapter), config).tokens), token)
+    image = image_of(type(adapter), config)
+    behind = adapter.frame(image)[-1]
+    # marks around the image's tokens: one token of text for those behind them, another for all others
+    own = adapter.image_ids(image, token, lambda name: int(text[0 if name in behind else 1]))
+    visual = torch.tensor([own] * batch)
     n, *shape = adapter.pixels_at(config, processor, SIZE)
     pixels = torch.randn(batch * n, *shape, generator=generator)
     ids = torch.cat([ids[:, :before], visual, ids[:, before:]], 1)
@@ -141,3 +145,9 @@ def random_input(model: Any, batch: int, text_tokens: int, seed: int) -> Input:
 def image_of(adapter: type[Adapter], config: Any) -> ImageShape:
     """The image that is measured: the family's own, or one of `SIZE` where images differ in tokens."""
     return adapter.image_at(config, adapter.usual_processor(config), SIZE)
+
+
+def marks_of(adapter: type[Adapter], config: Any) -> int:
+    """Text tokens of a prompt that a family's processor puts around the tokens of the image that is measured."""
+    image = image_of(adapter, config)
+    return len(adapter.image_ids(image, 0, lambda name: 0)) - image.tokens

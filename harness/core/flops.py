@@ -133,11 +133,13 @@ def cls_row(vision: VisionShape) -> int:
 
 
 def projector(shape: ModelShape, vision: VisionShape, tokens: int | None = None) -> int:
-    """FLOPs of the two-layer projectors for all tiles of one image, or for `tokens` visual tokens; each joins
-    `vision.merge` patches."""
+    """FLOPs of the projectors for all tiles of one image, or for `tokens` visual tokens: two matrices, or one where
+    there is no width between; each joins `vision.merge` patches."""
     n = vision.tiles * vision.patches // vision.merge if tokens is None else tokens
     width = vision.hidden * vision.merge
-    return vision.projectors * 2 * n * (width * vision.projector_hidden + vision.projector_hidden * shape.hidden)
+    between = vision.projector_hidden
+    matrices = width * between + between * shape.hidden if between else width * shape.hidden
+    return vision.projectors * 2 * n * matrices
 
 
 def column_sums(vision: VisionShape) -> int:

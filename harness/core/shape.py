@@ -83,7 +83,7 @@ class VisionShape:
     mlp: int
     tokens: int
     patch_inputs: int  # channels x frames x patch x patch: the patch embedding's fan-in
-    projector_hidden: int
+    projector_hidden: int  # between its two matrices; 0: it is one
     heads: int  # of attention; they share `hidden` evenly
     tiles: int = 1
     prefix: int = 1  # tokens before the patches, the first of them [CLS]; 0: no [CLS]

@@ -110,6 +110,8 @@ class EngineRun(Dialogue):
                 " see()"
             )
         images = [len(prompt.images) for prompt in self.prompts]
+        if self._adapter.framed and len(seen) == len(images):
+            images = [1] * len(images)  # tiles of all images of a prompt come in one row of pixels
         if sum(images) != len(seen):
             raise PrunebenchError(
                 f"{name}: expected one vision-tower output for each of the prompts' {sum(images)} images, found"

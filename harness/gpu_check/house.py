@@ -173,7 +173,8 @@ def prefills(settings: Mapping[str, Any]) -> Iterator[Prefill]:
     for batch in asked.batches:
         given = random_model.random_input(model, batch, asked.text_tokens, asked.seed)
         usual = replace(adapter.usual, images=(random_model.image_of(type(adapter), model.config),))
-        for contender in measure.contenders(asked, usual.with_text(asked.text_tokens), knobs):
+        n_text = asked.text_tokens + random_model.marks_of(type(adapter), model.config)
+        for contender in measure.contenders(asked, usual.with_text(n_text), knobs):
             with nullcontext() if contender.method is None else attach(model, contender.method, asked.seed) as engine:
                 with torch.inference_mode():
                     features, seen = (

@@ -29,7 +29,7 @@ from harness.models.device import DTYPES, check_quantised, pick_device, pick_dty
 from harness.models.files import CONFIGS, check_folder, check_weights, weight_files, weight_hash
 from harness.models.generation import FILE as GENERATION
 from harness.models.generation import check_greedy, end_tokens, repetition_penalty
-from harness.models.processor import check_asked, check_processor, limited
+from harness.models.processor import check_asked, check_packages, check_processor, limited
 from harness.models.prompt import Prompter, decided
 from harness.models.published import published_prompt
 from harness.models.requirements import check, context_of
@@ -238,6 +238,7 @@ def locate_model(
     check_greedy(folder, label)
     repetition_penalty(folder, label)
     check_asked(config, adapter, label)
+    check_packages(adapter, label)
     processor = limited(_processor(folder, label), config)
     check_processor(processor, stated, adapter, label)
     config = decided(config, processor, adapter.one_size)

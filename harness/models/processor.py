@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from typing import Any
 
 from PIL import Image
@@ -20,12 +21,13 @@ LARGEST_SIDE = 8192
 
 def check_processor(processor: Any, config: Any, adapter: type[Adapter], label: str) -> None:
     """Raise PrunebenchError for the first thing that the processor does and the model does not expect."""
-    joined = adapter.joined
-    wrong = (
-        _parts(processor)
-        or (_limits(processor, config) if joined else _sides(processor) or _stated(processor, config))
-        or _tokens(processor, config, any_token=joined)
+    joined, framed = adapter.joined, adapter.framed
+    wrong = _parts(processor) or (
+        _limits(processor, config)
+        if joined
+        else _sides(processor) or (adapter.misfit(processor, config) if framed else _stated(processor, config))
     )
+    wrong = wrong or _tokens(processor, config, any_token=joined or framed)
     if wrong is not None:
         raise PrunebenchError(f"{label}: {wrong}: use the processor's files that belong to this checkpoint")
     for probe in PROBES:
@@ -46,6 +48,16 @@ def check_processor(processor: Any, config: Any, adapter: type[Adapter], label: 
             )
 
 
+def check_packages(adapter: type[Adapter], label: str) -> None:
+    """Raise PrunebenchError where a package that the family's processor needs is not installed."""
+    for package in adapter.packages:
+        if find_spec(package) is None:
+            raise PrunebenchError(
+                f"{label}: its processor needs the package {package}, found none: install it"
+                f" (`python -m pip install {package}`)"
+            )
+
+
 def check_asked(config: ModelConfig, adapter: type[Adapter], label: str) -> None:
     """Raise PrunebenchError where a model is to be asked as its family is not."""
     if not adapter.joined:
@@ -54,7 +66,8 @@ def check_asked(config: ModelConfig, adapter: type[Adapter], label: str) -> None
                 f"{label}: min_pixels and max_pixels are limits of families whose processor resizes within them, as"
                 " Qwen-VL's; take them out of its config"
             )
-        return
+        if not adapter.framed:
+            return
     for option, value in (("prompt", config.prompt), ("image", config.image)):
         if value in ("vicuna_v1", "pad"):
             raise PrunebenchError(

@@ -53,6 +53,7 @@ PIXEL_SETTINGS = (
     "patch_size",
     "merge_size",
     "temporal_patch_size",
+    "max_image_size",
 )
 
 
@@ -176,7 +177,8 @@ class Prompter:
             image = pad_to_square(image, self.processor.image_processor.image_mean)
         out = self.processor.image_processor(images=image, return_tensors="pt")
         pixels = out["pixel_values"].to(DTYPES[self.dtype])
-        return {"pixel_values": pixels, **{name: out[name] for name in self.family.image_facts}}
+        size = image.height, image.width
+        return {"pixel_values": pixels, **self.family.facts_made(out, self.stated, self.processor, size)}
 
     def uploaded(self, processed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What `processed` made, on the device."""
@@ -247,7 +249,8 @@ class Prompter:
         return ids
 
     def _tokenised(self, content: Content, sizes: Sizes) -> list[int]:
-        ids = self.text_ids(self._prompt(content))
+        text = self._prompt(content)
+        ids = self.text_ids(text)
         found = ids.count(self.image_token_id)
         if found != len(sizes):
             expected = "one image token" if len(sizes) == 1 else f"{len(sizes)} image tokens"
@@ -255,12 +258,34 @@ class Prompter:
                 f"{self.config.name}: expected {expected} in the prompt, found {found}: does the question itself hold"
                 f" {self.processor.image_token!r}?"
             )
+        if self.family.framed:
+            return self._framed(text, sizes)
         # behind the tokenizer: hundreds of image tokens take it 20 times as long, and `check_processor` compares both
         left = iter(sizes)
         whole: list[int] = []
         for token in ids:
             whole += [token] * (self.image_at(next(left)).tokens if token == self.image_token_id else 1)
         return whole
+
+    def _framed(self, text: str, sizes: Sizes) -> list[int]:
+        """Token ids of a prompt whose images have text between their tokens: the text goes through the tokenizer with
+        one image token for each run, for what stands beside a run may depend on it."""
+        processor, images = self.processor, [self.image_at(size) for size in sizes]
+        video = getattr(processor, "video_token", None)
+        if video is not None and video in text:
+            raise PrunebenchError(
+                f"{self.config.name}: expected images, found {video!r} in the prompt: videos are not supported"
+            )
+        whole, *parts = text.split(processor.image_token)
+        runs: list[int] = []
+        for image, part in zip(images, parts, strict=True):
+            around = ["".join(self.family.spelling(m, processor) for m in marks) for marks in self.family.frame(image)]
+            whole += processor.image_token.join(around) + part
+            runs += [image.tokens // (len(around) - 1)] * (len(around) - 1)
+        left, ids = iter(runs), list[int]()
+        for token in self.text_ids(whole):
+            ids += [token] * (next(left) if token == self.image_token_id else 1)
+        return ids
 
 
 def words(content: Content) -> str:

@@ -159,14 +159,16 @@ class Raster(NamedTuple):
 
 
 def raster_of(sealed: SealedCell, image: str, n_visual: int) -> Raster | None:
-    """The finest of the grids that the `n_visual` tokens of a sample form, each over the whole image; None where the
-    cell names none that add up to them, and for several images."""
+    """The finest of the grids over the whole image that the `n_visual` tokens of a sample form; None where the cell
+    names none that add up to them, and for several images. Of grids that are all alike, the last is over the whole
+    image: the others are its tiles."""
     if len(grids.by_image(sealed.provenance.get("grids"), image)) > 1:
         return None
     own = grids.of_image(sealed.provenance.get("grids"), image)
     if sum(grid.tokens for grid in own) != n_visual or not own:
         return None
-    finest = max(range(len(own)), key=lambda i: own[i].rows * own[i].cols)
+    tiles = len(own) > 1 and len(set(own)) == 1
+    finest = len(own) - 1 if tiles else max(range(len(own)), key=lambda i: own[i].rows * own[i].cols)
     return Raster(own[finest], sum(grid.tokens for grid in own[:finest]))
 
 

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from harness.core.paths import TOP
 from harness.install import bootstrap
+from harness.models.adapters import ADAPTERS
 from harness.upkeep.licences import locked
 
 LOCK = (TOP / "requirements.lock").read_text()
@@ -110,6 +111,8 @@ def test_what_is_imported_is_declared() -> None:
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     imported.add(node.module.partition(".")[0])
     foreign = imported - ours - set(sys.stdlib_module_names)
+    # what the processor of a family imports
+    foreign |= {package for adapter in ADAPTERS.values() for package in adapter.packages}
     assert {canonicalize_name(PACKAGES.get(name, name)) for name in foreign} == declared
 
 

@@ -80,6 +80,11 @@ class Adapter(ABC):
     #: the tower runs the patches of all images in one row, in an order of its own, and its projector joins neighbours;
     #: images are resized within limits of pixels, and never padded
     joined: ClassVar[bool] = False
+    #: text stands between an image's visual tokens, as `frame` says; images are never padded, and the prompt is the
+    #: checkpoint's own
+    framed: ClassVar[bool] = False
+    #: packages that the family's processor needs beside those of every model
+    packages: ClassVar[tuple[str, ...]] = ()
     #: whether every image has the same tokens, whatever its size
     one_size: ClassVar[bool] = True
     #: whether the family was trained on prompts of several images; transformers runs them in every family
@@ -390,6 +395,36 @@ class Adapter(ABC):
     def facts_at(cls, config: Any, processor: Any, size: Size) -> dict[str, Tensor]:
         """One row, (1, ...), of each of `image_facts` for an image of this size, as the processor makes them."""
         return {}
+
+    @classmethod
+    def facts_made(cls, made: Mapping[str, Any], config: Any, processor: Any, size: Size) -> dict[str, Tensor]:
+        """One row of each of `image_facts`, from what a processor made of one image of this size. Raises
+        PrunebenchError where that is not what its size says."""
+        return {name: made[name] for name in cls.image_facts}
+
+    @classmethod
+    def frame(cls, image: ImageShape) -> Sequence[tuple[str, ...]]:
+        """The marks before each run of an image's visual tokens and behind the last run, by names of the family; runs
+        are equally long."""
+        return (), ()
+
+    @classmethod
+    def spelling(cls, mark: str, processor: Any) -> str:
+        """How a processor spells a mark of `frame`."""
+        return mark
+
+    @classmethod
+    def image_ids(cls, image: ImageShape, token: int, mark: Callable[[str], int]) -> list[int]:
+        """Ids of an image in a prompt: the image token `token` for each visual token, and those of its marks."""
+        *before, behind = cls.frame(image)
+        run = [token] * (image.tokens // len(before))
+        return [*(one for marks in before for one in [*map(mark, marks), *run]), *map(mark, behind)]
+
+    @classmethod
+    def misfit(cls, processor: Any, config: Any) -> str | None:
+        """Of a family whose images are `framed`: the first thing that a processor says and the model does not expect,
+        as "expected ..., found ..."; None where it fits."""
+        return None
 
     @classmethod
     @abstractmethod

@@ -22,7 +22,7 @@ ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM",)
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def _part(name: str, types: tuple[str, ...], usual: str) -> Requirement:
+def part(name: str, types: tuple[str, ...], usual: str) -> Requirement:
     """One of some model types in a part of config.json; `usual` is meant where none is named."""
 
     def found(stated: Any) -> str | None:
@@ -62,8 +62,8 @@ def types_of(model_type: str) -> tuple[Requirement, ...]:
     engine and the costs do not know."""
     return (
         one_of("model_type", (model_type,)),
-        _part("text_config", DECODERS, "llama"),
-        _part("vision_config", ("clip_vision_model",), "clip_vision_model"),
+        part("text_config", DECODERS, "llama"),
+        part("vision_config", ("clip_vision_model",), "clip_vision_model"),
     )
 
 

@@ -35,6 +35,8 @@ def twin(model: Any) -> Any:
     side = getattr(config.vision_config, "image_size", 0)
     if hasattr(config, "image_grid_pinpoints"):
         config.image_grid_pinpoints = [[side, 2 * side], [2 * side, side]]
+    if hasattr(config, "scale_factor"):  # the patches of a tile become one visual token
+        config.scale_factor = 2
     config.image_token_id = IMAGE_TOKEN
     if hasattr(config, "vision_feature_layer"):
         config.vision_feature_layer = -1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,10 +63,12 @@ class FamilyModel:
     def processor(self) -> Any:
         """What a processor says of sizes: no limits of pixels."""
         vision = self.model.config.vision_config
-        limits = {"shortest_edge": 1, "longest_edge": 1 << 30}
+        # images that are framed are brought to three tiles along the longer side
+        limits = {"shortest_edge": 1, "longest_edge": 3 * SIDE if self.adapter.framed else 1 << 30}
         merge = getattr(vision, "spatial_merge_size", 1)
+        tiles = {"do_image_splitting": True, "max_image_size": {"longest_edge": SIDE}}
         return SimpleNamespace(
-            image_processor=SimpleNamespace(patch_size=vision.patch_size, merge_size=merge, size=limits)
+            image_processor=SimpleNamespace(patch_size=vision.patch_size, merge_size=merge, size=limits, **tiles)
         )
 
     def image(self, number: int) -> ImageShape:
@@ -96,13 +98,20 @@ class FamilyModel:
 
         ids = text(3)
         for place, image in enumerate(images):
-            ids += [*(text(2) if place else []), START_TOKEN, *[IMAGE_TOKEN] * self.image(image).tokens, END_TOKEN]
+            shape = self.image(image)
+            own = self.adapter.image_ids(shape, IMAGE_TOKEN, partial(_mark, self.adapter.frame(shape)[-1]))
+            ids += [*(text(2) if place else []), START_TOKEN, *own, END_TOKEN]
         return FamilyPrompt(f"prompt {number}", ids + text(n_after), images, text(STEPS))
 
     @property
     def prompts(self) -> tuple[FamilyPrompt, ...]:
         """One image, two images, and another one, of unlike text."""
         return self.prompt(1, 6, (0,)), self.prompt(2, 11, (1, 2)), self.prompt(3, 9, (3,))
+
+
+def _mark(behind: Sequence[str], name: str) -> int:
+    """The token of a mark around an image's tokens; that of a mark that stands `behind` them is no token of text."""
+    return VIDEO_TOKEN if name in behind else 3 + sum(map(ord, name)) % (END_TOKEN - 3)
 
 
 @lru_cache(maxsize=len(ADAPTERS))
@@ -142,6 +151,8 @@ def _usual(adapter: type[Adapter]) -> PromptShape:
             projectors=4,
             whole_layers=(1, 3),
         )
+    if adapter.framed:
+        vision = replace(vision, tokens=side**2, prefix=0, merge=4, projector_hidden=0)
     return PromptShape(DECODER, (ImageShape((Grid(side, side),), vision),))
 
 
