@@ -53,6 +53,9 @@ PIXEL_SETTINGS = (
     "patch_size",
     "merge_size",
     "temporal_patch_size",
+    "crop_to_patches",
+    "min_patches",
+    "max_patches",
 )
 
 
@@ -130,8 +133,9 @@ class Prompter:
     @property
     def image_backend(self) -> str:
         kind = type(self.processor.image_processor).__name__
-        limits = (self.config.min_pixels, self.config.max_pixels)
-        return f"{kind}+{self.config.image}" + ("" if limits == (None, None) else f" {limits[0]} to {limits[1]} pixels")
+        return f"{kind}+{self.config.image}" + "".join(
+            f" {least} to {most} {unit}" for unit, (least, most) in self.config.limits.items()
+        )
 
     @cached_property
     def processing(self) -> Mapping[str, Any]:
@@ -259,7 +263,10 @@ class Prompter:
         left = iter(sizes)
         whole: list[int] = []
         for token in ids:
-            whole += [token] * (self.image_at(next(left)).tokens if token == self.image_token_id else 1)
+            if token == self.image_token_id:
+                whole += self.family.placeholders(self.processor, token, self.image_at(next(left)))
+            else:
+                whole.append(token)
         return whole
 
 

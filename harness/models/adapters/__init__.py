@@ -9,6 +9,7 @@ from torch import nn
 
 from harness.core.errors import PrunebenchError
 from harness.models.adapters.base import Adapter, Features, TowerAttention
+from harness.models.adapters.internvl import InternVLAdapter
 from harness.models.adapters.llava import ORIGINAL_CLASSES, LlavaAdapter
 from harness.models.adapters.llava_next import LlavaNextAdapter
 from harness.models.adapters.qwen2_vl import Qwen2VLAdapter
@@ -16,7 +17,14 @@ from harness.models.adapters.qwen3_vl import Qwen3VLAdapter
 from harness.models.adapters.qwen25_vl import Qwen25VLAdapter
 
 #: one a family
-_FAMILIES: tuple[type[Adapter], ...] = (LlavaAdapter, LlavaNextAdapter, Qwen2VLAdapter, Qwen25VLAdapter, Qwen3VLAdapter)
+_FAMILIES: tuple[type[Adapter], ...] = (
+    LlavaAdapter,
+    LlavaNextAdapter,
+    Qwen2VLAdapter,
+    Qwen25VLAdapter,
+    Qwen3VLAdapter,
+    InternVLAdapter,
+)
 
 #: adapters by class name of transformers, as config.json names it under "architectures"
 ADAPTERS: dict[str, type[Adapter]] = {name: cls for cls in _FAMILIES for name in cls.architectures}
@@ -47,6 +55,7 @@ __all__ = [
     "ORIGINAL_CLASSES",
     "Adapter",
     "Features",
+    "InternVLAdapter",
     "LlavaAdapter",
     "LlavaNextAdapter",
     "Qwen2VLAdapter",
