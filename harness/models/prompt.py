@@ -259,6 +259,11 @@ class Prompter:
                 f"{self.config.name}: expected {expected} in the prompt, found {found}: does the question itself hold"
                 f" {self.processor.image_token!r}?"
             )
+        video = getattr(self.processor.tokenizer, "video_token_id", None)
+        if video is not None and video in ids:
+            raise PrunebenchError(
+                f"{self.config.name}: expected a prompt without videos, found {self.processor.video_token!r} in it"
+            )
         # behind the tokenizer: hundreds of image tokens take it 20 times as long, and `check_processor` compares both
         left = iter(sizes)
         whole: list[int] = []
