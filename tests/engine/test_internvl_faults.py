@@ -47,7 +47,7 @@ MISTAKES = {
         f"{ADAPTER}:joined", ".mean((-3, -1))", ".mean((-3, -1)).transpose(-1, -2)", looks
     ),
     "rows of patches that lie apart": Mistake(
-        f"{ADAPTER}:joined", "(side, JOINED, side, JOINED)", "(JOINED, side, side, JOINED)", looks
+        f"{ADAPTER}:joined", "side, JOINED, side, JOINED)", "JOINED, side, side, JOINED)", looks
     ),
     "[CLS] of the first tile": Mistake(
         f"{OWN}.per_image",

@@ -57,7 +57,7 @@ def with_whole(tiles: int) -> int:
 def joined(values: Tensor) -> Tensor:
     """(..., patches / 4): the mean of values (..., patches) over the 2 x 2 patches of each visual token of a tile."""
     side = isqrt(values.shape[-1]) // JOINED
-    return values.unflatten(-1, (side, JOINED, side, JOINED)).mean((-3, -1)).flatten(-2)
+    return values.view(*values.shape[:-1], side, JOINED, side, JOINED).mean((-3, -1)).flatten(-2)
 
 
 class InternVLAdapter(Adapter):
