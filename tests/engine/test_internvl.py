@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
+from harness.bench.random_model import random_input
 from harness.core import budget as budgets
 from harness.core import flops
 from harness.core.errors import PrunebenchError
@@ -379,6 +380,17 @@ def test_every_other_method_runs_and_a_batch_is_its_rows(name: str) -> None:
         torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=0)
     prunes = method_class(name).budget_knobs or name == "vtw"
     assert bool(prunes) == (visual[-1] != visual[0] or visual[0] != [36, 36, 45])
+
+
+@torch.inference_mode()
+def test_random_prompts_of_the_bench_have_whole_images() -> None:
+    model = make()
+    given = random_input(model, 2, 20, 0)
+    with attach(model, method("uniform", Share(0.5))) as run:
+        features, _ = run.encode(**given.images)
+        model(input_ids=given.ids, **run._adapter.inputs(features, given.ids))
+        # 640 x 480 in 4 x 3 tiles, and the whole image
+        assert [[image.vision.tiles for image in prompt.images] for prompt in run.prompts] == [[13], [13]]
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
