@@ -88,6 +88,7 @@ class EngineRun(Dialogue):
 
         For features that are used again: give the model `adapter.inputs(features, ids)`, and `see` the rest.
         """
+        self._said = {name: inputs.get(name) for name in self._adapter.image_facts}
         features = self._adapter.encode(**inputs)
         seen, self._seen, self._said = self._seen, None, {}
         return features, seen if seen is not None else [{} for _ in features]
@@ -112,6 +113,7 @@ class EngineRun(Dialogue):
         images = [len(prompt.images) for prompt in self.prompts]
         if self._adapter.framed and len(seen) == len(images):
             images = [1] * len(images)  # tiles of all images of a prompt come in one row of pixels
+        seen = self._adapter.by_image(seen, [image for prompt in self.prompts for image in prompt.images])
         if sum(images) != len(seen):
             raise PrunebenchError(
                 f"{name}: expected one vision-tower output for each of the prompts' {sum(images)} images, found"

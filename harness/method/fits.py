@@ -37,13 +37,15 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
     for look in method.looks(prompt.decoder):
         why = unseen(look.what, vision) if isinstance(look, TowerLook) else None  # another thing is refused by name
         if why is not None:
-            short = "patches are joined" if vision.prefix or look.what in ("keys", "hidden") else "no [CLS]"
+            short = "joined" if vision.prefix or look.what in ("keys", "hidden") else "no [CLS]"
             raise UnfitError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model", short)
     if method.needs_grid and not all(image.whole for image in prompt.images):
+        views = prompt.images[0].views
+        newlines = " and newlines" if any(view.newline for view in views) else ""
         raise UnfitError(
-            f"{method.name} is laid out on one grid of patches an image, found {len(prompt.images[0].views)} grids and"
-            " newlines in this model, where its official code is not ported: choose another method",
-            "one grid only",
+            f"{method.name} is laid out on one grid of patches an image, found {len(views)} grids{newlines} in this"
+            " model, where its official code is not ported: choose another method",
+            "one grid",
         )
     if vision.merge > 1 and changes_pixels(method) and not shrinks_pictures(method):
         raise UnfitError(

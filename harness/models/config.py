@@ -39,7 +39,8 @@ class ModelConfig(BaseModel):
 
     `prompt` and `image` None: as the checkpoint itself says, which is decided where its files are read. `system`: the
     system prompt that its chat template is given; None: none, which a template may fill. `min_pixels`, `max_pixels`: of
-    an image as the processor resizes it, for families of images of any size; None: as its own settings say.
+    an image as the processor resizes it, for families of images of any size; `min_patches`, `max_patches`: of the tiles
+    that it is cut into, as InternVL's processor calls them; None: as its own settings say.
     `stands_for`: the file of configs/models/ that it is, or was said to be; "" for none. A name decides nothing.
     """
 
@@ -54,6 +55,8 @@ class ModelConfig(BaseModel):
     system: str | None = None
     min_pixels: Annotated[yamlfile.Whole, Field(ge=1)] | None = None
     max_pixels: Annotated[yamlfile.Whole, Field(ge=1)] | None = None
+    min_patches: Annotated[yamlfile.Whole, Field(ge=1)] | None = None
+    max_patches: Annotated[yamlfile.Whole, Field(ge=1)] | None = None
     stands_for: str = ""
     knobs: dict[str, dict[str, Any]] = {}
     default_limit: yamlfile.Whole | None = None
@@ -64,6 +67,12 @@ class ModelConfig(BaseModel):
     def folder(self) -> Path | None:
         """`path`; a relative one starts where tasks/ lies. None: the model is the hub's."""
         return None if self.path is None else TOP / self.path
+
+    @property
+    def limits(self) -> dict[str, tuple[int | None, int | None]]:
+        """What it limits of an image: the least and the most by unit, "pixels" or "tiles"."""
+        found = {"pixels": (self.min_pixels, self.max_pixels), "tiles": (self.min_patches, self.max_patches)}
+        return {unit: limits for unit, limits in found.items() if limits != (None, None)}
 
     @property
     def text_tower(self) -> str | None:
@@ -153,7 +162,7 @@ def model_config(
     changes: dict[str, Any] = {}
     if stands_for:
         shipped = _standing(stands_for)
-        asked = ("prompt", "image", "system", "min_pixels", "max_pixels")
+        asked = ("prompt", "image", "system", "min_pixels", "max_pixels", "min_patches", "max_patches")
         keys = (*asked, "knobs", "default_limit", "text_encoder", "stands_for")
         changes = {key: getattr(shipped, key) for key in keys}
     for option, value, kinds in (("prompt", prompt, Template), ("image", image, Padding)):

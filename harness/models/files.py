@@ -35,7 +35,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LORA = "adapter_config.json"
 #: bytes a read, and of files in all from which on their hash is kept on disk
 CHUNK, WORTH_KEEPING = 1 << 22, 256 << 20
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks)\.(\d+)\.")
 
 
 def check_folder(folder: Path, label: str, mend: str) -> None:

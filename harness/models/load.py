@@ -91,7 +91,8 @@ class Located:
     @property
     def _processor(self) -> Any:
         """With the limits that its config sets."""
-        return limited(_processor(self.folder, f"model {self.config.name}"), self.config)
+        own = _processor(self.folder, f"model {self.config.name}")
+        return limited(own, self.config, adapter_class(self._stated))
 
     @property
     def shape(self) -> ModelShape:
@@ -131,9 +132,9 @@ class Located:
         """For the first line of a run: device, number format, prompt and padding."""
         prompt = "Vicuna v1's prompt" if self.config.prompt == "vicuna_v1" else "its own chat template"
         image = "images padded to a square" if self.config.image == "pad" else "images as its processor cuts them"
-        limits = [f"{n:,}" if n else "its own" for n in (self.config.min_pixels, self.config.max_pixels)]
-        if limits != ["its own", "its own"]:
-            image += f" ({limits[0]} to {limits[1]} pixels)"
+        for unit, limits in self.config.limits.items():
+            least, most = (f"{n:,}" if n else "its own" for n in limits)
+            image += f" ({least} to {most} {unit})"
         like = self.config.stands_for
         return f"{self.device} in {self.dtype}, {prompt}, {image}" + (
             f", as {like}" if like and like != self.config.name else ""
@@ -239,7 +240,7 @@ def locate_model(
     repetition_penalty(folder, label)
     check_asked(config, adapter, label)
     check_packages(adapter, label)
-    processor = limited(_processor(folder, label), config)
+    processor = limited(_processor(folder, label), config, adapter)
     check_processor(processor, stated, adapter, label)
     config = decided(config, processor, adapter.one_size)
     if config.image == "pad" and not getattr(processor.image_processor, "image_mean", None):

@@ -17,17 +17,27 @@ from harness.models.config import ModelConfig
 PROBES = ((64, 48), (48, 64), (120, 40))
 #: pixels
 LARGEST_SIDE = 8192
+#: of one image; the tower runs on each
+MOST_TILES = 64
 
 
 def check_processor(processor: Any, config: Any, adapter: type[Adapter], label: str) -> None:
     """Raise PrunebenchError for the first thing that the processor does and the model does not expect."""
-    joined, framed = adapter.joined, adapter.framed
-    wrong = _parts(processor) or (
-        _limits(processor, config)
-        if joined
-        else _sides(processor) or (adapter.misfit(processor, config) if framed else _stated(processor, config))
+    stated = (
+        _limits
+        if adapter.joined
+        else adapter.misfit
+        if adapter.framed
+        else _tiles
+        if "max_patches" in adapter.limits
+        else _stated
     )
-    wrong = wrong or _tokens(processor, config, any_token=joined or framed)
+    wrong = (
+        _parts(processor)
+        or (None if adapter.joined else _sides(processor))
+        or stated(processor, config)
+        or _tokens(processor, config, any_token=adapter.own_template)
+    )
     if wrong is not None:
         raise PrunebenchError(f"{label}: {wrong}: use the processor's files that belong to this checkpoint")
     for probe in PROBES:
@@ -60,35 +70,43 @@ def check_packages(adapter: type[Adapter], label: str) -> None:
 
 def check_asked(config: ModelConfig, adapter: type[Adapter], label: str) -> None:
     """Raise PrunebenchError where a model is to be asked as its family is not."""
-    if not adapter.joined:
-        if (config.min_pixels, config.max_pixels) != (None, None):
+    for unit, how in (("pixels", "resizes within them, as Qwen-VL's"), ("patches", "cuts tiles, as InternVL's")):
+        names = (f"min_{unit}", f"max_{unit}")
+        least, most = (getattr(config, name) for name in names)
+        if names != adapter.limits and (least, most) != (None, None):
             raise PrunebenchError(
-                f"{label}: min_pixels and max_pixels are limits of families whose processor resizes within them, as"
-                " Qwen-VL's; take them out of its config"
+                f"{label}: {names[0]} and {names[1]} are limits of families whose processor {how}; take them out of its"
+                " config"
             )
-        if not adapter.framed:
-            return
+        if least and most and least > most:
+            raise PrunebenchError(f"{label}: expected {names[0]} of at most {names[1]}, found {least} and {most}")
+    if not adapter.own_template:
+        return
     for option, value in (("prompt", config.prompt), ("image", config.image)):
         if value in ("vicuna_v1", "pad"):
             raise PrunebenchError(
                 f"{label}: {given(option, value)}: expected its own chat template and images as its processor cuts"
                 f" them, for it was never asked otherwise: leave {given(option)} out"
             )
-    if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
-        raise PrunebenchError(
-            f"{label}: expected min_pixels of at most max_pixels, found {config.min_pixels} and {config.max_pixels}"
-        )
 
 
-def limited(processor: Any, config: ModelConfig) -> Any:
-    """The processor with the limits of pixels of a model's config; what is read from files stays as it is."""
+def limited(processor: Any, config: ModelConfig, adapter: type[Adapter]) -> Any:
+    """The processor with the limits of a model's config, and with what its family gives the image processor in each
+    call; what is read from files stays as it is."""
     limits = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
-    if all(limit is None for limit in limits.values()) or getattr(processor, "image_processor", None) is None:
+    patches = {"min_patches": config.min_patches, "max_patches": config.max_patches}
+    settings = {**adapter.processor_settings, **{name: n for name, n in patches.items() if n is not None}}
+    if not settings and all(limit is None for limit in limits.values()):
+        return processor
+    if getattr(processor, "image_processor", None) is None:
         return processor
     made = copy.copy(processor)
     made.image_processor = copy.deepcopy(processor.image_processor)
     own = dict(made.image_processor.size or {})
-    made.image_processor.size = {name: own.get(name) if limit is None else limit for name, limit in limits.items()}
+    if any(limit is not None for limit in limits.values()):
+        made.image_processor.size = {name: own.get(name) if limit is None else limit for name, limit in limits.items()}
+    for name, value in settings.items():
+        setattr(made.image_processor, name, value)
     return made
 
 
@@ -132,6 +150,23 @@ def _stated(processor: Any, config: Any) -> str | None:
     return None
 
 
+def _tiles(processor: Any, config: Any) -> str | None:
+    """Of a processor that cuts an image into tiles by its aspect ratio: their size and number, and their tokens."""
+    image, vision = processor.image_processor, config.vision_config
+    least, most = (getattr(image, name, None) for name in ("min_patches", "max_patches"))
+    if type(least) is not int or type(most) is not int or not 1 <= least <= most <= MOST_TILES:
+        return f"expected min_patches and max_patches of 1 to {MOST_TILES} tiles, found {least!r} and {most!r}"
+    size, tile = dict(image.size or {}), list(vision.image_size)
+    if [size.get("height"), size.get("width")] != tile:
+        return f"expected tiles of {tile} pixels in its image processor, found {size}"
+    if processor.image_seq_length != config.image_seq_length:
+        return (
+            f"expected image_seq_length {config.image_seq_length} in the processor's settings, as the model has it,"
+            f" found {processor.image_seq_length!r}"
+        )
+    return None
+
+
 def _limits(processor: Any, config: Any) -> str | None:
     """Of a processor that resizes within limits of pixels: the limits, and how it cuts."""
     image, vision = processor.image_processor, config.vision_config
@@ -162,7 +197,9 @@ def _tokens(processor: Any, config: Any, any_token: bool = False) -> str | None:
     place = one.index(config.image_token_id) if config.image_token_id in one else 0
     if one[:place] + [config.image_token_id] * 3 + one[place + 1 :] != three:
         return f"expected {token!r} as one special token of the tokenizer, found a text that is cut into pieces"
-    largest = max(ids.values())
+    # InternVL3's vocabulary ends before its video token, and a prompt with one is refused
+    video = getattr(processor, "video_token", None)
+    largest = max(number for text, number in ids.items() if text != video)
     if largest >= vocabulary:
         return f"expected tokens below {vocabulary}, the model's vocabulary, found token {largest} in the tokenizer"
     return None

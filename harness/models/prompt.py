@@ -54,6 +54,9 @@ PIXEL_SETTINGS = (
     "merge_size",
     "temporal_patch_size",
     "max_image_size",
+    "crop_to_patches",
+    "min_patches",
+    "max_patches",
 )
 
 
@@ -131,8 +134,9 @@ class Prompter:
     @property
     def image_backend(self) -> str:
         kind = type(self.processor.image_processor).__name__
-        limits = (self.config.min_pixels, self.config.max_pixels)
-        return f"{kind}+{self.config.image}" + ("" if limits == (None, None) else f" {limits[0]} to {limits[1]} pixels")
+        return f"{kind}+{self.config.image}" + "".join(
+            f" {least} to {most} {unit}" for unit, (least, most) in self.config.limits.items()
+        )
 
     @cached_property
     def processing(self) -> Mapping[str, Any]:
@@ -260,11 +264,19 @@ class Prompter:
             )
         if self.family.framed:
             return self._framed(text, sizes)
+        video = getattr(self.processor.tokenizer, "video_token_id", None)
+        if video is not None and video in ids:
+            raise PrunebenchError(
+                f"{self.config.name}: expected a prompt without videos, found {self.processor.video_token!r} in it"
+            )
         # behind the tokenizer: hundreds of image tokens take it 20 times as long, and `check_processor` compares both
         left = iter(sizes)
         whole: list[int] = []
         for token in ids:
-            whole += [token] * (self.image_at(next(left)).tokens if token == self.image_token_id else 1)
+            if token == self.image_token_id:
+                whole += self.family.placeholders(self.processor, token, self.image_at(next(left)))
+            else:
+                whole.append(token)
         return whole
 
     def _framed(self, text: str, sizes: Sizes) -> list[int]:

@@ -7,6 +7,7 @@ fetched or loaded. `DECODER` holds for every family with a Llama-like decoder; a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from transformers.activations import ACT2FN
@@ -134,10 +135,10 @@ def _ropes(config: Any) -> list[dict[str, Any]]:
     return several or [stated]
 
 
-def _rope(config: Any) -> str | None:
+def _rope(config: Any, kinds: tuple[str, ...]) -> str | None:
     for rope in _ropes(config):
         kind = rope.get("rope_type", "default")
-        if kind not in ROPES:
+        if kind not in kinds:
             return f"rope_type {kind!r}"
         for name in ("rope_theta", "factor"):
             value = rope.get(name, 1.0)
@@ -156,6 +157,13 @@ def _plain_outputs(config: Any) -> str | None:
     return None
 
 
+def rotary(kinds: tuple[str, ...]) -> Requirement:
+    """Rotary embeddings of one of some types."""
+    expected = f"rotary positions of type {', '.join(kinds)} over whole heads"
+    return Requirement(expected, partial(_rope, kinds=kinds))
+
+
+ROTARY = rotary(ROPES)
 DECODER: tuple[Requirement, ...] = (
     *(
         size(f"text_config.{name}")
@@ -175,7 +183,7 @@ DECODER: tuple[Requirement, ...] = (
     Requirement("causal attention", _causal),
     absent("text_config.attn_logit_softcapping", "softcap of attention"),
     absent("text_config.final_logit_softcapping", "softcap of logits"),
-    Requirement(f"rotary positions of type {', '.join(ROPES)} over whole heads", _rope),
+    ROTARY,
     activation("text_config.hidden_act"),
     Requirement("return_dict and use_cache as they are by default", _plain_outputs),
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import families
+import internvls
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,7 +43,11 @@ from tasks import lmms
 from tasks.sources import DataSource
 
 DEPTH = 6
-NAMES = ("llava_next", *qwens.FAMILIES)
+MAKERS = {
+    "llava_next": partial(families.llava_next, depth=DEPTH),
+    "internvl": internvls.folder,
+    **{name: partial(qwens.folder, name) for name in qwens.FAMILIES},
+}
 #: stages that a random model does not have, so that every knob is derived
 FOUND = Stages(1, (2, 3), 5, {}, {"shallow_end": {}, "fusion": {}, "not_needed_from": {}})
 
@@ -53,11 +59,10 @@ class Family(NamedTuple):
     loaded: LoadedModel
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=list(MAKERS))
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tmp_path_factory.mktemp("family") / request.param
-    made = families.llava_next(folder, DEPTH) if request.param == "llava_next" else qwens.folder(request.param, folder)
-    located = locate_model(str(made), "cpu")
+    located = locate_model(str(MAKERS[request.param](folder)), "cpu")
     return Family(located, located.load())
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import internvls
 import pytest
 import qwens
 import torch
@@ -88,6 +89,7 @@ def test_loading_holds_the_weights_once(dtype: str, large: list[Path]) -> None:
 FOLDERS: dict[str, Callable[[Path], Any]] = {
     "llava": copy,
     "llava_next": llava_next,
+    "internvl": partial(internvls.folder, penalty=1.1),
     **{name: partial(qwens.folder, name, penalty=1.1) for name in qwens.FAMILIES},
 }
 

@@ -10,6 +10,7 @@ from torch import nn
 from harness.core.errors import PrunebenchError
 from harness.models.adapters.base import Adapter, Features, TowerAttention
 from harness.models.adapters.idefics import Idefics3Adapter, SmolVLMAdapter
+from harness.models.adapters.internvl import InternVLAdapter
 from harness.models.adapters.llava import ORIGINAL_CLASSES, LlavaAdapter
 from harness.models.adapters.llava_next import LlavaNextAdapter
 from harness.models.adapters.qwen2_vl import Qwen2VLAdapter
@@ -25,6 +26,7 @@ _FAMILIES: tuple[type[Adapter], ...] = (
     Qwen3VLAdapter,
     SmolVLMAdapter,
     Idefics3Adapter,
+    InternVLAdapter,
 )
 
 #: adapters by class name of transformers, as config.json names it under "architectures"
@@ -57,6 +59,7 @@ __all__ = [
     "Adapter",
     "Features",
     "Idefics3Adapter",
+    "InternVLAdapter",
     "LlavaAdapter",
     "LlavaNextAdapter",
     "Qwen2VLAdapter",

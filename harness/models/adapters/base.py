@@ -33,6 +33,7 @@ ROWS = ("cls_row", "column_sums", "whole_column_sums")
 class TowerAttention(NamedTuple):
     """The parts of a tower layer's attention from which a softmax row follows."""
 
+    #: the modules that put out queries and keys, each (b, tokens, heads x d)
     q_proj: nn.Module
     k_proj: nn.Module
     heads: int
@@ -87,6 +88,12 @@ class Adapter(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     #: whether every image has the same tokens, whatever its size
     one_size: ClassVar[bool] = True
+    #: asked with the checkpoint's own chat template alone, on images as its processor cuts them
+    own_template: ClassVar[bool] = False
+    #: keys of configs/models/ that limit how the family's processor cuts an image
+    limits: ClassVar[tuple[str, ...]] = ()
+    #: settings that the family's processor gives its image processor in each call, whatever that one's file says
+    processor_settings: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     #: whether the family was trained on prompts of several images; transformers runs them in every family
     several_images: ClassVar[bool] = False
 
@@ -315,6 +322,13 @@ class Adapter(ABC):
         """`per_image` as the tower ran: the patches of an image's tiles one after the other, and [CLS] of each."""
         return self.per_image(what, values, facts)
 
+    def by_image(
+        self, seen: Sequence[Mapping[TowerLook, Tensor]], images: Sequence[ImageShape]
+    ) -> Sequence[Mapping[TowerLook, Tensor]]:
+        """What the tower showed, one entry for each of a batch's `images`: where a pass of the tower was not told how
+        many entries an image has, `seen` has one for each of them."""
+        return seen
+
     # ------------------------------------------------------------------------------------------------------------ sizes
 
     @property
@@ -385,6 +399,11 @@ class Adapter(ABC):
     def tokens_at(cls, config: Any, processor: Any, size: Size) -> int:
         """Visual tokens of an image of this size; asked of hundreds of sizes of one picture."""
         return cls.image_at(config, processor, size).tokens
+
+    @classmethod
+    def placeholders(cls, processor: Any, token: int, image: ImageShape) -> list[int]:
+        """The ids that stand in a prompt for an image, as the processor puts them in place of one image `token`."""
+        return [token] * image.tokens
 
     @classmethod
     def usual_processor(cls, config: Any) -> Any:

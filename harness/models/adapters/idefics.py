@@ -46,6 +46,7 @@ class IdeficsAdapter(Adapter):
     one_size = False
     several_images = True
     framed = True
+    own_template = True
 
     @property
     def text(self) -> Any:

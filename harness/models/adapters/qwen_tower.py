@@ -20,6 +20,8 @@ class QwenTower(Adapter):
     """The part of an adapter that speaks of the tower."""
 
     joined = True
+    own_template = True
+    limits = ("min_pixels", "max_pixels")
 
     @property
     def tower(self) -> nn.Module:

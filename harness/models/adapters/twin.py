@@ -31,7 +31,9 @@ def twin(model: Any) -> Any:
     stays as it was."""
     config = copy.deepcopy(model.config)
     _thin(config.text_config, vocab_size=VOCABULARY, head_dim=WIDTH // HEADS, num_key_value_heads=1)
-    _thin(config.vision_config, image_size=2 * config.vision_config.patch_size, **JOINED)
+    patch = config.vision_config.patch_size
+    size = [2 * side for side in patch] if isinstance(patch, list | tuple) else 2 * patch
+    _thin(config.vision_config, image_size=size, **JOINED)
     side = getattr(config.vision_config, "image_size", 0)
     if hasattr(config, "image_grid_pinpoints"):
         config.image_grid_pinpoints = [[side, 2 * side], [2 * side, side]]

@@ -61,7 +61,10 @@ class FamilyModel:
 
     @property
     def processor(self) -> Any:
-        """What a processor says of sizes: no limits of pixels."""
+        """What a processor says of sizes: no limits of pixels, tiles as usual."""
+        usual = self.adapter.usual_processor(self.model.config)
+        if not self.adapter.joined and usual is not None:
+            return usual
         vision = self.model.config.vision_config
         # images that are framed are brought to three tiles along the longer side
         limits = {"shortest_edge": 1, "longest_edge": 3 * SIDE if self.adapter.framed else 1 << 30}
