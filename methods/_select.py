@@ -146,6 +146,27 @@ class ByImage:
         return x[:, 0] if self._alone else x[self.row, self.image]
 
 
+def furthest(distance: Tensor, valid: Tensor, n: int) -> Tensor:
+    """(u, n) long: the first `n` picks of each image by `distance (u, p, p)` of its `valid (u, p)` tokens, in order.
+
+    All picks of an image are distinct as long as it has tokens; the lowest index wins a tie. `distance` is written on.
+    """
+    u, p = valid.shape
+    distance.masked_fill_(~(valid[:, :, None] & valid[:, None]), float("inf"))
+    itself = distance.diagonal(dim1=1, dim2=2)
+    itself.fill_(float("inf"))
+    first = distance.amin(2).masked_fill_(~valid, float("-inf")).argmax(1, keepdim=True)
+    itself.fill_(float("-inf"))  # so that a picked token is no candidate any more
+    nearest = torch.where(valid, float("inf"), float("-inf")).to(distance.dtype)
+    picks = torch.empty(u, n, dtype=torch.long, device=valid.device)
+    for i in range(n):
+        # argmax is the first of equal ones
+        pick = nearest.argmax(1, keepdim=True) if i else first
+        picks[:, i : i + 1] = pick
+        nearest = torch.minimum(nearest, distance.gather(1, pick[:, :, None].expand(-1, 1, p))[:, 0])
+    return picks
+
+
 def ranks(scores: Tensor) -> Tensor:
     """The rank of each along the last axis, 0 for the highest; the lower place wins a tie."""
     best = scores.argsort(dim=-1, descending=True, stable=True)

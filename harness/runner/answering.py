@@ -209,7 +209,15 @@ class Answerer:
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
         loaded, start, alone, encoder = self.loaded, 0, -1, self.loaded.text_encoder(self.method)
         attached = partial(
-            attach, loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder, pictures=True
+            attach,
+            loaded.model,
+            self.method,
+            self.seed,
+            self.positions,
+            self.features.looks,
+            encoder,
+            True,
+            tokenizer=loaded.word_ids,
         )
         while start < len(encoded):
             size, why, begun, said = 0, "", None, list[_Said]()
