@@ -130,9 +130,7 @@ def test_the_matrix_says_what_is_proven_by_recorded_cases() -> None:
     names = [c["method"].removeprefix("divprune_") for c in cases]
     recorded = {
         (of.get(c["model"], "LLaVA-NeXT"), name.partition("_")[0]) for c, name in zip(cases, names, strict=True)
-    } - {
-        (family, "vanilla") for family in matrix.FAMILIES
-    }
+    } - {(family, "vanilla") for family in matrix.FAMILIES}
     proven = {
         (family, cls.name)
         for family in matrix.FAMILIES
