@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,11 @@ def image_quotas(prompt: PromptShape, keep: int | Share) -> list[int]:
     total = prompt.quota(keep)
     ends = [total * sum(sizes[: i + 1]) // sum(sizes) for i in range(len(sizes))]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def least_ratio(n: int) -> float:
+    """The smallest share, in steps of 1/10,000, of which `n` tokens make one when it is rounded down."""
+    return math.ceil(10_000 / n) / 10_000
 
 
 def first_of(quotas: Sequence[int], valid: Tensor) -> Tensor:

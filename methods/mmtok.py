@@ -49,7 +49,7 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import exact, first_of, furthest, marked
+from methods._select import exact, first_of, furthest, least_ratio, marked
 
 #: what the official code puts in front of the question
 BEFORE = "Question:"
@@ -126,7 +126,7 @@ class MMTok(Method):
         found = int(self.ratio * n)
         if not found:
             raise PrunebenchError(
-                f"mmtok: ratio={self.ratio:g} of a prompt of {n} tokens is none: expected {1 / n:.2g} or more"
+                f"mmtok: ratio={self.ratio:g} of a prompt of {n} tokens is none: expected {least_ratio(n):g} or more"
             )
         return found
 

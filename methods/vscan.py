@@ -57,7 +57,7 @@ from harness.method import (
     keep_top,
     register,
 )
-from methods._select import ByImage, exact, image_quotas
+from methods._select import ByImage, exact, image_quotas, least_ratio
 from methods._stages import check_ratios, stage_layers
 from methods._tiles import ByTile, tiled
 
@@ -199,7 +199,7 @@ class VScan(Method):
         found = int(n * ratio)
         if not found:
             raise PrunebenchError(
-                f"vscan: a ratio of {ratio:g} of {what} of {n} tokens is none: expected {1 / n:.2g} or more"
+                f"vscan: a ratio of {ratio:g} of {what} of {n} tokens is none: expected {least_ratio(n):g} or more"
             )
         return found
 

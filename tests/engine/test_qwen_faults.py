@@ -106,7 +106,7 @@ MISTAKES = {
     ),
     "whole sums within windows": Mistake(
         "harness.engine.tower:TowerEye._sums",
-        'if look.what == "whole_column_sums":',
+        'if look.what in ("whole_column_sums", "twice_rotated_sums"):',
         "if False:",
         recorded("hq_33_a40_o3_qc"),
     ),

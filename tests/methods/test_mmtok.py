@@ -68,7 +68,7 @@ def refused(*, asked: str | None = None, of: object = S7, **knobs: object) -> st
 
 
 def test_what_does_not_fit_is_refused_before_a_run() -> None:
-    assert "ratio=0.001 of a prompt of 576 tokens is none: expected 0.0017 or more" in refused(ratio=0.001)
+    assert "ratio=0.001 of a prompt of 576 tokens is none: expected 0.0018 or more" in refused(ratio=0.001)
     assert "expected a share of a prompt's tokens" in refused(ratio=1.5)
     assert "mmtok needs a budget" in refused()
     assert "exactly one of keep (a number of tokens) and ratio" in refused(keep=5, ratio=0.5)

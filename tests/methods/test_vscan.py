@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused_before_a_run() -> None:
     assert "expected counts of at least one token" in refused(counts="0,5")
     assert "expected window >= 1" in refused(asked="64", window="0")
     assert "local_layer=24 does not fit this model: expected 0 to 23" in refused(asked="64", local_layer="24")
-    assert "is none: expected 0.063 or more" in refused(of=qwen, ratios="0.01,0.5")
+    assert "is none: expected 0.0625 or more" in refused(of=qwen, ratios="0.01,0.5")
     assert "a ratio of 0.1 of a prompt of 8 tokens is none" in refused(of=qwen, ratios="0.5,0.1")
     assert "official=next: expected official=llava or qwen" in refused(asked="64", official="next")
     assert "official=llava: expected official=next or next-code" in refused(asked="25%", of=tiles, official="llava")
