@@ -1,5 +1,5 @@
-"""VScan: patches that a shallow layer of the vision tower attends to in every window, those that its end attends to
-anywhere, and of these the ones that the prompt is about to attend to in the middle of the decoder.
+"""VScan: what a shallow tower layer attends to in each window and a deep one anywhere, and of these what the prompt
+attends to in the middle of the decoder.
 
 Paper: https://arxiv.org/abs/2505.22654 (TMLR 2026). Official code: Tencent/SelfEvolvingAgent @ a82450e1, VScan,
 llava/model and qwen/model. Of the k tokens of an image, half are the best by the local look, so many of each window,
