@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,11 @@ def image_quotas(prompt: PromptShape, keep: int | Share) -> list[int]:
     total = prompt.quota(keep)
     ends = [total * sum(sizes[: i + 1]) // sum(sizes) for i in range(len(sizes))]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def least_ratio(n: int) -> float:
+    """The smallest share, in steps of 1/10,000, of which `n` tokens make one when it is rounded down."""
+    return math.ceil(10_000 / n) / 10_000
 
 
 def first_of(quotas: Sequence[int], valid: Tensor) -> Tensor:
@@ -144,6 +150,27 @@ class ByImage:
     def looked(self, x: Tensor) -> Tensor:
         """(u, width): what is per image, `x (b, images, width)`."""
         return x[:, 0] if self._alone else x[self.row, self.image]
+
+
+def furthest(distance: Tensor, valid: Tensor, n: int) -> Tensor:
+    """(u, n) long: the first `n` picks of each image by `distance (u, p, p)` of its `valid (u, p)` tokens, in order.
+
+    All picks of an image are distinct as long as it has tokens; the lowest index wins a tie. `distance` is written on.
+    """
+    u, p = valid.shape
+    distance.masked_fill_(~(valid[:, :, None] & valid[:, None]), float("inf"))
+    itself = distance.diagonal(dim1=1, dim2=2)
+    itself.fill_(float("inf"))
+    first = distance.amin(2).masked_fill_(~valid, float("-inf")).argmax(1, keepdim=True)
+    itself.fill_(float("-inf"))  # so that a picked token is no candidate any more
+    nearest = torch.where(valid, float("inf"), float("-inf")).to(distance.dtype)
+    picks = torch.empty(u, n, dtype=torch.long, device=valid.device)
+    for i in range(n):
+        # argmax is the first of equal ones
+        pick = nearest.argmax(1, keepdim=True) if i else first
+        picks[:, i : i + 1] = pick
+        nearest = torch.minimum(nearest, distance.gather(1, pick[:, :, None].expand(-1, 1, p))[:, 0])
+    return picks
 
 
 def ranks(scores: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape
@@ -69,6 +71,21 @@ class ByTile(ByImage):
         first = [tile == 0 for prompt in self._prompts for image in prompt.images for tile in _numbers(image)]
         return torch.tensor(first, device=self.valid.device)
 
+    def of_tokens(self, x: Tensor) -> Tensor:
+        """`x (u, p, ...)` -> (b, v, ...): what belongs to the patch of each visual token of the prompts; 0 for newlines
+        and beyond a row's count."""
+        first, rows = 0, []
+        for prompt in self._prompts:
+            numbers = []
+            for image in prompt.images:
+                numbers.append(_order(image) + first)
+                numbers[-1][_order(image) < 0] = -1
+                first += image.vision.tiles * image.vision.patches
+            rows.append(torch.cat(numbers))
+        index = pad_sequence(rows, batch_first=True, padding_value=-1).to(x.device)
+        found = x.flatten(0, 1)[index.clamp(min=0)]
+        return found.masked_fill((index < 0).view(*index.shape, *[1] * (x.ndim - 2)), 0)
+
     def placed(self, tokens: Tensor, real: Tensor, place: Tensor) -> Reduction:
         """Puts `tokens (u, m, d)`, those of `real (u, m)`, in the place of all visual tokens: per prompt image by
         image, and in an image by ascending `place (u, m)` long."""
@@ -108,6 +125,17 @@ def _places(image: ImageShape) -> list[Tensor]:
     side, (rows, cols) = image.views[0].rows, image.cut
     whole = side * side + torch.arange(rows * cols * side * side).view(rows, side, cols, side).transpose(1, 2)
     return [torch.arange(side * side), *whole.reshape(rows * cols, side * side)]
+
+
+def _order(image: ImageShape) -> Tensor:
+    """(v,) long: the patch of each visual token, counted through the overview and the tiles; -1 for a newline."""
+    side, (rows, cols), grid = image.views[0].rows, image.cut, image.views[1]
+    patches = torch.arange(rows * cols * side * side).view(rows, cols, side, side)
+    raster = side * side + patches.transpose(1, 2).reshape(rows * side, cols * side)
+    # padding stands at both ends alike
+    top, left = (rows * side - grid.rows) // 2, (cols * side - grid.cols) // 2
+    inside = raster[top : top + grid.rows, left : left + grid.cols]
+    return torch.cat([torch.arange(side * side), pad(inside, (0, 1), value=-1).flatten()])
 
 
 def picked(keep: Tensor) -> tuple[Tensor, Tensor]:

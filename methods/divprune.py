@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from harness.core.budget import Budget
@@ -34,7 +32,7 @@ from harness.method import (
     check_keep,
     register,
 )
-from methods._select import ByImage, exact, first_of, image_quotas, marked
+from methods._select import ByImage, exact, first_of, furthest, image_quotas, marked
 
 #: SUBSET_RATIO of the official scripts: 56 of 576 tokens
 NATIVE = 0.098
@@ -107,24 +105,3 @@ class DivPrune(Method):
         picks = furthest(distance, images.valid, max(quotas))
         kept = marked(picks, first_of(quotas, images.valid), images.valid)
         return Reduction(images.join(kept), positions="compact", decode_positions="compact")
-
-
-def furthest(distance: Tensor, valid: Tensor, n: int) -> Tensor:
-    """(u, n) long: the first `n` picks of each image by `distance (u, p, p)` of its `valid (u, p)` tokens, in order.
-
-    All picks of an image are distinct as long as it has tokens; the lowest index wins a tie. `distance` is written on.
-    """
-    u, p = valid.shape
-    distance.masked_fill_(~(valid[:, :, None] & valid[:, None]), float("inf"))
-    itself = distance.diagonal(dim1=1, dim2=2)
-    itself.fill_(float("inf"))
-    first = distance.amin(2).masked_fill_(~valid, float("-inf")).argmax(1, keepdim=True)
-    itself.fill_(float("-inf"))  # so that a picked token is no candidate any more
-    nearest = torch.where(valid, float("inf"), float("-inf")).to(distance.dtype)
-    picks = torch.empty(u, n, dtype=torch.long, device=valid.device)
-    for i in range(n):
-        # argmax is the first of equal ones
-        pick = nearest.argmax(1, keepdim=True) if i else first
-        picks[:, i : i + 1] = pick
-        nearest = torch.minimum(nearest, distance.gather(1, pick[:, :, None].expand(-1, 1, p))[:, 0])
-    return picks

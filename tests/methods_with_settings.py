@@ -133,6 +133,15 @@ SETTINGS: dict[str, MethodSetting] = {
     "holov": MethodSetting("holov"),
     "holov native": MethodSetting("holov", "native"),
     "holov uneven strips": MethodSetting("holov", knobs={"strips": 5, "alpha": 1.0}, everywhere=False),
+    "vscan": MethodSetting("vscan"),
+    "vscan native": MethodSetting("vscan", "native"),
+    "vscan two stages": MethodSetting(
+        "vscan", "", {"counts": (40, 20, 9), "layers": (2, 5), "window": 3, "local_layer": 0}, everywhere=False
+    ),
+    "vscan before the model": MethodSetting("vscan", knobs={"layers": ()}, everywhere=False),
+    "mmtok": MethodSetting("mmtok"),
+    "mmtok ratio": MethodSetting("mmtok", "", {"ratio": 0.3, "spared": 0, "alpha": 2.0}, everywhere=False),
+    "mmtok by distance": MethodSetting("mmtok", knobs={"select": "tower-distance"}),
     "fitprune": MethodSetting("fitprune"),
     "fitprune scheme": MethodSetting("fitprune", "", {"scheme": (5, 0, 9, 1, 0, 12, 3)}),
     "vtw": MethodSetting("vtw", "native"),

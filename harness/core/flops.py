@@ -152,7 +152,7 @@ def look(vision: VisionShape, what: str, layer: int) -> int:
     anyway."""
     if what == "cls_row":
         return cls_row(vision)
-    if what == "whole_column_sums":
+    if what in ("whole_column_sums", "twice_rotated_sums"):
         return column_sums(vision)
     if what == "column_sums":
         return 2 * vision.hidden * vision.tiles * sum(part * part for part in vision.attended(layer))

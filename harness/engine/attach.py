@@ -19,6 +19,7 @@ from harness.core.errors import PrunebenchError, unknown
 from harness.engine import doors
 from harness.engine.run import EngineRun, HookInputs
 from harness.engine.tower import TowerEye
+from harness.engine.view import Tokenizer
 from harness.method import Method, TowerLook
 from harness.method.fits import check_fits, check_pictures
 from harness.models.adapters import adapter_for
@@ -71,6 +72,7 @@ def attach(
     looks: Iterable[TowerLook] = (),
     text_encoder: Callable[[], TextEncoder] | None = None,
     pictures: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[EngineRun]:
     """Prune every prefill of `model` inside the block with `method`; restores the model on exit, also after an
     exception.
@@ -78,10 +80,11 @@ def attach(
     `positions` overrides where kept tokens stand: "original" keeps their RoPE positions, "compact" renumbers after
     every reduction (each layer then decodes at its own cache length), "method" leaves it to the method. `looks`: more
     of the vision tower than the method sees, for `EngineRun.encode`. `text_encoder` gives what `Run.question` encodes
-    with, when it is first asked. `pictures`: who attaches asks `Method.picture` before the processor. Works with
-    `forward` and with `generate` (KV cache of different length per layer, left-padded batches). Raises PrunebenchError
-    for unsupported models, for a transformers without the doors that this goes through (harness/engine/doors.py), for a
-    second attach, and at the end if the method has changed the model.
+    with, when it is first asked, and `tokenizer` the ids of words for `Run.question_tokens`. `pictures`: who attaches
+    asks `Method.picture` before the processor. Works with `forward` and with `generate` (KV cache of different length
+    per layer, left-padded batches). Raises PrunebenchError for unsupported models, for a transformers without the doors
+    that this goes through (harness/engine/doors.py), for a second attach, and at the end if the method has changed the
+    model.
     """
     if positions not in POSITION_POLICIES:
         raise unknown("position policy", str(positions), POSITION_POLICIES)
@@ -107,7 +110,7 @@ def attach(
         raise PrunebenchError(
             "a method is already attached to this model: leave its attach() block before entering another"
         )
-    run = EngineRun(adapter, method, seed, positions, text_encoder)
+    run = EngineRun(adapter, method, seed, positions, text_encoder, tokenizer)
     text_config = adapter.text.config
     before = text_config._attn_implementation
     eye = TowerEye(adapter, {*method.looks(adapter.shape), *looks}, run.see, lambda: run._said)

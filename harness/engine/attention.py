@@ -137,14 +137,21 @@ def asked_rows(layout: TokenLayout, rows: Rows, of: Tensor | None = None) -> Gat
             asked = layout.after_tokens if rows == "after" else layout.visual_tokens
         else:
             raise PrunebenchError(
-                f"expected rows last, after, visual or a bool mask over the text behind the image, found {rows!r}"
+                f"expected rows last, after, visual, a bool mask over the text behind the image, or numbers of tokens,"
+                f" found {rows!r}"
             )
+    elif rows.dtype == torch.long:
+        both = [layout.visual_tokens, layout.after_tokens]
+        columns, valid = (torch.cat(parts, 1) for parts in zip(*both, strict=True))
+        if rows.ndim != 2 or len(rows) != len(columns):
+            raise PrunebenchError(f"expected rows as long ({len(columns)}, rows), found {tuple(rows.shape)}")
+        asked = Gathered(columns.gather(1, rows), valid.gather(1, rows))
     else:
         after = layout.after_tokens
         if rows.shape != after.columns.shape or rows.dtype != torch.bool:
             raise PrunebenchError(
-                f"expected rows as bool {tuple(after.columns.shape)} over the text behind the image, "
-                f"found {rows.dtype} {tuple(rows.shape)}"
+                f"expected rows as bool {tuple(after.columns.shape)} over the text behind the image, or long, found"
+                f" {rows.dtype} {tuple(rows.shape)}"
             )
         chosen = gather_mask(rows & after.valid)
         asked = Gathered(after.columns.gather(1, chosen.columns), chosen.valid)
@@ -234,7 +241,8 @@ class LayerAttention:
         asked = asked_rows(self._layout, rows, of)
         executed, each = product_flops(self._layout, asked.columns.shape[1], self._q.shape[1], self._q.shape[3])
         self._count(executed, charged(n_asked(self._layout, rows, of, asked), each))
-        q = self._all_q if isinstance(rows, str) and rows == "visual" else self._q
+        early = rows == "visual" if isinstance(rows, str) else rows.dtype == torch.long
+        q = self._all_q if early else self._q
         return visual_probs(
             lambda columns: _gather_rows(q, columns), self._k, self._layout, asked, self._scaling, heads
         )

@@ -52,14 +52,19 @@ class BoundaryStream:
             self._adapter, self._layer, self._layout, self._hidden, self._count, self._rotate, under_norm=True
         )
 
-    def coming_probs(self, rows: Rows = "last", of: Tensor | None = None, heads: Heads = "each") -> Probabilities:
+    def coming_probs(
+        self, rows: Rows = "last", of: Tensor | None = None, heads: Heads = "each", rotated: bool = True
+    ) -> Probabilities:
         layout, adapter, layer, hidden = self._layout, self._adapter, self._layer, self._hidden()
         asked = attention.asked_rows(layout, rows, of)
         shape, n_rows = adapter.shape, attention.n_asked(layout, rows, of, asked)
-        keys = self._rotate(adapter.keys(layer, hidden), layout.positions)
+        keys = adapter.keys(layer, hidden)
+        if rotated:
+            keys = self._rotate(keys, layout.positions)
 
         def queries(columns: Tensor) -> Tensor:
-            return self._rotate(adapter.queries(layer, take(hidden, columns)), take(layout.positions, columns))
+            vectors = adapter.queries(layer, take(hidden, columns))
+            return self._rotate(vectors, take(layout.positions, columns)) if rotated else vectors
 
         a_key, a_query = (2 * shape.hidden * heads_ * shape.head_dim for heads_ in (shape.kv_heads, shape.heads))
         executed, each = attention.product_flops(layout, asked.columns.shape[1], shape.heads, shape.head_dim)

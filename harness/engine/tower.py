@@ -3,7 +3,7 @@ it runs.
 
 Softmax rows are computed from the layer's own q and k, a block of queries at a time, so the tower keeps its fused
 kernel and no n x n matrix exists. A look is delivered in the order of the language model's visual tokens. Where a
-projector joins patches into one visual token, its column sum is the mean of theirs.
+projector joins patches into one visual token, its column sum and its stream are the mean of theirs.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
                 f"{look}: expected a layer from {-depth} to {depth - 1} (of the vision tower), found {look.layer}"
             )
         why = unseen(look.what, vision)
+        if look.what in ("mean_hidden", "twice_rotated_sums") and vision.merge > 1 and not adapter.joined:
+            why = "expected a tower that runs the patches of all images in one row, found another that joins patches"
         if why is not None:
             raise PrunebenchError(f"{look}: {why} in {type(adapter.model).__name__}")
 
@@ -79,10 +81,12 @@ class TowerEye:
             if wanted and adapter.joined:
                 self._handles.append(adapter.tower.register_forward_pre_hook(self._start, with_kwargs=True))
             for look in wanted:
-                if adapter.joined:
-                    layer = layers[look.layer]
+                layer = layers[look.layer]
+                if look.what == "mean_hidden":
+                    self._keep(layer, look, None if adapter.joined else slice(adapter.tower_prefix or 0, None))
+                elif adapter.joined:
                     sums = partial(self._sums, look, adapter.tower_scaling(layer))
-                    self._handles += adapter.watch_attention(layer, sums)
+                    self._handles += adapter.watch_attention(layer, sums, 2 if look.what == "twice_rotated_sums" else 1)
                 else:
                     self._watch(adapter, layers[look.layer], look)
             if wanted:
@@ -124,11 +128,12 @@ class TowerEye:
                 attention.k_proj.register_forward_hook(rows),
             ]
 
-    def _keep(self, module: nn.Module, look: TowerLook, tokens: slice) -> None:
-        """Keep what a module says of these tokens."""
+    def _keep(self, module: nn.Module, look: TowerLook, tokens: slice | None) -> None:
+        """Keep what a module says of these tokens; None: of the patches of all images, which stand in one row."""
 
         def hook(_module: nn.Module, _args: Any, out: Any) -> None:
-            self._kept[look] = (out if isinstance(out, Tensor) else out[0])[:, tokens]
+            said = out if isinstance(out, Tensor) else out[0]
+            self._kept[look] = said if tokens is None else said[:, tokens]
 
         self._handles.append(module.register_forward_hook(hook))
 
@@ -138,7 +143,7 @@ class TowerEye:
     def _sums(self, look: TowerLook, scaling: float, q: Tensor, k: Tensor, parts: list[int]) -> None:
         """Keep column sums of a layer with `q`, `k (heads, patches, d)`: within the parts in which it attends, or
         within whole images."""
-        if look.what == "whole_column_sums":
+        if look.what in ("whole_column_sums", "twice_rotated_sums"):
             parts = [patches.numel() for patches in self._order]
         pairs = zip(torch.split(q, parts, 1), torch.split(k, parts, 1), strict=True)
         self._kept[look] = torch.cat([_summed_rows(some[None], keys[None], scaling)[0] for some, keys in pairs], 1)
@@ -147,7 +152,7 @@ class TowerEye:
         kept, self._kept = self._kept, {}
         if self._order:
             order, self._order = self._order, []
-            self._give([{look: sums[:, at].mean(2) for look, sums in kept.items()} for at in order])
+            self._give([{look: _joined(look, values, at) for look, values in kept.items()} for at in order])
             return
         facts = self._facts()
         images = [
@@ -155,6 +160,12 @@ class TowerEye:
             for look, values in kept.items()
         ]
         self._give([dict(zip(kept, values, strict=True)) for values in zip(*images, strict=True)])
+
+
+def _joined(look: TowerLook, values: Tensor, at: Tensor) -> Tensor:
+    """The mean of the patches `at (v, patches)` of each visual token: of `values (heads, patches)`, or of streams
+    (patches, width)."""
+    return values[:, at].mean(2) if look.what in ROWS else values[at].mean(1)
 
 
 def _summed_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:

@@ -30,6 +30,9 @@ from harness.models.adapters.text_encoder import TextEncoder
 if TYPE_CHECKING:
     from harness.engine.turn import Turn
 
+#: token ids of words, each cut alone, without tokens around them
+Tokenizer = Callable[[Sequence[str]], Sequence[int]]
+
 
 class RunView:
     """The state of a run, and everything that `harness.method.Run` offers to a method."""
@@ -41,9 +44,10 @@ class RunView:
         seed: int,
         positions: str,
         text_encoder: Callable[[], TextEncoder] | None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self._adapter, self._method, self._seed, self._positions = adapter, method, seed, positions
-        self._text_encoder = text_encoder
+        self._text_encoder, self._tokenizer = text_encoder, tokenizer
         self._untouched = Untouched(adapter.model, method.name)
         self._shape = adapter.shape
         self._depth = len(adapter.layers)
@@ -199,18 +203,36 @@ class RunView:
         return projected
 
     def question(self) -> Question:
+        questions, encoder = self._asked(), self._encoder()
+        encoded = [encoder.encode(text) for text in questions]
+        self._count_scoring(sum(e.flops for e in encoded), [e.flops for e in encoded])
+        return self._padded([e.pieces for e in encoded])
+
+    def question_tokens(self, before: str = "") -> Question:
+        questions, tokenizer = self._asked(), self._tokenizer
+        if tokenizer is None:
+            raise PrunebenchError(
+                f"{self._method.name} reads the question through the model's tokenizer, and this run has none: give"
+                " attach() or prune() tokenizer="
+            )
+        ids = [tokenizer(f"{before} {text}".split()) for text in questions]
+        device = self.layout.valid.device
+        return self._padded([self._adapter.embedded(torch.tensor(one, dtype=torch.long, device=device)) for one in ids])
+
+    def _asked(self) -> Sequence[str]:
+        """The questions. Raises PrunebenchError where nobody has set them."""
         if self.questions is None:
             raise PrunebenchError(
                 f"{self._method.name} reads the question's text, and this run has none: set run.questions, one text a"
                 " row, before each batch"
             )
-        encoder = self._encoder()
-        encoded = [encoder.encode(text) for text in self.questions]
-        self._count_scoring(sum(e.flops for e in encoded), [e.flops for e in encoded])
-        device = self.layout.valid.device
-        valid = [torch.ones(len(e.pieces), dtype=torch.bool, device=device) for e in encoded]
-        pad = nn.utils.rnn.pad_sequence
-        return Question(pad([e.pieces.to(device) for e in encoded], batch_first=True), pad(valid, batch_first=True))
+        return self.questions
+
+    def _padded(self, pieces: Sequence[Tensor]) -> Question:
+        """Embeddings of questions, (p, width) each."""
+        device, pad = self.layout.valid.device, nn.utils.rnn.pad_sequence
+        valid = [torch.ones(len(one), dtype=torch.bool, device=device) for one in pieces]
+        return Question(pad([one.to(device) for one in pieces], batch_first=True), pad(valid, batch_first=True))
 
     def joint(self, features: Tensor, valid: Tensor) -> Tensor:
         projected = self._encoder().joint(features)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.config import ModelConfig, calibrated_knobs, config_of_checkpoint
 from harness.models.device import check_whole
 from harness.models.files import weight_hash
+from harness.models.prompt import word_ids
 from harness.models.requirements import check
 from harness.models.text_tower import folder_of
 
@@ -39,6 +40,7 @@ def prune(
     positions: str = "method",
     text_tokens: int = TEXT_TOKENS,
     text_encoder: str | None = None,
+    tokenizer: Any = None,
     **knobs: Any,
 ) -> Iterator[EngineRun]:
     """Prune every prefill of `model` inside the block; the model is restored on exit, also after an exception.
@@ -49,6 +51,7 @@ def prune(
     method's own, below them those that configs/models/ states for this checkpoint. `seed`: of the method's randomness.
     `positions`: "method", "original" or "compact". `text_tokens`: the text length at which a "flops" budget is solved.
     `text_encoder`: hub id or folder of the CLIP checkpoint, for methods that read the question through it.
+    `tokenizer`: the model's own, as transformers loads it, for methods that read the question's tokens.
 
     The block gets the run: `run.costs()` after a prefill says what it cost, `run.stages(row)` which visual tokens each
     layer saw. Set `run.samples` (one key per row) before each batch where the method is random, and `run.questions`
@@ -64,7 +67,8 @@ def prune(
             raise PrunebenchError(f"{name}={value!r}: expected a whole number of at least 0")
     built = _built(adapter, method, budget, knobs, text_tokens, text_encoder)
     encoder = _encoder(adapter, text_encoder if built.text_tower is None else built.text_tower.source)
-    with attach(model, built, seed, positions, text_encoder=encoder) as run:
+    ids = None if tokenizer is None else partial(word_ids, tokenizer)
+    with attach(model, built, seed, positions, text_encoder=encoder, tokenizer=ids) as run:
         yield run
 
 

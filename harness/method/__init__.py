@@ -6,13 +6,13 @@
 from harness.core.shape import PromptShape, Share
 from harness.method.build import build, check_budget, typed_knobs
 from harness.method.checks import check_keep, check_layer
+from harness.method.failures import PictureError, ScoresError
 from harness.method.interface import (
     Attention,
     AttentionEdit,
     DecodePositions,
     Heads,
     Method,
-    PictureError,
     Places,
     Positions,
     Probabilities,
@@ -21,7 +21,6 @@ from harness.method.interface import (
     Reduction,
     Rows,
     Run,
-    ScoresError,
     Stream,
     TowerLook,
     Traits,

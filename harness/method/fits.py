@@ -27,6 +27,8 @@ def unseen(what: str, vision: VisionShape) -> str | None:
         return "expected a vision tower with a [CLS] token, found one without"
     if vision.merge > 1 and what in ("keys", "hidden"):
         return f"expected a vision tower of one patch a visual token, found one that joins {vision.merge} patches"
+    if vision.prefix and what == "twice_rotated_sums":
+        return "expected a vision tower with RoPE, found one of learned positions"
     return None
 
 

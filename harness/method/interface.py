@@ -26,11 +26,12 @@ from harness.method.knob_values import TextTower, plain
 
 Positions = Literal["original", "compact"]
 DecodePositions = Literal["original", "compact", "per_layer"]
-#: query rows: the prompt's last token; every text token behind the image; every visual token; or (b, t) bool over the
-#: text behind the image
+#: query rows: the prompt's last token; every text token behind the image; every visual token; (b, t) bool over the text
+#: behind the image; or (b, r) long: visual tokens by number and, counted on from the most of the batch, that text
 Rows = Literal["last", "after", "visual"] | Tensor
 Heads = Literal["each", "mean", "max"]
-What = Literal["cls_row", "cls_hidden", "cls_query", "cls_key", "keys", "hidden", "column_sums", "whole_column_sums"]
+Sums = Literal["column_sums", "whole_column_sums", "twice_rotated_sums"]
+What = Literal["cls_row", "cls_hidden", "cls_query", "cls_key", "keys", "hidden", "mean_hidden", Sums]
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,13 @@ class TowerLook(NamedTuple):
     Per patch: "keys": the layer's key projection, heads side by side; "hidden": the stream leaving the layer; that of
     layer -2 is what LLaVA-1.5 projects; "cls_row": the softmax row of [CLS] over all tokens, without [CLS] itself, one
     row a head, float32; "column_sums": the same summed over the rows of all tokens, [CLS] included, as the layer
-    attends; "whole_column_sums": as if it attended over the whole image where it attends within windows. Per image:
-    "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS]. Of an image in tiles [CLS] is the overview's,
-    "cls_row" of a patch is that of its own tile, and a newline token has 0.
+    attends; "whole_column_sums": as if it attended over the whole image where it attends within windows;
+    "twice_rotated_sums": these again, with queries and keys under the tower's RoPE twice, for a tower that has one. Per
+    image: "cls_hidden", "cls_query", "cls_key": stream, query and key of [CLS]. Of an image in tiles [CLS] is the
+    overview's, "cls_row" of a patch is that of its own tile, and a newline token has 0.
 
-    Where the projector joins patches into one visual token, there are column sums alone: the mean of its patches.
+    Where the projector joins patches into one visual token, there are column sums and "mean_hidden" alone: the mean of
+    its patches. "mean_hidden" is "hidden" where a patch is a token.
 
     `tiles`: as the tower ran instead, tile by tile: every patch of each, also where padding is no token, no newline,
     and [CLS] of each. The same where an image is no tiles.
@@ -170,17 +173,18 @@ class Stream(Protocol):
     def normed(self) -> Stream:
         """The same states under the model's final norm."""
 
-    def coming_probs(self, rows: Rows = "last", of: Tensor | None = None, heads: Heads = "each") -> Probabilities:
+    def coming_probs(
+        self, rows: Rows = "last", of: Tensor | None = None, heads: Heads = "each", rotated: bool = True
+    ) -> Probabilities:
         """`Attention.visual_probs` of the layer that the stream is about to enter: its norm, projections and RoPE at
-        the present positions.
+        the present positions; not `rotated`: without RoPE.
 
         Its cost is added to the trace: keys of all tokens, queries of the asked rows, and their product.
         """
 
 
 class Question(NamedTuple):
-    """A prompt's question as a text encoder sees it: `embeddings (b, p, width)` of its p pieces, `valid (b, p)`
-    bool."""
+    """A prompt's question: `embeddings (b, p, width)` of its p pieces or tokens, `valid (b, p)` bool."""
 
     embeddings: Tensor
     valid: Tensor
@@ -242,6 +246,13 @@ class Run(Protocol):
         Raises PrunebenchError where the run has no text encoder, with how to name one.
         """
 
+    def question_tokens(self, before: str = "") -> Question:
+        """The words of `before` and of the questions as the model's tokenizer cuts each word alone, and as they enter
+        the decoder: its input embeddings, which cost no matrix product. No token is added.
+
+        Raises PrunebenchError where the run has no questions or no tokenizer, with how to give them.
+        """
+
     def joint(self, features: Tensor, valid: Tensor) -> Tensor:
         """(b, v, e): `features (b, v, width)` of the vision tower in the space of `question().embeddings`, through the
         norm and projection of the text encoder's checkpoint; `valid (b, v)` bool are charged to the trace.
@@ -251,26 +262,6 @@ class Run(Protocol):
 
     def note(self, name: str, values: Tensor | Sequence[float | int | bool]) -> None:
         """Record one number per row with the sample's result (fusion layer, forced, ...); a tensor is read later."""
-
-
-class ScoresError(PrunebenchError):
-    """Scores that cannot be ranked, in `row` of the batch; found where tokens are selected, the engine says by whom and
-    where."""
-
-    def __init__(self, row: int, message: str) -> None:
-        super().__init__(message)
-        self.row = row
-
-
-class PictureError(PrunebenchError):
-    """A picture that cannot be shrunk so far: `asked` visual tokens at most were asked, and `fewest` are in reach."""
-
-    def __init__(self, asked: int, fewest: int, message: str) -> None:
-        super().__init__(message)
-        self.asked, self.fewest = asked, fewest
-
-    def __reduce__(self) -> tuple[Any, ...]:  # an exception pickles its message alone
-        return type(self), (self.asked, self.fewest, str(self))
 
 
 @dataclass(frozen=True)

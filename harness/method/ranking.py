@@ -12,7 +12,8 @@ from torch import Tensor
 
 from harness.core.shape import ModelShape, PromptShape, Share
 from harness.method.checks import check_keep, check_layer
-from harness.method.interface import Method, Reduction, Run, ScoresError, Stream
+from harness.method.failures import ScoresError
+from harness.method.interface import Method, Reduction, Run, Stream
 
 
 def keep_top(scores: Tensor, k: int | Tensor, valid: Tensor) -> Tensor:

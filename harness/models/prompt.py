@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -244,6 +244,10 @@ class Prompter:
         more = (("assistant", answer), ("user", question))
         return asked, rendered(self.processor, content, self.config.name, self.config.system, more)
 
+    def word_ids(self, words: Sequence[str]) -> list[int]:
+        """Token ids of words, each cut alone, without tokens around them."""
+        return word_ids(self.processor.tokenizer, words)
+
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a prompt as text, with one placeholder for each image."""
         tokenizer = self.processor.tokenizer
@@ -298,6 +302,12 @@ class Prompter:
         for token in self.text_ids(whole):
             ids += [token] * (next(left) if token == self.image_token_id else 1)
         return ids
+
+
+def word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    """Token ids of words, each cut alone by a tokenizer of transformers, without tokens around them."""
+    ids: list[int] = tokenizer(list(words), is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def words(content: Content) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,15 @@ from harness.proof.golden_models import NotReplayableError, tensors
 
 #: of the largest score in a list
 SCORE_TOLERANCE = 5e-5
+#: scores of a case, and what a method calls them
+SCORES = {
+    "object_scores": "objects",
+    "register_scores": "registers",
+    "local_scores": "local",
+    "global_scores": "global",
+}
+#: of these the method has sums over the queries of an image, its patches, and the case has means
+SUMMED = ("local_scores", "global_scores")
 #: ids in front of and behind an image's tokens, and of one token, in the recorded prompts of Qwen-VL
 START, IMAGE, END = 592, 590, 593
 
@@ -154,6 +164,24 @@ def _dart(case: Case) -> AsTyped:
     )
 
 
+def _vscan(case: Case) -> AsTyped:
+    official = {"flash_attention_2": "qwen-flash", "sdpa": "qwen"}[case["vision_attention"]]
+    ratios = (case["image_token_ratio"], *case["image_token_ratio_list"])
+    knobs = {"ratios": ratios, "layers": tuple(case["layer_list"]), "window": case["window_size"], "official": official}
+    return AsTyped("vscan", Budget("none"), knobs)
+
+
+def _mmtok(case: Case) -> AsTyped:
+    knobs = {"ratio": case["retain_ratio"], "alpha": case["alpha"]}
+    temperatures = {"text_temperature": case["tv_temperature"], "vision_temperature": case["vv_temperature"]}
+    return AsTyped("mmtok", Budget("none"), {**knobs, **temperatures})
+
+
+def _mmtok_by_distance(case: Case) -> AsTyped:
+    """Called DivPrune there, and no DivPrune."""
+    return AsTyped("mmtok", Budget("none"), {"ratio": case["retain_ratio"], "select": "tower-distance"})
+
+
 #: by the folder of a method's cases
 RULES: dict[str, Callable[[Case], AsTyped]] = {
     "vanilla": _vanilla,
@@ -161,6 +189,10 @@ RULES: dict[str, Callable[[Case], AsTyped]] = {
     "dart_qwen": _dart,
     "visionzip_next": golden_next.visionzip,
     "hiprune_next": golden_next.hiprune,
+    "mmtok": _mmtok,
+    "divprune_mmtok": _mmtok_by_distance,
+    "vscan": _vscan,
+    "vscan_next": golden_next.vscan,
 }
 
 
@@ -215,7 +247,10 @@ def replay(case: Case, given: Prepared, method: Method) -> FamilyRun:
         turned.append(kwargs["position_embeddings"])
 
     device = inputs["input_ids"].device
-    with attach(adapter.model, method) as run, torch.inference_mode():
+    # the recorded question is a list of tokens, the first of them in place of "Question:"
+    asked = case.get("question_ids")
+    with attach(adapter.model, method, tokenizer=lambda _words: asked or []) as run, torch.inference_mode():
+        run.questions = None if asked is None else [""]
         handles = [layer.register_forward_hook(left) for layer in adapter.layers]
         handles.append(adapter.layers[0].register_forward_pre_hook(enters, with_kwargs=True))
         cache = DynamicCache(config=adapter.model.config.text_config)
@@ -259,6 +294,10 @@ def _first_difference(case: Case, got: FamilyRun) -> str | None:
     if "kept" in case:
         stages.append({"first_pruned_layer": 0, "kept": case["kept"]})
     for stage in stages:
+        if "window" in stage:
+            if unlike := golden_next.unlike_window(stage, got.origins):
+                return unlike
+            continue
         layer = stage["first_pruned_layer"]
         if got.origins[layer] != stage["kept"]:
             return f"layer {layer}: {sets_apart(got.origins[layer], stage['kept'])}"
@@ -272,13 +311,23 @@ def _first_difference(case: Case, got: FamilyRun) -> str | None:
         return unlike
     if "prefill_positions" in case and got.places != case["prefill_positions"]:
         return f"the first layer's tokens stand at {_ends(got.places)}, recorded {_ends(case['prefill_positions'])}"
-    if "visual_norm" in case:
+    for name in ("visual_norm", "merged_norm"):
         norms = got.visual.norm(dim=1).tolist()
-        if unlike := unlike_rows("norm", norms, case["visual_norm"], VISUAL_TOLERANCE):
+        if name in case and (unlike := unlike_rows("norm", norms, case[name], VISUAL_TOLERANCE)):
             return unlike
-    for name, key in (("object_scores", "objects"), ("register_scores", "registers")):
-        if name in case and (unlike := _unlike_scores(name, got.run.memo.get(key), case[name])):
+    for name, key in SCORES.items():
+        rows = prod(case["image_grid_thw"][0]) if name in SUMMED and name in case else 1
+        recorded = [rows * score for score in case.get(name, ())]
+        if name in case and (unlike := _unlike_scores(name, got.run.memo.get(key), recorded)):
             return unlike
+    for stage, scores in zip(case.get("stages", ()), got.run.memo.get("stages", ()), strict=False):
+        scores = scores[:, : stage.get("window")]
+        if unlike := _unlike_scores(f"scores of layer {stage['rank_layer']}", scores, stage["scores"]):
+            return unlike
+    if "local" in case and (unlike := _unlike_picks("local", got.run.memo.get("first"), case["local"])):
+        return unlike
+    if case.get("order") and (unlike := _unlike_order(got.run.memo.get("picks"), case["order"])):
+        return unlike
     if "pivots_visual" in case and (unlike := _unlike_pivots(case, got)):
         return unlike
     for step, (turned, recorded) in enumerate(zip(got.decode, case["decode"], strict=False)):
@@ -300,6 +349,23 @@ def _unlike_scores(name: str, scores: Tensor | None, recorded: list[float]) -> s
     apart = (scores[0].double().cpu() - torch.tensor(recorded, dtype=torch.float64)).abs().max().item()
     most = SCORE_TOLERANCE * max(map(abs, recorded))
     return None if apart <= most else f"{name} differ by {apart:.2e}, tolerance {most:.0e}"
+
+
+def _unlike_order(picks: Tensor | None, recorded: list[int]) -> str | None:
+    """Tokens in the order of picking."""
+    found = [] if picks is None else picks[0].tolist()
+    if found == recorded:
+        return None
+    first = next((i for i, (a, b) in enumerate(zip(found, recorded, strict=False)) if a != b), len(found))
+    return f"pick {first + 1} is {found[first : first + 1]}, recorded {recorded[first : first + 1]}"
+
+
+def _unlike_picks(name: str, picks: Tensor | None, recorded: list[int]) -> str | None:
+    """Tokens that were picked, in whatever order."""
+    if picks is None:
+        return f"no {name} tokens were picked"
+    found = picks[0].nonzero().flatten().tolist()
+    return None if found == sorted(recorded) else f"{name}: {sets_apart(found, sorted(recorded))}"
 
 
 def _unlike_pivots(case: Case, got: FamilyRun) -> str | None:

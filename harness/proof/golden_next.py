@@ -6,7 +6,7 @@ Decoders and towers are those of the recordings on LLaVA-1.5, which lie in the f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.core.budget import Budget
 from harness.engine.run import EngineRun
 from harness.models.adapters import LlavaNextAdapter
-from harness.proof.golden_compare import Case
+from harness.proof.golden_compare import Case, sets_apart
 from harness.proof.golden_files import read_json
 from harness.proof.golden_methods import AsTyped
 from harness.proof.golden_models import Setup, made, pixels_of, prompt_of, tensors
@@ -56,6 +56,21 @@ def hiprune(case: Case) -> AsTyped:
     """Tokens of all tiles."""
     knobs: dict[str, Any] = {"alpha": case["alpha"], "object_layer": case["object_layer"]}
     return AsTyped("hiprune", Budget("kept", case["retention"]), knobs)
+
+
+def vscan(case: Case) -> AsTyped:
+    """Tokens of each tile, and of all at layers of the decoder; the code reads layer 5 of any tower."""
+    counts = (case["visual_token_num"], *case["image_token_list"])
+    knobs = {"counts": counts, "layers": tuple(case["layer_list"]), "local_layer": 5, "official": "next-code"}
+    return AsTyped("vscan", Budget("none"), knobs)
+
+
+def unlike_window(stage: Case, origins: Sequence[Sequence[int]]) -> str | None:
+    """A stage that keeps some of the first visual tokens and all others; `origins`: those of each layer."""
+    layer, window = stage["rank_layer"], stage["window"]
+    before = origins[layer - 1]
+    wanted = [*(before[slot] for slot in stage["kept_window"]), *before[window:]]
+    return None if list(origins[layer]) == wanted else f"layer {layer}: {sets_apart(list(origins[layer]), wanted)}"
 
 
 def unlike_tiles(case: Case, run: EngineRun) -> str | None:

@@ -208,9 +208,8 @@ class Answerer:
         # images of like-long prompts stay together, so that every image is encoded once also with a small cache
         encoded.sort(key=lambda item: (item[1].max_new_tokens, item[1].until, len(item[0]), item[1].image_key))
         loaded, start, alone, encoder = self.loaded, 0, -1, self.loaded.text_encoder(self.method)
-        attached = partial(
-            attach, loaded.model, self.method, self.seed, self.positions, self.features.looks, encoder, pictures=True
-        )
+        more: dict[str, Any] = {"text_encoder": encoder, "tokenizer": loaded.word_ids, "pictures": True}
+        attached = partial(attach, loaded.model, self.method, self.seed, self.positions, self.features.looks, **more)
         while start < len(encoded):
             size, why, begun, said = 0, "", None, list[_Said]()
             try:

@@ -57,6 +57,8 @@ METHODS = {
     "PruMerge+": "prumerge plus=true",
     "HiPrune": "hiprune",
     "HoloV": "holov",
+    "VScan": "vscan",
+    "MMTok": "mmtok",
     "PyramidDrop": "pyramiddrop",
     "DART": "dart",
     "V2Drop": "v2drop",
@@ -69,6 +71,9 @@ VARIANTS = {
     ("sparsevlm", "plus", True): "",
     ("cdpruner", "relevance", "none"): "",
     ("visipruner", "variant", "paper"): "",
+    ("vscan", "official", "qwen-flash"): "",
+    ("vscan", "official", "next-code"): "",
+    ("mmtok", "select", "tower-distance"): "",
 }
 """Knobs that make another method of one of ours: the name under which it was published, "" where it was not."""
 METRICS = {

@@ -39,6 +39,8 @@ LOOKS = {
     "prumerge": Look("#4D4D00", "s|", TOWER),
     "hiprune": Look("#F4742B", ">", TOWER),
     "holov": Look("#2C5AA0", "p", TOWER),
+    "vscan": Look("#6B4226", "d-", TOWER),
+    "mmtok": Look("#5B8C00", "*|", TOWER),
     "fastv": Look("#0072B2", "o", DECODER),
     "sparsevlm": Look("#D55E00", "s", DECODER),
     "pyramiddrop": Look("#8C2D8C", "^-", DECODER),

@@ -40,6 +40,7 @@ from harness.method import Method, build, registered
 from harness.models.adapters import LlavaAdapter, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.proof.conformance.kit import one_thread
+from harness.proof.conformance.tiny import word_numbers
 from methods.fastv import FastV
 from methods.sparsevlm import SparseVLM
 from methods.visipruner import VisiPruner
@@ -142,7 +143,7 @@ def run(
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
-        attach(llava, method, text_encoder=lambda: encoder) as attached,
+        attach(llava, method, text_encoder=lambda: encoder, tokenizer=word_numbers) as attached,
         FlopCounterMode(display=False) as counter,
     ):
         keep = 0 if all_logits else 1

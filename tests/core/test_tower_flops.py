@@ -22,6 +22,8 @@ from harness.models.adapters import adapter_for
 from harness.models.adapters.qwen_sizes import windows_of
 from harness.proof.conformance.kit import one_thread
 from methods.hiprune import HiPrune
+from methods.mmtok import MMTok
+from methods.vscan import VScan
 
 #: several sizes: whole windows, windows cut on either side, less than one window
 SIZES = [((6, 6),), ((4, 8), (10, 14), (2, 4)), ((12, 12), (8, 6), (14, 2))]
@@ -122,6 +124,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "fastv": lambda: method_class("fastv")(keep=5, boundary=2),
     "hiprune": lambda: hiprune("qwen"),
     "hiprune, windows": lambda: hiprune("qwen-eager"),
+    "vscan": lambda: VScan(keep=2, local_layer=1, official="qwen"),
+    "vscan, twice": lambda: VScan(ratios=(0.5, 0.4), layers=(2,), local_layer=0, official="qwen-flash"),
+    "mmtok by distance": lambda: MMTok(keep=5, select="tower-distance", tower_layer=2),
 }
 
 

@@ -36,7 +36,7 @@ from harness.models.adapters.text_encoder import ClipTextEncoder
 from harness.models.load import LoadedModel, locate_model
 from harness.proof import golden_models, goldens
 from harness.proof.conformance import reference, subject
-from harness.proof.conformance.tiny import PROMPTS, STEPS, WordEncoder, ask, model_inputs, tiny_model
+from harness.proof.conformance.tiny import PROMPTS, STEPS, WordEncoder, ask, model_inputs, tiny_model, word_numbers
 from harness.proof.golden_compare import compare
 from harness.proof.golden_files import load_index, read_case
 from harness.runner.answering import Answerer, Prompt
@@ -206,7 +206,7 @@ def ran(model: Any, method: Any) -> Ran:
             )
         given = gpu.moved(model_inputs(model, PROMPTS))
         next_ids = gpu.moved(torch.tensor([p.next_ids for p in PROMPTS]))
-        with attach(moved, Watched(method, decides), text_encoder=WordEncoder) as run:
+        with attach(moved, Watched(method, decides), text_encoder=WordEncoder, tokenizer=word_numbers) as run:
             run.samples = run.questions = [p.key for p in PROMPTS]
             cache = DynamicCache(config=moved.config.text_config)
             gpu.phase = "before"
@@ -279,6 +279,10 @@ WAITS = {
     "prumerge plus": (10, 0),
     "fastervlm": (5, 0),
     "vispruner": (9, 0),
+    "vscan": (12, 3),
+    "vscan native": (12, 3),
+    "mmtok": (11, 0),
+    "mmtok by distance": (11, 0),
     "hiprune": (11, 0),
     "hiprune native": (11, 0),
     "holov": (8, 0),

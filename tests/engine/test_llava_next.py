@@ -153,7 +153,7 @@ def test_pruned_prefill_and_decode_are_a_loop_over_the_kept_tokens(loaded: Loade
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", [*DROPPING, "pooling", "sparsevlm", "fastervlm", "hiprune", "visionzip"])
+@pytest.mark.parametrize("name", [*DROPPING, "pooling", "sparsevlm", "fastervlm", "hiprune", "visionzip", "vscan"])
 def test_a_ragged_batch_is_its_prompts_alone(loaded: LoadedModel, name: str) -> None:
     asked: list[list[int]] = [[0], [3], [2, 1], [1]]
     method = method_of(loaded, name, DROPPING.get(name, "25%"))
@@ -192,7 +192,7 @@ def answers(loaded: LoadedModel, method: Method, share: bool, size: int) -> tupl
     return {answer.key: answer for answer in answerer.answer(prompts)}, prefixes
 
 
-@pytest.mark.parametrize("name", [*DROPPING, "pooling", "fastervlm", "hiprune", "visionzip"])
+@pytest.mark.parametrize("name", [*DROPPING, "pooling", "fastervlm", "hiprune", "visionzip", "vscan"])
 def test_shared_prefixes_of_unlike_length_give_the_answers_of_prompts_alone(loaded: LoadedModel, name: str) -> None:
     method = method_of(loaded, name, DROPPING.get(name, "25%"))
     alone, _ = answers(loaded, method, False, 1)
@@ -252,6 +252,7 @@ def test_looks_stand_in_the_order_of_the_language_models_tokens(loaded: LoadedMo
 REFUSED = {
     "cdpruner": "one grid of patches",
     "holov": "one grid of patches",
+    "mmtok": "one grid of patches",
     "prumerge": "one grid of patches",
     "vispruner": "one grid of patches",
     "vtw": "withdraws all visual tokens",

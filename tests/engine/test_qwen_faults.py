@@ -20,9 +20,9 @@ FOLDER = Path(__file__).parents[1] / "goldens-families"
 ADAPTERS = "harness.models.adapters"
 
 
-def recorded(name: str) -> Callable[[], None]:
+def recorded(name: str, folder: str = "hiprune") -> Callable[[], None]:
     def check() -> None:
-        case = read_case(FOLDER, f"cases/hiprune/{name}.json")
+        case = read_case(FOLDER, f"cases/{folder}/{name}.json")
         given = prepared(FOLDER, case, CPU)
         assert compare(case, replay(case, given, method_of(case, given))).mismatch is None
 
@@ -106,9 +106,60 @@ MISTAKES = {
     ),
     "whole sums within windows": Mistake(
         "harness.engine.tower:TowerEye._sums",
-        'if look.what == "whole_column_sums":',
+        'if look.what in ("whole_column_sums", "twice_rotated_sums"):',
         "if False:",
         recorded("hq_33_a40_o3_qc"),
+    ),
+    "VScan ranks under RoPE": Mistake(
+        "methods.vscan:VScan.at_boundary", "rotated=self._tower is CLS", "rotated=True", recorded("vq_off_qa", "vscan")
+    ),
+    "VScan's local look without windows": Mistake(
+        "methods.vscan:VScan._scanned", "-(-(k // 2) // n)", "k // 2", recorded("vq_off_qc", "vscan")
+    ),
+    "rows left over are windows of their own": Mistake(
+        "methods.vscan:windows", ".clamp(max=down - 1)", "", recorded("vq_40_none_qc", "vscan")
+    ),
+    "VScan drops without averaging": Mistake(
+        "methods.vscan:merged", "tokens.index_copy(0, index, means)", "tokens", recorded("vq_off_qa", "vscan")
+    ),
+    "VScan averages with the tokens that join alone": Mistake(
+        "methods.vscan:merged", "(1 + joins.sum", "(0.5 + joins.sum", recorded("vq_off_qa", "vscan")
+    ),
+    "scores of flash attention rotated once": Mistake(
+        "harness.engine.tower:TowerEye.__init__",
+        '2 if look.what == "twice_rotated_sums" else 1',
+        "1",
+        recorded("vq_off_fa_qa", "vscan"),
+    ),
+    "the code for one tile ranks by the last token": Mistake(
+        "methods.vscan:VScan._row_of_one_tile",
+        "self._window(stage)[0] - 1 + behind",
+        "present + behind - 1",
+        recorded("vn_64_20_nb", "vscan_next"),
+    ),
+    "patches of the padding stay": Mistake(
+        "methods._tiles:_order",
+        "(rows * side - grid.rows) // 2, (cols * side - grid.cols) // 2",
+        "0, 0",
+        recorded("vn_64_20_nb", "vscan_next"),
+    ),
+    "MMTok's rows of the question are not divided": Mistake(
+        "methods.mmtok:MMTok._of_question", " / n_tokens[:, None, None]", "", recorded("mq_20_qa", "mmtok")
+    ),
+    "MMTok without alpha": Mistake(
+        "methods.mmtok:MMTok._of_image", "self.alpha * valid", "1.0 * valid", recorded("mq_20_qa", "mmtok")
+    ),
+    "coverage of all picks adds up": Mistake(
+        "methods.mmtok:covering", "torch.maximum(covered", "torch.add(covered", recorded("mq_20_t2_qc", "mmtok")
+    ),
+    "less coverage counts against a token": Mistake(
+        "methods.mmtok:covering", ".clamp(min=0)", "", recorded("mq_20_qa", "mmtok")
+    ),
+    "64 tokens are pruned": Mistake(
+        "methods.mmtok:MMTok.n_kept", "n <= self.spared", "n < 0", recorded("mq_10_qb", "mmtok")
+    ),
+    "the first of joined patches for all": Mistake(
+        "harness.engine.tower:_joined", "values[at].mean(1)", "values[at][:, 0]", recorded("dq_20_qa", "divprune_mmtok")
     ),
     "chosen ones are excluded": Mistake(
         "methods.hiprune:HiPrune._kept", "scores - first.to(scores)", "scores - 9 * first", recorded("hq_33_qa")

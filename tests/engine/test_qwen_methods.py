@@ -11,6 +11,7 @@ from harness.core.errors import PrunebenchError
 from harness.engine.attach import attach
 from harness.method import Method, build, method_class, registered
 from harness.models.adapters import adapter_for
+from harness.proof.conformance.tiny import word_numbers
 
 #: methods that need the tower's [CLS], or one patch a visual token -> what is said of that
 REFUSED = {
@@ -47,15 +48,15 @@ def test_a_method_that_does_not_fit_says_why(name: str, method: str) -> None:
 @torch.inference_mode()
 def test_every_other_method_runs_and_a_batch_is_its_rows(name: str, method: str) -> None:
     model, chosen = make(name), built(name, method)
-    with attach(model, chosen) as run:
-        run.samples, run.questions = ["a", "b", "c"], ["What?"] * 3
+    with attach(model, chosen, tokenizer=word_numbers) as run:
+        run.samples, run.questions = ["a", "b", "c"], ["What?", "Is it red there?", "Why?"]
         together = model(**batch(name, ROWS)).logits[:, -1]
         costs, visual = run.costs(), [layer.visual for layer in run.trace.layers]
         positions = run.layouts[-1].positions
     assert positions.shape[2] == 3
     for row, one in enumerate(ROWS):
-        with attach(model, chosen) as run:
-            run.samples, run.questions = ["abc"[row]], ["What?"]
+        with attach(model, chosen, tokenizer=word_numbers) as run:
+            run.samples, run.questions = ["abc"[row]], [["What?", "Is it red there?", "Why?"][row]]
             alone = model(**batch(name, [one])).logits[0, -1]
             assert [layer.visual[0] for layer in run.trace.layers] == [layer[row] for layer in visual]
             assert {key: v[0] for key, v in run.costs().items()} == pytest.approx({k: v[row] for k, v in costs.items()})

@@ -13,7 +13,8 @@ from harness.core.errors import PrunebenchError
 from harness.core.shape import SHAPES
 from harness.method import Share, build
 from harness.proof.conformance.tiny import N_VISUAL
-from methods.divprune import DivPrune, furthest
+from methods._select import furthest
+from methods.divprune import DivPrune
 
 S7 = SHAPES["llava-1.5-7b"]
 

@@ -18,6 +18,7 @@ from harness.proof.goldens import CPU, run_folder
 FOLDER = Path(__file__).parents[1] / "goldens-families"
 #: of families that are here
 CASES = [entry["file"] for entry in load_index(FOLDER) if entry["family"] in golden_families.FAMILIES]
+VSCAN = [file for file in CASES if file.startswith("cases/vscan/")]
 HIPRUNE = [file for file in CASES if file.startswith("cases/hiprune/")]
 
 
@@ -37,7 +38,8 @@ def test_case_reproduces_and_another_method_fails_it(file: str) -> None:
     outcome = compare(case, replay(case, given, method_of(case, given)))
     assert outcome.mismatch is None, outcome
     start = prefill_of(case)
-    other = method_class("fastv")(keep=9) if case["method"] == "vanilla" else method_class("none")()
+    whole = case["method"] == "vanilla" or case.get("order", 0) is None
+    other = method_class("fastv")(keep=9) if whole else method_class("none")()
     assert compare(start, replay(start, given, other)).mismatch is not None
 
 
@@ -67,6 +69,71 @@ def test_windows_are_ignored_or_not(file: str) -> None:
     mine = method_of(case, given)
     other = {"qwen": "qwen-eager", "qwen-eager": "qwen"}[mine.official]  # type: ignore[attr-defined]
     assert "layer 0: kept" in (compare(case, replay(case, given, replace(mine, official=other))).mismatch or "")
+
+
+def fails(file: str, **knobs: Any) -> str:
+    """How a case differs from its method with other knobs; "" where it does not."""
+    case = prefill_of(read(file))
+    given = prepared(FOLDER, case, CPU)
+    return compare(case, replay(case, given, replace(method_of(case, given), **knobs))).mismatch or ""
+
+
+@pytest.mark.parametrize("file", [f for f in VSCAN if "vq_all" not in f], ids=lambda file: Path(file).stem)
+def test_the_other_attention_of_the_tower_fails_vscan(file: str) -> None:
+    """One rotation for two, and the other way round."""
+    other = "qwen" if "_fa_" in file else "qwen-flash"
+    assert ": kept" in fails(file, official=other)
+
+
+@pytest.mark.parametrize("file", [f for f in CASES if f.startswith("cases/vscan_next/")], ids=lambda f: Path(f).stem)
+def test_the_mended_ranking_fails_the_code_on_tiles(file: str) -> None:
+    """The code ranks the first window alone and keeps what lies behind; ours keeps as many of each tile as it names."""
+    assert fails(file, official="next").startswith("layer ")
+
+
+@pytest.mark.parametrize("file", [f for f in CASES if f.startswith("cases/mmtok/")], ids=lambda f: Path(f).stem)
+def test_a_neighbour_of_mmtok_fails_it(file: str) -> None:
+    spared = "mq_10" in file
+    assert "kept" in fails(file, **({"spared": 0} if spared else {"select": "tower-distance"}))
+    if not spared:
+        assert fails(file, alpha=0.0)
+
+
+@pytest.mark.parametrize("file", [f for f in CASES if f.startswith("cases/divprune_mmtok/")])
+def test_divprune_itself_fails_what_mmtok_calls_divprune(file: str) -> None:
+    case = prefill_of(read(file))
+    given = prepared(FOLDER, case, CPU)
+    keep = len(case["kept"])
+    other = build("divprune", Budget("kept", keep), {}, given.adapter.usual)
+    assert f"kept {keep} tokens, recorded {keep}" in (compare(case, replay(case, given, other)).mismatch or "")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("vscan/vq_off_qa", {"local": [1, 2]}, "local: kept 6 tokens"),
+        ("vscan/vq_off_qa", {"local_scores": [1.0] * 80}, "local_scores differ"),
+        ("vscan/vq_off_qa", {"global_scores": [1.0] * 80}, "global_scores differ"),
+        ("vscan/vq_off_qa", {"merged_norm": [1.0] * 13}, "visual token 0: norm"),
+        ("mmtok/mq_20_qa", {"order": [1, 2]}, "pick 1 is [6], recorded [1]"),
+    ],
+)
+def test_each_recorded_field_of_the_newer_methods_is_compared(file: str, change: dict[str, Any], says: str) -> None:
+    case = {**read(f"cases/{file}.json"), **change}
+    given = prepared(FOLDER, case, CPU)
+    assert says in (compare(case, replay(case, given, method_of(case, given))).mismatch or "")
+
+
+def test_scores_and_sets_of_stages_are_compared() -> None:
+    for file in ("vscan/vq_off_qa", "vscan_next/vn_64_20_nb"):
+        case = prefill_of(read(f"cases/{file}.json"))
+        given = prepared(FOLDER, case, CPU)
+        run = replay(case, given, method_of(case, given))
+        (stage,) = case["stages"]
+        scored = {**stage, "scores": [9.0] * len(stage["scores"])}
+        assert "scores of layer" in (compare({**case, "stages": [scored]}, run).mismatch or "")
+        name = "kept" if "kept" in stage else "kept_window"
+        assert "layer " in (compare({**case, "stages": [{**stage, name: [0, 1]}]}, run).mismatch or "")
 
 
 def test_hiprune_keeps_fewer_than_asked() -> None:
@@ -138,7 +205,7 @@ def test_what_is_not_here_is_named(tmp_path: Path) -> None:
     case = read("cases/hiprune/hq_11_qc.json")
     (tmp_path / "cases" / "x").mkdir(parents=True)
     changes = [
-        ({"method": "vscan"}, "no rule says how a recording of 'vscan' on qwen2_5_vl maps to knobs"),
+        ({"method": "zooprune"}, "no rule says how a recording of 'zooprune' on qwen2_5_vl maps to knobs"),
         ({"family": "gemma3"}, "expected a family of qwen2_5_vl, qwen2_vl"),
         ({"vision_attention": "sdpa"}, "a recording of hiprune without the knobs that its rule reads"),
     ]

@@ -27,7 +27,7 @@ from harness.method import TowerLook
 from harness.models.requirements import DECODER, Requirement
 
 #: kinds of looks at the tower that hold one number a patch and head
-ROWS = ("cls_row", "column_sums", "whole_column_sums")
+ROWS = ("cls_row", "column_sums", "whole_column_sums", "twice_rotated_sums")
 
 
 class TowerAttention(NamedTuple):
@@ -130,11 +130,13 @@ class Adapter(ABC):
     def tower_attention(self, layer: Any) -> TowerAttention:
         """The attention of one of `tower_layers`. Raises PrunebenchError where no softmax row follows from it."""
 
-    def watch_attention(self, layer: Any, give: Callable[[Tensor, Tensor, list[int]], None]) -> list[Any]:
+    def watch_attention(
+        self, layer: Any, give: Callable[[Tensor, Tensor, list[int]], None], turns: int = 1
+    ) -> list[Any]:
         """Of a tower that is `joined`: hooks on one of `tower_layers` that call `give(q, k, parts)` in each pass.
 
-        `q`, `k (heads, patches, d)` under the tower's RoPE, in its own order; `parts`: the patches, one part after the
-        other, within which the layer attends.
+        `q`, `k (heads, patches, d)` under the tower's RoPE, `turns` times, in its own order; `parts`: the patches, one
+        part after the other, within which the layer attends.
         """
         raise NotImplementedError
 
@@ -200,6 +202,11 @@ class Adapter(ABC):
         """Take over what the text model would add to visual tokens behind its first layers: per layer (visual tokens of
         the batch, hidden)."""
         return []
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """(..., hidden): the input embeddings of token `ids (...)`."""
+        found: Tensor = self.model.get_input_embeddings()(ids)
+        return found
 
     # ------------------------------------------------------------------------------------------------- parts of a layer
 

@@ -18,6 +18,25 @@ from harness.models.requirements import DECODER, Requirement, activation, at, on
 
 #: class names in the config.json of checkpoints in LLaVA's own format, which transformers does not load
 ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM",)
+#: methods with recorded official runs on LLaVA-1.5
+PROVEN = (
+    "cdpruner",
+    "dart",
+    "divprune",
+    "fastervlm",
+    "fastv",
+    "fitprune",
+    "hiprune",
+    "holov",
+    "prumerge",
+    "pyramiddrop",
+    "sparsevlm",
+    "v2drop",
+    "visionzip",
+    "visipruner",
+    "vispruner",
+    "vtw",
+)
 #: model types of decoders whose layers are laid out as Llama's; a test compares each with the bare model
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -104,7 +123,7 @@ class LlavaAdapter(Adapter):
     config_class: ClassVar[type[Any]] = LlavaConfig
     types = types_of("llava")
     requirements = (*DECODER, *_TOWER, *_LLAVA)
-    proven: ClassVar[tuple[str, ...] | None] = None
+    proven: ClassVar[tuple[str, ...] | None] = PROVEN
 
     @property
     def tower(self) -> nn.Module:

@@ -37,7 +37,7 @@ class LlavaNextAdapter(LlavaAdapter):
 
     title, checkpoint = "LLaVA-NeXT", "llava-v1.6-vicuna-7b"
     architectures = ("LlavaNextForConditionalGeneration",)
-    proven = ("hiprune", "visionzip")
+    proven = ("hiprune", "visionzip", "vscan")
     config_class = LlavaNextConfig
     types = types_of("llava_next")
     requirements = (

@@ -22,7 +22,7 @@ class Qwen25VLAdapter(QwenVLAdapter):
 
     title, checkpoint = "Qwen2.5-VL", "qwen2.5-vl-7b"
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
-    proven = ("dart", "hiprune")
+    proven = ("dart", "hiprune", "mmtok", "vscan")
     types = (one_of("model_type", ("qwen2_5_vl",)),)
     requirements = QWEN25_VL
 

@@ -38,7 +38,9 @@ class QwenTower(Adapter):
             " those of all images at once"
         )
 
-    def watch_attention(self, layer: Any, give: Callable[[Tensor, Tensor, list[int]], None]) -> list[Any]:
+    def watch_attention(
+        self, layer: Any, give: Callable[[Tensor, Tensor, list[int]], None], turns: int = 1
+    ) -> list[Any]:
         attention, called = layer.attn, dict[str, Any]()
 
         def before(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -47,8 +49,9 @@ class QwenTower(Adapter):
         def projected(_module: nn.Module, _args: Any, out: Tensor) -> None:
             cos, sin = (part[:, None].float() for part in called["position_embeddings"])
             q, k, _ = out.view(len(out), 3, attention.num_heads, -1).unbind(1)
-            q, k = (self.rotate(x.float(), cos, sin).to(x.dtype).transpose(0, 1) for x in (q, k))
-            give(q, k, called["cu_seqlens"].diff().tolist())
+            for _ in range(turns):
+                q, k = (self.rotate(x.float(), cos, sin).to(x.dtype) for x in (q, k))
+            give(q.transpose(0, 1), k.transpose(0, 1), called["cu_seqlens"].diff().tolist())
             called.clear()
 
         return [

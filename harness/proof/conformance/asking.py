@@ -110,6 +110,9 @@ def _listened(method: Method, prompts: Sequence[KitPrompt], decided: Decisions |
 
 def _rows(tokens: list[Token], rows: Any) -> list[int]:
     """Places of the asked query rows in a pass from scratch."""
+    if isinstance(rows, Tensor) and rows.dtype == torch.long:
+        both = [*_rows(tokens, "visual"), *_rows(tokens, "after")]
+        return [both[number] for number in rows[0].tolist()]
     if isinstance(rows, Tensor):
         behind = [i for i, t in enumerate(tokens) if t.behind]
         return [i for i, wanted in zip(behind, rows[0].tolist(), strict=True) if wanted]
@@ -153,8 +156,10 @@ def _in_stream(adapter: Adapter, layer: int, asked: Answered, name: str, tokens:
         return torch.ones(len(_rows(tokens, "after")), dtype=torch.bool)
     if kind == "coming_probs":
         places = torch.tensor([t.position for t in tokens])
-        q, k, _ = projected(adapter, layer, x, turned(tiny_model(), places))
-        return _on_visual(causal_probs(q, k), tokens, *asked.args, **asked.kwargs)
+        given = dict(asked.kwargs)
+        turn = turned(tiny_model(), places) if given.pop("rotated", True) else lambda vectors: vectors
+        q, k, _ = projected(adapter, layer, x, turn)
+        return _on_visual(causal_probs(q, k), tokens, *asked.args, **given)
     return (adapter.text.norm(x) if name.startswith("normed.") else x)[_rows(tokens, kind)]
 
 
@@ -263,8 +268,8 @@ def _looked(model: Any, adapter: Adapter, look: TowerLook, pixels: Tensor) -> Te
         for handle in handles:
             handle.remove()
     first = adapter.tower_prefix or 0
-    if look.what in ("hidden", "keys"):
-        return kept["hidden" if look.what == "hidden" else "k"][first:]
+    if look.what in ("hidden", "mean_hidden", "keys"):
+        return kept["k" if look.what == "keys" else "hidden"][first:]
     if look.what in ("cls_hidden", "cls_query", "cls_key"):
         return kept[{"cls_hidden": "hidden", "cls_query": "q", "cls_key": "k"}[look.what]][:1]
     q, k = (kept[name].view(len(kept[name]), attention.heads, -1).transpose(0, 1).double() for name in ("q", "k"))

@@ -19,6 +19,7 @@ from harness.proof.conformance.tiny import (
     difference,
     prompt,
     tiny_model,
+    word_numbers,
 )
 
 
@@ -63,7 +64,7 @@ def state(subject: Subject) -> str:
         raise RuntimeError("raised by the conformance kit")
 
     for label, method in subject.variants().items():
-        with attach(model, method, text_encoder=WordEncoder) as run:
+        with attach(model, method, text_encoder=WordEncoder, tokenizer=word_numbers) as run:
             first = ask_in(run, model, PROMPTS[:1])
             ask_in(run, model, PROMPTS[1:2])
             same(f"{label}, after another prompt", ask_in(run, model, PROMPTS[:1]), 0, first, tolerance=0)

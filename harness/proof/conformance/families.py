@@ -37,7 +37,7 @@ from harness.proof.conformance.family_models import (
 )
 from harness.proof.conformance.reference import Decisions, Start, Token, Turned, spied, walked
 from harness.proof.conformance.subject import CHANGED, SAME, Subject, Verdict, ViolatedError, few, require
-from harness.proof.conformance.tiny import WordEncoder, difference
+from harness.proof.conformance.tiny import WordEncoder, difference, word_numbers
 
 SHARE = Share(0.5)
 
@@ -106,7 +106,7 @@ def judged(name: str, check: Callable[[Pairing], str], pairing: Pairing) -> Verd
 
 
 def _attached(pairing: Pairing, method: Method | None = None) -> Any:
-    return attach(pairing.tiny.model, method or pairing.method, text_encoder=WordEncoder)
+    return attach(pairing.tiny.model, method or pairing.method, text_encoder=WordEncoder, tokenizer=word_numbers)
 
 
 # ---------------------------------------------------------------------------------------------------------- properties

@@ -16,7 +16,16 @@ from harness.method import Method, Reduction
 from harness.models.adapters import LlavaAdapter, adapter_for
 from harness.proof.conformance.reference import Decisions, spied
 from harness.proof.conformance.subject import SAME, NotApplicableError, Subject, few, property_, require
-from harness.proof.conformance.tiny import N_VISUAL, KitPrompt, WordEncoder, ask, ask_in, prompt, tiny_model
+from harness.proof.conformance.tiny import (
+    N_VISUAL,
+    KitPrompt,
+    WordEncoder,
+    ask,
+    ask_in,
+    prompt,
+    tiny_model,
+    word_numbers,
+)
 
 #: dimensions in which features and visual tokens lie where combinations are told from other vectors
 RANK = 6
@@ -95,7 +104,10 @@ def combinations(subject: Subject) -> str:
     model, found = tiny_model(), 0
     for label, method in subject.variants().items():
         decided = Decisions()
-        with flat(model) as (features, tokens), attach(model, spied(method, decided), text_encoder=WordEncoder) as run:
+        with (
+            flat(model) as (features, tokens),
+            attach(model, spied(method, decided), text_encoder=WordEncoder, tokenizer=word_numbers) as run,
+        ):
             given = _watched(run)
             with torch.inference_mode():
                 ask_in(run, model, (prompt(7, 5, images=2), prompt(1, 6)), steps=0)

@@ -36,6 +36,7 @@ from harness.proof.conformance.tiny import (
     model_inputs,
     tiny_model,
     unpruned,
+    word_numbers,
 )
 
 
@@ -95,7 +96,7 @@ def decode(subject: Subject) -> str:
 @property_("generate equals a greedy loop")
 def generates(subject: Subject) -> str:
     model = tiny_model()
-    with attach(model, subject.any(), text_encoder=WordEncoder) as run, torch.inference_mode():
+    with attach(model, subject.any(), text_encoder=WordEncoder, tokenizer=word_numbers) as run, torch.inference_mode():
         run.samples = run.questions = [p.key for p in PROMPTS]
         inputs = model_inputs(model, PROMPTS)
         whole = model.generate(**inputs, max_new_tokens=STEPS + 1, do_sample=False)
@@ -182,7 +183,7 @@ def _equal(a: Any, b: Any) -> bool:
 @property_("double attach refused")
 def double_attach(subject: Subject) -> str:
     model, method = tiny_model(), subject.any()
-    with attach(model, method, text_encoder=WordEncoder) as run:
+    with attach(model, method, text_encoder=WordEncoder, tokenizer=word_numbers) as run:
         before = ask_in(run, model, PROMPTS[:1])
         refused = False
         try:
