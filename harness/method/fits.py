@@ -39,6 +39,12 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
         if why is not None:
             short = "patches are joined" if vision.prefix or look.what in ("keys", "hidden") else "no [CLS]"
             raise UnfitError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model", short)
+        if isinstance(look, TowerLook) and look.tiles and vision.resampled:
+            raise UnfitError(
+                f"{method.name} prunes tile by tile on single patches, found a model that shrinks the raster of its"
+                " tiles, where its official code is not ported: choose another method",
+                "tiles are shrunk",
+            )
     if method.needs_grid and not all(image.whole for image in prompt.images):
         raise UnfitError(
             f"{method.name} is laid out on one grid of patches an image, found {len(prompt.images[0].views)} grids and"

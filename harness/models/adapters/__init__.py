@@ -11,12 +11,20 @@ from harness.core.errors import PrunebenchError
 from harness.models.adapters.base import Adapter, Features, TowerAttention
 from harness.models.adapters.llava import ORIGINAL_CLASSES, LlavaAdapter
 from harness.models.adapters.llava_next import LlavaNextAdapter
+from harness.models.adapters.llava_onevision import LlavaOnevisionAdapter
 from harness.models.adapters.qwen2_vl import Qwen2VLAdapter
 from harness.models.adapters.qwen3_vl import Qwen3VLAdapter
 from harness.models.adapters.qwen25_vl import Qwen25VLAdapter
 
 #: one a family
-_FAMILIES: tuple[type[Adapter], ...] = (LlavaAdapter, LlavaNextAdapter, Qwen2VLAdapter, Qwen25VLAdapter, Qwen3VLAdapter)
+_FAMILIES: tuple[type[Adapter], ...] = (
+    LlavaAdapter,
+    LlavaNextAdapter,
+    LlavaOnevisionAdapter,
+    Qwen2VLAdapter,
+    Qwen25VLAdapter,
+    Qwen3VLAdapter,
+)
 
 #: adapters by class name of transformers, as config.json names it under "architectures"
 ADAPTERS: dict[str, type[Adapter]] = {name: cls for cls in _FAMILIES for name in cls.architectures}
@@ -49,6 +57,7 @@ __all__ = [
     "Features",
     "LlavaAdapter",
     "LlavaNextAdapter",
+    "LlavaOnevisionAdapter",
     "Qwen2VLAdapter",
     "Qwen3VLAdapter",
     "Qwen25VLAdapter",
