@@ -256,4 +256,9 @@ def numbers_of(counts: Sequence[int], lengths: Sequence[int], marks: Sequence[in
                 " image tokens: make features of what the processor makes of the whole prompt"
             )
         numbers += mine if 1 in mine else [len(mine)] * bool(mine)
+    if left:
+        raise PrunebenchError(
+            f"expected the images of prompts with {sum(counts)} image tokens, found {len(left)} image(s) more: give the"
+            " features of these prompts alone"
+        )
     return numbers
