@@ -1,5 +1,5 @@
-"""LLaVA-OneVision from questions to sealed cells: shares of each prompt's tokens, prompts of one to three images, pictures
-that are shrunk before the processor."""
+"""LLaVA-OneVision from questions to sealed cells: shares of each prompt's tokens, prompts of one to three images,
+pictures that are shrunk before the processor."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from harness.runner.session import Session
 from harness.runner.sizes import mean_prompt, visual_tokens
 from harness.store.verify import verify
 from tasks import lmms
+from tasks.sources import DataSource
 
 #: images of each question of `several`
 N_IMAGES = (2, 2, 2, 2, 1, 1, 3, 3)
@@ -67,6 +68,11 @@ def asked(top: Path, method: str, budget: str = "", **more: Any) -> Request:
     return Request(method, model=str(top / "m"), budgets=budget, **words)
 
 
+def task_of(top: Path) -> lmms.LoadedTask:
+    """The questions of one to three images."""
+    return several.with_several(lmms.load_task("pope", DataSource.parse(str(top / "data")), None, 0))
+
+
 def counts_of(loaded: LoadedModel) -> list[int]:
     """Visual tokens of the images of `SIZES`, alone in their prompts."""
     return [loaded.tokens_at(onevisions.size_of(number)) for number in range(4)]
@@ -97,8 +103,8 @@ def test_several_images_are_not_cut(top: Path, cells: tuple[Finished, list[str]]
     """Each has its patches and one newline; the one question of one image is cut."""
     finished, said = cells
     located = locate_model(str(top / "m"), "cpu")
-    task = several.with_several(lmms.load_task("pope", families.pope(top / "data", sizes=onevisions.SIZES), None, 0))
-    alone = located.prompter.image_at(next(iter(task.sizes[task.samples[4].images[0].key] for _ in "a"))).tokens
+    task = task_of(top)
+    alone = located.prompter.image_at(task.sizes[task.samples[4].images[0].key]).tokens
     counts = [17 * n if n > 1 else alone for n in N_IMAGES]
     assert visual_tokens(located, task) == counts
     assert mean_prompt(located, task).n_visual == round(sum(counts) / 8)
@@ -126,7 +132,7 @@ def test_a_forged_cost_of_several_images_is_found(cells: tuple[Finished, list[st
 
 def test_an_image_has_features_of_both_kinds(top: Path, loaded: LoadedModel, patched: None) -> None:
     """One that stands alone in a question and among others in the next is encoded twice, and no more."""
-    task = several.with_several(lmms.load_task("pope", families.pope(top / "data", sizes=onevisions.SIZES), None, 0))
+    task = task_of(top)
     features = FeatureCache()
     method = locate_model(str(top / "m"), "cpu").method("none", budgets.parse(None))
     found = list(Answerer(loaded, method, batch_size=3, features=features).answer(prompts_of(task, 2, task.sizes)))
