@@ -35,7 +35,7 @@ TOKENS = {
     "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
     "image_grid_pinpoints": RESOLUTIONS,
-    "vision_aspect_ratio": "anyres_max_2",
+    "vision_aspect_ratio": "anyres_max_3",
 }
 
 
