@@ -92,6 +92,7 @@ class VisionShape:
     projectors: int = 1  # one more for each layer of DeepStack
     windows: tuple[int, ...] = ()
     whole_layers: tuple[int, ...] = ()
+    resampled: bool = False  # the model may shrink the raster of an image's tiles to fewer tokens than patches
 
     @property
     def patches(self) -> int:

@@ -41,6 +41,12 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
         if why is not None:
             short = "joined" if vision.prefix or look.what in ("keys", "hidden") else "no [CLS]"
             raise UnfitError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model", short)
+        if isinstance(look, TowerLook) and look.tiles and vision.resampled:
+            raise UnfitError(
+                f"{method.name} prunes tile by tile on single patches, found a model that shrinks the raster of its"
+                " tiles, where its official code is not ported: choose another method",
+                "tiles are shrunk",
+            )
     if method.needs_grid and not all(image.whole for image in prompt.images):
         views = prompt.images[0].views
         newlines = " and newlines" if any(view.newline for view in views) else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 from PIL import Image
@@ -40,12 +41,13 @@ def check_processor(processor: Any, config: Any, adapter: type[Adapter], label: 
     )
     if wrong is not None:
         raise PrunebenchError(f"{label}: {wrong}: use the processor's files that belong to this checkpoint")
-    for probe in PROBES:
+    # a family may cut images of a prompt of several in a way of their own
+    for probe, family in product(PROBES, dict.fromkeys((adapter, adapter.among(2)))):
         # an axis of one image is no news
-        expected = tuple(adapter.pixels_at(config, processor, (probe[1], probe[0])))
+        expected = tuple(family.pixels_at(config, processor, (probe[1], probe[0])))
         expected = expected[1:] if expected[0] == 1 else expected
         try:
-            made = processor.image_processor(images=Image.new("RGB", probe), return_tensors="pt")["pixel_values"]
+            made = family.processed(processor, Image.new("RGB", probe))["pixel_values"]
             shape = tuple(made.shape)
             found = str(shape[1:] if shape[0] == 1 else shape)
         except Exception as error:  # settings of the checkpoint's author, in code of transformers
@@ -133,6 +135,9 @@ def _stated(processor: Any, config: Any) -> str | None:
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": 1,
     }
+    if getattr(config, "vision_aspect_ratio", None) is not None:  # how far the raster of tiles is shrunk
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        known |= {"vision_aspect_ratio": config.vision_aspect_ratio, "num_image_tokens": side**2}
     crops = getattr(config, "image_grid_pinpoints", None)
     stated = getattr(processor.image_processor, "image_grid_pinpoints", None)
     if crops is not None and [list(one) for one in stated or ()] != [list(one) for one in crops]:

@@ -85,8 +85,12 @@ class Prompter:
     _prompts: dict[tuple[Content, Sizes], array[int]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
-    _images: dict[Size, ImageShape] = field(init=False, repr=False, compare=False, default_factory=dict)
-    _shown: dict[tuple[str, Size], Size] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _images: dict[tuple[type[Adapter], Size], ImageShape] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+    _shown: dict[tuple[str, type[Adapter], Size], Size] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     @property
     def family(self) -> type[Adapter]:
@@ -97,25 +101,39 @@ class Prompter:
         """Whether every image has the same tokens, whatever its size."""
         return self.family.one_size
 
-    def image_at(self, size: Size) -> ImageShape:
-        """An image of this size as the model gets it, padding of ours included, without its pixels."""
-        if size not in self._images:
-            self._images[size] = self.family.image_at(self.stated, self.processor, self._padded(size))
-        return self._images[size]
+    def image_at(self, size: Size, n_images: int = 1) -> ImageShape:
+        """An image of this size as the model gets it in a prompt of `n_images`, padding of ours included, without its
+        pixels."""
+        key = self.family.among(n_images), size
+        if key not in self._images:
+            self._images[key] = key[0].image_at(self.stated, self.processor, self._padded(size))
+        return self._images[key]
 
-    def tokens_at(self, size: Size) -> int:
-        """Visual tokens of an image of this size as the model gets it."""
-        return self.family.tokens_at(self.stated, self.processor, self._padded(size))
+    def images_at(self, sizes: Sequence[Size]) -> tuple[ImageShape, ...]:
+        """The images of one prompt as the model gets them: `image_at` of each."""
+        return tuple(self.image_at(size, len(sizes)) for size in sizes)
 
-    def shown(self, method: Method, size: Size) -> Size:
-        """The (height, width) of a picture of this size as a method leaves it to the processor. Raises as
-        `Method.picture`."""
+    def tokens_at(self, size: Size, n_images: int = 1) -> int:
+        """Visual tokens of an image of this size as the model gets it in a prompt of `n_images`."""
+        return self.family.among(n_images).tokens_at(self.stated, self.processor, self._padded(size))
+
+    def shown(self, method: Method, size: Size, n_images: int = 1) -> Size:
+        """The (height, width) of a picture of this size, in a prompt of `n_images`, as a method leaves it to the
+        processor. Raises as `Method.picture`."""
         if self.one_size or not shrinks_pictures(method):
             return size
-        key = pixels_key(method), size
+        key = pixels_key(method), self.family.among(n_images), size
         if key not in self._shown:
-            self._shown[key] = shown_size(method, size, self.tokens_at)
+            self._shown[key] = shown_size(method, size, lambda shown: self.tokens_at(shown, n_images))
         return self._shown[key]
+
+    def all_shown(self, method: Method, sizes: Sequence[Size]) -> Sizes:
+        """The pictures of one prompt as a method leaves them to the processor: `shown` of each."""
+        return tuple(self.shown(method, size, len(sizes)) for size in sizes)
+
+    def way_of(self, n_images: int) -> str:
+        """Names the way in which an image of a prompt of `n_images` is cut; "" for that of one alone in its prompt."""
+        return "" if self.family.among(n_images) is self.family.among(1) else " of several"
 
     def _padded(self, size: Size) -> Size:
         return (max(size), max(size)) if self.config.image == "pad" else size
@@ -161,6 +179,7 @@ class Prompter:
                 "processor": type(image).__name__,
                 "settings": {name: value for name, value in sorted(settings.items()) if value is not None},
                 "n_tokens": self.image_at(PROBED).tokens,
+                **({"n_tokens_of_several": self.image_at(PROBED, 2).tokens} if self.way_of(2) else {}),
             },
         }
 
@@ -174,12 +193,12 @@ class Prompter:
         how it was cut. Raises PrunebenchError for a size that would take too much memory."""
         return self.uploaded(self.processed(image))
 
-    def processed(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """`made` in host memory, which any thread may do."""
+    def processed(self, image: Image.Image, n_images: int = 1) -> dict[str, torch.Tensor]:
+        """`made`, of an image of a prompt of `n_images`, in host memory, which any thread may do."""
         check_size(image.width, image.height)
         if self.config.image == "pad":
             image = pad_to_square(image, self.processor.image_processor.image_mean)
-        out = self.processor.image_processor(images=image, return_tensors="pt")
+        out = self.family.among(n_images).processed(self.processor, image)
         pixels = out["pixel_values"].to(DTYPES[self.dtype])
         size = image.height, image.width
         return {"pixel_values": pixels, **self.family.facts_made(out, self.stated, self.processor, size)}
@@ -274,11 +293,11 @@ class Prompter:
                 f"{self.config.name}: expected a prompt without videos, found {self.processor.video_token!r} in it"
             )
         # behind the tokenizer: hundreds of image tokens take it 20 times as long, and `check_processor` compares both
-        left = iter(sizes)
+        left = iter(self.images_at(sizes))
         whole: list[int] = []
         for token in ids:
             if token == self.image_token_id:
-                whole += self.family.placeholders(self.processor, token, self.image_at(next(left)))
+                whole += self.family.placeholders(self.processor, token, next(left))
             else:
                 whole.append(token)
         return whole
@@ -286,7 +305,7 @@ class Prompter:
     def _framed(self, text: str, sizes: Sizes) -> list[int]:
         """Token ids of a prompt whose images have text between their tokens: the text goes through the tokenizer with
         one image token for each run, for what stands beside a run may depend on it."""
-        processor, images = self.processor, [self.image_at(size) for size in sizes]
+        processor, images = self.processor, self.images_at(sizes)
         video = getattr(processor, "video_token", None)
         if video is not None and video in text:
             raise PrunebenchError(

@@ -67,13 +67,14 @@ class Opened:
         cannot be asked."""
         prompter, method = self.located.prompter, self.answerer.method
         for prompt in prompts:
-            sizes = tuple(prompter.shown(method, image.size or PROBED) for image in prompt.images)
+            sizes = prompter.all_shown(method, [image.size or PROBED for image in prompt.images])
             prompter.asked(prompt.key, prompt.content, prompt.max_new_tokens, sizes)
 
     def grids(self, sizes: Sequence[Size]) -> list[str]:
-        """The grids of the tokens of images of these (height, width), as harness/core/grids.py spells them."""
+        """The grids of the tokens of a prompt's images of these (height, width), as harness/core/grids.py spells
+        them."""
         prompter, method = self.located.prompter, self.answerer.method
-        return [in_words(prompter.image_at(prompter.shown(method, size)).views) for size in sizes]
+        return [in_words(image.views) for image in prompter.images_at(prompter.all_shown(method, sizes))]
 
 
 def opened(

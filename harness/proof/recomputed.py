@@ -171,8 +171,8 @@ def _costs(
         prompt = usual
         if task is not None:
             sizes = sizes_of(located, task, samples[str(row["key"])])
-            images = (located.prompter.image_at(located.prompter.shown(asked, size)) for size in sizes)
-            prompt = replace(usual, images=tuple(images))
+            images = located.prompter.images_at(located.prompter.all_shown(asked, sizes))
+            prompt = replace(usual, images=images)
             if method is None and prompt.n_visual != int(row["n_visual"]):
                 raise PrunebenchError("it takes the method, which may have shrunk the images")
         lengths = [int(row["n_new_tokens"])]

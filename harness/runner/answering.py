@@ -148,13 +148,8 @@ class Answerer:
         clock: Clock | None = None,
     ) -> None:
         check_batch(batch_size)
-        self.loaded, self.method, self.batch_size, self.seed, self.positions = (
-            loaded,
-            method,
-            batch_size,
-            seed,
-            positions,
-        )
+        self.loaded, self.method, self.batch_size = loaded, method, batch_size
+        self.seed, self.positions = seed, positions
         self.features = FeatureCache() if features is None else features
         self.prefixes, self.clock = prefixes, clock or Clock()
         shape = loaded.adapter.shape
@@ -248,7 +243,7 @@ class Answerer:
         sizes = []
         for p in prompts:
             with naming(f"sample {p.key}"):
-                sizes.append(tuple(self.loaded.shown(self.method, self._size(p, image, found)) for image in p.images))
+                sizes.append(self.loaded.all_shown(self.method, [self._size(p, image, found) for image in p.images]))
         return sizes
 
     def _size(self, prompt: Prompt, image: PromptImage, found: dict[str, Size | None]) -> Size:
@@ -300,8 +295,8 @@ class Answerer:
             if self.prefixes is not None and not self._looks and self.prefixes.knows(kind, self._start(ids, p)):
                 continue
             for image in p.images:
-                if not self.features.knows(image.key + self._variant, self._looks):
-                    jobs.setdefault(image.key + self._variant, partial(self._picture, p, image))
+                if not self.features.knows(key := self._feature(p, image), self._looks):
+                    jobs.setdefault(key, partial(self._picture, p, image))
         return jobs
 
     @torch.inference_mode()
@@ -372,7 +367,7 @@ class Answerer:
 
     def _encoded(self, run: EngineRun, prompts: Sequence[Prompt], pictures: Ahead[Picture]) -> list[EncodedImage]:
         """The images of the prompts, one prompt's after the other's."""
-        shown = [(image.key + self._variant, p, image) for p in prompts for image in p.images]
+        shown = [(self._feature(p, image), p, image) for p in prompts for image in p.images]
         make = {key: partial(self._picture, p, image) for key, p, image in reversed(shown)}
 
         def encode(missing: list[str]) -> Iterator[EncodedImage]:
@@ -380,6 +375,10 @@ class Answerer:
                 yield from self._encode(run, some)
 
         return self.features.get([key for key, _, _ in shown], encode, self._looks)
+
+    def _feature(self, prompt: Prompt, image: PromptImage) -> str:
+        """Names the features of a prompt's image, which a family may cut in another way among several."""
+        return image.key + self.loaded.way_of(len(prompt.images)) + self._variant
 
     def _taken(self, pictures: Ahead[Picture], key: str, make: Callable[[], Picture]) -> Picture:
         with self.clock("load images"):
@@ -478,7 +477,8 @@ class Answerer:
                 f" says, found {size}: replace the file"
             )
         with naming(f"sample {prompt.key}"):
-            return Picture(prompt.key, self.loaded.processed(shrunk(picture, self.loaded.shown(self.method, size))))
+            shown = shrunk(picture, self.loaded.shown(self.method, size, len(prompt.images)))
+            return Picture(prompt.key, self.loaded.processed(shown, len(prompt.images)))
 
     @torch.inference_mode()
     def _encode(self, run: EngineRun, some: Sequence[Picture]) -> list[EncodedImage]:

@@ -79,7 +79,7 @@ def asked_of(setting: Setting, task: LoadedTask) -> Iterator[tuple[str, Content,
         yield (
             sample.key,
             (task.openers.first[sample.key] if task.openers else sample).content,
-            tuple(prompter.shown(setting.method, size) for size in sizes_of(setting.located, task, sample)),
+            prompter.all_shown(setting.method, sizes_of(setting.located, task, sample)),
         )
 
 
@@ -177,7 +177,9 @@ def _grids(setting: Setting, task: LoadedTask) -> Any:
     prompts = {sample.image_key: sample for sample in task.samples}
     return grids.recorded(
         {
-            key: [prompter.image_at(prompter.shown(method, size)).views for size in sizes_of(located, task, sample)]
+            key: [
+                image.views for image in prompter.images_at(prompter.all_shown(method, sizes_of(located, task, sample)))
+            ]
             for key, sample in prompts.items()
         },
         located.one_size,

@@ -31,8 +31,8 @@ def sizes_of(located: Located, task: LoadedTask, sample: Sample) -> Sizes:
 
 def visual_tokens(located: Located, task: LoadedTask) -> list[int]:
     """Visual tokens of each of a task's prompts, of images whose sizes are read and whose pixels are not."""
-    image_at = located.prompter.image_at
-    return [sum(image_at(size).tokens for size in sizes_of(located, task, sample)) for sample in task.samples]
+    images_at = located.prompter.images_at
+    return [sum(image.tokens for image in images_at(sizes_of(located, task, sample))) for sample in task.samples]
 
 
 def mean_text(located: Located, task: LoadedTask) -> int:
@@ -110,17 +110,19 @@ def check_shares(method: Method, shares: bool, task: LoadedTask) -> None:
 def check_reach(method: Method, located: Located, task: LoadedTask) -> None:
     """Raise PrunebenchError where a method that shrinks pictures cannot shrink one of the task's as far as it is to,
     with what all of them can do."""
-    prompter, sizes = located.prompter, list(dict.fromkeys(task.sizes.values()))
-    refused: dict[Size, PictureError] = {}
-    for size in sizes:
+    prompter = located.prompter
+    prompts = [[(task.sizes[image.key], len(sample.images)) for image in sample.images] for sample in task.samples]
+    #: by size, and images of the prompt
+    refused: dict[tuple[Size, int], PictureError] = {}
+    for size, n_images in dict.fromkeys(picture for pictures in prompts for picture in pictures):
         try:
-            prompter.shown(method, size)
+            prompter.shown(method, size, n_images)
         except PictureError as error:
-            refused[size] = error
+            refused[size, n_images] = error
     if not refused:
         return
-    share, worst = max((error.fewest / prompter.tokens_at(size), size) for size, error in refused.items())
-    n = sum(any(task.sizes[image.key] in refused for image in sample.images) for sample in task.samples)
+    share, worst = max((error.fewest / prompter.tokens_at(*one), one) for one, error in refused.items())
+    n = sum(any(picture in refused for picture in pictures) for pictures in prompts)
     mend = ", as is a smaller min_pixels in the model's config" if prompter.family.joined else ""
     raise PrunebenchError(
         f"{refused[worst]} ({n} of {len(task.samples)} prompts of {task.name} on {located.config.name} are out of"

@@ -13,6 +13,7 @@ from harness.models.adapters.idefics import Idefics3Adapter, SmolVLMAdapter
 from harness.models.adapters.internvl import InternVLAdapter
 from harness.models.adapters.llava import ORIGINAL_CLASSES, LlavaAdapter
 from harness.models.adapters.llava_next import LlavaNextAdapter
+from harness.models.adapters.llava_onevision import LlavaOnevisionAdapter
 from harness.models.adapters.qwen2_vl import Qwen2VLAdapter
 from harness.models.adapters.qwen3_vl import Qwen3VLAdapter
 from harness.models.adapters.qwen25_vl import Qwen25VLAdapter
@@ -21,12 +22,13 @@ from harness.models.adapters.qwen25_vl import Qwen25VLAdapter
 _FAMILIES: tuple[type[Adapter], ...] = (
     LlavaAdapter,
     LlavaNextAdapter,
+    LlavaOnevisionAdapter,
     Qwen2VLAdapter,
     Qwen25VLAdapter,
     Qwen3VLAdapter,
+    InternVLAdapter,
     SmolVLMAdapter,
     Idefics3Adapter,
-    InternVLAdapter,
 )
 
 #: adapters by class name of transformers, as config.json names it under "architectures"
@@ -62,6 +64,7 @@ __all__ = [
     "InternVLAdapter",
     "LlavaAdapter",
     "LlavaNextAdapter",
+    "LlavaOnevisionAdapter",
     "Qwen2VLAdapter",
     "Qwen3VLAdapter",
     "Qwen25VLAdapter",

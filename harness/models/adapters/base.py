@@ -413,6 +413,18 @@ class Adapter(ABC):
         return [token] * image.tokens
 
     @classmethod
+    def among(cls, n_images: int) -> type[Adapter]:
+        """What speaks of an image by its size alone where its prompt has `n_images`; another class where a family cuts
+        images of one prompt unlike a single one."""
+        return cls
+
+    @classmethod
+    def processed(cls, processor: Any, image: Any) -> Mapping[str, Any]:
+        """What the processor makes of one PIL image: `pixel_values`, and a row of each of `image_facts`."""
+        made: Mapping[str, Any] = processor.image_processor(images=image, return_tensors="pt")
+        return made
+
+    @classmethod
     def usual_processor(cls, config: Any) -> Any:
         """What a processor of this family says of sizes in an evaluation, where no processor is at hand."""
         return None

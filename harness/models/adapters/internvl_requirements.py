@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.models.adapters.llava import part
 from harness.models.requirements import DECODER, ROPES, ROTARY, Requirement, activation, one_of, rotary, size
 
 #: model types of decoders whose layers are laid out as Llama's: InternVL3's is Qwen2, InternVL3.5's is Qwen3
@@ -20,15 +21,6 @@ def square(length: Any) -> int:
     if type(side) is not int or side < 1:
         raise ValueError(f"no square: {length!r}")
     return side
-
-
-def _part(name: str, types: tuple[str, ...], usual: str) -> Requirement:
-    def found(stated: Any) -> str | None:
-        part = stated.get(name, {})
-        kind = part.get("model_type", usual) if isinstance(part, dict) else part
-        return None if kind in types else f"{kind!r}"
-
-    return Requirement(f"{name} of type {', '.join(types)}", found)
 
 
 def _tiles(config: Any) -> str | None:
@@ -59,8 +51,8 @@ def _image_token(config: Any) -> str | None:
 
 TYPES: tuple[Requirement, ...] = (
     one_of("model_type", ("internvl",)),
-    _part("text_config", DECODERS, "qwen2"),
-    _part("vision_config", ("internvl_vision",), "internvl_vision"),
+    part("text_config", DECODERS, "qwen2"),
+    part("vision_config", ("internvl_vision",), "internvl_vision"),
 )
 
 INTERNVL: tuple[Requirement, ...] = (

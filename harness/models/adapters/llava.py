@@ -42,16 +42,16 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def part(name: str, types: tuple[str, ...], usual: str) -> Requirement:
-    """One of some model types in a part of config.json; `usual` is meant where none is named."""
+    """One of some model types in a part `name` of config.json; `usual` is meant where none is named."""
 
-    def found(stated: Any) -> str | None:
-        part = stated.get(name, {})
-        if not isinstance(part, dict):
-            return f"{name} {part!r}"
-        kind = part.get("model_type", usual)
+    def unfit(stated: Any) -> str | None:
+        found = stated.get(name, {})
+        if not isinstance(found, dict):
+            return f"{name} {found!r}"
+        kind = found.get("model_type", usual)
         return None if kind in types else f"{kind!r}"
 
-    return Requirement(f"{name} of type {', '.join(types)}", found)
+    return Requirement(f"{name} of type {', '.join(types)}", unfit)
 
 
 def _layer(config: Any) -> str | None:
@@ -86,7 +86,8 @@ def types_of(model_type: str) -> tuple[Requirement, ...]:
     )
 
 
-_TOWER = (
+#: points of a ViT tower in one `vision_config`, whatever its kind
+TOWER = (
     *(
         size(f"vision_config.{name}")
         for name in (
@@ -103,11 +104,15 @@ _TOWER = (
     Requirement("patches no larger than an image", _patches),
     activation("vision_config.hidden_act"),
 )
-_LLAVA = (
+#: points of a projector on one layer of the tower, and of the image token
+PROJECTED = (
     activation("projector_hidden_act"),
-    one_of("vision_feature_select_strategy", ("default",), " (the tower's tokens without [CLS])"),
     Requirement("vision_feature_layer as one layer of the tower", _layer),
     Requirement("an image token of the vocabulary", _image_token),
+)
+_LLAVA = (
+    *PROJECTED,
+    one_of("vision_feature_select_strategy", ("default",), " (the tower's tokens without [CLS])"),
     Requirement(
         "a tower of type clip_vision_model",
         lambda config: None if at(config, "vision_config.model_type") == "clip_vision_model" else "another",
@@ -122,7 +127,7 @@ class LlavaAdapter(Adapter):
     architectures = ("LlavaForConditionalGeneration",)
     config_class: ClassVar[type[Any]] = LlavaConfig
     types = types_of("llava")
-    requirements = (*DECODER, *_TOWER, *_LLAVA)
+    requirements = (*DECODER, *TOWER, *_LLAVA)
     proven: ClassVar[tuple[str, ...] | None] = PROVEN
 
     @property
@@ -141,7 +146,7 @@ class LlavaAdapter(Adapter):
         return projector
 
     @property
-    def tower_prefix(self) -> int:
+    def tower_prefix(self) -> int | None:
         return 1
 
     def tower_attention(self, layer: Any) -> TowerAttention:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,23 +32,29 @@ def _pinpoints(config: Any) -> str | None:
     return None if found and whole else f"{found}"
 
 
+#: the resolutions that tiles make
+PINPOINTS = Requirement(
+    "image_grid_pinpoints as (height, width) in whole tiles of vision_config.image_size", _pinpoints
+)
+
+
 class LlavaNextAdapter(LlavaAdapter):
     """An image is the overview, a square of patches, and a raster of patches with a newline behind each row."""
 
     title, checkpoint = "LLaVA-NeXT", "llava-v1.6-vicuna-7b"
     architectures = ("LlavaNextForConditionalGeneration",)
-    proven = ("hiprune", "visionzip", "vscan")
+    proven: ClassVar[tuple[str, ...] | None] = ("hiprune", "visionzip", "vscan")
     config_class = LlavaNextConfig
     types = types_of("llava_next")
     requirements = (
         *LlavaAdapter.requirements,
-        Requirement("image_grid_pinpoints as (height, width) in whole tiles of vision_config.image_size", _pinpoints),
+        PINPOINTS,
         # keys of LLaVA's own code, where a converted file kept them
         one_of("mm_patch_merge_type", (None, "spatial_unpad"), " (one raster without padding, with newlines)"),
         one_of("image_aspect_ratio", (None, "anyres"), " (tiles of the best resolution)"),
         one_of("use_image_newline_parameter", (None, True)),
     )
-    image_facts = ("image_sizes",)
+    image_facts: ClassVar[tuple[str, ...]] = ("image_sizes",)
     one_size = False
 
     @property

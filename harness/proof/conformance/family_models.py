@@ -35,6 +35,7 @@ TOKENS = {
     "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
     "image_grid_pinpoints": RESOLUTIONS,
+    "vision_aspect_ratio": "anyres_max_3",
 }
 
 
@@ -74,22 +75,22 @@ class FamilyModel:
             image_processor=SimpleNamespace(patch_size=vision.patch_size, merge_size=merge, size=limits, **tiles)
         )
 
-    def image(self, number: int) -> ImageShape:
-        """The shape of image `number` of `SIZES`."""
-        return self.adapter.image_at(self.model.config, self.processor, SIZES[number])
+    def image(self, number: int, n_images: int = 1) -> ImageShape:
+        """The shape of image `number` of `SIZES` in a prompt of `n_images`."""
+        return self.adapter.among(n_images).image_at(self.model.config, self.processor, SIZES[number])
 
     def shape_of(self, asked: FamilyPrompt) -> PromptShape:
         """The shape of a prompt."""
-        images = tuple(self.image(number) for number in asked.images)
+        images = tuple(self.image(number, len(asked.images)) for number in asked.images)
         n_text = len(asked.ids) - sum(image.tokens for image in images)
         return self.adapter.prompt(self.adapter.shape, *images, n_text=n_text)
 
-    def inputs(self, number: int) -> dict[str, Tensor]:
-        """What a processor would make of image `number`: random pixels, and facts."""
-        config, size = self.model.config, SIZES[number]
+    def inputs(self, number: int, n_images: int = 1) -> dict[str, Tensor]:
+        """What a processor would make of image `number` in a prompt of `n_images`: random pixels, and facts."""
+        config, size, adapter = self.model.config, SIZES[number], self.adapter.among(n_images)
         generator = torch.Generator().manual_seed(100 + number)
-        pixels = torch.randn(self.adapter.pixels_at(config, self.processor, size), generator=generator)
-        return {"pixel_values": pixels, **self.adapter.facts_at(config, self.processor, size)}
+        pixels = torch.randn(adapter.pixels_at(config, self.processor, size), generator=generator)
+        return {"pixel_values": pixels, **adapter.facts_at(config, self.processor, size)}
 
     @cache  # noqa: B019  models are few and live as long
     def prompt(self, number: int, n_after: int, images: tuple[int, ...]) -> FamilyPrompt:
@@ -101,7 +102,7 @@ class FamilyModel:
 
         ids = text(3)
         for place, image in enumerate(images):
-            shape = self.image(image)
+            shape = self.image(image, len(images))
             own = self.adapter.image_ids(shape, IMAGE_TOKEN, partial(_mark, self.adapter.frame(shape)[-1]))
             ids += [*(text(2) if place else []), START_TOKEN, *own, END_TOKEN]
         return FamilyPrompt(f"prompt {number}", ids + text(n_after), images, text(STEPS))
@@ -186,7 +187,7 @@ def encoded(run: EngineRun, tiny: FamilyModel, prompts: Sequence[FamilyPrompt]) 
     for asked in prompts:
         mine = []
         for number in asked.images:
-            features, seen = run.encode(**tiny.inputs(number))
+            features, seen = run.encode(**tiny.inputs(number, len(asked.images)))
             mine.append((features[0], seen[0]))
         found.append(mine)
     return found
