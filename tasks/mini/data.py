@@ -184,10 +184,10 @@ def _ask(
 
 
 class _Draw(NamedTuple):
-    """Of which scenes a data set is made: the first `count` from `first_seed` on that have all the questions wanted."""
+    """Of which scenes a data set is made: the first `images` from `first_seed` on that have all the questions wanted."""
 
     first_seed: int
-    count: int
+    images: int
     features: dict[str, Features]
     kind: Kind
 
@@ -199,7 +199,7 @@ def _usable(
 ) -> Iterator[tuple[world.Scene, dict[str, Any], list[T]]]:
     """The scenes of a draw, each with the image cell of a row and its questions."""
     seeds = itertools.count(draw.first_seed)
-    for index in range(draw.count):
+    for index in range(draw.images):
         while True:
             seed = next(seeds)
             made = world.make_scene(seed, **scene, lattice=draw.kind.lattice(seed))
