@@ -19,7 +19,7 @@ START, END, VIDEO_TOKEN = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 SPECIAL = (START, END, IMAGE_TOKEN, VIDEO_TOKEN)
 N_LAYERS = 6
 HEADS, KV_HEADS = 8, 4
-MLP = 512
+MLP = 384
 PATCH = world.PATCH // 2
 MERGE = 2
 #: fewest and most pixels of an image; the world's images lie between and are never resized

@@ -4,7 +4,7 @@ Three phases on any device, resumable as those of the mini LLaVA (tasks/mini/tra
 optimisers these are:
 
 1. `symbols`: the decoder answers questions on symbolic scenes of all sizes, at M-RoPE's positions. It starts from the
-   six trained layers of the mini LLaVA's decoder: keys and values averaged over grouped heads, the strongest 512 of 688
+   six trained layers of the mini LLaVA's decoder: keys and values averaged over grouped heads, the strongest 384 of 688
    hidden units.
 2. `align`: tower and merger learn to produce those symbols from rendered, crowded scenes of all sizes.
 3. `joint`: everything but the word embeddings is trained on rendered JPEG images, all visual tokens, lmms-eval's
