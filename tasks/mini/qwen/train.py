@@ -83,7 +83,7 @@ def from_llava(decoder: Any, weights: Mapping[str, Tensor]) -> None:
             value = own[f"self_attn.{name}_proj.weight"]
             heads = value.view(mini.HEADS, -1, value.shape[1])
             if name != "q":
-                heads = heads.unflatten(0, (mini.KV_HEADS, -1)).mean(1)
+                heads = heads.view(mini.KV_HEADS, -1, *heads.shape[1:]).mean(1)
             projection.weight.copy_(heads.flatten(0, 1))
             projection.bias.zero_()
         attention.o_proj.weight.copy_(own["self_attn.o_proj.weight"])
@@ -146,7 +146,7 @@ class QwenPhase(llava.Phase):
         """Per scene its visual tokens (v, hidden)."""
         made = {name: value.to(self.device) for name, value in jpeg_inputs(self.processor, scenes, compressed).items()}
         merged: Tensor = self.tower(**made).pooler_output
-        return list(merged.float().split([one.grid[0] * one.grid[1] for one in scenes]))
+        return list(torch.split(merged.float(), [one.grid[0] * one.grid[1] for one in scenes]))
 
 
 class Symbols(QwenPhase):
