@@ -184,7 +184,7 @@ def _ask(
 
 
 class _Draw(NamedTuple):
-    """Of which scenes a data set is made: the first `images` from `first_seed` on that have all the questions wanted."""
+    """Of which scenes a data set is made: the first `images` from a seed on that have all the questions wanted."""
 
     first_seed: int
     images: int

@@ -70,6 +70,18 @@ def ready() -> Path:
     return place
 
 
+def state() -> str:
+    """In words, without drawing: `complete`, `damaged`, or which Pillow would draw them."""
+    stated = manifest()
+    if folder().exists():
+        try:
+            data.verify(folder())
+            return f"complete, in {folder()}"
+        except PrunebenchError:
+            return f"damaged in {folder()}, drawn again on next use"
+    return f"not drawn yet, by Pillow {PIL.__version__} on first use (the manifest's: {stated['pillow']})"
+
+
 def _put(drawn: Path, place: Path) -> None:
     """Move a whole folder to its place; one that another process put there since stays, a damaged one goes."""
     for _ in range(8):
