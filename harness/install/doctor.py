@@ -93,8 +93,9 @@ def report(say: Callable[[str], None] = print) -> bool:
             for name in EMBEDDED:
                 located = locate_model(name, "cpu")
                 most = f"{'' if located.one_size else 'at most '}{located.usual.n_visual}"
+                title = "mini model" if name == "mini" else name
                 say(
-                    f"{f'{name} model':<14} {located.shape.depth} layers, {most} visual tokens an image, in"
+                    f"{title:<14} {located.shape.depth} layers, {most} visual tokens an image, in"
                     f" {located.folder.name}/"
                 )
             from tasks.mini.data import verify

@@ -29,6 +29,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qwen")
     torch.manual_seed(0)
     model: Any = Qwen2_5_VLForConditionalGeneration(mini.config(mini.build_tokenizer()))
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:  # attention that depends on places, as a trained one's does
+            layer.self_attn.q_proj.weight.mul_(12)
+            layer.self_attn.k_proj.weight.mul_(12)
     torch.save({"modules": {"qwen": model.state_dict()}}, folder / "joint.pt")
     export.export(folder / "joint.pt", folder / "weights")
     return folder / "weights"
@@ -127,7 +131,7 @@ def test_the_bare_model_through_the_processor_is_the_packed_training(
     # the same scene taken for one of other sides: other rows and columns
     turned = packed._replace(scenes=[world.Scene(0, (), (), (scene.lattice[1], scene.lattice[0]))])
     other, _ = qwen.forward_packed(model.model.language_model, vocab, turned, visual)
-    assert (other[0] - bare[0]).abs().max() > 1e-3
+    assert (other[0] - bare[0]).abs().max() > 1e-2
 
 
 # --------------------------------------------------------------------------------------------------------- the training
