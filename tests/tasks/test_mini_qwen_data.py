@@ -255,3 +255,35 @@ def test_relevant_patches_are_known_of_ragged_images_on_their_own_grid() -> None
     assert relevant.patches(key, question, rows, columns) == (first, first + 1, first + 2)
     assert relevant.patches(key, question) is None, "24 x 24 is another grid"
     assert relevant.patches("0" * 16, question, rows, columns) is None
+
+
+def test_lmms_evals_command_line_knows_the_tasks(drawn: Path, tmp_path: Path) -> None:
+    from lmms_eval.utils import load_yaml_config
+
+    from harness.plugin import command, names
+
+    assert command.mini_task_files(tmp_path, "_mini_qwen") == [f"{name}_mini_qwen" for name in names.SHIPPED]
+    for name in names.SHIPPED:
+        task = f"{name}_mini_qwen"
+        assert (names.own(task), names.data_of(task)) == (name, "mini-qwen")
+        assert (names.own(f"{name}_mini"), names.data_of(f"{name}_mini")) == (name, "mini")
+        config = load_yaml_config(str(tmp_path / f"{task}.yaml"), mode="full")
+        ((file,),) = config["dataset_kwargs"]["data_files"].values()
+        assert Path(file).is_relative_to(drawn)
+    assert names.data_of("pope") is None
+    questions = src.read(src.TASKS["gqa"], src.DataSource.parse("mini-qwen")).docs.select(range(7))
+    joined = src.join_gqa_mini_qwen(questions)
+    sizes = {image.size for image in joined["image"]}
+    assert len(sizes) == 2, "six questions an image"
+    assert (336, 336) not in sizes
+
+
+def test_a_gate_reads_one_data_set() -> None:
+    """Samples go by their keys, which two data sets share."""
+    from factories import sealed_cell
+
+    from harness.proof.gate.snapshot import snapshot
+
+    cells = [sealed_cell("none", "none", model=name, data_fingerprint=name) for name in ("mini", "mini-qwen")]
+    with pytest.raises(PrunebenchError, match="give each embedded model a gate of its own"):
+        snapshot(cells)
