@@ -75,7 +75,7 @@ TRIES = 40
 T = TypeVar("T")
 
 
-class Kind(NamedTuple):
+class SceneKind(NamedTuple):
     """Scenes of one kind: `lattice` gives a scene's lattice by its seed, `name` begins the file name of each image."""
 
     name: str
@@ -90,8 +90,8 @@ class Kind(NamedTuple):
         return world.TEST_SEED_BASE + int(file.removeprefix(f"{self.name}_").removesuffix(".jpg"))
 
 
-SQUARE = Kind("mini", lambda seed: (world.LATTICE, world.LATTICE))
-RAGGED = Kind("ragged", world.lattice_of)
+SQUARE = SceneKind("mini", lambda seed: (world.LATTICE, world.LATTICE))
+RAGGED = SceneKind("ragged", world.lattice_of)
 
 
 class _File(NamedTuple):
@@ -189,7 +189,7 @@ class _Draw(NamedTuple):
     first_seed: int
     images: int
     features: dict[str, Features]
-    kind: Kind
+    kind: SceneKind
 
 
 def _usable(
@@ -384,7 +384,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def build(out: Path, seed: int = 0, images: Mapping[str, int] = IMAGES, kind: Kind = SQUARE) -> Path:
+def build(out: Path, seed: int = 0, images: Mapping[str, int] = IMAGES, kind: SceneKind = SQUARE) -> Path:
     """Write the data sets named in `images` (number of images each) to `out` and return the manifest's path.
 
     The manifest is written last: a folder with one is complete.

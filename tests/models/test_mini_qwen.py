@@ -94,7 +94,7 @@ def asked_of(scene: world.Scene, monkeypatch: pytest.MonkeyPatch) -> tuple[symbo
 
     with monkeypatch.context() as patch:
         patch.setattr(symbols, "questions", type("Asking", (), {**vars(questions), "ask": staticmethod(spy)}))
-        vocab = mini.Vocabulary(mini.build_tokenizer())
+        vocab = mini.QwenVocabulary(mini.build_tokenizer())
         packed = symbols.pack(vocab, random.Random(3), [scene], 2, {"exist": 1.0}, -1, False, 1.0)
     return packed, [q.text + questions.POST_PROMPT for q in drawn]
 
@@ -107,7 +107,7 @@ def test_the_bare_model_through_the_processor_is_the_packed_training(
     scene = world.make_scene(seed, lattice=world.lattice_of(seed))
     packed, texts = asked_of(scene, monkeypatch)
     model = locate_model(str(weights), "cpu", "float32").load().model
-    processor, vocab = export.processor(), mini.Vocabulary(mini.build_tokenizer())
+    processor, vocab = export.processor(), mini.QwenVocabulary(mini.build_tokenizer())
     n = scene.grid[0] * scene.grid[1]
     bare = []
     for segment, text in enumerate(texts):
