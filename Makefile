@@ -40,6 +40,7 @@ kind.METHODS := several
 kind.MODELS := several
 venv.takes := --locked=LOCKED
 kind.LOCKED := switch
+mini.takes := --model=MODEL
 gpu-check.takes := --out=OUT --device=DEVICE --wheels=WHEELS
 kind.WHEELS := switch
 
@@ -79,8 +80,8 @@ entry = $(call $(or $(kind.$(word 2,$1)),option),$(word 1,$1),$(word 2,$1),$(wor
 python = $(if $(call typed,PYTHON),$(call quote,$(value PYTHON)),python3)
 arguments = $(foreach t,$($@.takes),$(call entry,$(subst =, ,$t)))
 
-# only the mini model has calibration data of its own
-analyze.also = $(if $(call typed,CALIBRATION_DATA)$(findstring /$(or $(call typed,MODEL),mini)/,/mini/),--write-config)
+# only the embedded models have calibration data of their own
+analyze.also = $(if $(call typed,CALIBRATION_DATA)$(findstring /$(or $(call typed,MODEL),mini)/,/mini/mini-qwen/),--write-config)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,13 +113,14 @@ compare-models:  ## MODELS='mini mini-qwen' [TASKS= PAIRS='128=25%' TOLERANCE= S
 report:  ## one page from the sealed cells in RESULTS: [SAMPLES=100 DATA= OUT=]
 show:  ## one sample as a picture: SAMPLE=pope/000123 METHOD=visipruner,fastv [BUDGET= OUT=]
 
-mini-data: $(STAMP)  ## rebuild the mini data sets, bit-identical
+mini-data: $(STAMP)  ## rebuild the data sets of the embedded models, bit-identical
 	@$(RUN) dev mini data
+	@$(RUN) dev mini data --model mini-qwen
 
-mini: mini-data  ## rebuild the mini world: data and model (hours on a CPU)
-	@$(RUN) dev mini train --out results/local/mini-training
-	@$(RUN) dev mini export results/local/mini-training
-	@$(RUN) dev mini clip
+mini: mini-data  ## rebuild the mini world: data and model (hours on a CPU); MODEL=mini-qwen: the other embedded model
+	@$(RUN) dev mini train $(arguments) --out results/local/$(call quote,$(or $(call typed,MODEL),mini)-training)
+	@$(RUN) dev mini export $(arguments) results/local/$(call quote,$(or $(call typed,MODEL),mini)-training)
+	@$(if $(call typed,MODEL),$(if $(filter-out mini,$(call typed,MODEL)),true,$(RUN) dev mini clip),$(RUN) dev mini clip)
 
 mini-clip: $(STAMP)  ## train the mini model's CLIP text tower again (minutes on a CPU)
 	@$(RUN) dev mini clip

@@ -17,8 +17,12 @@ from harness.core.errors import PrunebenchError
 from tasks import sources as src
 from tasks.mini import data as mini_data
 
-#: seed of `tasks.mini.data.build`, far above what anyone gives as SEED; every calibration seed is one above
+#: seeds of `tasks.mini.data.build`, far above what anyone gives as SEED; every calibration seed is one above, and all
+#: of the mini Qwen's lie below its data's
 MINI_SEED = 1 << 16
+QWEN_SEED = 1 << 20
+#: calibration seeds that do not reach into another's
+SEEDS = 1 << 16
 #: the split of a hub data set that plays the test split's part; GQA's images stand in a table of their own
 HUB_SPLITS: Mapping[str, tuple[src.Table, src.Table | None]] = {
     "gqa": (
@@ -30,11 +34,17 @@ HUB_SPLITS: Mapping[str, tuple[src.Table, src.Table | None]] = {
 }
 
 
-def mini(folder: Path, questions: int, seed: int = 0) -> src.DataSource:
-    """Fresh scenes with at least `questions` questions per task in `folder`, as a data source."""
+def mini(folder: Path, questions: int, seed: int = 0, like: str = src.MINI) -> src.DataSource:
+    """Fresh scenes with at least `questions` questions per task in `folder`, as a data source.
+
+    `like`: the data of which embedded model they are like. Raises PrunebenchError for a seed that is not in [0, 65536).
+    """
+    if not 0 <= seed < SEEDS:
+        raise PrunebenchError(f"seed {seed} of calibration scenes: expected 0 to {SEEDS - 1}")
     per_image = {"GQA": mini_data.GQA_PER_IMAGE, "MME": 2, "POPE": 3 * mini_data.POPE_PER_CATEGORY, "textvqa": 2}
     images = {name: -(-questions // n) for name, n in per_image.items()}
-    mini_data.build(folder, MINI_SEED + seed, images)
+    first, kind = (MINI_SEED, mini_data.SQUARE) if like == src.MINI else (QWEN_SEED, mini_data.RAGGED)
+    mini_data.build(folder, first + seed, images, kind)
     return src.DataSource("calibration", folder)
 
 

@@ -42,13 +42,13 @@ def chosen(words: Sequence[str], include: str | None = None, judge: bool = False
 
 
 def check_source(words: Sequence[str], source: DataSource) -> None:
-    """Raise PrunebenchError where the mini data are asked for other tasks than theirs."""
-    if source.name != "mini":
+    """Raise PrunebenchError where the data of an embedded model are asked for other tasks than theirs."""
+    if not source.embedded:
         return
     for word in words:
         if not is_ours(word) and not repository.stands_alone(named.find(word)):
             raise PrunebenchError(
-                f"task {word}: the mini data hold {', '.join(TASKS)} only: give {given('data', 'hub')} or"
+                f"task {word}: the {source.name} data hold {', '.join(TASKS)} only: give {given('data', 'hub')} or"
                 f" {given('data', 'FOLDER')} with a copy of its data set"
             )
 

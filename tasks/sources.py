@@ -1,4 +1,5 @@
-"""Which tasks there are and where their rows come from: the shipped mini data, the hub, or a local folder of copies.
+"""Which tasks there are and where their rows come from: the data of the embedded models, the hub, or a local folder of
+copies.
 
 Rows are read and checked here, before lmms-eval sees them: its own loader repeats every failure five times and then
 reports a RetryError without the cause. Images stay encoded (`Image(decode=False)`); nothing here imports lmms-eval or
@@ -19,6 +20,7 @@ from harness.core.errors import PrunebenchError, unknown
 from tasks import columns
 from tasks.columns import Kind, Naming, Part
 from tasks.mini import data as mini_data
+from tasks.mini.qwen import data as qwen_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 #: an image as parquet holds it
 Encoded = dict[str, bytes | str | None] | None
 HUB_OWNER = "lmms-lab-encoder"
+MINI = "mini"
+#: data sources of ours, each called as the embedded model that is asked on it: square images, and images of many sizes
+EMBEDDED = (MINI, "mini-qwen")
 
 
 @dataclass(frozen=True)
@@ -179,9 +184,12 @@ class DataSource:
 
     @classmethod
     def parse(cls, text: str) -> DataSource:
-        """ "mini", "hub", or a folder with GQA/, MME/, POPE/ and textvqa/ in it."""
-        if text == "mini":
-            return cls("mini", mini_data.FOLDER)
+        """ "mini", "mini-qwen", "hub", or a folder with GQA/, MME/, POPE/ and textvqa/ in it.
+
+        Nothing is drawn yet: `ready` does.
+        """
+        if text in EMBEDDED:
+            return cls(text, mini_data.FOLDER if text == MINI else qwen_data.folder())
         if text == "hub":
             return cls("hub", None)
         with contextlib.suppress(OSError, RuntimeError):  # a name that no folder can have: too long, or ~nobody
@@ -189,17 +197,34 @@ class DataSource:
             if root.is_dir():
                 return cls("local", root.resolve())
         if os.sep not in text:
-            raise unknown("data source", text, ("mini", "hub"))
+            raise unknown("data source", text, (*EMBEDDED, "hub"))
         raise PrunebenchError(
-            f"data source {text!r}: expected `mini`, `hub` or a folder with {', '.join(_dataset_names())} in it, "
-            "found no such folder; check the path"
+            f"data source {text!r}: expected `mini`, `mini-qwen`, `hub` or a folder with {', '.join(_dataset_names())}"
+            " in it, found no such folder; check the path"
         )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data are those of an embedded model."""
+        return self.name in EMBEDDED
+
+    def ready(self) -> None:
+        """See that the data of an embedded model are there and whole; other sources are looked at where they are read.
+
+        Raises PrunebenchError where they are not, and cannot be drawn.
+        """
+        if self.name == MINI and self.root is not None:
+            mini_data.verify(self.root)
+        elif self.embedded:
+            qwen_data.ready()
 
     @property
     def mend(self) -> str:
         """What to do about a file that is missing or broken."""
-        if self.name == "mini":
+        if self.name == MINI:
             return "run `make mini` to rebuild the mini data"
+        if self.embedded:
+            return f"remove the folder {self.root}, which is drawn again"
         return (
             "mend the file, or copy the data set again (same layout as its hub repository), or use the data source"
             " `hub` or `mini`"
@@ -207,8 +232,13 @@ class DataSource:
 
 
 def source_of_data(data: str | None, model: str) -> DataSource:
-    """Where the data are: as typed, else the mini data for the mini model and the hub for every other."""
-    return DataSource.parse(data or ("mini" if model == "mini" else "hub"))
+    """Where the data are: as typed, else its own data for an embedded model and the hub for every other.
+
+    `model`: the shipped config that it stands for. "mini" are an embedded model's own data.
+    """
+    if model in EMBEDDED and data in (None, "", MINI):
+        return DataSource.parse(model)
+    return DataSource.parse(data or "hub")
 
 
 def mini_rows(spec: TaskSpec) -> int:
@@ -331,11 +361,20 @@ def _positions(questions: Dataset, images: Dataset) -> list[int]:
 
 def join_gqa_mini(questions: Dataset) -> Dataset:
     """`process_docs` of the CLI's gqa_mini: the images as a column, as upstream's code expects them."""
+    return _join_gqa(questions, DataSource.parse(MINI))
+
+
+def join_gqa_mini_qwen(questions: Dataset) -> Dataset:
+    """The same of gqa_mini_qwen."""
+    return _join_gqa(questions, DataSource.parse("mini-qwen"))
+
+
+def _join_gqa(questions: Dataset, source: DataSource) -> Dataset:
     import datasets
 
     spec = TASKS["gqa"]
     assert spec.images is not None
-    images = _read_local(spec, spec.images, DataSource.parse("mini"))
+    images = _read_local(spec, spec.images, source)
     assert images.images is not None
     column = images.images.select(_positions(questions, images.docs))
     return datasets.concatenate_datasets([questions, column], axis=1).cast_column("image", datasets.Image())
@@ -364,8 +403,7 @@ def read(spec: TaskSpec, source: DataSource) -> Rows:
 
     Local and mini sources are held in memory; the hub's stay in `datasets`' memory-mapped cache.
     """
-    if source.name == "mini" and source.root is not None:
-        mini_data.verify(source.root)
+    source.ready()
 
     def table(t: Table) -> _Split:
         return _read_hub(spec, t) if source.root is None else _read_local(spec, t, source)

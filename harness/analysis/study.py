@@ -79,7 +79,7 @@ LEAST_SCORE = 0.1
 class AnalysisRequest:
     """What a user asks for; strings as typed.
 
-    `data` is the test data (default: mini for the mini model, else hub). `calibration_data` is what is analysed: a
+    `data` is the test data (default: an embedded model's own, else hub). `calibration_data` is what is analysed: a
     folder, "hub" for its train and val splits, or "fresh" for new scenes of the mini world (the default there). Without
     it the test data itself is analysed and no config is derived. `layers` ("2-5") restricts the knock-outs; stages need
     all.
@@ -146,7 +146,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
     limit = parse_limit(request.limit, DEFAULT_LIMIT)
     test = source_of_data(request.data, located.config.stands_for)
     choice.check_source(request.tasks, test)
-    chosen = request.calibration_data or ("fresh" if test.name == "mini" else None)
+    chosen = request.calibration_data or ("fresh" if test.embedded else None)
     by_name = [name for name in request.tasks if not choice.is_ours(name)]
     if by_name and chosen is not None:
         raise PrunebenchError(
@@ -158,7 +158,7 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
             "a config is derived from all layers on data that is no test data: give --calibration-data (a folder, or"
             " hub) and leave --layers out"
         )
-    if chosen == "fresh" and test.name != "mini":
+    if chosen == "fresh" and not test.embedded:
         raise PrunebenchError(
             "--calibration-data fresh draws new scenes of the mini world: give a folder or hub for this model's data"
         )
@@ -172,8 +172,8 @@ def analyse(request: AnalysisRequest, say: Callable[[str], None] = print) -> Pat
         # what knobs are derived on as well, unless all there is was analysed
         source = larger = test
         if chosen == "fresh":
-            source = calibration.mini(Path(folder) / "analysis", limit or 108)
-            larger = calibration.mini(Path(folder) / "knobs", KNOBS * limit) if limit else source
+            source = calibration.mini(Path(folder) / "analysis", limit or 108, like=test.name)
+            larger = calibration.mini(Path(folder) / "knobs", KNOBS * limit, like=test.name) if limit else source
         elif chosen == "hub":
             source = larger = calibration.hub(Path(folder), request.tasks, KNOBS * limit if limit else 108)
         elif chosen is not None:

@@ -10,7 +10,7 @@ import typer
 from harness.cli import options as given_as
 from harness.cli.options import RESULTS
 from harness.cli.say import put
-from harness.core.errors import PrunebenchError
+from harness.core.errors import PrunebenchError, unknown
 
 
 def mutations(
@@ -99,27 +99,39 @@ def readme(results: given_as.ReadFrom = Path("results/reference")) -> None:
         put(f"drawn   {file}")
 
 
-def mini(context: typer.Context, part: Annotated[str, typer.Argument(help="data, train, export or clip")]) -> None:
+def mini(
+    context: typer.Context,
+    part: Annotated[str, typer.Argument(help="data, train, export or clip")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="the embedded model: mini or mini-qwen")] = "mini",
+) -> None:
     """Rebuild a part of the mini world.
 
-    data: the data sets, bit-identical. train: the model, by the same recipe. export: the shipped files from a
-    checkpoint. clip: the text tower that belongs to the model's vision tower.
+    data: the data sets, bit-identical; of mini-qwen their manifest. train: the model, by the same recipe. export: the
+    shipped files from a checkpoint. clip: the text tower that belongs to mini's vision tower.
     """
-    if part == "data":
+    if model not in ("mini", "mini-qwen"):
+        raise unknown("embedded model", model, ("mini", "mini-qwen"))
+    if part == "data" and model == "mini":
         from tasks.mini import data
 
         put(f"wrote {data.build(data.FOLDER)}")
+    elif part == "data":
+        from tasks.mini.qwen import data as qwen
+
+        put(f"wrote {qwen.remake()}")
     elif part == "train":
         from tasks.mini import train
 
-        train.main(list(context.args))
+        train.main(list(context.args), model)
     elif part == "export":
         from tasks.mini import export
 
-        export.main(list(context.args))
-    elif part == "clip":
+        export.main(list(context.args), model)
+    elif part == "clip" and model == "mini":
         from tasks.mini import clip
 
         clip.main(list(context.args))
+    elif part == "clip":
+        raise PrunebenchError("mini clip: the vision tower of mini-qwen has no text tower: leave it out")
     else:
         raise PrunebenchError(f"mini {part!r}: expected data, train, export or clip")

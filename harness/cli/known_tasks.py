@@ -68,8 +68,8 @@ def _overview() -> None:
     ]
     _table(rows, head, ("left", "left", "right", "left", "left"))
     put(
-        "\nThe mini model reads the shipped mini data. Every other model reads the data sets on the hub, or a folder of"
-        " copies: --data FOLDER."
+        "\nThe embedded models (mini, mini-qwen) read data of their own. Every other model reads data sets on the hub,"
+        " or a folder of copies: --data FOLDER."
     )
     put(f"\nverified on fixtures ({NOTE}):\n")
     found = [named.find(name) for name in VERIFIED]

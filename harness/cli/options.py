@@ -175,12 +175,17 @@ Dtype = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Option(metavar="SOURCE", help="mini, hub or a folder; default: mini for the mini model, hub for all others"),
+    typer.Option(
+        metavar="SOURCE",
+        help="mini (an embedded model's own), mini-qwen, hub or a folder; default: mini for these, hub for others",
+    ),
 ]
 ImagesAt = Annotated[
     str,
     typer.Option(
-        "--data", metavar="SOURCE", help="mini, hub or a folder with the images; default: as the cells were measured"
+        "--data",
+        metavar="SOURCE",
+        help="mini, mini-qwen, hub or a folder with the images; default: as the cells were measured",
     ),
 ]
 Prompt = Annotated[

@@ -87,17 +87,24 @@ def report(say: Callable[[str], None] = print) -> bool:
         )
         say(f"images         {CLIPImageProcessor.__name__} ({backend} backend)")
         try:
+            from harness.models.config import EMBEDDED
             from harness.models.load import locate_model
 
-            located = locate_model("mini", "cpu")
-            say(
-                f"mini model     {located.shape.depth} layers, {located.usual.n_visual} visual tokens an image, in"
-                f" {located.folder.name}/"
-            )
+            for name in EMBEDDED:
+                located = locate_model(name, "cpu")
+                most = f"{'' if located.one_size else 'at most '}{located.usual.n_visual}"
+                title = "mini model" if name == "mini" else name
+                say(
+                    f"{title:<14} {located.shape.depth} layers, {most} visual tokens an image, in"
+                    f" {located.folder.name}/"
+                )
             from tasks.mini.data import verify
 
             verify()
             say("mini data      complete")
+            from tasks.mini.qwen.data import state
+
+            say(f"mini-qwen data {state()}")
         except ValueError as error:
             problems.append(str(error))
     for problem in problems:

@@ -14,6 +14,11 @@ from harness.core.paths import CHECKOUT, DATA, TOP
 from harness.core.spelling import given
 
 MODEL_CONFIGS = DATA / "configs" / "models"
+#: the models whose weights are in this repository, and what mends their folders
+EMBEDDED = {
+    "mini": "run `make mini`, or restore it with `git checkout`",
+    "mini-qwen": "run `make mini MODEL=mini-qwen`, or restore it with `git checkout`",
+}
 
 
 class Converted(NamedTuple):

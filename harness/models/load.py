@@ -24,7 +24,15 @@ from harness.method.build import own_knobs
 from harness.models import jsonfile
 from harness.models.adapters import ADAPTERS, ORIGINAL_CLASSES, Adapter, adapter_class, adapter_for
 from harness.models.adapters.text_encoder import ClipTextEncoder
-from harness.models.config import ORIGINALS, SHOWN, ModelConfig, calibrated_knobs, calibration_key, model_config
+from harness.models.config import (
+    EMBEDDED,
+    ORIGINALS,
+    SHOWN,
+    ModelConfig,
+    calibrated_knobs,
+    calibration_key,
+    model_config,
+)
 from harness.models.device import DTYPES, check_quantised, pick_device, pick_dtype, stated_dtype
 from harness.models.files import CONFIGS, check_folder, check_weights, weight_files, weight_hash
 from harness.models.generation import FILE as GENERATION
@@ -269,7 +277,7 @@ def _check_standing(located: Located, name: str) -> None:
 def _locate(config: ModelConfig) -> tuple[Path, str | None]:
     folder, label = config.folder, f"model {config.name}"
     if folder is not None:
-        mend = "run `make mini`, or restore it with `git checkout`" if config.name == "mini" else "check the path"
+        mend = EMBEDDED.get(config.name, "check the path")
         check_folder(folder, label, mend)
         _check_config(config, folder)
         return folder, None
@@ -345,11 +353,7 @@ def _check_memory(folder: Path, device: torch.device, dtype: str, stored_as: str
 
 
 def _mend(label: str) -> str:
-    return (
-        "run `make mini`, or restore it with `git checkout`"
-        if label == "model mini"
-        else "fetch the model again, or mend the file"
-    )
+    return EMBEDDED.get(label.removeprefix("model "), "fetch the model again, or mend the file")
 
 
 @contextmanager

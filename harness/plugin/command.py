@@ -17,7 +17,7 @@ from harness.core.errors import PrunebenchError
 from harness.core.shown import one_line
 from harness.plugin import manifests
 from harness.plugin.model import Abort
-from harness.plugin.names import MINI, SHIPPED, own
+from harness.plugin.names import ENDINGS, SHIPPED, own
 from tasks import sources as src
 from tasks.lmms import UPSTREAM
 
@@ -25,22 +25,22 @@ from tasks.lmms import UPSTREAM
 # behind tasks.lmms, which looks whether lmms-eval was imported before it
 from lmms_eval.utils import load_yaml_config, simple_parse_args_string
 
-from tasks.mini import data as mini_data
-
 # ---------------------------------------------------------------------------------------------------------- its own CLI
 
 
-def mini_task_files(folder: Path) -> list[str]:
+def mini_task_files(folder: Path, ending: str = "_mini") -> list[str]:
     """Write `<task>_mini.yaml` for the mini data into a folder for `--include_path`; returns the tasks' names.
+
+    `ending`: `_mini_qwen` for the data of the mini Qwen, which are drawn where they are not there.
 
     They include upstream's YAML by its absolute path, which is known only at run time. Under other names, because a
     built-in task silently wins against an included one of the same name.
     """
-    source = src.DataSource.parse("mini")
-    mini_data.verify()
+    source = src.DataSource.parse(ENDINGS[ending])
+    source.ready()
     names = []
     for spec in map(src.task_spec, SHIPPED):
-        name = spec.name + MINI
+        name = spec.name + ending
         paths = [str(p) for p in src.files(spec, spec.table, source)]
         lines = [
             f"include: {json.dumps(str(UPSTREAM / spec.yaml))}",
@@ -50,7 +50,7 @@ def mini_task_files(folder: Path) -> list[str]:
             f"dataset_kwargs: {json.dumps({'data_files': {spec.table.split: paths}})}",
         ]
         if spec.images is not None:
-            lines.append("process_docs: !function tasks.sources.join_gqa_mini")
+            lines.append(f"process_docs: !function tasks.sources.join_gqa{ending}")
         if spec.max_new_tokens is not None:
             generation = {**load_yaml_config(str(UPSTREAM / spec.yaml), mode="simple")["generation_kwargs"]}
             lines.append(f"generation_kwargs: {json.dumps({**generation, 'max_new_tokens': spec.max_new_tokens})}")
@@ -138,6 +138,8 @@ def lmms_cli(args: Sequence[str]) -> int:
         code: int | str | None = 0
         try:
             mini_task_files(Path(folder))
+            if any("_mini_qwen" in word or word.startswith("--config") for word in args):
+                mini_task_files(Path(folder), "_mini_qwen")
             dispatch.main()
         except SystemExit as stop:
             code = stop.code

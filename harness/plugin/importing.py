@@ -31,7 +31,7 @@ from harness.store.sealed import SampleScore, SealedCell
 from harness.store.store import Store
 from harness.tables import leaderboard
 from tasks import lmms
-from tasks.sources import DataSource
+from tasks.sources import EMBEDDED, MINI, source_of_data
 
 if TYPE_CHECKING:
     from tasks.lmms import LoadedTask
@@ -73,8 +73,13 @@ def import_run(path: Path, results: Path, data: str | None, say: Callable[[str],
 def _arrival(logged: LoggedTask, data: str | None) -> Arrival:
     name, run = names.own(logged.name), logged.run
     settings, request = run["settings"], run["request"]
-    mini = names.is_mini(logged.name) or settings["stands_for"] == "mini"
-    source = DataSource.parse(data or ("mini" if mini else "hub"))
+    named = names.data_of(logged.name)
+    if data is None and named == MINI and settings["stands_for"] in EMBEDDED and settings["stands_for"] != MINI:
+        raise PrunebenchError(
+            f"{logged.file}: {logged.name} reads the data of mini, and `mini` are {settings['stands_for']}'s own data"
+            f" where that model is asked: say {given('data', 'FOLDER')} with the data of mini (tasks/mini/data)"
+        )
+    source = source_of_data(data or named, settings["stands_for"])
     task = lmms.load_task(name, source, None, SUBSET_SEED)
     with naming(str(logged.file)):
         _check_whole(logged, task)
@@ -82,7 +87,7 @@ def _arrival(logged: LoggedTask, data: str | None) -> Arrival:
         records, shown = _records(logged, task)
         metrics, scores = scored(task, {key: record.answer for key, record in records.items()})
         _check_metrics(logged, metrics)
-        asked_of = data or ("mini" if names.is_mini(logged.name) and settings["stands_for"] != "mini" else None)
+        asked_of = data or (named if named != settings["stands_for"] else None)
         provenance = {
             "request": Asked.from_dict({**request, "task": name, "data": asked_of}).to_dict(),
             **run["provenance"],

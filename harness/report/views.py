@@ -191,7 +191,7 @@ def data_of(data: str, sealed: SealedCell) -> DataSource:
     """The data of a measured cell: where a user says they are now, else as they were asked for."""
     from tasks.sources import source_of_data
 
-    return source_of_data(data or sealed.asked.data, sealed.cell.model)
+    return source_of_data(data or sealed.asked.data, sealed.cell.stands_for or sealed.cell.model)
 
 
 class Pictures:

@@ -50,7 +50,7 @@ class Request:
     """What a user asks for, as typed: every method at every budget with every seed, beside the unpruned model.
 
     No budget: the method takes none, or `knobs` say how many tokens it keeps. `limit` "" or None: the model's default;
-    "all": every question. `data` None: mini for the mini model, else hub. `knobs` are every method's. `prompt`,
+    "all": every question. `data` None: an embedded model's own, else hub. `knobs` are every method's. `prompt`,
     `image` None: as the model says. `stands_for`: the shipped config that a folder or hub id is. `include`: a folder
     with tasks as YAML. `judge`: a service may score answers. `follow_up`: ask each question behind the first one about
     its image, on the cache that the first one pruned.

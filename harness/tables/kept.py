@@ -164,8 +164,10 @@ def _code() -> str:
     """Names the code that computes and draws tables, and the libraries it computes with."""
     found = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
-    rooms = ("harness/core", "harness/store", "harness/tables", "tasks/mini")  # the last knows what an answer is about
-    for file in sorted(file for room in rooms for file in (root / room).glob("*.py")):
+    rooms = ["harness/core", "harness/store", "harness/tables"]
+    rooms += ["tasks/mini", "tasks/mini/qwen"]  # these know what an answer is about, the last by its manifest
+    files = sorted(file for room in rooms for file in (root / room).glob("*.py"))
+    for file in [*files, root / "tasks/mini/qwen/manifest.json"]:
         found.update(f"{file.name}\n".encode() + file.read_bytes())
     for name in ("numpy", "scipy", "matplotlib", "pillow"):
         found.update(f"{name} {version(name)}\n".encode())

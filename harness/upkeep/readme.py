@@ -48,6 +48,7 @@ FILES = (
     "docs/methods.md",
     "docs/two-models.md",
     "tasks/mini/MODEL_CARD.md",
+    "tasks/mini/qwen/MODEL_CARD.md",
 )
 #: of docs/two-models.md, and the folder of its figures, as the page names it
 MODELS = ("mini", "mini-qwen")
@@ -55,8 +56,9 @@ IMAGES = "images"
 
 
 def _at_defaults(results: Path) -> list[SealedCell]:
-    """The cells of a run without LIMIT and POSITIONS: what the README shows."""
-    return [c for c in Store(results).cells() if c.asked.limit is None and c.cell.positions == "method"]
+    """The cells of `mini` in a run without LIMIT and POSITIONS: what the README shows."""
+    every = (c for c in Store(results).cells() if c.cell.model == "mini")
+    return [c for c in every if c.asked.limit is None and c.cell.positions == "method"]
 
 
 def main_table(results: Path) -> str:
@@ -159,12 +161,17 @@ def _scores(frame: Any) -> list[str]:
     return shown
 
 
-def card_table(results: Path) -> str:
-    """The unpruned model on every question. Raises PrunebenchError where a cell is missing."""
-    cells = [c for c in Store(results).cells() if c.cell.method == "none" and c.asked.limit == "all"]
+def card_table(results: Path, model: str = "mini") -> str:
+    """An unpruned embedded model on every question. Raises PrunebenchError where a cell is missing, but says so in the
+    table of a model other than `mini` that has none at all."""
+    ours = [c for c in Store(results).cells() if c.cell.model == model]
+    cells = [c for c in ours if c.cell.method == "none" and c.asked.limit == "all"]
+    if model != "mini" and not ours:
+        return f"no cells of {model}"
     if not set(TASKS) <= {c.cell.task for c in cells}:
+        named = "" if model == "mini" else f" MODEL={model}"
         raise PrunebenchError(
-            f"{results}: expected the unpruned model on all questions: run `make eval METHOD=none LIMIT=all"
+            f"{results}: expected the unpruned model on all questions: run `make eval METHOD=none{named} LIMIT=all"
             f" RESULTS={results}`"
         )
     return terminal.table(_ordered(rows(cells)))
@@ -288,6 +295,7 @@ def filled(text: str, results: Path) -> str:
         "units": lambda: units_table(SHAPES["llava-1.5-7b"].with_text(TEXT_TOKENS)),
         "two_models": lambda: two_models(results),
         "card": lambda: f"```\n{card_table(results)}\n```",
+        "card_qwen": lambda: f"```\n{card_table(results, 'mini-qwen')}\n```",
     }
     marked = re.findall(r"<!-- table:(\w+) -->", text)
     if not marked:

@@ -31,8 +31,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tasks.mini import questions, world
 from tasks.mini import tokenizer as mini_tokenizer
-from tasks.mini import world
 from tasks.mini.export import FOLDER as MINI
 
 FOLDER = Path(__file__).parent / "clip"
@@ -76,8 +76,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def caption(scene: world.Scene, rng: random.Random, n: int | None = None) -> str:
     """`n` things of a scene (all of them by default) in any order: "a red circle, a blue star, a white sign"."""
-    names = [world.article(thing.name) for thing in scene.things]
-    names += [world.article(f"{sign.colour} sign") for sign in scene.signs]
+    names = [questions.article(thing.name) for thing in scene.things]
+    names += [questions.article(f"{sign.colour} sign") for sign in scene.signs]
     rng.shuffle(names)
     return ", ".join(names[:n])
 
@@ -85,7 +85,7 @@ def caption(scene: world.Scene, rng: random.Random, n: int | None = None) -> str
 def a_text(scene: world.Scene, rng: random.Random) -> str:
     """A caption of a part of the scene, or one time in four a question about something that is there."""
     if rng.random() < 0.25:
-        question = world.ask(rng.choice(KINDS), scene, rng, positive=True)
+        question = questions.ask(rng.choice(KINDS), scene, rng, positive=True)
         if question is not None:
             return question.text
     return caption(scene, rng, rng.randint(2, 8))

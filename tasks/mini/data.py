@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.core.errors import PrunebenchError
-from tasks.mini import world
+from tasks.mini import questions, world
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -73,6 +73,25 @@ UNFAIR_CODES = frozenset({"THE", "TEN", "HED", "HES"})
 TRIES = 40
 
 T = TypeVar("T")
+
+
+class SceneKind(NamedTuple):
+    """Scenes of one kind: `lattice` gives a scene's lattice by its seed, `name` begins the file name of each image."""
+
+    name: str
+    lattice: Callable[[int], tuple[int, int]]
+
+    def file_of(self, seed: int) -> str:
+        """The file name of a scene's image, which holds the seed."""
+        return f"{self.name}_{seed - world.TEST_SEED_BASE:08d}.jpg"
+
+    def seed_of(self, file: str) -> int:
+        """The seed in such a name."""
+        return world.TEST_SEED_BASE + int(file.removeprefix(f"{self.name}_").removesuffix(".jpg"))
+
+
+SQUARE = SceneKind("mini", lambda seed: (world.LATTICE, world.LATTICE))
+RAGGED = SceneKind("ragged", world.lattice_of)
 
 
 class _File(NamedTuple):
@@ -152,10 +171,10 @@ def _ask(
     *,
     positive: bool | None = None,
     negative: str | None = None,
-) -> world.WorldQuestion | None:
+) -> questions.WorldQuestion | None:
     """A question that this image has not been asked yet, with the answer wanted, or None after `TRIES` draws."""
     for _ in range(TRIES):
-        q = world.ask(kind, scene, rng, positive=positive, negative=negative)
+        q = questions.ask(kind, scene, rng, positive=positive, negative=negative)
         # a random wrong code can turn out to be the right one, so the answer is compared rather than trusted
         if q is None or q.text in asked or (positive is not None and q.answer != ("yes" if positive else "no")):
             continue
@@ -164,22 +183,30 @@ def _ask(
     return None
 
 
+class _Draw(NamedTuple):
+    """Of which scenes a data set is made: the first `images` from a seed on that have all the questions wanted."""
+
+    first_seed: int
+    images: int
+    features: dict[str, Features]
+    kind: SceneKind
+
+
 def _usable(
-    first_seed: int,
-    count: int,
-    questions: Callable[[int, world.Scene, random.Random], list[T] | None],
+    draw: _Draw,
+    wanted: Callable[[int, world.Scene, random.Random], list[T] | None],
     **scene: tuple[int, int],
 ) -> Iterator[tuple[world.Scene, dict[str, Any], list[T]]]:
-    """The first `count` scenes from a seed on that have all the questions wanted, with the image cell of a row."""
-    seeds = itertools.count(first_seed)
-    for index in range(count):
+    """The scenes of a draw, each with the image cell of a row and its questions."""
+    seeds = itertools.count(draw.first_seed)
+    for index in range(draw.images):
         while True:
             seed = next(seeds)
-            made = world.make_scene(seed, **scene)
-            asked = questions(index, made, random.Random(f"questions-{seed}"))
+            made = world.make_scene(seed, **scene, lattice=draw.kind.lattice(seed))
+            asked = wanted(index, made, random.Random(f"questions-{seed}"))
             if asked is not None:
                 break
-        image = {"bytes": world.jpeg(world.render(made)), "path": f"mini_{seed - world.TEST_SEED_BASE:08d}.jpg"}
+        image = {"bytes": world.jpeg(world.render(made)), "path": draw.kind.file_of(seed)}
         yield made, image, asked
 
 
@@ -187,8 +214,8 @@ def _name(image: dict[str, Any]) -> str:
     return str(image["path"]).removesuffix(".jpg")
 
 
-def _gqa(first_seed: int, count: int, features: dict[str, Features]) -> list[_File]:
-    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[world.WorldQuestion] | None:
+def _gqa(draw: _Draw) -> list[_File]:
+    def wanted(index: int, scene: world.Scene, rng: random.Random) -> list[questions.WorldQuestion] | None:
         slots = range(index * GQA_PER_IMAGE, (index + 1) * GQA_PER_IMAGE)
         asked: set[str] = set()
         found = []
@@ -201,7 +228,7 @@ def _gqa(first_seed: int, count: int, features: dict[str, Features]) -> list[_Fi
 
     rows: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
-    for _, image, asked in _usable(first_seed, count, questions, **SCENES["GQA"]):
+    for _, image, asked in _usable(draw, wanted, **SCENES["GQA"]):
         images.append({"id": _name(image), "image": image})
         for q in asked:
             structural, semantic = GQA_TYPES[q.kind]
@@ -223,22 +250,22 @@ def _gqa(first_seed: int, count: int, features: dict[str, Features]) -> list[_Fi
                 }
             )
     return [
-        _File("GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet", features["GQA questions"], rows),
-        _File("GQA/testdev_balanced_images/testdev-00000-of-00001.parquet", features["GQA images"], images),
+        _File("GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet", draw.features["GQA questions"], rows),
+        _File("GQA/testdev_balanced_images/testdev-00000-of-00001.parquet", draw.features["GQA images"], images),
     ]
 
 
-def _mme(first_seed: int, count: int, features: dict[str, Features]) -> list[_File]:
+def _mme(draw: _Draw) -> list[_File]:
     """One pair per image. Categories take turns, so that also the first rows of the file hold all of them."""
     categories = tuple(MME_KINDS)
 
-    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[world.WorldQuestion] | None:
+    def wanted(index: int, scene: world.Scene, rng: random.Random) -> list[questions.WorldQuestion] | None:
         kind, asked = MME_KINDS[categories[index % len(categories)]], set[str]()
         found = [_ask(kind, scene, rng, asked, positive=positive) for positive in (True, False)]
         return None if None in found else [q for q in found if q is not None]
 
     rows: list[dict[str, Any]] = []
-    for index, (_, image, asked) in enumerate(_usable(first_seed, count, questions, **SCENES["MME"])):
+    for index, (_, image, asked) in enumerate(_usable(draw, wanted, **SCENES["MME"])):
         category = categories[index % len(categories)]
         for q in asked:
             rows.append(
@@ -250,14 +277,14 @@ def _mme(first_seed: int, count: int, features: dict[str, Features]) -> list[_Fi
                     "category": category,
                 }
             )
-    return [_File("MME/data/test-00000-of-00001.parquet", features["MME"], rows)]
+    return [_File("MME/data/test-00000-of-00001.parquet", draw.features["MME"], rows)]
 
 
-def _pope(first_seed: int, count: int, features: dict[str, Features]) -> list[_File]:
-    def questions(index: int, scene: world.Scene, rng: random.Random) -> list[tuple[str, world.WorldQuestion]] | None:
+def _pope(draw: _Draw) -> list[_File]:
+    def wanted(index: int, scene: world.Scene, rng: random.Random) -> list[tuple[str, questions.WorldQuestion]] | None:
         asked: set[str] = set()
         found = []
-        for c, category in enumerate(world.NEGATIVES):
+        for c, category in enumerate(questions.NEGATIVES):
             for k in range(POPE_PER_CATEGORY):
                 # 5 yes and 4 no on even images, the reverse on odd ones
                 q = _ask("exist", scene, rng, asked, positive=(index + c + k) % 2 == 0, negative=category)
@@ -267,7 +294,7 @@ def _pope(first_seed: int, count: int, features: dict[str, Features]) -> list[_F
         return found
 
     rows: list[dict[str, Any]] = []
-    for _, image, asked in _usable(first_seed, count, questions, **SCENES["POPE"]):
+    for _, image, asked in _usable(draw, wanted, **SCENES["POPE"]):
         for category, q in asked:
             rows.append(
                 {
@@ -280,7 +307,7 @@ def _pope(first_seed: int, count: int, features: dict[str, Features]) -> list[_F
                     "category": category,
                 }
             )
-    return [_File("POPE/data/test-00000-of-00001.parquet", features["POPE"], rows)]
+    return [_File("POPE/data/test-00000-of-00001.parquet", draw.features["POPE"], rows)]
 
 
 def _ten_answers(code: str, rng: random.Random) -> list[str]:
@@ -295,10 +322,10 @@ def _ten_answers(code: str, rng: random.Random) -> list[str]:
     return answers
 
 
-def _textvqa(first_seed: int, count: int, features: dict[str, Features]) -> list[_File]:
-    def questions(
+def _textvqa(draw: _Draw) -> list[_File]:
+    def wanted(
         index: int, scene: world.Scene, rng: random.Random
-    ) -> list[tuple[world.WorldQuestion, list[str]]] | None:
+    ) -> list[tuple[questions.WorldQuestion, list[str]]] | None:
         if any(sign.code in UNFAIR_CODES for sign in scene.signs):
             return None
         asked: set[str] = set()
@@ -311,7 +338,7 @@ def _textvqa(first_seed: int, count: int, features: dict[str, Features]) -> list
         return found
 
     rows: list[dict[str, Any]] = []
-    for scene, image, asked in _usable(first_seed, count, questions, **SCENES["textvqa"]):
+    for scene, image, asked in _usable(draw, wanted, **SCENES["textvqa"]):
         for q, answers in asked:
             rows.append(
                 {
@@ -320,8 +347,8 @@ def _textvqa(first_seed: int, count: int, features: dict[str, Features]) -> list
                     "question": q.text.lower(),
                     "question_tokens": q.text.lower().rstrip("?").split(),
                     "image": image,
-                    "image_width": world.IMAGE_SIZE,
-                    "image_height": world.IMAGE_SIZE,
+                    "image_width": scene.size[0],
+                    "image_height": scene.size[1],
                     "flickr_original_url": "",
                     "flickr_300k_url": "",
                     "answers": answers,
@@ -330,7 +357,7 @@ def _textvqa(first_seed: int, count: int, features: dict[str, Features]) -> list
                     "ocr_tokens": [sign.code for sign in scene.signs],
                 }
             )
-    return [_File("textvqa/data/validation-00000-of-00001.parquet", features["textvqa"], rows)]
+    return [_File("textvqa/data/validation-00000-of-00001.parquet", draw.features["textvqa"], rows)]
 
 
 _MAKERS = {"GQA": _gqa, "MME": _mme, "POPE": _pope, "textvqa": _textvqa}
@@ -357,7 +384,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def build(out: Path, seed: int = 0, images: Mapping[str, int] = IMAGES) -> Path:
+def build(out: Path, seed: int = 0, images: Mapping[str, int] = IMAGES, kind: SceneKind = SQUARE) -> Path:
     """Write the data sets named in `images` (number of images each) to `out` and return the manifest's path.
 
     The manifest is written last: a folder with one is complete.
@@ -368,7 +395,7 @@ def build(out: Path, seed: int = 0, images: Mapping[str, int] = IMAGES) -> Path:
         if name not in images:
             continue
         first_seed = world.TEST_SEED_BASE + (len(_MAKERS) * seed + n) * SEED_RANGE
-        for file in maker(first_seed, images[name], features):
+        for file in maker(_Draw(first_seed, images[name], features, kind)):
             path = out / file.path
             _write(path, file)
             entries[file.path] = {"sha256": _sha256(path), "bytes": path.stat().st_size, "rows": len(file.rows)}

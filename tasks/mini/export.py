@@ -46,12 +46,18 @@ def export(checkpoint: Path, out: Path = FOLDER) -> None:
     processor.save_pretrained(out)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None, model: str = "mini") -> None:
+    """Write an embedded model, `mini` or `mini-qwen`."""
+    write, folder = export, FOLDER
+    if model != "mini":
+        from tasks.mini.qwen import export as qwen
+
+        write, folder = qwen.export, qwen.FOLDER
+    parser = argparse.ArgumentParser(description=f"Write the shipped files of {model} from a training checkpoint.")
     parser.add_argument("folder", type=Path, help="what --out was in training")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--out", type=Path, default=folder)
     args = parser.parse_args(argv)
-    export(args.folder / "joint.pt", args.out)
+    write(args.folder / "joint.pt", args.out)
     print(f"wrote {args.out}")
 
 

@@ -1,7 +1,8 @@
-"""Which patches show the things that a question of the shipped mini data names.
+"""Which patches show the things that a question of the embedded models' data names.
 
 The data hold no boxes. An image's file name holds the seed of its scene, and a seed makes its scene again. An image is
-known by its key (the first 16 hex digits of the sha256 of its file), so no other data set is taken for the mini data.
+known by its key (the first 16 hex digits of the sha256 of its file), so no other data set is taken for these. The data
+of the mini Qwen need not be drawn: their manifest lists keys and seeds.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from tasks.mini import data, world
+from tasks.mini.qwen import data as qwen
 
-SIDE = world.GRID
 _NAMED = re.compile(rf"\b(?:({'|'.join(world.COLOUR_NAMES)}) )?({'|'.join(world.SHAPES)}|object|sign)(?:e?s)?\b")
 
 
@@ -32,8 +33,7 @@ def scenes() -> Mapping[str, world.Scene]:
         names = images.field("path").to_pylist()
         for name in dict.fromkeys(names):  # an image is in the row of each of its questions
             encoded = images.field("bytes")[names.index(name)].as_py()
-            seed = world.TEST_SEED_BASE + int(name.removeprefix("mini_").removesuffix(".jpg"))
-            found[hashlib.sha256(encoded).hexdigest()[:16]] = world.make_scene(seed, **of_set)
+            found[hashlib.sha256(encoded).hexdigest()[:16]] = world.make_scene(data.SQUARE.seed_of(name), **of_set)
     return found
 
 
@@ -52,15 +52,22 @@ def named(scene: world.Scene, question: str) -> tuple[world.Thing | world.Sign, 
     return tuple(one for one in (*scene.things, *scene.signs) if one in found)
 
 
+@lru_cache(maxsize=1)
+def ragged() -> Mapping[str, world.Scene]:
+    """Image key -> scene, of every image of the mini Qwen's data."""
+    return qwen.scenes()
+
+
 @lru_cache(maxsize=1 << 14)
-def patches(image: str, question: str) -> tuple[int, ...] | None:
-    """The patches of a 24 x 24 grid, in raster order, that show the things that the question names.
+def patches(image: str, question: str, rows: int = world.GRID, columns: int = world.GRID) -> tuple[int, ...] | None:
+    """The patches of a grid, in raster order, that show the things that the question names.
 
     An object's are those whose area its disc covers by a fifth or more, a sign's are those of its characters
     (`world.patches_of`). Empty where the question names nothing that is there; None where the image is not of the
-    shipped mini data.
+    embedded models' data, or has another grid there.
     """
-    scene = scenes().get(image)
-    if scene is None:
+    square = (rows, columns) == (world.GRID, world.GRID)
+    scene = (scenes().get(image) if square else None) or ragged().get(image)
+    if scene is None or scene.grid != (columns, rows):
         return None
-    return tuple(sorted({patch for one in named(scene, question) for patch in world.patches_of(one)}))
+    return tuple(sorted({patch for one in named(scene, question) for patch in world.patches_of(one, width=columns)}))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
 
-from tasks.mini import world
+from tasks.mini import questions, world
 
 EMBED_STD = 0.06
 
@@ -133,14 +133,14 @@ def pack(
         row_kinds: list[str] = []
         while len(row_kinds) < n_questions:
             kind = rng.choices(drawn, kind_weights)[0]
-            question = world.ask(kind, scene, rng)
+            question = questions.ask(kind, scene, rng)
             if question is None:
                 continue
             text = vocab.closing + "\n" + question.text
             if rng.random() < full_prompt:
                 if kind == "code" and rng.random() < 0.15:
-                    text += world.ocr_suffix(scene)
-                text += world.POST_PROMPT
+                    text += questions.ocr_suffix(scene)
+                text += questions.POST_PROMPT
             asked_all.append([*vocab.encode(text), *vocab.encode(" ASSISTANT:")])
             said_all.append([*vocab.encode(" " + question.answer), vocab.tokenizer.eos_token_id])
             row_kinds.append(kind)

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from tasks.mini import world
+from tasks.mini import questions, world
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 #: the Vicuna roles of LLaVA-1.5's prompt, one token each
@@ -29,13 +29,13 @@ def corpus() -> list[str]:
     """Every sentence shape of the world with every word in it; deterministic."""
     lines = []
     rng = random.Random(0)
-    for seed, kind in itertools.product(range(400), world.KINDS):
+    for seed, kind in itertools.product(range(400), questions.KINDS):
         scene = world.make_scene(seed, (6, 9), (1, 2))
-        question = world.ask(kind, scene, rng)
+        question = questions.ask(kind, scene, rng)
         if question is not None:
-            lines += [question.text + world.POST_PROMPT, " " + question.answer]
+            lines += [question.text + questions.POST_PROMPT, " " + question.answer]
             if kind == "code":
-                lines.append(question.text + world.ocr_suffix(scene) + world.POST_PROMPT)
+                lines.append(question.text + questions.ocr_suffix(scene) + questions.POST_PROMPT)
     words = [*world.SHAPES, *world.COLOUR_NAMES, *world.RELATIONS, "yes", "no"]
     lines += [" " + w for w in words for _ in range(200)]
     return lines

@@ -36,7 +36,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -461,10 +461,21 @@ KINDS_OF_PHASE: dict[str, Callable[..., Phase]] = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def recipes_of(model: str) -> tuple[dict[str, Recipe], Mapping[str, Callable[..., Phase]]]:
+    """By phase, in order: its recipe, and its class."""
+    if model == "mini":
+        return RECIPES, KINDS_OF_PHASE
+    from tasks.mini.qwen import train as qwen  # it imports this file
+
+    return qwen.RECIPES, qwen.KINDS_OF_PHASE
+
+
+def main(argv: list[str] | None = None, model: str = "mini") -> None:
+    """Train an embedded model, `mini` or `mini-qwen`."""
+    recipes, kinds = recipes_of(model)
+    parser = argparse.ArgumentParser(description=f"Train {model}: phases {', '.join(recipes)}, each resumable.")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and logs")
-    parser.add_argument("--phase", choices=PHASES, help="one phase; default: all, in order")
+    parser.add_argument("--phase", choices=tuple(recipes), help="one phase; default: all, in order")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
     parser.add_argument("--save-every", type=int, default=100, help="steps")
@@ -475,10 +486,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    for phase in [args.phase] if args.phase else PHASES:
+    for phase in [args.phase] if args.phase else recipes:
         overrides = {k: v for k in ("steps", "images", "background", "lr") if (v := getattr(args, k)) is not None}
-        recipe = Recipe(**{**RECIPES[phase].__dict__, **overrides})
-        KINDS_OF_PHASE[phase](phase, args.out, recipe, args.device, args.save_every).run()
+        recipe = Recipe(**{**recipes[phase].__dict__, **overrides})
+        kinds[phase](phase, args.out, recipe, args.device, args.save_every).run()
 
 
 if __name__ == "__main__":

@@ -350,6 +350,8 @@ def test_empty_values_count_as_not_given_and_defaults_hold(bench: Bench) -> None
     ("words", "writes"),
     [
         (["MODEL=mini"], True),
+        (["MODEL=mini-qwen"], True),
+        (["MODEL=qwen"], False),
         (["MODEL=copied mini"], False),
         (["MODEL=x"], False),
         (["MODEL=x", "CALIBRATION_DATA=a b"], True),
@@ -359,6 +361,18 @@ def test_analyze_writes_the_config_of_a_model_that_has_calibration_data(
     bench: Bench, words: list[str], writes: bool
 ) -> None:
     assert ("--write-config" in bench.argv("analyze", *words)) == writes
+
+
+def test_both_embedded_models_are_rebuilt(bench: Bench) -> None:
+    data = ["dev", "mini", "data", "dev", "mini", "data", "--model", "mini-qwen"]
+    folder = "results/local/mini-training"
+    train = ["dev", "mini", "train", "--out", folder, "dev", "mini", "export", folder]
+    assert bench.argv("mini-data") == data
+    assert bench.argv("mini") == [*data, *train, "dev", "mini", "clip"]
+    for name in ("mini-qwen", "$HOME 'x'"):
+        folder = f"results/local/{name}-training"
+        train = ["dev", "mini", "train", "--model", name, "--out", folder]
+        assert bench.argv("mini", f"MODEL={name}") == [*data, *train, "dev", "mini", "export", "--model", name, folder]
 
 
 def test_the_environment_does_not_count(bench: Bench) -> None:

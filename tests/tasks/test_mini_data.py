@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from harness.core.errors import PrunebenchError
-from tasks.mini import data, world
+from tasks.mini import data, questions, world
 
 FILES = {
     "GQA questions": "GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet",
@@ -93,7 +93,7 @@ def test_counts(rows: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def test_yes_and_no_are_balanced(rows: dict[str, list[dict[str, Any]]]) -> None:
-    for category in world.NEGATIVES:
+    for category in questions.NEGATIVES:
         answers = Counter(r["answer"] for r in rows["POPE"] if r["category"] == category)
         assert answers["yes"] == answers["no"] > 0
     pairs = defaultdict(list)

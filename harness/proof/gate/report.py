@@ -69,14 +69,14 @@ def flip_lines(flips: Sequence[Flip], pictures: Mapping[str, Path]) -> list[str]
 
 def write_pictures(flips: Sequence[Flip], config: Path, overrides: Sequence[str], folder: Path) -> dict[str, Path]:
     """The images of samples whose answer changed, one file each; -> path by sample key. Samples that the data lack are
-    left out."""
+    left out. All models of a gate read the same data."""
     from harness.runner import sweep
     from harness.runner.request import parse_limit
     from harness.runner.session import Session
     from tasks.sources import source_of_data
 
     plan, session = sweep.load(config, overrides), Session()
-    source, limit = source_of_data(plan.data, "mini"), parse_limit(plan.limit, None)
+    source, limit = source_of_data(plan.data, plan.models[0]), parse_limit(plan.limit, None)
     written: dict[str, Path] = {}
     for name in sorted({flip.key.split("/")[0] for flip in flips}):
         wanted = {flip.key for flip in flips}

@@ -84,6 +84,12 @@ def snapshot(cells: Iterable[SealedCell]) -> Snapshot:
 
     cells = sorted(cells, key=lambda c: _order(c.cell))
     models = {c.cell.model: {name: str(getattr(c.cell, name)) for name in MODEL} for c in cells}
+    for task in sorted({c.cell.task for c in cells}):
+        if len({c.cell.data_fingerprint for c in cells if c.cell.task == task}) > 1:
+            raise PrunebenchError(
+                f"a gate compares samples by their keys: expected the same {task} data for every model, found several:"
+                " give each embedded model a gate of its own"
+            )
     images: dict[str, str] = {}
     targets: dict[str, str] = {}
     measured = []

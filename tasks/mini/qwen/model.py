@@ -37,7 +37,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-class Vocabulary(symbols.Vocabulary):
+class QwenVocabulary(symbols.Vocabulary):
     """The mini LLaVA's vectors, which its decoder was trained on, with rows for the new tokens behind.
 
     A symbol has no code of its place: the tower has no absolute positions, so places are those of M-RoPE.

@@ -97,7 +97,7 @@ def from_llava(decoder: Any, weights: Mapping[str, Tensor]) -> None:
 
 
 def forward_packed(
-    decoder: Any, vocab: mini.Vocabulary, packed: symbols.PackedBatch, visual: Tensor
+    decoder: Any, vocab: mini.QwenVocabulary, packed: symbols.PackedBatch, visual: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Logits (a, vocab) and targets (a,) at every answer position; `visual (b, v, hidden)` are the visual embeddings.
 
@@ -135,7 +135,7 @@ class QwenPhase(llava.Phase):
         super().__init__(name, out, recipe, device, save_every)
         self.curriculum.unlocked = len(llava.CURRICULUM) + 1
         self.tokenizer = mini.build_tokenizer()
-        self.vocab: mini.Vocabulary = mini.Vocabulary(self.tokenizer)
+        self.vocab: mini.QwenVocabulary = mini.QwenVocabulary(self.tokenizer)
         self.qwen: Any = Qwen2_5_VLForConditionalGeneration(mini.config(self.tokenizer))
         self.decoder, self.tower = self.qwen.model.language_model, self.qwen.model.visual
         self.processor = mini.image_processor()
@@ -170,7 +170,7 @@ class Symbols(QwenPhase):
         return cross_entropy(logits.float(), targets), llava.accuracy_per_kind(packed, logits, targets)
 
 
-class Align(QwenPhase):
+class QwenAlign(QwenPhase):
     """Phase `align`: tower and merger produce the symbols; no decoder."""
 
     def __init__(self, *args: Any) -> None:
@@ -207,7 +207,7 @@ class Align(QwenPhase):
         return total, stats
 
 
-class Joint(QwenPhase):
+class QwenJoint(QwenPhase):
     """Phase `joint`: the whole model on rendered images, all visual tokens, lmms-eval's prompts."""
 
     def __init__(self, *args: Any) -> None:
@@ -228,4 +228,4 @@ class Joint(QwenPhase):
         return cross_entropy(logits.float(), targets), llava.accuracy_per_kind(packed, logits, targets)
 
 
-KINDS_OF_PHASE: dict[str, type[QwenPhase]] = {"symbols": Symbols, "align": Align, "joint": Joint}
+KINDS_OF_PHASE: dict[str, type[QwenPhase]] = {"symbols": Symbols, "align": QwenAlign, "joint": QwenJoint}
