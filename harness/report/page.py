@@ -369,7 +369,11 @@ def read_analyses(results: Path) -> dict[str, dict[str, Any]]:
             raw = json.loads(path.read_text(encoding="utf-8"))
             json.dumps(raw, allow_nan=False)  # the page holds it, and JSON knows neither NaN nor infinity
             figures = [
-                {**{k: str(f.get(k, "")) for k in ("title", "alt")}, "src": _data_url(path.parent, str(f["file"]))}
+                # the PNG, where there is one: half of the bytes
+                {
+                    **{k: str(f.get(k, "")) for k in ("title", "alt")},
+                    "src": _data_url(path.parent, str(f.get("png") or f["file"])),
+                }
                 for f in raw["figures"]
             ]
             # nothing where the analysis was restricted to some layers

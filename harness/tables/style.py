@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.store.sealed import SealedCell
 
-DPI = 150
+DPI = 110
 TOWER, DECODER, ADAPTIVE, CONTROL = KINDS = (
     "before the language model",
     "inside the language model",
