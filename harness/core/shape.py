@@ -93,6 +93,7 @@ class VisionShape:
     windows: tuple[int, ...] = ()
     whole_layers: tuple[int, ...] = ()
     resampled: bool = False  # the model may shrink the raster of an image's tiles to fewer tokens than patches
+    one_row: bool = False  # patches of all images run in one row, under RoPE
 
     @property
     def patches(self) -> int:

@@ -49,8 +49,6 @@ def check_looks(adapter: Adapter, looks: Iterable[TowerLook]) -> None:
                 f"{look}: expected a layer from {-depth} to {depth - 1} (of the vision tower), found {look.layer}"
             )
         why = unseen(look.what, vision)
-        if look.what in ("mean_hidden", "twice_rotated_sums") and vision.merge > 1 and not adapter.joined:
-            why = "expected a tower that runs the patches of all images in one row, found another that joins patches"
         if why is not None:
             raise PrunebenchError(f"{look}: {why} in {type(adapter.model).__name__}")
 

@@ -27,7 +27,9 @@ def unseen(what: str, vision: VisionShape) -> str | None:
         return "expected a vision tower with a [CLS] token, found one without"
     if vision.merge > 1 and what in ("keys", "hidden"):
         return f"expected a vision tower of one patch a visual token, found one that joins {vision.merge} patches"
-    if vision.prefix and what == "twice_rotated_sums":
+    if vision.merge > 1 and what == "mean_hidden" and not vision.one_row:
+        return "expected a tower that runs the patches of all images in one row, found another that joins patches"
+    if what == "twice_rotated_sums" and not vision.one_row:
         return "expected a vision tower with RoPE, found one of learned positions"
     return None
 
@@ -39,7 +41,8 @@ def check_fits(method: Method, prompt: PromptShape) -> None:
     for look in method.looks(prompt.decoder):
         why = unseen(look.what, vision) if isinstance(look, TowerLook) else None  # another thing is refused by name
         if why is not None:
-            short = "joined" if vision.prefix or look.what in ("keys", "hidden") else "no [CLS]"
+            joined = vision.prefix or look.what in ("keys", "hidden", "mean_hidden")
+            short = "no RoPE" if look.what == "twice_rotated_sums" else "joined" if joined else "no [CLS]"
             raise UnfitError(f"{method.name} looks at {look.what} of the vision tower: {why} in this model", short)
         if isinstance(look, TowerLook) and look.tiles and vision.resampled:
             raise UnfitError(

@@ -345,6 +345,8 @@ REFUSED = {
     "cdpruner": "one patch a visual token",
     "prumerge": "one patch a visual token",
     "holov": "one grid of patches an image, found 13 grids",
+    "mmtok": "runs the patches of all images in one row",
+    "vscan": "one patch a visual token",
 }
 BUDGETS = {"none": None, "knockout": None, "vtw": "native"}
 

@@ -463,9 +463,11 @@ REFUSED = {
     "fastervlm": "[CLS]",
     "hiprune": "shrinks the raster of its tiles",
     "holov": "[CLS]",
+    "mmtok": "one grid of patches",
     "prumerge": "[CLS]",
     "visionzip": "[CLS]",
     "vispruner": "[CLS]",
+    "vscan": "[CLS]",
     "vtw": "withdraws all visual tokens",
 }
 

@@ -79,6 +79,7 @@ def image_shape(vision: Any, sizes: TowerSizes, rows: int, cols: int) -> ImageSh
             prefix=0,
             mlp_matrices=sizes.mlp_matrices,
             merge=merge**2,
+            one_row=True,
             projectors=sizes.projectors,
             windows=() if sizes.whole_layers is None else windows_of(vision, rows, cols),
             whole_layers=sizes.whole_layers or (),

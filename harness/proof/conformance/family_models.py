@@ -153,6 +153,7 @@ def _usual(adapter: type[Adapter]) -> PromptShape:
             prefix=0,
             merge=4,
             projectors=4,
+            one_row=True,
             whole_layers=(1, 3),
         )
     if adapter.framed:
