@@ -64,7 +64,7 @@ class FamilyModel:
     def processor(self) -> Any:
         """What a processor says of sizes: no limits of pixels, tiles as usual."""
         usual = self.adapter.usual_processor(self.model.config)
-        if not self.adapter.joined and usual is not None:
+        if not (self.adapter.joined or self.adapter.framed) and usual is not None:
             return usual
         vision = self.model.config.vision_config
         # images that are framed are brought to three tiles along the longer side
