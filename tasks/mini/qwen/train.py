@@ -33,9 +33,9 @@ from tasks.mini.qwen import model as mini
 #: layers of the mini LLaVA's decoder that were trained on symbols; those around them were grown as the identity
 TRAINED = range(3, 9)
 RECIPES = {
-    "symbols": llava.Recipe(steps=1400, lr=1e-3, images=8, background=48, full_prompt=0.5),
-    "align": llava.Recipe(steps=1400, lr=1e-3, images=6),
-    "joint": llava.Recipe(steps=900, lr=4e-4, images=4, background=-1, full_prompt=1.0),
+    "symbols": llava.Recipe(steps=560, lr=1e-3, images=8, background=48, full_prompt=0.5),
+    "align": llava.Recipe(steps=700, lr=1e-3, images=6),
+    "joint": llava.Recipe(steps=520, lr=4e-4, images=4, background=-1, full_prompt=1.0),
 }
 PHASES = tuple(RECIPES)
 
