@@ -615,7 +615,8 @@ def test_random_input_of_any_size_is_an_image_of_640_x_480(family: str) -> None:
     given = random_model.random_input(tiny.model, 2, 8, 0)
     image = random_model.image_of(ADAPTERS[family], tiny.model.config)
     assert ((given.ids == tiny.adapter.image_token_ids[0]).sum(1) == image.tokens).all()
-    assert given.ids.shape == (2, image.tokens + 8)
+    marks = len(tiny.adapter.image_ids(image, 0, lambda mark: 0)) - image.tokens
+    assert given.ids.shape == (2, image.tokens + marks + 8)
     fastv = Contender("fastv", "0.25kept", build("fastv", Budget("kept", Share(0.25)), {}, tiny.adapter.usual))
     for turn in (BARE_TURN, fastv):
         timed = measure.run_once(tiny.model, turn, given, CPU, 2, 0)

@@ -499,6 +499,7 @@ def test_the_help_names_variables_that_the_command_takes(bench: Bench) -> None:
             "venv": {"LOCKED"},
             "gpu-check": {"OUT", "DEVICE", "WHEELS"},
             "methods": {"METHOD"},
+            "mini": {"MODEL"},
         }.get(command, set())
         assert named <= TAKES.get(command, {}).keys() | SWITCHES.get(command, {}).keys() | own, line
 

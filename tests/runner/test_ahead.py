@@ -126,9 +126,9 @@ def test_pictures_in_memory_are_bounded(mini: LoadedModel, monkeypatch: pytest.M
     alive: list[weakref.ref[torch.Tensor]] = []
     most, lock, processed = 0, threading.Lock(), type(mini).processed
 
-    def counted(self: LoadedModel, image: Image.Image) -> dict[str, torch.Tensor]:
+    def counted(self: LoadedModel, image: Image.Image, *more: Any) -> dict[str, torch.Tensor]:
         nonlocal most
-        made = processed(self, image)
+        made = processed(self, image, *more)
         with lock:
             alive.append(weakref.ref(made["pixel_values"]))
             most = max(most, sum(ref() is not None for ref in alive))

@@ -291,7 +291,7 @@ def method_file(folder: Path, name: str, change: tuple[str, str]) -> str:
         ('TowerLook("cls_row", 40)', r"expected a layer from -4 to 3 \(of the vision tower\), found 40"),
         (
             'TowerLook("values", -2)',
-            r"with what one of cls_row, .*, whole_column_sums; found TowerLook\(what='values'",
+            r"with what one of cls_row, .*, twice_rotated_sums; found TowerLook\(what='values'",
         ),
         ('("keys", -2)', r"expected TowerLook\(what, layer\)"),
     ],
