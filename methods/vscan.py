@@ -221,7 +221,8 @@ class VScan(Method):
             return None  # which of the kept patches are padding, the image decides
         found, later = [sum(behind)] * prompt.depth, self._later(prompt, sum(behind))
         for layer, n in zip(self.layers or (), later, strict=True):
-            found[layer:] = [min(n, *found[layer : layer + 1])] * (prompt.depth - layer)
+            if layer < prompt.depth:  # a stage beyond the last layer does not happen
+                found[layer:] = [min(n, found[layer])] * (prompt.depth - layer)
         return found
 
     def plan_scoring(self, prompt: PromptShape, visual: Sequence[int]) -> int:

@@ -62,11 +62,11 @@ def check_model(method: str, located: Located) -> None:
 
 
 def bound(located: Located) -> float:
-    """The official bound of VTW's rule for a model: by its decoder layers, and whether its images are cut into
-    tiles."""
+    """The official bound of VTW's rule for a model: by its decoder layers, and whether the tiles of
+    its images make one raster, as LLaVA-NeXT's."""
     if located.shape.depth >= LAYERS_OF_13B:
         return ETA_13B
-    return ETA if located.usual.images[0].cut == (0, 0) else ETA_NEXT
+    return ETA_NEXT if any(view.newline for view in located.usual.images[0].views) else ETA
 
 
 def vtw(located: Located, asker: Asker, eta: float | None, say: Say) -> Derived:

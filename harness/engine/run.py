@@ -89,8 +89,11 @@ class EngineRun(Dialogue):
         For features that are used again: give the model `adapter.inputs(features, ids)`, and `see` the rest.
         """
         self._said = {name: inputs.get(name) for name in self._adapter.image_facts}
-        features = self._adapter.encode(**inputs)
-        seen, self._seen, self._said = self._seen, None, {}
+        try:
+            features = self._adapter.encode(**inputs)
+        finally:
+            self._said = {}
+        seen, self._seen = self._seen, None
         return features, seen if seen is not None else [{} for _ in features]
 
     def see(self, images: Sequence[Seen]) -> None:

@@ -33,14 +33,15 @@ SHIPPED = tuple(
     for module in json.loads((TOP / "methods" / "shipped.json").read_text())
     if not module.startswith("methods._")
 )
-#: what takes no budget, what takes no number of tokens, and knobs that reach other code of a method
+#: what takes no budget, what takes no number of tokens or was measured at one alone, and knobs that reach other code
 WITHOUT_BUDGET = ("none", "knockout")
-OTHER_BUDGETS = {"vtw": ("native", "calibrated")}
+OTHER_BUDGETS = {"vtw": ("native", "calibrated"), "vscan": ("64",), "mmtok": ("64",)}
 OTHER_CODE = (
     MethodAtBudget("cdpruner", "64", {"relevance": "none"}),
     MethodAtBudget("prumerge", "64", {"plus": True}),
 )
-#: every shipped method at two budgets; a method without a budget with the knobs that do nothing, and with knobs that do
+#: every shipped method at two budgets, where cells of both are kept; a method without a budget with the knobs that do
+#: nothing, and with knobs that do
 ARMS = (
     NONE,
     *(

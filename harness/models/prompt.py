@@ -287,7 +287,7 @@ class Prompter:
             )
         if self.family.framed:
             return self._framed(text, sizes)
-        video = getattr(self.processor.tokenizer, "video_token_id", None)
+        video = self.processor.tokenizer.get_vocab().get(getattr(self.processor, "video_token", None))
         if video is not None and video in ids:
             raise PrunebenchError(
                 f"{self.config.name}: expected a prompt without videos, found {self.processor.video_token!r} in it"

@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,18 @@ def _saved(output: str | None, since: float) -> bool:
     return any(p.stat().st_mtime >= since - 2 for p in folder.rglob("*_results.json"))
 
 
+def _names(args: Sequence[str], ending: str) -> bool:
+    """Whether a word of a command line, or the file of a `--config`, holds a task of this ending."""
+    if any(ending in word for word in args):
+        return True
+    for word, behind in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        with suppress(OSError, UnicodeDecodeError):  # lmms-eval itself says what is wrong with the file
+            if name == "--config" and ending in Path(value if equals else behind).read_text(encoding="utf-8"):
+                return True
+    return False
+
+
 def lmms_cli(args: Sequence[str]) -> int:
     """lmms-eval's command line with our model class and mini tasks; 0 only if every evaluation asked for has results.
 
@@ -138,7 +151,7 @@ def lmms_cli(args: Sequence[str]) -> int:
         code: int | str | None = 0
         try:
             mini_task_files(Path(folder))
-            if any("_mini_qwen" in word or word.startswith("--config") for word in args):
+            if _names(args, "_mini_qwen"):
                 mini_task_files(Path(folder), "_mini_qwen")
             dispatch.main()
         except SystemExit as stop:

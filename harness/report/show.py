@@ -371,7 +371,7 @@ def write(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # a palette takes half of the bytes, and no difference is seen
-        picture(sample).quantize(256).save(path, "PNG", optimize=True)
+        picture(sample).quantize(96).save(path, "PNG", optimize=True)
     except OSError as error:
         raise PrunebenchError(
             f"cannot write {path}: {error.strerror or error}; choose a file that you can write with --out"

@@ -536,6 +536,11 @@ def test_features_and_prompts_of_unlike_company_are_refused(loaded: LoadedModel)
         loaded.model(input_ids=two["input_ids"], attention_mask=two["attention_mask"], **facts)
 
 
+def test_a_question_with_a_video_is_refused_by_its_sample(loaded: LoadedModel) -> None:
+    with pytest.raises(PrunebenchError, match="expected a prompt without videos, found '<video>' in it"):
+        loaded.prompter.prompt_ids(["Is <video> red?"], [SIZES_OF_VIDEO])
+
+
 @torch.inference_mode()
 def test_a_prompt_with_a_video_is_refused(loaded: LoadedModel) -> None:
     inputs = given(loaded, [0])

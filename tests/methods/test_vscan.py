@@ -218,3 +218,9 @@ def test_tiles_keep_all_newlines_and_as_many_patches_as_asked() -> None:
         assert len(ends) == image.views[1].rows
         assert len([token for token in first if token < side]) == 8
         assert len(later) == (last if last is not None else len(first) - 5)
+
+
+def test_a_stage_beyond_the_last_layer_does_not_happen() -> None:
+    within = build("vscan", parse("none"), {"counts": (50, 30), "layers": (2,)}, S7)
+    beyond = build("vscan", parse("none"), {"counts": (50, 30, 10), "layers": (2, S7.decoder.depth)}, S7)
+    assert beyond.plan(S7) == within.plan(S7) == [50, 50] + [30] * (S7.decoder.depth - 2)

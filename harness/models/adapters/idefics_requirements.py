@@ -68,6 +68,11 @@ def misfit(processor: Any, config: Any) -> str | None:
     for name in ("do_resize", "do_rescale", "do_normalize"):
         if getattr(image, name, None) is not True:
             return f"expected {name} true of its image processor, found {getattr(image, name, None)!r}"
+    scale, means = getattr(image, "rescale_factor", None), getattr(image, "image_mean", None)
+    if not isinstance(scale, float) or not isinstance(means, list | tuple) or not all(type(m) is float for m in means):
+        return (
+            f"expected rescale_factor as a number and image_mean as one number a channel, found {scale!r} and {means!r}"
+        )
     empty = _empty(image)
     if empty is not None:
         return (

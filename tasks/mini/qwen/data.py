@@ -62,6 +62,7 @@ def ready() -> Path:
     try:
         data.build(drawn, SEED, data.IMAGES, data.RAGGED)
         check(drawn)
+        drawn.chmod(0o755)  # mkdtemp's are for one user alone
         _put(drawn, place)
     except OSError as error:
         raise _unwritable(place, error) from None
@@ -205,5 +206,11 @@ def remake() -> Path:
             "content": content(Path(drawn)),
             "scenes": _scenes(Path(drawn)),
         }
+    before = manifest() if MANIFEST.is_file() else written
+    if before["pillow"] != PIL.__version__ and before["content"] != written["content"]:
+        raise PrunebenchError(
+            f"mini-qwen data: expected the manifest's content, drawn by Pillow {before['pillow']}, found another by"
+            f" Pillow {PIL.__version__}: install that version, or every cell of mini-qwen would be of other data"
+        )
     MANIFEST.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return MANIFEST

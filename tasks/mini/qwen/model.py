@@ -1,4 +1,4 @@
-"""The mini Qwen's architecture: Qwen2.5-VL's classes at 5 M parameters, on images that differ in size.
+"""The mini Qwen's architecture: Qwen2.5-VL's classes at 4.2 M parameters, on images that differ in size.
 
 A visual token shows 14 x 14 pixels of the mini world, as in the mini LLaVA: patches of 7 pixels, merged 2 x 2. Windows
 are 4 x 4 visual tokens; every second layer of the tower attends to the whole image.
