@@ -538,7 +538,7 @@ def test_features_and_prompts_of_unlike_company_are_refused(loaded: LoadedModel)
 
 def test_a_question_with_a_video_is_refused_by_its_sample(loaded: LoadedModel) -> None:
     with pytest.raises(PrunebenchError, match="expected a prompt without videos, found '<video>' in it"):
-        loaded.prompter.prompt_ids(["Is <video> red?"], [SIZES_OF_VIDEO])
+        loaded.prompt_ids("Is <video> red?", ((90, 140),))
 
 
 @torch.inference_mode()
