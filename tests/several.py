@@ -9,6 +9,7 @@ from pathlib import Path
 import families
 import pytest
 
+from harness.proof import recomputed
 from tasks import choice, lmms
 from tasks.sources import DataSource
 
@@ -44,6 +45,7 @@ def with_several(task: lmms.LoadedTask) -> lmms.LoadedTask:
 def patch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every task be loaded so, and be known for it."""
     load = lmms.load_task
+    recomputed._task.cache_clear()  # of the same words, loaded without this
     monkeypatch.setattr(choice, "has_one_image", lambda word: False)
     monkeypatch.setattr(lmms, "load_task", lambda *words: with_several(load(*words)))
 

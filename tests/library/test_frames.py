@@ -87,10 +87,10 @@ def test_the_wide_example_of_the_page_has_a_row_for_each_question(monkeypatch: p
 
 
 def test_a_limit_is_a_filter() -> None:
-    frame = prunebench.samples(REFERENCE, key="pope/000002", limit="all")
+    frame = prunebench.samples(REFERENCE, key="pope/000002", model="mini", limit="all")
     assert list(frame["method"]) == ["none"]
     assert frame["section"].str.endswith("LIMIT=all").all()
-    both = prunebench.samples(REFERENCE, key="pope/000002", limit=["all", "default"], method="none")
+    both = prunebench.samples(REFERENCE, key="pope/000002", model="mini", limit=["all", "default"], method="none")
     assert len(both) == 2
     with pytest.raises(prunebench.PrunebenchError, match="no cell with limit '7'; there are all, default"):
         prunebench.samples(REFERENCE, limit=7)
