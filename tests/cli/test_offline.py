@@ -38,7 +38,7 @@ COMMANDS = (
     "cost fastv --budget 64",
     "results list --results results/reference",
     "report --results results/reference --samples 1 --out {}/p.html",
-    "show --sample pope/000000 --method fastv --budget 64 --results results/reference --out {}/p.png",
+    "show --model mini --sample pope/000000 --method fastv --budget 64 --results results/reference --out {}/p.png",
     "compare fastv@64 dart@64 --results results/reference --out {}/f.csv --page {}/f.html --samples 1",
     "eval --method uniform --budget 64 --tasks pope --limit 3 --results {}/r",
     "leaderboard --results {}/r --no-figures",

@@ -97,11 +97,10 @@ def test_a_line_of_the_reference_fits_and_tells_its_settings_apart(prunebench: P
     assert code == 0
     assert max(map(len, out.splitlines())) <= 110
     lines = out.splitlines()[2:-1]
-    assert len(lines) == 652, "one line a cell"
-    assert len({line.split()[0] for line in lines}) == 652
-    code, out, _ = prunebench(
-        "results", "list", "--results", REFERENCE, "--method", "random", "--task", "gqa", "--budget", "64"
-    )
+    assert len(lines) == len(list(REFERENCE.glob("cells/*/*/cell.json"))) > 652, "one line a cell"
+    assert len({line.split()[0] for line in lines}) == len(lines)
+    words = ("--model", "mini", "--method", "random", "--task", "gqa", "--budget", "64")
+    code, out, _ = prunebench("results", "list", "--results", REFERENCE, *words)
     assert [line.split()[2:-4] for line in out.splitlines()[2:-1]] == [
         *(["random", "boundary=0", f"seed={i}", "64", "108"] for i in range(1)),
         ["random", "boundary=2", "64", "108"],
@@ -325,7 +324,7 @@ def test_show_of_a_picture_goes_on_without_a_damaged_cell(prunebench: Prunebench
     cut(hurt, SEAL)
     one = next(s for s in Store(tmp_path).cells([]) if (s.cell.method, s.cell.budget) == ("fastv", "64"))
     key = one.columns("key")["key"][0]
-    words = ("--method", "fastv", "--budget", "64", "--out", tmp_path / "p.png")
+    words = ("--model", "mini", "--method", "fastv", "--budget", "64", "--out", tmp_path / "p.png")
     code, out, err = prunebench("show", "--sample", key, *words, "--results", tmp_path)
     assert code == 1, err
     assert "picture  " in out
