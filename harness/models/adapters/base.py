@@ -288,8 +288,7 @@ class Adapter(ABC):
         core.get_image_features = heard  # on this object alone
         return lambda: core.__dict__.pop("get_image_features", None)
 
-    @staticmethod
-    def outputs(images: Sequence[Features]) -> dict[str, Any]:
+    def outputs(self, images: Sequence[Features]) -> dict[str, Any]:
         """Features as the model takes them: its `mm_encoder_outputs`."""
         return {"image": BaseModelOutputWithPooling(pooler_output=[image.pooled for image in images])}
 

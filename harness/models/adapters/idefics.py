@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import Idefics3Config, LlamaConfig, SmolVLMConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from harness.core.errors import PrunebenchError
 from harness.core.shape import ImageShape, PromptShape, Size
@@ -71,8 +72,10 @@ class IdeficsAdapter(Adapter):
         """One entry an image where each stands in a row of its own, as the engine gives them; else one a prompt."""
         core: Any = self.core
         given = {name: value for name, value in inputs.items() if name != CUTS}
-        out = core.get_image_features(**given, return_dict=True)
-        return [self.featured(pooled, image, inputs) for image, pooled in enumerate(out.pooler_output)]
+        found = core.get_image_features(**given, return_dict=True).pooler_output
+        if isinstance(found, Tensor):  # (tiles, tokens, hidden), as transformers 5.19 has all rows in one
+            found = [tiles.flatten(0, 1) for tiles in torch.split(found, _tiles_in(inputs["pixel_values"]).tolist())]
+        return [self.featured(pooled, image, inputs) for image, pooled in enumerate(found)]
 
     def featured(
         self, pooled: Tensor, image: int, inputs: Mapping[str, Any], deepstack: tuple[Tensor, ...] = ()
@@ -84,6 +87,13 @@ class IdeficsAdapter(Adapter):
         known = [image.facts[CUTS] for image in images if CUTS in image.facts]
         cuts = {CUTS: torch.cat(known)} if len(known) == len(images) else {}
         return {"mm_encoder_outputs": self.outputs(images), **cuts}
+
+    def outputs(self, images: Sequence[Features]) -> dict[str, Any]:
+        # tile by tile in one tensor, which every version takes; transformers 5.19 takes no list
+        rows, tokens = torch.cat([image.pooled for image in images]), tile_side(self.model.config) ** 2
+        # the prefill refuses tokens that are no whole tiles
+        tiles = rows.view(-1, tokens if len(rows) % tokens == 0 else len(rows), rows.shape[-1])
+        return {"image": BaseModelOutputWithPooling(pooler_output=tiles)}
 
     def on_images(self, told: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
         """Tells the number of tiles of each row of pixels, (rows,), for the arguments do not say how they are cut."""

@@ -151,8 +151,7 @@ class InternVLAdapter(Adapter):
             )
         return counts
 
-    @staticmethod
-    def outputs(images: Sequence[Features]) -> dict[str, Any]:
+    def outputs(self, images: Sequence[Features]) -> dict[str, Any]:
         # one tensor for all images; the model puts its rows into the image tokens of the batch in order
         pooled = torch.cat([image.pooled for image in images])[None]
         return {"image": BaseModelOutputWithPooling(pooler_output=pooled)}

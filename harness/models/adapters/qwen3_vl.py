@@ -33,8 +33,7 @@ class Qwen3VLAdapter(QwenVLAdapter):
         text_kwargs["visual_pos_masks"] = text_kwargs["deepstack_visual_embeds"] = None
         return list(taken or ())
 
-    @staticmethod
-    def outputs(images: Sequence[Features]) -> dict[str, Any]:
+    def outputs(self, images: Sequence[Features]) -> dict[str, Any]:
         deep = [list(layer) for layer in zip(*(image.deepstack for image in images), strict=True)]
         pooled = [image.pooled for image in images]
         return {"image": BaseModelOutputWithDeepstackFeatures(pooler_output=pooled, deepstack_features=deep)}
