@@ -41,6 +41,8 @@ MAX_BYTES = 25_000_000
 SIDE = 336  # pixels of an embedded image
 QUALITY = 75  # JPEG
 SAMPLES = 100
+#: the files of the page's script; `start` runs what the others declare
+SCRIPTS = ("tools", "state", "leaderboard", "figure", "explorer", "analysis", "requests", "follow_ups", "start")
 _PER_SAMPLE = ("kept", "mean_visual", "forced")
 _PNG, _SVG = "image/png", "image/svg+xml"
 
@@ -444,9 +446,17 @@ def _packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text, 9, mtime=0)).decode()
 
 
+def script() -> str:
+    """The page's script: the files of `assets/script` in this order, as one closure."""
+    folder = files("harness.report") / "assets" / "script"
+    parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    return "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])
+
+
 def _render(meta: Mapping[str, Any], chunks: Iterable[str], images: Iterable[str]) -> str:
     folder = files("harness.report") / "assets"
-    html, css, js = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js"))
+    html, css = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
+    js = script()
 
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -206,8 +206,7 @@ def test_lines_look_on_the_page_as_in_the_figures(small):
         assert max(numbers) == 1, "as large as any other"
     methods = {name.split(" ")[0] for name in named}
     assert len({seen["mark"] for seen in named.values()}) == len(methods)
-    page = (Path(report.__file__).parent / "assets" / "page.js").read_text()
-    assert "model.looks[line]" in page
+    assert "model.looks[line]" in report.script()
 
 
 def test_no_cells_say_which_command_makes_them(tmp_path, capsys, monkeypatch):
