@@ -111,8 +111,10 @@ class Checker:
 def _wrong_knobs(cell: SealedCell) -> list[str]:
     """Knobs that the method does not have, and texts that name a file: a knob of a method may be one."""
     method, own = registered()[cell.cell.method], cell.cell.knobs
-    fields: Mapping[str, Any] = method.__dataclass_fields__  # type: ignore[attr-defined]
-    wrong = [f"{cell.cell.method} has no knob {name[:60]!r}" for name in [*own, *cell.asked.knobs] if name not in fields]
+    fields: Mapping[str, Any] = method.__dataclass_fields__
+    wrong = [
+        f"{cell.cell.method} has no knob {name[:60]!r}" for name in [*own, *cell.asked.knobs] if name not in fields
+    ]
     for name, value in [*own.items(), *cell.asked.knobs.items()]:
         if any("/" in text or "\\" in text or _FILE.search(text) for text in _texts(value)):
             wrong.append(f"its knob {name} is {str(value)[:80]!r}, expected no path")

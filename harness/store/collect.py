@@ -74,7 +74,7 @@ def _one(found: ForeignFolder, target: Path) -> Collected:
     if not taken:
         return done
     cells = {one.cell.identity: taken[one.place] for one in holding if one.place in taken and one.cell}
-    record(found.submission, cells, target)
+    record(found.submission, found.who, [found.listed[identity] for identity in cells], cells, target)
     # those that are there already stay as they are, whatever the bytes of their copy
     old = [place for place, words in taken.items() if "equals" in words]
     unfit = [one.place for one in found.cells if one.place not in taken]
@@ -120,8 +120,8 @@ def _check_equal(one: SealedCell, here: SealedCell, place: Path) -> None:
     differ = [key for key, a, b in zip(mine["key"], mine["answer"], other["answer"], strict=True) if a != b]
     if differ:
         raise PrunebenchError(
-            f"expected the answers that {place} has, found {len(differ)} of {len(mine['key'])} other ones under the same"
-            f" identity, as to {differ[0]}: both stay as they are; measure the cell again to see which is right"
+            f"expected the answers that {place} has, found {len(differ)} of {len(mine['key'])} other ones under the"
+            f" same identity, as to {differ[0]}: both stay as they are; measure the cell again to see which is right"
         )
     if mine["score"] != other["score"]:
         raise PrunebenchError(f"expected the scores that {place} has for the same answers, found other ones")

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from harness.core.errors import PrunebenchError
 from harness.store import probe, strict
-from harness.store.sealed import SAMPLES, SEAL, SealedCell, load
+from harness.store.sealed import KEYS, SAMPLES, SEAL, SealedCell, load
 from harness.store.store import Store
 from harness.store.submission import NAME, checked, entry
 from harness.store.verify import Again, examined
@@ -35,7 +35,8 @@ MOST_NAMES = 20_000
 PROBE_BYTES, PROBE_S = 3 * 2**30, 900
 HOLDS, REFUSED, UNKNOWN = "holds", "refused", "unknown code"
 ONLY_THE_RUN = (
-    "answers, their lengths, scoring costs, edits, notes, times and device: only the run knows, a second run tells"
+    "answers, lengths, scoring costs, edits, notes, times, device and who measured: only the run knows, a second run"
+    " tells"
 )
 _NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,239}")
 
@@ -75,6 +76,8 @@ class ForeignFolder:
     """A results folder of ours with the cells that could be read."""
     who: str = ""
     submission: bytes = b""
+    listed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The lines of the submission by identity; none where it cannot be read."""
     faults: list[str] = field(default_factory=list)
     """What is wrong with the folder itself."""
     cells: list[ForeignCell] = field(default_factory=list)
@@ -101,11 +104,11 @@ def opened(source: Path, judge: Judge) -> Iterator[ForeignFolder]:
     with tempfile.TemporaryDirectory(prefix="prunebench-foreign-") as name:
         found = ForeignFolder(source, Path(name))
         copied = _copied(found)
-        listed = _submission(found)
+        _read_submission(found)
         with _Probe() as reader:
-            found.cells = [_judged(found, place, why, listed, reader, judge) for place, why in copied]
+            found.cells = [_judged(found, place, why, reader, judge) for place, why in copied]
         names = {path.rpartition("-")[2] for path, _ in copied}
-        missing = sorted(set(listed) - names)
+        missing = sorted(set(found.listed) - names)
         if missing:
             found.faults.append(f"{NAME}: it lists {missing[0]}, of which there is no folder ({len(missing)} cells)")
         if not copied and not found.faults:
@@ -160,7 +163,9 @@ def _copy(folder: int, name: str, into: Path, left: _Left) -> None:
     with _folder(name, folder) as cell:
         names = _names(cell)
         if sorted(names) != [SEAL, SAMPLES]:
-            raise PrunebenchError(f"expected {SEAL} and {SAMPLES} alone, found {', '.join(map(_shown, names)) or 'none'}")
+            raise PrunebenchError(
+                f"expected {SEAL} and {SAMPLES} alone, found {', '.join(map(_shown, names)) or 'none'}"
+            )
         files = {name: _read(cell, name, left) for name in names}
     into.mkdir(parents=True)
     for name, data in files.items():
@@ -238,25 +243,24 @@ def _shown(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ judging
 
 
-def _submission(found: ForeignFolder) -> Mapping[str, Mapping[str, Any]]:
-    """The lines of the submission.json by identity; none where it cannot be read."""
+def _read_submission(found: ForeignFolder) -> None:
+    """Who measured, and the lines of the submission.json; what is wrong with the file is a fault of the folder."""
     if not found.submission:
         if not any(why.startswith(NAME) for why in found.faults):
-            found.faults.append(f"{NAME}: expected it beside cells/, found none: `prunebench results publish` writes it")
-        return {}
+            found.faults.append(
+                f"{NAME}: expected it beside cells/, found none: `prunebench results publish` writes it"
+            )
+        return
     try:
-        found.who, listed = checked(strict.parsed(found.submission, NAME))
-        return listed
+        found.who, found.listed = checked(strict.parsed(found.submission, NAME))
     except PrunebenchError as error:
         found.faults.append(str(error))
-        return {}
 
 
 def _judged(
     found: ForeignFolder,
     place: str,
     why: str,
-    listed: Mapping[str, Mapping[str, Any]],
     reader: _Probe,
     judge: Judge,
 ) -> ForeignCell:
@@ -267,7 +271,7 @@ def _judged(
     try:
         data = (folder / SEAL).read_bytes()
         body = strict.parsed(data, SEAL)
-        if isinstance(body, dict) and strict.KEYS <= body.keys():
+        if isinstance(body, dict) and body.keys() >= KEYS:
             strict.check_cell(body, data)
         cell = load(folder)
         if Store(found.copy).folder(cell.cell) != folder:
@@ -275,7 +279,7 @@ def _judged(
         told = reader.fault(folder / SAMPLES, cell.cell.n_samples)
         if told:
             raise PrunebenchError(f"{SAMPLES}: {told}")
-        _check_listed(cell, data, listed, bool(found.who))
+        _check_listed(cell, data, found)
         code = judge.unknown_code(cell)
         if code:
             return ForeignCell(place, UNKNOWN, cell, (code,))
@@ -297,11 +301,11 @@ def _relabelled(found: ForeignFolder, line: str) -> str:
     return line.replace(f"{found.copy}/", "")
 
 
-def _check_listed(cell: SealedCell, data: bytes, listed: Mapping[str, Mapping[str, Any]], said: bool) -> None:
+def _check_listed(cell: SealedCell, data: bytes, found: ForeignFolder) -> None:
     """Raise PrunebenchError unless the submission has the cell's own line."""
-    if not said:
+    if not found.who:
         return  # the folder's fault, said there
-    mine, line = entry(cell, data), listed.get(cell.identity)
+    mine, line = entry(cell, data), found.listed.get(cell.identity)
     if line is None:
         raise PrunebenchError(f"{NAME} has no line for it: publish the cells again")
     wrong = [name for name in sorted({*mine, *line}) if mine.get(name) != line.get(name)]

@@ -19,7 +19,25 @@ from typing import Any
 REMOVED = "removed"
 #: accounts and machines that many people have: they name nobody
 _ANYBODY = frozenset(
-    "root user users admin guest test nobody home localhost ubuntu debian docker runner jovyan local host node".split()
+    [
+        "root",
+        "user",
+        "users",
+        "admin",
+        "guest",
+        "test",
+        "nobody",
+        "home",
+        "localhost",
+        "ubuntu",
+        "debian",
+        "docker",
+        "runner",
+        "jovyan",
+        "local",
+        "host",
+        "node",
+    ]
 )
 #: of a name: a shorter one is a part of many words
 SHORTEST = 3

@@ -1,6 +1,6 @@
 """Read samples.parquet files from elsewhere in a process of their own, with little memory and time: run as a script.
 
-    python -I probe.py MEMORY SECONDS    reads "ROWS PATH" lines, and answers each with "ok" or with one line that says why not
+    python -I probe.py MEMORY SECONDS    answers each line "ROWS PATH" with "ok", or with a line that says why not
 
 A file may state that it is small and unpack to a hundred times the memory of a machine. It may also end the library
 that reads it. Both end this process, and nothing else. The script imports nothing of ours: `-I` keeps the working
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TEXTS = ("key", "image", "question_id", "category", "question", "target", "answer", "keeps")
-COLUMNS = {name: ("string",) for name in TEXTS} | {"score": ("double",), "n_new_tokens": ("int64",)}
+COLUMNS = dict.fromkeys(TEXTS, ("string",)) | {"score": ("double",), "n_new_tokens": ("int64",)}
 MOST_ROWS = 1_000_000
 MOST_COLUMNS = 128
 MOST_GROUPS = 4096
@@ -89,7 +89,7 @@ def _schema_fault(schema: Any) -> str:
         known = COLUMNS.get(name, ("int64", "double"))
         if name not in COLUMNS and not _COST.fullmatch(name):
             return f"expected names of costs in small letters, digits and _, found the column {name[:60]!r}"
-        if kind not in known and not (name in TEXTS and kind == "null"):
+        if kind not in known:
             return f"{name}: expected {' or '.join(known)}, found {kind[:60]}"
     return ""
 

@@ -25,7 +25,6 @@ from harness.store.files import check_place, few, saying, sync_folder, there, wr
 from harness.store.private import Private, rewritten, texts
 from harness.store.sealed import SAMPLES, SEAL, SealedCell, damaged, load
 from harness.store.sealed import sealed as as_written
-from harness.store.store import Store
 from harness.store.submission import NAME, body, checked_who, entry, written
 
 PUBLISHED = "published"

@@ -91,7 +91,9 @@ def check_cell(body: Any, data: bytes) -> None:
     for name, value in body["metrics"].items():
         _need(value is None or _number(value), f"metrics/{name}: a number", value)
     for name, value in body["costs"].items():
-        _need(_number(value) and re.fullmatch(r"[a-z][a-z0-9_]{0,80}", name) is not None, f"costs/{name}: a cost", value)
+        _need(
+            _number(value) and re.fullmatch(r"[a-z][a-z0-9_]{0,80}", name) is not None, f"costs/{name}: a cost", value
+        )
     known = {"expected", "answered", "headline", "images"}
     for name, value in body["counts"].items():
         _need(type(value) is int and value >= 0 and name in known, f"counts/{name}: a count of {sorted(known)}", value)

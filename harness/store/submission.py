@@ -1,7 +1,7 @@
 """Who measured which cells: `submission.json` of a published folder, and the records that `results collect` keeps.
 
     OUT/submission.json                    of `results publish`: who, and a line for each cell
-    RESULTS/submissions/<digest>.json      of `results collect`: the same text, and which cells it measured or reproduced
+    RESULTS/submissions/<digest>.json      of `results collect`: who, and the cells measured or reproduced
 
 A cell file holds no name of a person. A record lies beside the cells, so that no seal is broken by it.
 """
@@ -143,12 +143,21 @@ def run_of(cell: SealedCell) -> str:
     return hashlib.sha256(canonical_json(told).encode("ascii")).hexdigest()[:16]
 
 
-def record(submission: bytes, cells: Mapping[str, Mapping[str, str]], root: Path) -> Path:
-    """Write which cells a submission measured (`run`) or reproduced (`run`, and `equals`: the samples that are here)."""
+def record(
+    submission: bytes,
+    who: str,
+    lines: Iterable[Mapping[str, Any]],
+    cells: Mapping[str, Mapping[str, str]],
+    root: Path,
+) -> Path:
+    """Write which cells a submission measured (`run`) or reproduced (`run`, and `equals`: the samples that are here).
+
+    `lines`: those of the submission about these cells; nothing else of its text is kept.
+    """
     path = root / FOLDER / f"{hashlib.sha256(submission).hexdigest()[:16]}.json"
     with saying("create", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    text = {"submission": json.loads(submission), "cells": {name: dict(cells[name]) for name in sorted(cells)}}
+    text = {"submission": body(who, lines), "cells": {name: dict(cells[name]) for name in sorted(cells)}}
     write_changed(path, written(text))
     return path
 
@@ -173,8 +182,8 @@ class Records:
 
 
 def records(root: Path) -> Records:
-    """The records below a results folder; none where nothing was collected. Raises PrunebenchError for a file that is no
-    record."""
+    """The records below a results folder; none where nothing was collected. Raises PrunebenchError for a file that is
+    no record."""
     folder, found = root / FOLDER, []
     with saying("read", folder):
         files = sorted(path for path in folder.glob("*.json") if path.is_file()) if there(folder) else []

@@ -101,8 +101,8 @@ def verify(root: Path, again: Again | None = None) -> tuple[list[str], bool]:
 
 
 def examined(root: Path, folder: Path, deep: bool, again: Again | None) -> Found:
-    """One folder of a cell, as `survey` looks at each. What a kill leaves behind (half a cell, temporary files) is a state, everything else unexpected is
-    wrong."""
+    """One folder of a cell, as `survey` looks at each. What a kill leaves behind (half a cell, temporary files) is a
+    state, everything else unexpected is wrong."""
     wrong: list[str] = []
     left: list[str] = []
     cell: SealedCell | None = None
