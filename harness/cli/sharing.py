@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from harness.core.spelling import given
 if TYPE_CHECKING:
     from harness.store.collect import Collected
     from harness.store.foreign import ForeignFolder
+    from harness.store.sealed import SealedCell
 
 FORMATS = ("text", "csv", "json")
 Foreign = Annotated[
@@ -49,7 +51,7 @@ def verify_foreign(folders: Sequence[Path], data: str, form: str) -> None:
 
     rows: list[dict[str, Any]] = []
     fine = True
-    judge = Checker(_data(data))
+    judge = Checker(_data(data), _trial)
     for folder in folders:
         with opened(folder, judge) as found:
             fine = fine and found.fine
@@ -134,7 +136,7 @@ def results_collect(
     from harness.tables import leaderboard
 
     with naming_damaged() as damaged:
-        for one in collect(folders, into, Checker(_data(data)), lambda done: put(_summary(done))):
+        for one in collect(folders, into, Checker(_data(data), _trial), lambda done: put(_summary(done))):
             damaged += one.left
         torn: list[str] = []
         csv, markdown = leaderboard.rewrite(into, torn)
@@ -147,6 +149,14 @@ def _data(folder: str) -> str | None:
     if folder and not Path(folder).expanduser().is_dir():
         raise PrunebenchError(f"{given('data', folder)}: expected a folder with the data of tasks, found none there")
     return folder or None
+
+
+def _trial(cell: SealedCell) -> None:
+    """Make the tables of one cell, and throw them away."""
+    from harness.tables import leaderboard
+
+    with tempfile.TemporaryDirectory(prefix="prunebench-trial-") as folder:
+        leaderboard.write([cell], Path(folder))
 
 
 def _summary(done: Collected) -> str:

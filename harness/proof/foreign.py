@@ -8,12 +8,10 @@ of a task lie is for the person to say who checks.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.core import budget as budgets
-from harness.core.errors import PrunebenchError
 from harness.method import registered, source_of
 from harness.models.config import known_models, model_config
 from harness.proof.recomputed import again
@@ -30,15 +28,21 @@ _FOLDER = re.compile(r"[^/\\~.\s-][^/\\]{0,95}")
 #: a hub id has one /
 _MODEL = re.compile(rf"{_FOLDER.pattern}(?:/{_FOLDER.pattern})?")
 _TASK = re.compile(r"[A-Za-z0-9][\w.+-]{0,95}(?::[A-Za-z0-9][\w.+-]{0,95})?", re.ASCII)
+#: as `str(Budget)` spells one
+_BUDGET = re.compile(
+    r"none|native|calibrated|[0-9]{1,9}(?:clamped|avg)?|[0-9]{1,3}(?:\.[0-9]{1,17})?(?:kept|avg|flops)(?:clamped)?"
+)
+_LIMIT = re.compile(r"all|[0-9]{1,9}", re.IGNORECASE | re.ASCII)
 _FILE = re.compile(r"\.(?:py|yaml|yml|json|so|pkl|pt|bin|npz?)(?::|$)", re.IGNORECASE)
 
 
 class Checker:
     """A judge of cells from elsewhere (`harness.store.foreign.Judge`). `data`: a folder with the tasks' data, as the
-    person who checks names it; None: the embedded data alone."""
+    person who checks names it; None: the embedded data alone. `trial` makes tables of one cell: one of which none can be
+    made would end every table that holds it."""
 
-    def __init__(self, data: str | None = None) -> None:
-        self._data = data
+    def __init__(self, data: str | None = None, trial: Callable[[SealedCell], object] | None = None) -> None:
+        self._data, self._trial = data, trial
 
     def unknown_code(self, cell: SealedCell) -> str:
         """Why the method of a cell is none whose code is here; "" where it is."""
@@ -67,13 +71,10 @@ class Checker:
             word = getattr(asked, name)
             if word and (not (_FOLDER if name == "data" else _PLAIN).fullmatch(word) or ".." in word):
                 wrong.append(f"its request has {name} {word[:80]!r}, expected a name, no path")
-        try:
-            budget = "none" if own.budget == "none" else str(budgets.parse(own.budget))
-            told = "none" if asked.budget is None else str(budgets.parse(asked.budget))
-            if not budget == told == own.budget:
-                wrong.append(f"its request asks for the budget {told!r}, and it is {own.budget!r}")
-        except PrunebenchError as error:
-            wrong.append(str(error))
+        if not _BUDGET.fullmatch(own.budget) or (asked.budget or "none") != own.budget:
+            wrong.append(f"its request asks for the budget {(asked.budget or 'none')[:40]!r}, and it is {own.budget!r}")
+        if asked.limit is not None and not _LIMIT.fullmatch(asked.limit):
+            wrong.append(f"its request has limit {asked.limit[:40]!r}, expected a number or all")
         if asked.device != own.device_type or asked.task != own.task:
             found = (asked.task, asked.device)
             wrong.append(f"its request asks for task and device {found}, and it is {(own.task, own.device_type)}")
@@ -84,6 +85,11 @@ class Checker:
     def __call__(self, cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         """What is wrong, and what could not be computed: what was asked for is known to be plain names by now."""
         asked, closed = cell.asked, {}
+        if self._trial is not None:
+            try:
+                self._trial(cell)
+            except Exception as error:  # whatever a table cannot take of somebody else's words
+                return [f"no table can be made of it ({type(error).__name__}: {error})"], []
         why = self._no_data(cell)
         if why:
             closed["data"] = why

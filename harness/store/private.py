@@ -103,17 +103,17 @@ def here(more: Sequence[str] = (), allowed: Sequence[str] = ()) -> Private:
     return Private([n for n in names if len(n) >= SHORTEST and n.lower() not in _ANYBODY] + list(more), tuple(allowed))
 
 
-def texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(place, text) of every text in plain JSON, names of keys included."""
+def texts(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(place, text) of every text in plain JSON, names of keys included; a place is the keys that lead there."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            yield f"{place}/{name}".lstrip("/"), str(name)
-            yield from texts(inner, f"{place}/{name}".lstrip("/"))
+            yield (*place, str(name)), str(name)
+            yield from texts(inner, (*place, str(name)))
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
-            yield from texts(inner, f"{place}/{number}".lstrip("/"))
+            yield from texts(inner, (*place, str(number)))
 
 
 def rewritten(value: Any, private: Private) -> Any:

@@ -155,14 +155,15 @@ def _cell(cell: SealedCell, private: Private) -> tuple[bytes, bytes, list[str]]:
     for place, text in texts(fixed):
         word = private.found(text)
         if word:
-            raise _refused(place, word, f"{_instead(place)}, and measure the cell again")
+            raise _refused("/".join(place), word, f"{_instead('/'.join(place))}, and measure the cell again")
     _check_samples(samples, private)
     named = _named(free, cell)
-    places = {place for place, text in texts(free) if private.without(text) != text}
+    # a key may be a path itself
+    places = {"/".join(map(private.without, place)) for place, text in texts(free) if private.without(text) != text}
     places |= {f"request/{name}" for name in ("model", "data") if named["request"][name] != free["request"][name]}
     if places:
         first = free.get(PUBLISHED, {}).get("checksum", checksum)  # a collected cell may be published once more
-        mark = {PUBLISHED: {"checksum": first, "rewrote": sorted(map(private.without, places))}}
+        mark = {PUBLISHED: {"checksum": first, "rewrote": sorted(places)}}
         seal = as_written({**told, "provenance": {**rewritten(named, private), **fixed["provenance"], **mark}})
     left = next((word for _, text in texts(json.loads(seal)) if (word := private.found(text))), None)
     if left:

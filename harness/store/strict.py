@@ -131,6 +131,11 @@ def _check_provenance(said: Mapping[str, Any]) -> None:
         _need(said.get(name) is None or isinstance(said[name], str), f"provenance/{name}: a text", said.get(name))
     _need(said.get("dirty") in (None, True, False), "provenance/dirty: true or false", said.get("dirty"))
     _need(said.get("wall_s") is None or _number(said["wall_s"]), "provenance/wall_s: seconds", said.get("wall_s"))
+    for name in ("processing", "task_settings"):
+        _need(isinstance(said.get(name), dict), f"provenance/{name}: an object", said.get(name))
+    image = said["processing"].get("image", {})
+    fine = isinstance(image, dict) and all(isinstance(image.get(name, ""), str) for name in ("policy", "processor"))
+    _need(fine, "provenance/processing/image: an object with policy and processor", image)
     started = said.get("started")
     _need(isinstance(started, str) and bool(_STARTED.fullmatch(started)), "provenance/started: a time", started)
     versions = said.get("versions", {})

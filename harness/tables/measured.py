@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.shown import in_markdown
 from harness.store.submission import Records
+from harness.tables.frame import MEASURED, REPRODUCED
 from harness.tables.sections import Line, Section
 from harness.tables.text import DASH, grid
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from harness.store.sealed import SealedCell
 
-MEASURED, REPRODUCED = "measured_by", "reproduced_by"
 NOTE = (
     "Names are stated by the submissions. A name under *reproduced by* measured the same cells again and got equal"
     " answers. - says that no submission names anybody."
