@@ -25,7 +25,7 @@ from harness.store.store import Store
 
 REFERENCE = TOP / "results" / "reference"
 #: of the reference: unpruned and pruned
-CELLS = ("none-none-a4720e69f74162bf", "visipruner-128-9cc6a3e3a72140bf")
+CELLS = ("none-none-d4c5b2fc41781c0b", "visipruner-128-9cc6a3e3a72140bf")
 NOBODY = Private(())
 
 

@@ -47,10 +47,11 @@ def verify_foreign(folders: Sequence[Path], data: str, form: str) -> None:
         raise PrunebenchError("verify --foreign: expected folders that others published, found none: name some")
     loading()
     from harness.proof.foreign import Checker
-    from harness.store.foreign import opened
+    from harness.store.foreign import check_there, opened
 
     rows: list[dict[str, Any]] = []
     fine = True
+    check_there(folders)
     judge = Checker(_data(data), _trial)
     for folder in folders:
         with opened(folder, judge) as found:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.core.errors import PrunebenchError
 from harness.store.files import there
-from harness.store.foreign import ForeignCell, ForeignFolder, Judge, opened, without
+from harness.store.foreign import ForeignCell, ForeignFolder, Judge, check_there, opened, without
 from harness.store.merge import check_target, merge
 from harness.store.sealed import SEAL, SealedCell, load
 from harness.store.store import Store
@@ -46,6 +46,7 @@ def collect(
 
     Raises PrunebenchError where the target cannot take results, or a source is not there.
     """
+    check_there(sources)
     for source in sources:
         check_target(source, target)
     done = []

@@ -93,14 +93,22 @@ class ForeignFolder:
         return not self.faults and len(self.holding) == len(self.cells) > 0
 
 
+def check_there(sources: Sequence[Path]) -> None:
+    """Raise PrunebenchError where one of these is not there; it is asked before the first one is read."""
+    for source in sources:
+        if not os.path.lexists(source):
+            raise PrunebenchError(
+                f"{source}: expected a folder that `prunebench results publish` wrote, found none there"
+            )
+
+
 @contextmanager
 def opened(source: Path, judge: Judge) -> Iterator[ForeignFolder]:
     """Everything in a published folder, checked; the copy lasts as long as the `with`.
 
     Raises PrunebenchError where there is no folder of this name. All else that is wrong is said in the result.
     """
-    if not os.path.lexists(source):
-        raise PrunebenchError(f"{source}: expected a folder that `prunebench results publish` wrote, found none there")
+    check_there([source])
     with tempfile.TemporaryDirectory(prefix="prunebench-foreign-") as name:
         found = ForeignFolder(source, Path(name))
         copied = _copied(found)

@@ -68,6 +68,17 @@ def test_what_is_not_at_hand_is_said_of_each_cell(good: Path) -> None:
     assert any(why.startswith("scores not recomputed, data not at hand: pope") for why in row.unchecked)
     assert of(looked(good), "none").unchecked == (foreign.ONLY_THE_RUN,)
 
+    def of_the_hub(new: dict[str, Any]) -> None:
+        new["cell"]["model"] = new["provenance"]["request"]["model"] = "llava-1.5-7b"
+        new["provenance"]["request"]["data"] = None
+
+    forged(good, of_the_hub)
+    assert of(looked(good)).unchecked == (
+        "scores not recomputed, data not at hand: pope: they are on the hub",
+        "costs not recomputed, model not at hand: llava-1.5-7b is on the hub",
+        foreign.ONLY_THE_RUN,
+    )
+
 
 def test_kept_tokens_without_a_record_are_said(good: Path) -> None:
     def unrecorded(frame: Any) -> None:
@@ -499,7 +510,7 @@ SAMPLE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     ),
     "more rows": (
         lambda folder: plain_parquet(pa.concat_tables([table_of(folder)] * 2), store_schema=False),
-        "samples.parquet: expected 108 rows as its cell says, and at most 1,000,000, found 216",
+        "samples.parquet: expected 108 rows as its cell says, and at most 250,000, found 216",
     ),
     "many columns": (
         lambda folder: plain_parquet(
