@@ -51,8 +51,8 @@ def verify_foreign(folders: Sequence[Path], data: str, form: str) -> None:
 
     rows: list[dict[str, Any]] = []
     fine = True
-    check_there(folders)
     judge = Checker(_data(data), _trial)
+    check_there(folders)
     for folder in folders:
         with opened(folder, judge) as found:
             fine = fine and found.fine

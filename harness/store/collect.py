@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.core.errors import PrunebenchError
 from harness.store.files import there
-from harness.store.foreign import ForeignCell, ForeignFolder, Judge, check_there, opened, without
+from harness.store.foreign import ForeignCell, ForeignFolder, ForeignJudge, check_there, opened, without
 from harness.store.merge import check_target, merge
 from harness.store.sealed import SEAL, SealedCell, load
 from harness.store.store import Store
@@ -39,7 +39,7 @@ class Collected:
 
 
 def collect(
-    sources: Sequence[Path], target: Path, judge: Judge, say: Callable[[Collected], None] | None = None
+    sources: Sequence[Path], target: Path, judge: ForeignJudge, say: Callable[[Collected], None] | None = None
 ) -> list[Collected]:
     """Check and take the cells of each folder in turn; what is wrong with one changes nothing for the others. `say`
     hears of each folder as it is done.

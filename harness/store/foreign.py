@@ -41,7 +41,7 @@ ONLY_THE_RUN = (
 _NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,239}")
 
 
-class Judge(Again, Protocol):
+class ForeignJudge(Again, Protocol):
     """Computes a cell's numbers again, and knows the methods here. It takes no word of a cell for a path, a module or
     an address."""
 
@@ -103,7 +103,7 @@ def check_there(sources: Sequence[Path]) -> None:
 
 
 @contextmanager
-def opened(source: Path, judge: Judge) -> Iterator[ForeignFolder]:
+def opened(source: Path, judge: ForeignJudge) -> Iterator[ForeignFolder]:
     """Everything in a published folder, checked; the copy lasts as long as the `with`.
 
     Raises PrunebenchError where there is no folder of this name. All else that is wrong is said in the result.
@@ -113,7 +113,7 @@ def opened(source: Path, judge: Judge) -> Iterator[ForeignFolder]:
         found = ForeignFolder(source, Path(name))
         copied = _copied(found)
         _read_submission(found)
-        with _Probe() as reader:
+        with _SamplesReader() as reader:
             found.cells = [_judged(found, place, why, reader, judge) for place, why in copied]
         names = {path.rpartition("-")[2] for path, _ in copied}
         missing = sorted(set(found.listed) - names)
@@ -269,8 +269,8 @@ def _judged(
     found: ForeignFolder,
     place: str,
     why: str,
-    reader: _Probe,
-    judge: Judge,
+    reader: _SamplesReader,
+    judge: ForeignJudge,
 ) -> ForeignCell:
     """One cell, with everything that is wrong with it, or that could not be checked."""
     if why:
@@ -323,13 +323,13 @@ def _check_listed(cell: SealedCell, data: bytes, found: ForeignFolder) -> None:
         )
 
 
-class _Probe:
+class _SamplesReader:
     """The process that reads samples, started when needed, and anew after a file that ended it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> _Probe:
+    def __enter__(self) -> _SamplesReader:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -127,7 +127,7 @@ def checked(found: Any) -> tuple[str, dict[str, dict[str, Any]]]:
 
 
 @dataclass(frozen=True)
-class Origin:
+class Measurers:
     """Who a cell is from, as collected submissions say. Each name once, in order of the alphabet."""
 
     measured: tuple[str, ...] = ()
@@ -172,13 +172,13 @@ class Records:
     def __bool__(self) -> bool:
         return bool(self.found)
 
-    def origin(self, cell: SealedCell) -> Origin:
+    def origin(self, cell: SealedCell) -> Measurers:
         """Who a cell is from. A record of samples that are no longer here says nothing."""
         run, identity = run_of(cell), cell.identity
         mine = [(who, cells[identity]) for who, cells in self.found if identity in cells]
         measured = {who for who, one in mine if one["run"] == run}
         reproduced = {who for who, one in mine if one["run"] != run and one.get("equals") == cell.samples_sha256}
-        return Origin(tuple(sorted(measured)), tuple(sorted(reproduced - measured)))
+        return Measurers(tuple(sorted(measured)), tuple(sorted(reproduced - measured)))
 
 
 def records(root: Path) -> Records:
