@@ -37,9 +37,9 @@ _FILE = re.compile(r"\.(?:py|yaml|yml|json|so|pkl|pt|bin|npz?)(?::|$)", re.IGNOR
 
 
 class Checker:
-    """The `ForeignJudge` of harness/store/foreign.py. `data`: a folder with the tasks' data, as the person who checks names
-    it; None: the embedded data alone. `trial` makes tables of one cell, and raises for a cell that would end every
-    table that holds it."""
+    """The `ForeignJudge` of harness/store/foreign.py. `data`: a folder with the tasks' data, as the person who checks
+    names it; None: the embedded data alone. `trial` makes tables of one cell, and raises for a cell that would end
+    every table that holds it."""
 
     def __init__(self, data: str | None = None, trial: Callable[[SealedCell], object] | None = None) -> None:
         self._data, self._trial = data, trial
