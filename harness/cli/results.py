@@ -1,4 +1,7 @@
-"""The commands `prunebench results ...`: look at the cells of a results folder, check, merge and remove them."""
+"""The commands `prunebench results ...`: look at the cells of a results folder, check, merge and remove them.
+
+Those that share cells with other people are in harness/cli/sharing.py.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli import options as given_as
+from harness.cli import sharing
 from harness.cli.damage import naming_damaged
 from harness.cli.options import RESULTS, listed, wanted
 from harness.cli.say import loading, put, tell
 from harness.core.errors import PrunebenchError
 from harness.core.shown import one_line
+from harness.core.spelling import given
 
 if TYPE_CHECKING:
     from harness.store.choose import Wanted
@@ -30,11 +35,27 @@ Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only list what would go")]
 
 
-def results_verify(results: given_as.ReadFrom = RESULTS) -> None:
+def results_verify(
+    folders: sharing.Foreign = None,
+    foreign: sharing.IsForeign = False,
+    data: sharing.DataHere = "",
+    results: given_as.ReadFrom = RESULTS,
+    form: Form = "text",
+) -> None:
     """Hash every cell, and compute its numbers again; exit code 1 if anything is wrong.
 
     Answers are scored again where the task's data are on this machine. Wall times, provenance and answers are hashed.
+    --foreign reads published folders of others as data, and says for each cell what could not be checked.
     """
+    if foreign:
+        sharing.verify_foreign(folders or (), data, form)
+        return
+    if folders or data or form != "text":
+        found = "folders" if folders else given("data", data) if data else given("format", form)
+        raise PrunebenchError(
+            f"verify: expected --foreign beside {found}, found none: add --foreign, or name one's own folder as"
+            f" {given('results', 'FOLDER')}"
+        )
     loading()
     from harness.proof.recomputed import again
     from harness.store.verify import verify
@@ -304,6 +325,8 @@ COMMANDS: dict[str, Any] = {
     "diff": results_diff,
     "verify": results_verify,
     "merge": results_merge,
+    "publish": sharing.results_publish,
+    "collect": sharing.results_collect,
     "rm": results_rm,
     "gc": results_gc,
 }

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.core import keeps
@@ -44,11 +45,18 @@ _FROM_LENGTHS = (
 _FROM_TURNS = ("turn_flops", "turn_decode_flops", "turn_lm_head_flops", "turn_kv_bytes")
 
 
-def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """What a cell states that its answers do not bear out, and what could not be computed."""
+def again(
+    cell: SealedCell, frame: pd.DataFrame, closed: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[str], list[str]]:
+    """What a cell states that its answers do not bear out, and what could not be computed.
+
+    `closed`: why the "data" or the "model" that the cell names are not looked for.
+    """
     wrong, left = [], []
     task = None
     try:
+        if "data" in closed:
+            raise PrunebenchError(closed["data"])
         words = (cell.asked.task, cell.asked.data, cell.asked.model, cell.asked.limit)
         task = _task(*words, cell.asked.follow_up is not None)
         if task.fingerprint != cell.cell.data_fingerprint:
@@ -64,6 +72,8 @@ def again(cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     if method is not None and source_of(method) == cell.cell.method_source:
         wrong += _unlike("method_info", cell.method_info, _info(method, cell.method_info))
     try:
+        if "model" in closed:
+            raise PrunebenchError(closed["model"])
         located = _located(cell.asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
         if method is None:
             left.append(f"prefill_dense_flops not recomputed, method not at hand: {cell.asked.method}")

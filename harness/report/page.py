@@ -29,6 +29,7 @@ from harness.report import views, whole
 from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
+from harness.store.submission import records
 from harness.tables import frame
 from harness.tables.follow_up import NOTE, follow_up_rows
 from harness.tables.kept import Kept
@@ -143,6 +144,7 @@ class _Builder:
     def __init__(self, cells: Sequence[SealedCell], results: Path, data: str) -> None:
         self.protocols = views.protocols(cells)
         self.results = results
+        self._collected = records(results)
         self.pictures = views.Pictures(partial(views.data_of, data))
         self.rows = {row["identity"]: row for row in frame.rows(cells).to_dict("records")}
         self.analyses = read_analyses(results)
@@ -275,7 +277,13 @@ class _Builder:
             "knobs": ", ".join(f"{k}={json.dumps(v)}" for k, v in sorted(cell.settings.items())),
             "command": evaluation(sealed.asked, fresh=True, source=cell.method_source),
             **extra,
+            **self._names(sealed),
         }
+
+    def _names(self, sealed: SealedCell) -> dict[str, Any]:
+        """Who measured a cell and who reproduced it; nothing where no submissions were collected."""
+        origin = self._collected.origin(sealed) if self._collected else None
+        return {"measured": origin.measured, "reproduced": origin.reproduced} if origin else {}
 
     def _chunk(
         self, questions: views.Questions, samples: int, images: dict[str, int]

@@ -58,12 +58,17 @@ def merge(source: Path, target: Path) -> Merged:
 def _check(source: Path, target: Path) -> None:
     if not (source / "cells").is_dir():
         raise PrunebenchError(f"expected a results folder with cells/ in it, found none at {source}")
+    check_target(source, target)
+
+
+def check_target(source: Path, target: Path) -> None:
+    """Raise PrunebenchError unless `target` can be a results folder, and another one than `source`."""
     places = [path.resolve() for path in (source, source / "cells")]
     if target.resolve() in places or (target / "cells").resolve() in places:
         raise PrunebenchError(f"expected two results folders, found one: {source} and {target} are the same")
     found = {path.name for path in target.iterdir()} if target.is_dir() else set()
     strange = {name for name in found if not name.startswith(".")}  # killed writers leave names with a dot
-    if strange and not found & {"cells", "locks", "leaderboard.csv"}:
+    if strange and not found & {"cells", "locks", "leaderboard.csv", "submissions"}:
         raise PrunebenchError(
             f"{target}: expected a results folder, an empty folder or a new one, found other files: give another"
         )

@@ -76,7 +76,7 @@ def survey(root: Path, *, deep: bool, again: Again | None = None) -> Iterator[Fo
             continue
         for folder in sorted(task.iterdir()):
             if folder.is_dir():
-                yield _folder(root, folder, deep, again)
+                yield examined(root, folder, deep, again)
             else:
                 yield Found(folder, None, None, ("it belongs to no cell",))
 
@@ -100,9 +100,9 @@ def verify(root: Path, again: Again | None = None) -> tuple[list[str], bool]:
     return lines, not wrong
 
 
-def _folder(root: Path, folder: Path, deep: bool, again: Again | None) -> Found:
-    """One folder. What a kill leaves behind (half a cell, temporary files) is a state, everything else unexpected is
-    wrong."""
+def examined(root: Path, folder: Path, deep: bool, again: Again | None) -> Found:
+    """One folder of a cell, as `survey` looks at each. What a kill leaves behind (half a cell, temporary files) is a
+    state, everything else unexpected is wrong."""
     wrong: list[str] = []
     left: list[str] = []
     cell: SealedCell | None = None

@@ -18,12 +18,14 @@ from harness.core.paths import make_folder
 from harness.store.files import write_changed
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
+from harness.store.submission import records
 from harness.tables import equal
 from harness.tables.compare import Comparison, Findings, study
 from harness.tables.follow_up import follow_up_text
 from harness.tables.frame import rows
 from harness.tables.kept import Kept
 from harness.tables.markdown import footer, section_text
+from harness.tables.measured import measured_text, with_names
 from harness.tables.models import models_text
 from harness.tables.pairs import study_pairs
 from harness.tables.sections import NAN, Section, distinct, sections
@@ -51,10 +53,12 @@ def write(
     Each file is replaced whole or not at all, one that would not change stays untouched, and equal cells give equal
     bytes. `figures` draws into the folder's figures/ too and shows them in the Markdown. `samples=False` reads
     cell.json only: no comparisons, agreement or hard subset. Statistics come from `kept`, by default the folder's own
-    (harness/tables/kept.py), which is written back. Raises PrunebenchError if the folder cannot be written or samples
-    are not those that were sealed.
+    (harness/tables/kept.py), which is written back. Where submissions were collected into the folder, both tables name
+    who measured. Raises PrunebenchError if the folder cannot be written, a record is none, or samples are not
+    those that were sealed.
     """
     known = distinct(cells)
+    collected = records(folder)
     kept = kept or Kept(folder)
     arranged = sections(known)
     studied: list[tuple[Section, Findings | None]] = []
@@ -74,6 +78,7 @@ def write(
     if samples:
         _with_answers(frame, studied)
         write_changed(folder / SIGNIFICANCE, _csv(_significance(studied, pairs)))
+    with_names(frame, [*known.values()], collected)
     write_changed(folder / EQUAL_FLOPS, _csv(equal.frame(section for section, _ in studied)))
     write_changed(csv, _csv(frame))
     parts = ["# Leaderboard\n"] + ([] if known else ["No sealed cells yet.\n"])
@@ -81,6 +86,7 @@ def write(
     for (section, found), shown, two in zip(studied, drawn, pairs, strict=True):
         parts.append(section_text(section, found, shown, two))
         parts += [f"{part}\n" for part in follow_up_text(section, kept)] if samples else []
+    parts += [part] if (part := measured_text(arranged, collected)) else []
     write_changed(markdown, "\n".join([*parts, footer(folder)]).encode(errors="backslashreplace"))
     if samples or figures:
         kept.save()

@@ -12,10 +12,15 @@ function lines() {
     rows.push({
       line, budget, of, seeds, unpruned: isNone(line), average: of.size === sets.length && averaged.length ? mean(averaged) : null,
       kept: over("kept"), mean_visual: over("mean_visual"), gflops: over("gflops"), pct_flops: over("pct_flops"), kv_mib: over("kv_mib"),
+      measured: namesOf(of, "measured"), reproduced: namesOf(of, "reproduced"),
       commands: [...of.values()].flat().map((c) => c.command),
     });
   }));
   return rows;
+}
+// who measured a line's cells, or measured them again with equal answers: only of collected submissions
+function namesOf(of, what) {
+  return uniq([...of.values()].flat().flatMap((c) => c[what] ?? [])).sort().join(", ");
 }
 function nameOf(row) {
   const least = row.seeds[0], most = row.seeds.at(-1);
@@ -45,6 +50,9 @@ function columns() {
   number("gflops", "Prefill", "GFLOPs", significant);
   number("pct_flops", "Prefill", "% of unpruned FLOPs", one);
   number("kv_mib", "KV cache", "MiB", significant);
+  for (const [id, head] of model.cells.some((c) => c.measured) ? [["measured", "Measured by"], ["reproduced", "Reproduced by"]] : []) {
+    found.push({ id, head, value: (r) => r[id].toLowerCase(), text: (r) => r[id] || "-" });
+  }
   found.push({ id: "command", head: "Command", still: true });
   return found;
 }

@@ -1,0 +1,182 @@
+"""JSON from elsewhere, read as data of a bounded size and shape."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.core.errors import PrunebenchError
+from harness.store.sealed import KEYS, METRIC
+from harness.store.sealed import sealed as as_written
+
+#: levels of lists and objects; a cell file has nine
+DEEPEST = 32
+_LARGEST = 2**63
+_HASH = re.compile(r"[0-9a-f]{64}")
+_STARTED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9:.+Z-]{1,30})?")
+MOST_LAYERS = 1000
+#: sizes of images in a record of grids, and the images of one prompt
+MOST_SIZES, MOST_IMAGES = 20_000, 100
+
+
+def parsed(data: bytes, name: str) -> Any:
+    """The value of a JSON file. Raises PrunebenchError unless it is ASCII, not deep, has each key once, and numbers
+    that are finite and fit 64 bits."""
+
+    def bad(what: str) -> PrunebenchError:
+        return PrunebenchError(f"{name}: expected JSON as prunebench writes it, found {what}")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [key for key, _ in pairs]
+            twice = next(key for key in names if names.count(key) > 1)
+            raise bad(f"the key {twice[:60]!r} twice")
+        return found
+
+    def constant(word: str) -> Any:
+        raise bad(f"the number {word}")
+
+    def whole(text: str) -> int:
+        if len(text) > 20 or not -_LARGEST <= int(text) < _LARGEST:
+            raise bad(f"a number of {len(text)} digits")
+        return int(text)
+
+    def real(text: str) -> float:
+        if len(text) > 60 or not math.isfinite(float(text)):
+            raise bad(f"the number {text[:30]}")
+        return float(text)
+
+    try:
+        text = data.decode("ascii")
+    except UnicodeDecodeError:
+        raise bad("bytes that are not ASCII") from None
+    try:
+        _check_depth(text)
+        return json.loads(text, object_pairs_hook=once, parse_constant=constant, parse_int=whole, parse_float=real)
+    except _Deep:
+        raise bad(f"more than {DEEPEST} levels") from None
+    except PrunebenchError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise bad(f"another text ({type(error).__name__}: {str(error)[:80]})") from None
+
+
+class _Deep(Exception):  # noqa: N818 - said as an error of the file
+    pass
+
+
+def _check_depth(text: str) -> None:
+    """Raise before the parser recurses."""
+    depth = 0
+    for mark in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+        if depth > DEEPEST:
+            raise _Deep
+
+
+def check_cell(body: Any, data: bytes) -> None:
+    """Raise PrunebenchError unless a cell file from elsewhere, parsed from `data`, has values of the kinds that a store
+    writes. Its identity and checksum are `load`'s matter."""
+    if not isinstance(body, dict) or set(body) - {METRIC} != KEYS | {"checksum"}:
+        names = sorted(set(body) ^ (KEYS | {"checksum"}))[:3] if isinstance(body, dict) else [type(body).__name__]
+        raise _other("the keys of a cell file", names)
+    for name in ("cell", "metrics", "costs", "counts", "method_info", "provenance"):
+        _need(isinstance(body[name], dict), f"{name}: an object", body[name])
+    _need(isinstance(body["cell"].get("knobs"), dict), "cell/knobs: an object", body["cell"].get("knobs"))
+    _need(len(body["metrics"]) <= 10_000, "at most 10,000 metrics", len(body["metrics"]))
+    for name, value in body["metrics"].items():
+        _need(value is None or _number(value), f"metrics/{name}: a number", value)
+    for name, value in body["costs"].items():
+        _need(
+            _number(value) and re.fullmatch(r"[a-z][a-z0-9_]{0,80}", name) is not None, f"costs/{name}: a cost", value
+        )
+    known = {"expected", "answered", "headline", "images"}
+    for name, value in body["counts"].items():
+        _need(type(value) is int and value >= 0 and name in known, f"counts/{name}: a count of {sorted(known)}", value)
+    _need(body["maximum"] is None or _number(body["maximum"]), "maximum: a number", body["maximum"])
+    _need(_number(body["answering_wall_s"]), "answering_wall_s: seconds", body["answering_wall_s"])
+    _need(isinstance(body["headline"], str), "headline: a text", body["headline"])
+    _check_interval(body["interval"])
+    _check_provenance(body["provenance"])
+    for name in ("samples_sha256", "checksum"):
+        _need(isinstance(body[name], str) and bool(_HASH.fullmatch(body[name])), f"{name}: a hash", body[name])
+    most = body["cell"].get("max_new_tokens")
+    _need(type(most) is int and most <= 1_000_000, "cell/max_new_tokens: at most 1,000,000", most)
+    _check_texts(body)
+    rest = {name: value for name, value in body.items() if name != "checksum"}
+    if as_written(rest) != data and json.loads(as_written(rest))["checksum"] == body["checksum"]:
+        raise _other("the bytes that prunebench writes for this content", "other ones")
+
+
+def _check_interval(value: Any) -> None:
+    if value is None:
+        return
+    kinds = {"metric": str, "low": float, "high": float, "level": float, "method": str, "n_clusters": int}
+    _need(isinstance(value, dict) and set(value) == set(kinds), f"interval: {', '.join(kinds)}", value)
+    for name, kind in kinds.items():
+        fine = _number(value[name]) if kind is float else type(value[name]) is kind
+        _need(fine, f"interval/{name}: a {kind.__name__}", value[name])
+
+
+def _check_provenance(said: Mapping[str, Any]) -> None:
+    depth = said.get("decoder_layers")
+    _need(depth is None or (type(depth) is int and 0 < depth <= MOST_LAYERS), "decoder_layers: 1 to 1000", depth)
+    for name in ("device", "python", "model_source", "kernels", "unproven", "origin"):
+        _need(isinstance(said.get(name, ""), str), f"provenance/{name}: a text", said.get(name))
+    for name in ("revision", "git"):
+        _need(said.get(name) is None or isinstance(said[name], str), f"provenance/{name}: a text", said.get(name))
+    _need(said.get("dirty") in (None, True, False), "provenance/dirty: true or false", said.get("dirty"))
+    _need(said.get("wall_s") is None or _number(said["wall_s"]), "provenance/wall_s: seconds", said.get("wall_s"))
+    for name in ("processing", "task_settings"):
+        _need(isinstance(said.get(name), dict), f"provenance/{name}: an object", said.get(name))
+    image = said["processing"].get("image", {})
+    fine = isinstance(image, dict) and all(isinstance(image.get(name, ""), str) for name in ("policy", "processor"))
+    _need(fine, "provenance/processing/image: an object with policy and processor", image)
+    started = said.get("started")
+    _need(isinstance(started, str) and bool(_STARTED.fullmatch(started)), "provenance/started: a time", started)
+    versions = said.get("versions", {})
+    fine = isinstance(versions, dict) and all(isinstance(value, str) for value in versions.values())
+    _need(fine, "provenance/versions: a version for each package", versions)
+    record = said.get("grids")
+    sizes: Sequence[Any] = list(record) if isinstance(record, list | dict) else ()
+    _need(len(sizes) <= MOST_SIZES, f"provenance/grids: at most {MOST_SIZES:,} sizes", len(sizes))
+    if isinstance(record, dict):
+        for words, keys in record.items():
+            fine = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+            _need(fine, "provenance/grids: the images of each size", keys)
+            several = re.match(r"([0-9]+) of ", words)
+            few = words.count("x") <= MOST_IMAGES * 8 and (several is None or len(several[1]) <= 3)
+            _need(few, f"provenance/grids: at most {MOST_IMAGES} images a prompt", words)
+
+
+def _check_texts(value: Any, place: str = "") -> None:
+    """No character that a terminal obeys. Prompts and stop strings have line breaks."""
+    many = place.startswith(("provenance/processing/", "provenance/task_settings/"))
+    if isinstance(value, str):
+        for char in value:
+            if not char.isprintable() and not (many and (char in "\n\r\t" or char.isspace())):
+                raise _other(f"{place or 'a text'}: characters that print", repr(char))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_texts(name, place)
+            _check_texts(inner, f"{place}/{name}".lstrip("/"))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_texts(inner, place)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _need(fine: bool, expected: str, found: Any) -> None:
+    if not fine:
+        raise _other(expected, repr(found)[:80])
+
+
+def _other(expected: str, found: Any) -> PrunebenchError:
+    return PrunebenchError(f"cell.json: expected {expected}, found {found}; result files are never edited")
