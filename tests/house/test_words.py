@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import typer
 from sentences import LONGEST, literals, long, of_help, of_html, of_notebook, sentences, unreleased, words
@@ -68,6 +70,15 @@ def test_the_unreleased_section_of_the_changelog_is_short() -> None:
     text = (TOP / "CHANGELOG.md").read_text()
     found = long([unreleased(text)])
     assert not found, _said(found)
+
+
+def test_what_a_budget_costs_is_a_row_of_the_table() -> None:
+    """docs/budgets.md explains 64 by numbers of FastV; its generated table holds the same numbers."""
+    page = (TOP / "docs" / "budgets.md").read_text()
+    section = page.partition("## What a budget of 64 costs")[2].partition("\n## ")[0]
+    mean, share = re.search(r"\| ([\d.]+): layers 0 and 1.*\| ([\d.]+) \|", section, re.S).groups()  # type: ignore[union-attr]
+    assert float(mean) == (2 * 576 + 30 * 64) / 32
+    assert re.search(rf"^\| `64` +\| fastv +\| keep=64 +\| +{mean} \|.*\| +{share} \|$", page, re.M)
 
 
 LONG = "one two three four five six seven eight nine ten " * 3
