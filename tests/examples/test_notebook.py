@@ -6,7 +6,7 @@ import base64
 import io
 import os
 import re
-import time
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from harness.core.paths import TOP
 
 NOTEBOOK = TOP / "examples" / "new_method.ipynb"
 MOST_BYTES = 60_000
-SECONDS = 180
+#: CPU time of a run of all cells, and how long one cell may take on a busy machine
+SECONDS, PATIENCE_S = 180, 600
 
 
 def read() -> Any:
@@ -83,7 +84,9 @@ def run(book: Any, place: str, out: Path) -> dict[str, Any]:
     next(cell for cell in book.cells if cell.id == "folder").source = f"FOLDER = {str(out)!r}"
     # the kernel is a Python of its own, and takes prunebench from this checkout
     env = os.environ | {"PYTHONPATH": str(TOP), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    client = NotebookClient(book, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": TOP / place}})
+    client = NotebookClient(
+        book, timeout=PATIENCE_S, kernel_name="python3", resources={"metadata": {"path": TOP / place}}
+    )
     client.execute(env=env)
     return {cell.id: cell for cell in book.cells}
 
@@ -101,9 +104,9 @@ def test_it_finds_the_repository_from_its_folders(place: str, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    out, started = tmp_path / "a folder", time.monotonic()
+    out, before = tmp_path / "a folder", cpu_seconds()
     cells = run(read(), "examples", out)
-    assert time.monotonic() - started < SECONDS
+    assert 1 < cpu_seconds() - before < SECONDS, "of the kernel and of the commands that it started"
     assert "answers CEG" in printed(cells["ask"])
     costs = frame(cells["prune"])
     assert list(costs["answer"]) == ["CEG", "CEG", "yes"]
@@ -124,6 +127,12 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     first = pairs[(pairs["a"] == "contrast@64") & (pairs["b"] == "random@64") & (pairs["task"] == "textvqa")].iloc[0]
     assert 0 < first["low"] < first["difference"] < first["high"]
     assert first["verdict"] == "above"
+
+
+def cpu_seconds() -> float:
+    """Of processes that this one started and that have ended: other jobs of the machine do not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def printed(cell: Any) -> str:
