@@ -96,14 +96,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP)  ## create .venv from pyproject.toml and constraints.txt; LOCKED=1 takes no file whose hash requirements.lock lacks
 
-eval:  ## METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' INCLUDE= JUDGE=1 CLAMP=1 FRESH=1 WIDE=1]
-sweep:  ## CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= EXECUTOR=ray ADDRESS= GPUS_PER_WORKER= CLAMP=1 FRESH=1 DRY_RUN=1 WIDE=1]
-ablate:  ## CONFIG=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
-analyze:  ## where MODEL uses vision, and a config for VisiPruner, or for METHOD [METHOD= TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
-methods:  ## the registered methods; METHOD=fastv says all of one (prunebench models and prunebench tasks list the others)
+eval:  ## measure methods beside the unpruned model: METHOD= BUDGET= [MODEL= TASKS= LIMIT= BATCH= SEED= DEVICE= DTYPE= DATA= PROMPT= IMAGE= AS= POSITIONS= SET='knob=value' INCLUDE= JUDGE=1 CLAMP=1 FRESH=1 WIDE=1]
+sweep:  ## measure all that a file names, as one table: CONFIG=configs/mini.yaml [SET='limit=50 budgets=64' LIMIT= BATCH= WORKERS= DEVICE= EXECUTOR=ray ADDRESS= GPUS_PER_WORKER= CLAMP=1 FRESH=1 DRY_RUN=1 WIDE=1]
+ablate:  ## measure the variants of a method, as one table: CONFIG=configs/ablations/... [MODEL= TASKS= LIMIT= BATCH= DEVICE=]
+analyze:  ## find where MODEL uses vision, and derive settings of VisiPruner, or of METHOD [METHOD= TASKS= LIMIT= BATCH= DEVICE= DATA= CALIBRATION_DATA= OUT=]
+methods:  ## the registered methods; METHOD=fastv describes one (prunebench models and prunebench tasks list the others)
 doctor:  ## versions, device, and what mends a broken installation
 goldens:  ## replay recorded official outputs; DIR=folder (default tests/goldens)
-cost:  ## without a run: METHOD=fastv BUDGET=64 [MODEL= IMAGE= SET=]; of whole requests: REQUEST=1 [RESULTS= TIMES=bench.json OUT=table.csv]
+cost:  ## compute costs without a run: METHOD=fastv BUDGET=64 [MODEL= IMAGE= SET=]; of whole requests: REQUEST=1 [RESULTS= TIMES=bench.json OUT=table.csv]
 bench:  ## time methods beside the unpruned model; MODEL= [BENCH='--random-weights --batch 1'] (prunebench bench --help)
 regress:  ## run configs/regress.yaml and compare with the committed baseline; exit code 1 where it differs [CONFIG= BASELINE= WORKERS=]
 baseline:  ## renew that baseline, and show what changes; needs a clean checkout

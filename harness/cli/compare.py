@@ -34,7 +34,7 @@ def compare(
             "--tasks",
             "--task",
             metavar="NAMES",
-            help="with commas; default: all that both were measured on",
+            help="tasks, with commas; default: all that both sides were measured on",
             autocompletion=given_as.complete_task,
         ),
     ] = "",
@@ -48,18 +48,20 @@ def compare(
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
-            help=f"the folder with the sealed cells [default: {RESULTS}]; two folders: each side before and after",
+            help=f"the folder with the sealed cells; two folders: each side before and after; default: {RESULTS}",
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="write all flipped answers here, as CSV")] = None,
-    page: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="write pictures of flipped answers here, as one page")
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write all flipped answers into this CSV file, as flips.csv")
     ] = None,
-    samples: Annotated[int, typer.Option(metavar="N", help="most pictures on the page")] = PICTURES,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write pictures of flipped answers as one page, as flips.html")
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="pictures on the page, at most")] = PICTURES,
     data: given_as.ImagesAt = "",
 ) -> None:
-    """Compare methods on the questions that both answered: difference, exact test, costs, flipped answers.
+    """Compare methods question by question: difference, exact test, costs and flipped answers.
 
     No model is needed. The tests are those of the leaderboard, and Holm's correction is over all tasks and pairs asked.
     """

@@ -106,8 +106,9 @@ def mini(
 ) -> None:
     """Rebuild a part of the mini world.
 
-    data: the data sets, bit-identical; of mini-qwen their manifest. train: the model, by the same recipe. export: the
-    shipped files from a checkpoint. clip: the text tower that belongs to mini's vision tower.
+    PART data rebuilds the data sets, bit-identical; of mini-qwen it rebuilds their manifest. PART train trains the
+    model by the same recipe. PART export writes the shipped files from a checkpoint. PART clip trains the text tower
+    that belongs to mini's vision tower.
     """
     if model not in ("mini", "mini-qwen"):
         raise unknown("embedded model", model, ("mini", "mini-qwen"))

@@ -22,7 +22,7 @@ _LOOKED_AT = 60
 Word = Annotated[
     str,
     typer.Argument(
-        metavar="[NAME]",
+        metavar="NAME",
         help="a task, a group or a YAML file to describe; or a part of names, as in mmbench or '*_lite'",
         autocompletion=given_as.complete_task,
     ),
@@ -30,7 +30,7 @@ Word = Annotated[
 
 
 def tasks(name: Word = "") -> None:
-    """List the tasks, with data sets, metrics and numbers of questions, or describe one."""
+    """List the tasks with data sets, metrics and numbers of questions, or describe one."""
     if not name:
         _overview()
     else:

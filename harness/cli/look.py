@@ -17,12 +17,14 @@ from harness.core.spelling import given
 
 def leaderboard(
     results: given_as.ReadFrom = RESULTS,
-    figures: Annotated[bool, typer.Option(help="draw figures/*.svg and *.png too")] = True,
+    figures: Annotated[bool, typer.Option(help="draw the figures too, as SVG and PNG")] = True,
     form: Annotated[
         str,
         typer.Option("--format", metavar="NAME", help="one wide table instead: markdown, csv, latex or html"),
     ] = "",
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="of the wide table; default: the terminal")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="file of the wide table, as table.tex; default: the terminal")
+    ] = None,
     task: given_as.OnlyTask = "",
     model: given_as.OnlyModel = "",
     method: given_as.OnlyMethod = "",
@@ -30,10 +32,10 @@ def leaderboard(
     limit: given_as.OnlyLimit = "",
     full: given_as.OnlyFull = False,
 ) -> None:
-    """Write tables, comparisons and figures from sealed cells.
+    """Write the tables, comparisons and figures of a results folder; no model is needed.
 
-    The files are leaderboard.csv, LEADERBOARD.md, equal_flops.csv, significance.csv and figures/. No model is needed.
-    With --format or --out it writes none of them, but one table for a paper: rows are methods, columns are tasks.
+    The files are leaderboard.csv, LEADERBOARD.md, equal_flops.csv, significance.csv and figures/. With --format or
+    --out the command writes one table for a paper instead: rows are methods, columns are tasks.
     """
     from harness.tables import leaderboard, paper
     from harness.tables.kept import Kept
@@ -61,13 +63,13 @@ def leaderboard(
 
 def report(
     results: given_as.ReadFrom = RESULTS,
-    samples: Annotated[int, typer.Option(metavar="N", help="samples per task to look at; 0 for none")] = 100,
+    samples: Annotated[int, typer.Option(metavar="N", help="samples per task on the page; 0 for none")] = 100,
     data: given_as.ImagesAt = "",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="the page; default: RESULTS/report/index.html")
     ] = None,
 ) -> None:
-    """Write one page: leaderboard, figure, samples with their kept tokens, analysis.
+    """Write all results as one page: leaderboard, samples with kept tokens, analysis.
 
     The page holds everything itself: no server and no network are needed to read it.
     """
@@ -78,15 +80,19 @@ def report(
 
 
 def show(
-    sample: Annotated[str, typer.Option(metavar="KEY", help="as in pope/000123")],
+    sample: Annotated[str, typer.Option(metavar="KEY", help="a task and a sample of it, as pope/000123")],
     method: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="one, or several with commas", autocompletion=given_as.complete_method),
+        typer.Option(metavar="NAMES", help="a method, or several with commas", autocompletion=given_as.complete_method),
     ] = "visipruner",
-    budget: Annotated[str, typer.Option(metavar="BUDGET", help="as measured; default: the only one, else 64")] = "",
+    budget: Annotated[
+        str, typer.Option(metavar="BUDGET", help="a budget that was measured, as 64; default: the only one, else 64")
+    ] = "",
     model: Annotated[
         str,
-        typer.Option(metavar="NAME", help="needed if the results hold several", autocompletion=given_as.complete_model),
+        typer.Option(
+            metavar="NAME", help="a model, needed if the results hold several", autocompletion=given_as.complete_model
+        ),
     ] = "",
     data: given_as.ImagesAt = "",
     results: given_as.ReadFrom = RESULTS,
@@ -94,7 +100,7 @@ def show(
         Path | None, typer.Option(metavar="FILE", help="the picture; default: RESULTS/show/SAMPLE.png")
     ] = None,
 ) -> None:
-    """Write one sample as a picture: the kept tokens of each method, and its answer."""
+    """Draw one sample as a picture: the tokens that each method keeps, and its answer."""
     from harness.core import budget as budgets
     from harness.report import show
 
@@ -110,17 +116,19 @@ def methods(
     method: Annotated[
         str,
         typer.Argument(
-            metavar="[METHOD]",
-            help="one in full: a name, or path/to/file.py:Class",
+            metavar="METHOD",
+            help="a method to describe: a name, or path/to/file.py:Class",
             autocompletion=given_as.complete_method,
             show_default=False,
         ),
     ] = "",
-    families: Annotated[bool, typer.Option("--families", help="on which families of models each runs")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="list on which families of models each method runs")
+    ] = False,
 ) -> None:
-    """List the methods, or say all of one: source, needs, settings, differences.
+    """List the methods, or describe one: source, needs, settings, known differences.
 
-    Native counts are those of LLaVA-1.5-7B.
+    The tokens that native settings keep are those of LLaVA-1.5-7B.
     """
     if method and families:
         raise PrunebenchError(f"methods: expected a method ({method}) or --families, found both")
@@ -145,7 +153,7 @@ def methods(
 
 
 def models() -> None:
-    """List the models that have a name, with their sizes and calibrated settings."""
+    """List the models with a name, their sizes and their calibrated settings."""
     loading()
     from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]  # stubs are separate packages
 

@@ -5,6 +5,7 @@ Every heavy import is inside the command that needs it.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -25,34 +26,38 @@ from harness.cli.signals import ending
 from harness.core.errors import Interrupted, PrunebenchError
 from harness.core.spelling import from_a_terminal
 
-RUN, LOOK, UNDERSTAND = "Run", "Look", "Understand and check"
+MEASURE, READ, LOOK_UP, CHECK, BESIDE = "Measure", "Read results", "Look up", "Check", "With lmms-eval"
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    RUN: {
+    MEASURE: {
         "eval": run.evaluate,
         "sweep": run.sweep,
+        "bench": run.bench,
         "ablate": run.ablate,
         "analyze": run.analyze,
-        "bench": run.bench,
-        "lmms-eval": run.lmms_eval,
-        "import": run.import_run,
     },
-    LOOK: {
+    READ: {
+        "report": look.report,
         "leaderboard": look.leaderboard,
         "compare": compare,
         "compare-models": compare_models,
-        "report": look.report,
         "show": look.show,
+    },
+    LOOK_UP: {
         "methods": look.methods,
         "models": look.models,
         "tasks": known_tasks.tasks,
-    },
-    UNDERSTAND: {
         "cost": understand.cost,
+    },
+    CHECK: {
+        "doctor": understand.doctor,
         "check": understand.check,
         "goldens": understand.goldens,
         "regress": understand.regress,
         "baseline": understand.baseline,
-        "doctor": understand.doctor,
+    },
+    BESIDE: {
+        "lmms-eval": run.lmms_eval,
+        "import": run.import_run,
     },
 }
 RESULTS: dict[str, Callable[..., None]] = results.COMMANDS
@@ -81,20 +86,27 @@ def _group(commands: dict[str, Callable[..., None]], about: str) -> typer.Typer:
 def _add(group: typer.Typer, commands: dict[str, Callable[..., None]], panel: str | None = None) -> None:
     for name, function in commands.items():
         settings: dict[str, Any] | None = _PASSES_ON if name in PASSING_ON else None
-        group.command(name, rich_help_panel=panel, context_settings=settings)(function)
+        said = _paragraphs(function)
+        group.command(name, rich_help_panel=panel, context_settings=settings, help=said)(function)
+
+
+def _paragraphs(function: Callable[..., None]) -> str:
+    """A command's docstring as help, each paragraph as one line: a terminal breaks lines where its own width ends."""
+    parts = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(" ".join(part.split()) for part in parts)
 
 
 for _panel, _commands in COMMANDS.items():
     _add(app, _commands, _panel)
 app.add_typer(
-    _group(RESULTS, "Look at the cells of a results folder, check, merge and remove them."),
+    _group(RESULTS, "List, show, check, merge and remove cells: single results of a folder."),
     name="results",
-    rich_help_panel=LOOK,
+    rich_help_panel=READ,
 )
 app.add_typer(
-    _group(DEV, "For maintainers of methods/, of committed results and of the mini world."),
+    _group(DEV, "Maintain methods/, committed results and the mini world."),
     name="dev",
-    rich_help_panel=UNDERSTAND,
+    rich_help_panel=CHECK,
 )
 
 
@@ -119,7 +131,14 @@ def about(
         bool, typer.Option("--debug", help=f"show the traceback of an error, as {DEBUG}=1 does; at any place")
     ] = False,
 ) -> None:
-    """Evaluate visual-token pruning of multimodal language models: accuracy on real tasks beside measured cost."""
+    """Evaluate visual-token pruning of multimodal language models: accuracy on real tasks beside measured cost.
+
+    Three commands to start with:
+
+        prunebench eval --method visipruner --budget 64   a first table of results
+        prunebench methods                                all methods, their needs
+        prunebench report                                 your results as one page
+    """
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -110,19 +110,28 @@ MethodArgument = Annotated[
 ]
 Methods = Annotated[
     str,
-    typer.Option("--method", metavar="NAMES", help=f"{_METHODS}; several with commas", autocompletion=complete_method),
+    typer.Option(
+        "--method",
+        metavar="NAMES",
+        help=f"{_METHODS}; several with commas, as fastv,vtw",
+        autocompletion=complete_method,
+    ),
 ]
 Budget = Annotated[
     str,
     typer.Option(
         metavar="BUDGETS",
-        help="64 (tokens kept), 64avg (mean per layer), 0.35flops, native or calibrated; several with commas",
+        help="visual tokens kept, as 64 or 25%; 64avg (mean per layer), 0.35flops (share of FLOPs), native or"
+        " calibrated; several with commas",
     ),
 ]
 Model = Annotated[str, typer.Option(metavar="NAME", help=_MODELS, autocompletion=complete_model)]
-ModelArgument = Annotated[str, typer.Argument(metavar="[MODEL]", help=_MODELS, autocompletion=complete_model)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODELS, autocompletion=complete_model)]
 ModelInstead = Annotated[
-    str, typer.Option("--model", metavar="NAME", help="in place of the file's", autocompletion=complete_model)
+    str,
+    typer.Option(
+        "--model", metavar="NAME", help="a model in place of the file's, as mini", autocompletion=complete_model
+    ),
 ]
 Tasks = Annotated[
     str,
@@ -130,31 +139,38 @@ Tasks = Annotated[
         "--tasks",
         "--task",
         metavar="NAMES",
-        help="from `prunebench tasks`, NAME:METRIC, or path/to/task.yaml; with commas",
+        help="names from `prunebench tasks`, NAME:METRIC or path/to/task.yaml; with commas",
         autocompletion=complete_task,
     ),
 ]
 TasksInstead = Annotated[
     str,
-    typer.Option("--tasks", metavar="NAMES", help="in place of the file's; with commas", autocompletion=complete_task),
+    typer.Option(
+        "--tasks", metavar="NAMES", help="tasks in place of the file's, as pope,gqa", autocompletion=complete_task
+    ),
 ]
 Include = Annotated[
-    str, typer.Option("--include", "--include-path", metavar="FOLDER", help="tasks as YAML that `--tasks` may name")
+    str,
+    typer.Option(
+        "--include", "--include-path", metavar="FOLDER", help="a folder of tasks as YAML, which `--tasks` may then name"
+    ),
 ]
 Judge = Annotated[
-    bool, typer.Option("--judge", "--allow-judge", help="let tasks have answers judged by a service over the network")
+    bool,
+    typer.Option(
+        "--judge", "--allow-judge", help="let a service over the network judge answers, where a task needs one"
+    ),
 ]
 FollowUp = Annotated[
     bool,
-    typer.Option(
-        "--follow-up", help="ask each question behind the first one about its image, on the cache that it pruned"
-    ),
+    typer.Option("--follow-up", help="ask later questions about an image on the cache that the first question pruned"),
 ]
 Limit = Annotated[
     str,
     typer.Option(
         metavar="N",
-        help="questions per task (whole images), or all; default: the config's, else 108 for mini and all elsewhere",
+        help="questions per task, as 100 (whole images), or all; default: the config's, else 108 for mini and all"
+        " elsewhere",
     ),
 ]
 Batch = Annotated[
@@ -162,22 +178,26 @@ Batch = Annotated[
     typer.Option(
         metavar="N",
         callback=at_least_one,
-        help="most prompts a batch (on a CPU 4 for adaptive methods); no effect on answers (float32)",
+        help="most prompts in a batch (4 for adaptive methods on a CPU); no effect on answers in float32",
     ),
 ]
-Seeds = Annotated[str, typer.Option("--seed", metavar="N", help="of the methods' randomness; several with commas")]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N")]
+Seeds = Annotated[
+    str, typer.Option("--seed", metavar="N", help="seed of the methods' randomness; several with commas, as 0,1,2")
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or a GPU as cuda:1")]
 Dtype = Annotated[
     str,
     typer.Option(
-        metavar="DTYPE", help="auto (the checkpoint's own on CUDA, float32 on CPU), float32, bfloat16, float16"
+        metavar="DTYPE",
+        help="number format: auto (the checkpoint's own on CUDA, float32 on CPU), float32, bfloat16 or float16",
     ),
 ]
 Data = Annotated[
     str,
     typer.Option(
         metavar="SOURCE",
-        help="mini (an embedded model's own), mini-qwen, hub or a folder; default: mini for these, hub for others",
+        help="where data sets come from: mini (an embedded model's own), mini-qwen, hub or a folder; default: mini for"
+        " embedded models, hub for others",
     ),
 ]
 ImagesAt = Annotated[
@@ -185,19 +205,22 @@ ImagesAt = Annotated[
     typer.Option(
         "--data",
         metavar="SOURCE",
-        help="mini, mini-qwen, hub or a folder with the images; default: as the cells were measured",
+        help="where images come from: mini, mini-qwen, hub or a folder; default: as the cells were measured",
     ),
 ]
 Prompt = Annotated[
     str,
-    typer.Option(metavar="NAME", help="vicuna_v1 or chat_template (the checkpoint's own); default: as the model says"),
+    typer.Option(
+        metavar="NAME", help="prompt: vicuna_v1 or chat_template (the checkpoint's own); default: as the model says"
+    ),
 ]
 Padding = Annotated[
     str,
     typer.Option(
         "--image",
         metavar="RULE",
-        help="pad (to a square) or plain (the checkpoint's processor alone); default: as the model says",
+        help="how images are made: pad (to a square) or plain (by the checkpoint's processor alone); default: as the"
+        " model says",
     ),
 ]
 StandsFor = Annotated[
@@ -205,17 +228,18 @@ StandsFor = Annotated[
     typer.Option(
         "--as",
         metavar="NAME",
-        help="the model of `prunebench models` that a folder or hub id is: its knobs and prompt hold",
+        help="a name from `prunebench models`, as llava-1.5-7b: its knobs and prompt hold for a folder or a hub id",
     ),
 ]
 Positions = Annotated[
-    str, typer.Option(metavar="RULE", help="of kept tokens: method (as the method does), original or compact")
+    str, typer.Option(metavar="RULE", help="positions of kept tokens: method (as the method does), original or compact")
 ]
 Knobs = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KNOB=VALUE", help="a setting of the method; repeatable")
+    list[str] | None,
+    typer.Option("--set", metavar="KNOB=VALUE", help="a knob of the method, as boundary=3; repeatable"),
 ]
 Workers = Annotated[
-    int, typer.Option(metavar="N", callback=at_least_one, help="processes: one per GPU, or sharing the CPU")
+    int, typer.Option(metavar="N", callback=at_least_one, help="processes: one per GPU, or several that share the CPU")
 ]
 WorkersOrAll = Annotated[
     int | None,
@@ -223,7 +247,7 @@ WorkersOrAll = Annotated[
         "--workers",
         metavar="N",
         callback=at_least_one,
-        help="processes: one per GPU, or sharing the CPU; default 1, with ray as many as fit",
+        help="processes: one per GPU, or several that share the CPU; default: 1, with ray as many as fit",
         show_default=False,
     ),
 ]
@@ -234,31 +258,49 @@ Executor = Annotated[
 Address = Annotated[
     str,
     typer.Option(
-        metavar="HOST:PORT", help="with ray: the cluster to join, or auto; default: a Ray is started on this machine"
+        metavar="HOST:PORT",
+        help="with ray: the cluster to join, as head:6379, or auto; default: a Ray is started on this machine",
     ),
 ]
-GpusPerWorker = Annotated[float, typer.Option(metavar="SHARE", help="with ray: below 1, several workers share a GPU")]
+GpusPerWorker = Annotated[
+    float, typer.Option(metavar="SHARE", help="with ray: GPUs of a worker; 0.5 lets two workers share a GPU")
+]
 Share = Annotated[
-    bool, typer.Option("--share/--no-share", help="prefill each image once; no effect on answers (float32)")
+    bool,
+    typer.Option(
+        "--share/--no-share", help="prefill each image once for all its questions; no effect on answers in float32"
+    ),
 ]
 Clamp = Annotated[
     bool,
-    typer.Option("--clamp", help="where images differ in tokens: a number to keep is at most a prompt's own tokens"),
+    typer.Option("--clamp", help="where images differ in tokens: keep no more tokens than a prompt has"),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="measure again what is already sealed")]
-Wide = Annotated[bool, typer.Option("--wide", help="every column of the table, wider than 110 characters")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="measure cells again that are sealed already")]
+Wide = Annotated[bool, typer.Option("--wide", help="print every column of the table, wider than 110 characters")]
 TextTokens = Annotated[int, typer.Option(metavar="N", callback=at_least_one, help="text tokens of the prompt")]
-OnlyTask = Annotated[str, typer.Option("--task", metavar="NAMES", help="only cells of these; with commas")]
-OnlyModel = Annotated[str, typer.Option("--model", metavar="NAMES", help="only cells of these; with commas")]
+OnlyTask = Annotated[str, typer.Option("--task", metavar="NAMES", help="only cells of these tasks, as pope,gqa")]
+OnlyModel = Annotated[
+    str, typer.Option("--model", metavar="NAMES", help="only cells of these models, as mini,mini-qwen")
+]
 OnlyMethod = Annotated[
     str,
-    typer.Option("--method", metavar="NAMES", help="only cells of these; with commas", autocompletion=complete_method),
+    typer.Option(
+        "--method",
+        metavar="NAMES",
+        help="only cells of these methods, as fastv,vtw",
+        autocompletion=complete_method,
+    ),
 ]
 OnlyBudget = Annotated[
-    str, typer.Option("--budget", metavar="BUDGETS", help="only cells at these, or none; with commas")
+    str,
+    typer.Option(
+        "--budget", metavar="BUDGETS", help="only cells at these budgets, as 64,25%; none is the unpruned model"
+    ),
 ]
-OnlyLimit = Annotated[str, typer.Option("--limit", metavar="N", help="only tries with this LIMIT; with commas")]
-OnlyFull = Annotated[bool, typer.Option("--full", help="only full runs, and no tries with LIMIT")]
+OnlyLimit = Annotated[
+    str, typer.Option("--limit", metavar="N", help="only tries with this LIMIT, as 40; several with commas")
+]
+OnlyFull = Annotated[bool, typer.Option("--full", help="only full runs, no tries with LIMIT")]
 WriteTo = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="where cells and tables are written")]
 ReadFrom = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="the folder with the sealed cells")]
 Config = Annotated[

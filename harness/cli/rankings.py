@@ -34,7 +34,7 @@ def compare_models(
             "--tasks",
             "--task",
             metavar="NAMES",
-            help="with commas; default: all that both were measured on",
+            help="tasks, with commas; default: all that both models were measured on",
             autocompletion=given_as.complete_task,
         ),
     ] = "",
@@ -46,15 +46,16 @@ def compare_models(
         ),
     ] = "",
     tolerance: Annotated[
-        float, typer.Option(metavar="RATIO", help="most that the shares of two paired budgets may differ by")
+        float, typer.Option(metavar="RATIO", help="largest ratio between the shares of two paired budgets")
     ] = TOLERANCE,
-    seed: Annotated[int, typer.Option(metavar="N", help="of the draws of images")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="seed of the draws of images")] = 0,
     results: given_as.ReadFrom = RESULTS,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="write tables (CSV, Markdown) and figures (PNG) into it")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="write tables (CSV, Markdown) and figures (PNG) into this folder"),
     ] = None,
 ) -> None:
-    """Compare the rankings of methods on two models: Kendall's tau, and who changes places beyond noise.
+    """Say whether two models rank the methods alike, and who changes places beyond noise.
 
     No model is needed. Budgets are paired by the share of visual tokens that the cells kept.
     """

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "csv", "json")
 CellId = Annotated[str, typer.Argument(metavar="ID", help="the first digits of a cell's identity", show_default=False)]
-SecondId = Annotated[str, typer.Argument(metavar="ID", help="those of the other cell", show_default=False)]
+SecondId = Annotated[
+    str, typer.Argument(metavar="ID", help="the first digits of the other cell's identity", show_default=False)
+]
 Form = Annotated[str, typer.Option("--format", metavar="NAME", help="text, csv or json")]
 Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only list what would go")]
@@ -76,9 +78,9 @@ def results_list(
     full: given_as.OnlyFull = False,
     form: Form = "text",
 ) -> None:
-    """One line per cell: what it is and its score. Unfinished and damaged cells have lines of their own.
+    """List the cells: setting and score, one a line.
 
-    With a filter only sealed cells are listed.
+    Unfinished and damaged cells have lines of their own. With a filter only sealed cells are listed.
     """
     from harness.tables import lists
 
@@ -96,7 +98,7 @@ def results_list(
 
 
 def results_show(cell: CellId, results: given_as.ReadFrom = RESULTS, form: Form = "text") -> None:
-    """All of one cell: setting, scores, costs, provenance, and the command that measures it again."""
+    """Show all of one cell: setting, scores, costs, provenance, and the command that measures it again."""
     from harness.tables import lists
 
     lists.checked_format(form, FORMATS)
@@ -114,13 +116,20 @@ def results_show(cell: CellId, results: given_as.ReadFrom = RESULTS, form: Form 
 
 def results_samples(
     cell: CellId,
-    key: Annotated[str, typer.Option(metavar="KEYS", help="only these, as in pope/000123; with commas")] = "",
-    wrong: Annotated[bool, typer.Option("--wrong", help="only scores below 0.5, or above if lower is better")] = False,
+    key: Annotated[
+        str, typer.Option(metavar="KEYS", help="only these samples, as pope/000123; several with commas")
+    ] = "",
+    wrong: Annotated[
+        bool, typer.Option("--wrong", help="only answers with a score below 0.5, or above if lower is better")
+    ] = False,
     right: Annotated[bool, typer.Option("--right", help="only the answers that --wrong leaves out")] = False,
     results: given_as.ReadFrom = RESULTS,
     form: Form = "text",
 ) -> None:
-    """The answers of one cell. As text long ones are cut to fit; csv and json have all of them, and the costs."""
+    """Print the answers of one cell.
+
+    As text, long answers are cut to fit. As csv and json, answers are whole, with their costs.
+    """
     from harness.tables import lists
 
     lists.checked_format(form, FORMATS)
@@ -139,9 +148,9 @@ def results_samples(
 
 
 def results_diff(cell: CellId, other: SecondId, results: given_as.ReadFrom = RESULTS, form: Form = "text") -> None:
-    """What two cells of one task differ in: settings, processing, scores, costs, provenance and answers.
+    """Show how two cells of one task differ: settings, processing, scores, costs, provenance, answers.
 
-    csv has the questions with other answers or scores; json has everything.
+    As csv, the questions with other answers or scores are printed; as json, everything.
     """
     from harness.tables import lists
 

@@ -43,9 +43,10 @@ def evaluate(
     judge: given_as.Judge = False,
     follow_up: given_as.FollowUp = False,
 ) -> None:
-    """Evaluate methods at budgets beside the unpruned model.
+    """Measure methods at budgets beside the unpruned model: a table of scores and costs.
 
-    Exit code 2 if another runner holds one of the cells.
+    Each method at a budget on a task is one cell of the results folder. A cell that is there already is not measured
+    again, and an interrupted command continues. Exit code 2 if another runner holds one of the cells.
     """
     knobs = pairs(set_ or [])
     loading()
@@ -108,7 +109,7 @@ def sweep(
     wide: given_as.Wide = False,
     clamp: given_as.Clamp = False,
 ) -> None:
-    """Evaluate models x methods x budgets x seeds in one pass.
+    """Measure all that a YAML file names, models x methods x budgets x seeds, as one table.
 
     Sealed cells are reused: the same command continues an interrupted sweep.
     """
@@ -142,7 +143,7 @@ def ablate(
     data: given_as.Data = "",
     results: given_as.WriteTo = RESULTS,
 ) -> None:
-    """Run the variants of an ablation and print them as one table."""
+    """Measure the variants of one method that a YAML file names, as one table."""
     loading()
     from harness.runner import ablations
     from harness.runner.pace import Pace
@@ -156,11 +157,13 @@ def ablate(
 def analyze(
     model: given_as.ModelArgument = "mini",
     tasks: given_as.Tasks = TASKS,
-    limit: Annotated[str, typer.Option(metavar="N", help="questions per task (whole images), or all; default 36")] = "",
+    limit: Annotated[
+        str, typer.Option(metavar="N", help="questions per task, as 100 (whole images), or all; default: 36")
+    ] = "",
     batch: given_as.Batch = 8,
     device: given_as.Device = "auto",
     dtype: given_as.Dtype = "auto",
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="the test data, as in eval")] = "",
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="where the tasks' data come from, as in eval")] = "",
     calibration_data: Annotated[
         str,
         typer.Option(
@@ -169,25 +172,30 @@ def analyze(
     ] = "",
     layers: Annotated[
         str,
-        typer.Option(metavar="FIRST-LAST", help="the layers of the knock-outs; no stages and no config are derived"),
+        typer.Option(
+            metavar="FIRST-LAST", help="layers to knock out, as 8-11; then no stages and no config are derived"
+        ),
     ] = "",
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="default: results/local/analysis/MODEL")] = "",
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", help="where the analysis is written; default: results/local/analysis/MODEL")
+    ] = "",
     write_config: Annotated[
-        bool, typer.Option("--write-config", help="write configs/METHOD/MODEL.yaml, not a copy beside the output")
+        bool,
+        typer.Option("--write-config", help="write configs/METHOD/MODEL.yaml, in place of a copy beside the analysis"),
     ] = False,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="whose knobs are derived: visipruner, vtw or fitprune")
     ] = "visipruner",
     eta: Annotated[
-        float | None, typer.Option(metavar="NATS", help="of vtw: the mean divergence that a layer may cause")
+        float | None, typer.Option(metavar="NATS", help="of vtw: the mean divergence that a layer may cause, as 0.003")
     ] = None,
     ratio: Annotated[
         float | None, typer.Option(metavar="SHARE", help="of fitprune: the share of FLOPs to save; default 0.6")
     ] = None,
     samples: Annotated[bool, typer.Option(help="also write numbers per sample, as parquet")] = True,
-    fresh: Annotated[bool, typer.Option("--fresh", help="do not continue from the journal of an earlier run")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="begin anew, in place of continuing an earlier run")] = False,
 ) -> None:
-    """Find the layers of a model that use vision, and derive a config of VisiPruner, VTW or FitPrune.
+    """Find the layers that use vision, and derive settings of VisiPruner, VTW or FitPrune.
 
     Attention, lenses, knock-outs and contributions per layer give the stages; the stages give the config.
     """
@@ -233,46 +241,52 @@ def bench(
         str,
         typer.Option(
             metavar="NAME",
-            help="as in eval; with --random-weights llava-1.5-7b, llava-1.5-13b, mini or a local folder",
+            help="a model, as in eval; with --random-weights: llava-1.5-7b, llava-1.5-13b, mini or a local folder",
             autocompletion=given_as.complete_model,
         ),
     ] = "mini",
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="the model's real sizes, weights made on the device, no download")
+        bool,
+        typer.Option(
+            "--random-weights", help="the model's real sizes with weights made on the device; nothing is downloaded"
+        ),
     ] = False,
     layers: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", callback=at_least_one, help="with --random-weights: the number of decoder layers to make"
-        ),
+        typer.Option(metavar="N", callback=at_least_one, help="with --random-weights: decoder layers to make, as 4"),
     ] = None,
     methods: Annotated[
         str,
         typer.Option(
             metavar="NAMES",
-            help="with commas; the bare model and none are always timed",
+            help="methods, with commas; the bare model and none are always timed",
             autocompletion=given_as.complete_method,
         ),
     ] = "none,fastv,sparsevlm,visipruner",
-    budgets: Annotated[str, typer.Option(metavar="BUDGETS", help="as --budget in eval; with commas")] = "192,128,64",
-    batch: Annotated[str, typer.Option(metavar="N", help="prompts a batch; several with commas")] = "1,8",
+    budgets: Annotated[str, typer.Option(metavar="BUDGETS", help="budgets, as in eval, with commas")] = "192,128,64",
+    batch: Annotated[str, typer.Option(metavar="N", help="prompts in a batch; several with commas")] = "1,8",
     text_tokens: given_as.TextTokens = 74,
-    new_tokens: Annotated[int, typer.Option(metavar="N", help="tokens to generate, the prefill's own included")] = 16,
-    repeats: Annotated[int, typer.Option(metavar="N", help="recorded runs of every row")] = 10,
-    warmup: Annotated[int, typer.Option(metavar="N", help="runs of every row before them that are thrown away")] = 2,
+    new_tokens: Annotated[
+        int, typer.Option(metavar="N", help="tokens to generate, the first of them by the prefill")
+    ] = 16,
+    repeats: Annotated[int, typer.Option(metavar="N", help="timed runs of each row of the table")] = 10,
+    warmup: Annotated[int, typer.Option(metavar="N", help="runs of each row before the timed ones, not recorded")] = 2,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="METHOD.KNOB=VALUE", help="a setting of one method; repeatable")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="METHOD.KNOB=VALUE", help="a knob of one method, as fastv.boundary=3; repeatable"
+        ),
     ] = None,
     device: given_as.Device = "auto",
     dtype: given_as.Dtype = "auto",
-    seed: Annotated[int, typer.Option(metavar="N", help="of weights, input and the methods' randomness")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="seed of weights, input and the methods' randomness")] = 0,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="where bench.json and BENCH.md are written")] = Path(
         "results/local/bench"
     ),
 ) -> None:
-    """Time methods beside the unpruned model: prefill, decode, memory.
+    """Time methods beside the unpruned model: milliseconds of prefill and decode, and memory.
 
-    The only command whose times may be quoted.
+    This is the only command whose times may be quoted.
     """
     loading()
     from harness.bench import command
@@ -301,9 +315,9 @@ def bench(
 
 
 def lmms_eval(context: typer.Context) -> None:
-    """lmms-eval's own command line, with our model class and the mini tasks.
+    """Run lmms-eval's own command line, with prunebench's models and the mini tasks.
 
-    Exits non-zero on every failure.
+    The exit code is not 0 on every failure.
     """
     loading()
     from harness.plugin.command import lmms_cli
@@ -321,7 +335,7 @@ def import_run(
     data: given_as.Data = "",
     results: given_as.WriteTo = RESULTS,
 ) -> None:
-    """Seal cells from a run of lmms-eval's own command line.
+    """File a run of lmms-eval's own command line as cells of a results folder.
 
     The run needs --model prunebench, --log_samples and every question of its tasks.
     """

@@ -19,11 +19,12 @@ BASELINE = Path("results/reference/regress/baseline.json")
 OUT = Path("results/local/regress")
 #: text tokens of a prompt, and those of them before the image: LLaVA-1.5's own
 TEXT, TEXT_BEFORE = 74, 35
+Small = Annotated[Path, typer.Argument(metavar="CONFIG", help="a small sweep as YAML")]
 
 
 def cost(
     method: given_as.MethodArgument,
-    budget: Annotated[str, typer.Option(metavar="BUDGET", help="as in eval")] = "",
+    budget: Annotated[str, typer.Option(metavar="BUDGET", help="a budget, as in eval")] = "",
     model: Annotated[
         str,
         typer.Option(
@@ -35,7 +36,7 @@ def cost(
     text_tokens: given_as.TextTokens = TEXT,
     text_before: Annotated[
         int,
-        typer.Option(metavar="N", help="the number of them before the image; 35 is Vicuna's system prompt"),
+        typer.Option(metavar="N", help="text tokens in front of the image; 35 is Vicuna's system prompt"),
     ] = TEXT_BEFORE,
     image: Annotated[
         str,
@@ -46,7 +47,10 @@ def cost(
     ] = "",
     set_: given_as.Knobs = None,
     request: Annotated[
-        bool, typer.Option("--request", help="instead: of whole requests, for METHODS and BUDGETS with commas")
+        bool,
+        typer.Option(
+            "--request", help="print the cost of whole requests; METHOD and BUDGET may then be several with commas"
+        ),
     ] = False,
     new_tokens: whole.NewTokens = "",
     questions: whole.Questions = "",
@@ -58,10 +62,10 @@ def cost(
     times: whole.Times = None,
     out: whole.Out = None,
 ) -> None:
-    """Compute the cost of a method at a budget from its schedule: nothing is run.
+    """Compute what a method costs at a budget, from its schedule; nothing is run.
 
-    Neither weights nor a GPU are needed. Of an adaptive method, settings fix the decisions that a prompt makes, for one
-    prompt or several: --set force_fusion_layer=13,14,15 --set force_exit_layer=24.
+    Neither weights nor a GPU are needed. An adaptive method decides for each prompt. Knobs fix the decisions of one
+    prompt or of several: --set force_fusion_layer=13,14,15 --set force_exit_layer=24.
     """
     words = {"new_tokens": new_tokens, "questions": questions, "batch": batch, "saving": saving}
     words |= {"bandwidth": bandwidth, "peak": peak}
@@ -100,7 +104,7 @@ def check(
     method: Annotated[
         str,
         typer.Argument(
-            metavar="[METHOD]",
+            metavar="METHOD",
             help="a name from `prunebench methods`, file.py:Class or package.module:Class",
             autocompletion=given_as.complete_method,
             show_default=False,
@@ -108,12 +112,13 @@ def check(
     ] = "",
     budget: Annotated[int, typer.Option(metavar="N", help="visual tokens to test at; the check models have 64")] = 16,
     set_: given_as.Knobs = None,
-    all_: Annotated[bool, typer.Option("--all", help="every registered method")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="test every registered method")] = False,
     families: Annotated[
-        bool, typer.Option("--families", help="instead: on a tiny model of every family, with images of unlike sizes")
+        bool,
+        typer.Option("--families", help="test on a tiny model of every family instead, with images of unlike sizes"),
     ] = False,
 ) -> None:
-    """Test a method of your own or a shipped one; exit code 1 on a failure."""
+    """Test a method, your own or a shipped one; exit code 1 if a property fails."""
     if bool(method) == all_:
         raise PrunebenchError("check: expected one METHOD (see `prunebench methods`) or --all")
     if families and (set_ or budget != 16):
@@ -152,10 +157,11 @@ def check(
 
 def goldens(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="holds index.json, models/, inputs/ and cases/")
+        Path,
+        typer.Argument(metavar="FOLDER", help="folder of the recordings: index.json, models/, inputs/ and cases/"),
     ] = Path("tests/goldens"),
 ) -> None:
-    """Replay recorded outputs of official implementations; exit code 1 on a mismatch."""
+    """Replay recorded outputs of official code; exit code 1 if one differs."""
     loading()
     import torch
 
@@ -174,7 +180,7 @@ def goldens(
 
 
 def regress(
-    config: given_as.Config = REGRESS,
+    config: Small = REGRESS,
     baseline: given_as.Baseline = BASELINE,
     out: Annotated[
         Path,
@@ -184,11 +190,12 @@ def regress(
     faults: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="instead: write to FILE which seeded faults the comparison catches; takes minutes"
+            metavar="FILE",
+            help="write into this file which seeded faults the comparison catches instead; takes minutes",
         ),
     ] = None,
 ) -> None:
-    """Run a small sweep afresh and compare each sample; exit code 1 on a difference."""
+    """Measure a small sweep afresh; exit code 1 if an answer differs from the baseline."""
     kernels.hold()
     loading()
     if faults is not None:
@@ -210,14 +217,14 @@ def regress(
 
 
 def baseline(
-    config: given_as.Config = REGRESS,
+    config: Small = REGRESS,
     baseline: Annotated[Path, typer.Option(metavar="FILE", help="the file to renew")] = BASELINE,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="where the run is written")] = OUT,
     workers: given_as.Workers = 1,
 ) -> None:
-    """Renew the expected results of `prunebench regress`.
+    """Renew the baseline of `prunebench regress`.
 
-    Refused if anything outside results/ is uncommitted.
+    The command is refused if a file outside results/ is uncommitted.
     """
     kernels.hold()
     loading()

@@ -40,16 +40,18 @@ def _default(name: str, text: str) -> str:
 NewTokens = Annotated[str, typer.Option(metavar="N", help=_default("new_tokens", "output lengths, with commas"))]
 Questions = Annotated[str, typer.Option(metavar="N", help=_default("questions", "questions an image, with commas"))]
 Batches = Annotated[str, typer.Option(metavar="N", help=_default("batch", "requests at a time, with commas"))]
-Saving = Annotated[str, typer.Option(metavar="SHARE", help=_default("saving", "what break-even asks for"))]
-Bandwidth = Annotated[str, typer.Option(metavar="RATE", help=_default("bandwidth", "of the device's memory"))]
-Peak = Annotated[str, typer.Option(metavar="RATE", help=_default("peak", "of the device's arithmetic"))]
+Saving = Annotated[str, typer.Option(metavar="SHARE", help=_default("saving", "saving that break-even asks for"))]
+Bandwidth = Annotated[str, typer.Option(metavar="RATE", help=_default("bandwidth", "bandwidth of the device's memory"))]
+Peak = Annotated[str, typer.Option(metavar="RATE", help=_default("peak", "peak rate of the device's arithmetic"))]
 Measured = Annotated[
-    Path | None, typer.Option("--results", metavar="FOLDER", help="with --request: means of sealed cells")
+    Path | None,
+    typer.Option("--results", metavar="FOLDER", help="with --request: take the costs of the cells in this folder"),
 ]
 Times = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="with --request: the bench.json of `prunebench bench`")
+    Path | None,
+    typer.Option(metavar="FILE", help="with --request: add the times of a bench.json of `prunebench bench`"),
 ]
-Out = Annotated[Path | None, typer.Option(metavar="FILE", help="with --request: also every number, as CSV")]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="with --request: write every number into this CSV file")]
 
 
 @dataclass(frozen=True)

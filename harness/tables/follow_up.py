@@ -23,11 +23,11 @@ from harness.tables.sections import FOLLOW_UP, Section
 from harness.tables.text import DASH, decimal, grid, significant
 
 NOTE = (
-    "A follow-up question is asked behind the first question about its image and the answer to that, on the cache that"
-    " the first question pruned. Scores of this section are of follow-up questions. The costs in its other tables are"
-    " those of the first question. *Afresh*: the same method on the same questions, each with a prompt of its own. p is"
-    " the exact McNemar test, not corrected. FLOPs of a second turn are those of its tokens and of its answer; FLOPs"
-    " afresh are those of a whole request."
+    "A follow-up question comes after the first question about its image and the first answer. The question runs on the"
+    " cache that the first question pruned. Scores of this section are of follow-up questions. Costs in other tables of"
+    " this section are of the first question. *Afresh*: the same method on the same questions, each with a prompt of"
+    " its own. p is the exact McNemar test, not corrected. FLOPs of a second turn count its tokens and its answer."
+    " FLOPs afresh count a whole request."
 )
 #: what `request_flops` reads
 _REQUEST = (

@@ -52,15 +52,15 @@ UNTRAINED = (
     " `prunebench methods prumerge` has the figures."
 )
 INTERPOLATED = (
-    "~ is interpolated between two neighbouring measured points of the same line. - lies outside the line's measured"
-    " range. Shares are those of the unpruned dense prefill FLOPs."
+    "~ marks a number that is interpolated between two neighbouring measured points of the same line. - marks a share"
+    " outside the line's measured range. Shares are of the unpruned dense prefill FLOPs."
 )
 RANKED_FROM = 20
 """Questions of a hard subset from which on its best is marked."""
 FOOTER = """\
 ## Reading this
 
-Every number is read from sealed cells. Only cells of one model, prompt, dtype, device and set of questions share a section.
+Every number comes from sealed cells. Only cells of one model, prompt, dtype, device and set of questions share a section.
 
 * **71.4 [66.0, 76.8]**: a score with its 95 % interval over images. **71.4 ±1.2 sd**: mean and standard deviation over seeds.
 * **Avg %**: the score in per cent of the unpruned score, averaged over all tasks of the table.
@@ -413,8 +413,9 @@ def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
         )
     listed = "\n".join(f"{i}. {source}" for i, source in enumerate(sources, start=1))
     note = (
-        "From `published.csv`, which says where each number stands. Other prompts, image preprocessing, settings of the"
-        " method and code are behind them: they are printed beside ours and enter nothing else."
+        "The published numbers come from `published.csv`. That file names the place of each number. Published and"
+        " measured numbers differ in prompts, image preprocessing, settings and code. No average and no test uses a"
+        " published number."
     )
     return [
         "### Published beside measured",

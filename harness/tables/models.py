@@ -15,8 +15,8 @@ from harness.tables.text import DASH, decimal, grid
 
 NOTE = (
     "Models stand side by side and are not compared: Avg % is in per cent of each model's own unpruned score, over the"
-    " tasks of its section. Of several sections of a model, the one with most questions is here. Runs that LIMIT"
-    " cut are left out."
+    " tasks of its section. A model with several sections is here with the section of most questions. Runs with a LIMIT"
+    " are left out."
 )
 
 

@@ -219,7 +219,7 @@ class _Pair:
             if not apart and name not in named:
                 raise PrunebenchError(
                     f"{one.label} and {other.label}: expected one {name}, found {mine or 'none'} and"
-                    f" {theirs or 'none'}: measure both alike, or name the {name} of a side to compare all the same"
+                    f" {theirs or 'none'}: measure both alike, or name the {name} of a side"
                     f" ({one.label}:{name}={mine or 'none'})"
                 )
             self.notes.append(f"the two differ in {name}: {mine or 'none'} and {theirs or 'none'}")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from helpers import run
+from rich.text import Text
+from sentences import of_help
 from typer.main import get_command
 
 from harness.cli import app, options
@@ -47,6 +49,38 @@ def test_no_argument_is_the_help_and_exit_code_2(capsys, monkeypatch) -> None:
         code, out, _ = run(capsys, monkeypatch, *words)
         assert code == 2
         assert "Usage: prunebench" in out
+
+
+def test_no_argument_names_three_commands_to_start_with(capsys, monkeypatch) -> None:
+    """At 80 columns each stands on a line of its own, and each is a command that runs as it is typed."""
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    _, out, _ = run(capsys, monkeypatch)
+    (start,) = re.findall(r"start with:\s*\n\s*\n(.*?)\n\s*\n", out, re.S)
+    found = [line.strip().split("  ")[0] for line in start.splitlines()]
+    assert found == ["prunebench eval --method visipruner --budget 64", "prunebench methods", "prunebench report"]
+    for line in found:
+        words = line.split()
+        options = {option for p in get_command(app).commands[words[1]].params for option in p.opts}  # type: ignore[attr-defined]
+        assert {word for word in words if word.startswith("--")} <= options
+
+
+def test_the_help_of_each_command_says_what_it_gives_on_one_line(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 110)
+    groups = {(): [name for commands in COMMANDS.values() for name in commands], ("results",): list(RESULTS)}
+    for words, names in groups.items():
+        _, out, _ = run(capsys, monkeypatch, *words, "--help")
+        for name in names:
+            (said,) = re.findall(rf"^│ {name} +(.*?) +│$", out, re.M)
+            assert said.endswith("."), f"{name}: {said}"
+
+
+def test_every_option_has_a_help_that_is_shown_whole() -> None:
+    """Words in square brackets are tags of the one who prints, who leaves unknown tags away."""
+    texts = dict(of_help(get_command(app)))
+    bare = [name for name, text in texts.items() if not text.strip()]
+    assert not bare, bare
+    hidden = [name for name, text in texts.items() if Text.from_markup(text).plain != text]
+    assert not hidden, hidden
 
 
 def test_version(capsys, monkeypatch) -> None:

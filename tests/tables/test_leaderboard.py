@@ -618,7 +618,7 @@ def test_commands_of_a_block_are_folded_away(tmp_path):
 
 def test_the_footer_explains_what_is_shown_and_names_the_page_of_all_words(tmp_path):
     _, written_there = written(board(), tmp_path)
-    footer = written_there[written_there.index("Every number is read") :]
+    footer = written_there[written_there.index("Every number comes") :]
     for words in ("95 % interval", "±1.2 sd", "standard deviation", "**Avg %**", "**≈R**", "page docs/leaderboard.md"):
         assert words in footer, words
     page = (REPOSITORY / "docs" / "leaderboard.md").read_text()
