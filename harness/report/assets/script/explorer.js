@@ -14,7 +14,7 @@ function picture(index) {
     const image = new Image();
     image.onload = () => done(image);
     image.onerror = () => failed(new Error("the image does not decode"));
-    image.src = `data:image/jpeg;base64,${$(`image-${index}`).textContent}`;
+    image.src = `data:${META.images};base64,${$(`image-${index}`).textContent}`;
   }));
   return pictures.get(index);
 }
