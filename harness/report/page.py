@@ -38,7 +38,7 @@ SAMPLES = 100
 #: the files of the page's script; `start` runs what the others declare
 SCRIPTS = (
     *("tools", "state", "studies", "leaderboard", "figure", "versus", "equal", "agreements"),
-    *("explorer", "analysis", "requests", "follow_ups", "start"),
+    *("explorer", "packing", "analysis", "requests", "follow_ups", "start"),
 )
 
 
@@ -167,7 +167,7 @@ class _Builder:
             records: list[dict[str, Any]] = []
             places: dict[str, studies.Place] = {}
             for number, questions in enumerate(protocol.questions):
-                chunk, said, without_image = self._samples.chunk(questions, samples, images)
+                chunk, said, without_image = self._samples.chunk(questions, samples, images, named)
                 total += len(chunk["samples"])
                 notes += [f"{questions.label}: {without_image}"] if without_image else []
                 unpruned = "" if questions.baseline else views.command(questions.cells[0], unpruned=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +14,9 @@ from PIL import Image
 from harness.core.errors import PrunebenchError
 from harness.report import views
 from harness.report.embedded import finite
+from harness.report.masks import MaskPacker
 from harness.store.sealed import SealedCell
+from harness.tables.sections import budget_order
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -40,6 +44,23 @@ def _raster(sealed: SealedCell, image: str, n_visual: int) -> list[int] | None:
     return found and [*map(int, found.grid), found.start]
 
 
+def _pack_masks(
+    sealed: Sequence[SealedCell], cells: Sequence[dict[str, Any]], named: Mapping[str, str]
+) -> dict[str, Any]:
+    """The masks of all cells, each once; `keeps` of the cells refers to them from then on. The budgets of a line stand
+    together, for the larger ones hold the tokens of the smaller ones."""
+    groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    for i, one in enumerate(sealed):
+        if cells[i]["keeps"]:
+            groups[named[one.identity], one.cell.seed].append(i)
+    packer = MaskPacker()
+    for _, members in sorted(groups.items()):
+        members.sort(key=lambda i: budget_order(sealed[i].cell.budget))
+        for i, texts in zip(members, packer.add([cells[i]["keeps"] for i in members]), strict=True):
+            cells[i]["keeps"] = texts
+    return packer.packed()
+
+
 class SamplesReader:
     """Reads the samples of cells, and their images, once: pages of several sizes come from one reading."""
 
@@ -56,10 +77,10 @@ class SamplesReader:
         return self._frames[sealed.identity]
 
     def chunk(
-        self, questions: views.Questions, samples: int, images: dict[str, int]
+        self, questions: views.Questions, samples: int, images: dict[str, int], named: Mapping[str, str]
     ) -> tuple[dict[str, Any], dict[str, dict[str, int]], str]:
         """What the page shows of a set's samples, how often each cell flips (over all samples), and why images lack, if
-        they do."""
+        they do. `named`: the line of each cell, by identity."""
         first = self.frame(questions.cells[0]).set_index("key")
         # evenly over the questions, so that a task's last categories are seen as well
         n = min(samples, len(first))
@@ -118,7 +139,8 @@ class SamplesReader:
                     },
                 }
             )
-        return {"samples": shown, "cells": cells}, flips, lost
+        masks = _pack_masks(questions.cells, cells, named)
+        return {"samples": shown, "cells": cells, "masks": masks}, flips, lost
 
     def _picture(self, sealed: SealedCell, key: str, image: str, images: dict[str, int]) -> int:
         """The number of the sample's image in the page; read once, however many samples and pages show it."""

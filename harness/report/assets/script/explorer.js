@@ -4,7 +4,7 @@ function chunk(index) {
   if (!chunks.has(index)) chunks.set(index, (async () => {
     const bytes = Uint8Array.from(atob($(`chunk-${index}`).textContent), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
+    return unpacked(JSON.parse(await new Response(stream).text()));
   })());
   return chunks.get(index);
 }
