@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.core.command import evaluation, rendered
 from harness.core.errors import PrunebenchError
@@ -137,6 +137,16 @@ def fitting(
     return page
 
 
+class _Content(NamedTuple):
+    """All of a page but its images, which are named by their keys."""
+
+    meta: Mapping[str, Any]
+    chunks: Sequence[str]
+    images: Sequence[str]
+    n_samples: int
+    notes: tuple[str, ...]
+
+
 class _Builder:
     """Reads the cells once; pages with fewer samples come from the same reading."""
 
@@ -146,6 +156,7 @@ class _Builder:
         self.rows = {row["identity"]: row for row in frame.rows(cells).to_dict("records")}
         self.analyses = read_analyses(results)
         self._samples = SamplesReader(data)
+        self._contents: dict[int, _Content] = {}
         self._known, self._kept = {sealed.identity: sealed for sealed in cells}, Kept(results, write=False)
         self._requests = [whole.of_protocol(protocol, self._samples.frame) for protocol in self.protocols]
         self._studied = studies.studied(cells, self._kept)
@@ -154,6 +165,14 @@ class _Builder:
 
     def page(self, samples: int, size: ImageSize = SIZES[0]) -> Page:
         """The page with at most `samples` samples of each set of questions, and images of a size."""
+        if samples not in self._contents:
+            self._contents = {samples: self._content(samples)}  # pages of other image sizes share the rest
+        found = self._contents[samples]
+        meta = {**found.meta, "images": f"image/{size.form.lower()}"}
+        html = _render(meta, found.chunks, [self._samples.encoded(key, size) for key in found.images])
+        return Page(html, sum(len(p.cells) for p in self.protocols), found.n_samples, found.notes)
+
+    def _content(self, samples: int) -> _Content:
         notes: list[str] = list(self._agreements.notes)
         images: dict[str, int] = {}  # image key -> its number in the page
         chunks: list[str] = []
@@ -226,15 +245,8 @@ class _Builder:
             "agreements": self._agreements.pairs,
             "right": views.RIGHT,
             "version": _version(),
-            "images": f"image/{size.form.lower()}",
         }
-        encoded = [self._samples.encoded(key, size) for key in images]
-        return Page(
-            _render(meta, chunks, encoded),
-            sum(len(p.cells) for p in self.protocols),
-            total,
-            tuple(dict.fromkeys(notes)),
-        )
+        return _Content(meta, chunks, tuple(images), total, tuple(dict.fromkeys(notes)))
 
     def _analysis(self, protocol: views.Protocol) -> dict[str, Any]:
         """The analysis of the model with these very weights, and the command that makes it where there is none."""
