@@ -23,8 +23,9 @@ NOTHING = "-"
 
 
 class _Known(NamedTuple):
-    """A mask that was added: its bits as a number, and the places of its tokens."""
+    """A mask that was added: its bytes, its bits as a number, and the places of its tokens."""
 
+    size: int
     bits: int
     tokens: NDArray[np.int64]
 
@@ -48,18 +49,20 @@ class MaskPacker:
         last = [0] * len(group)
         packed: list[list[str]] = [[] for _ in group]
         for sample in range(len(group[0]) if group else 0):
-            larger: dict[int, int] = {}  # stage -> the mask of the next larger budget
+            larger: list[int] = []  # the masks of the next larger budget
             for cell, texts in enumerate(group):
-                parts, before = [], []
-                for stage, part in enumerate(texts[sample].split(";") if texts[sample] else []):
+                parts: list[str] = []
+                own: list[int] = []
+                for part in texts[sample].split(";") if texts[sample] else []:
                     head, _, mask = part.rpartition(":")
-                    number = self._add(part, mask, [*before, *([larger[stage]] if stage in larger else [])])
+                    number = self._add(part, mask, [*own, *larger])
                     if number is None:
                         parts.append(f"{head}:{mask if mask == ALL else NOTHING}")
                         continue
                     parts.append(f"{head}:{number - last[cell]}")
-                    last[cell] = larger[stage] = number
-                    before = [number]
+                    last[cell] = number
+                    own.append(number)
+                larger = own
                 packed[cell].append(";".join(parts))
         return packed
 
@@ -79,9 +82,9 @@ class MaskPacker:
         if not value:
             return None
         bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
-        whole = [n for n in parents if value & ~self._known[n].bits == 0]
+        whole = [n for n in parents if self._known[n].size == len(data) and value & ~self._known[n].bits == 0]
         number = self._number[data] = len(self._known)
-        self._known.append(_Known(value, np.flatnonzero(bits)))
+        self._known.append(_Known(len(data), value, np.flatnonzero(bits)))
         if whole:
             parent = min(whole, key=lambda n: len(self._known[n].tokens))
             self._back.append(number - parent)

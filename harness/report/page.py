@@ -177,6 +177,7 @@ class _Builder:
         images: dict[str, int] = {}  # image key -> its number in the page
         chunks: list[str] = []
         models = []
+        studied: list[studies.StudyOfPage] = []
         total = 0
         for protocol, requests in zip(self.protocols, self._requests, strict=True):
             named, looks = views.lines(protocol), views.looks(protocol)
@@ -233,13 +234,17 @@ class _Builder:
                     "sets": sets,
                     "cells": records,
                     "missing": missing,
-                    "studies": [{**one.meta, "chunk": len(chunks) + i} for i, one in enumerate(found)],
+                    "studies": [one.meta for one in found],
                     "requests": requests.tables,
                     "follow_ups": self._follow_ups(protocol, named),
                     **self._analysis(protocol),
                 }
             )
-            chunks += [packed(one.chunk) for one in found]
+            studied += found
+        for one in studied:
+            if one.chunk["blocks"]:
+                one.meta["chunk"] = len(chunks)
+                chunks.append(packed(one.chunk))
         meta = {
             "models": models,
             "agreements": self._agreements.pairs,

@@ -87,9 +87,13 @@ def of_page(one: StudiedSection, places: Mapping[str, Place]) -> StudyOfPage | N
         "equal": _equal(section, lines),
         "most": MOST,
     }
-    blocks = [_pairs(one, block, lines, sets) for block in section.blocks() if comparable(block)]
-    chunk = {"columns": COLUMNS, "verdicts": VERDICTS, "blocks": [block for block in blocks if block]}
-    meta["budgets"] = [[block["budget"], block["lines"]] for block in chunk["blocks"]]
+    blocks = [
+        found_pairs
+        for block in section.blocks()
+        if comparable(block) and (found_pairs := _pairs(one, block, lines, sets))
+    ]
+    chunk = {"columns": COLUMNS, "verdicts": VERDICTS, "blocks": blocks}
+    meta["budgets"] = [[block["budget"], block["lines"]] for block in blocks]
     return StudyOfPage(meta, chunk)
 
 
