@@ -57,6 +57,7 @@ function columns() {
 
 function setUpLeaderboard() {
   $("lb-search").value = "";
+  $("lb-marks").hidden = !model.studies.some((study) => study.rows.some((row) => Object.keys(row[5]).length));
   options($("lb-budget"), [["", "all"], ...model.budgets.map((b, i) => [i, b])], "");
   $("lb-tasks").replaceChildren(...model.sets.map((set, i) => {
     const box = make("input", { type: "checkbox", checked: state.lb.tasks.has(i), onchange: () => {
