@@ -321,7 +321,7 @@ def test_masks_of_other_lengths_nothing_and_all_are_told_apart() -> None:
     assert unpacked(packer.packed(), packed) == rows
     assert packer.packed()["sizes"] == [2, 3], "the others have a parent"
     packer = MaskPacker()
-    mixed = [[f"0:0:{text(1, 20, size=3)}"], [f"0:0:{text(1, size=2)}"]]
+    mixed = [[f"0:0:{text(9, 20, size=3)}"], [f"0:0:{text(1, size=2)}"]]
     packed = packer.add(mixed)
     assert unpacked(packer.packed(), packed) == mixed
     assert packer.packed()["back"] == [0, 0], "a mask of other pictures is no parent"
