@@ -9,23 +9,22 @@ when it is looked at.
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
-import io
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from harness.core.command import evaluation, rendered
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import command, given
-from harness.report import views, whole
+from harness.report import agreements, studies, views, whole
+from harness.report.analyses import read_analyses
+from harness.report.embedded import embed_json, finite, packed
+from harness.report.samples import SIZES, ImageSize, SamplesReader
 from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
@@ -35,17 +34,13 @@ from harness.tables.follow_up import NOTE, follow_up_rows
 from harness.tables.kept import Kept
 from harness.tables.sections import budget_order
 
-if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-
 MAX_BYTES = 25_000_000
-SIDE = 336  # pixels of an embedded image
-QUALITY = 75  # JPEG
 SAMPLES = 100
 #: the files of the page's script; `start` runs what the others declare
-SCRIPTS = ("tools", "state", "leaderboard", "figure", "explorer", "analysis", "requests", "follow_ups", "start")
-_PER_SAMPLE = ("kept", "mean_visual", "forced")
-_PNG, _SVG = "image/png", "image/svg+xml"
+SCRIPTS = (
+    *("tools", "state", "studies", "leaderboard", "figure", "versus", "equal", "agreements"),
+    *("explorer", "packing", "analysis", "requests", "follow_ups", "start"),
+)
 
 
 @dataclass(frozen=True)
@@ -111,18 +106,29 @@ def fitting(
     max_bytes: int = MAX_BYTES,
     say: Callable[[str], None] = print,
 ) -> Page:
-    """The page with at most `samples` samples per task that stays within `max_bytes`."""
+    """The page with at most `samples` samples per task that stays within `max_bytes`.
+
+    Images get smaller first, then samples fewer; `say` is told of both. Raises PrunebenchError where the page does not
+    fit without any sample."""
     builder = _Builder(cells, results, data)
-    page, asked = builder.page(samples), samples
+    asked, limit = samples, f"{max_bytes / 1e6:.0f} MB"
+    for size in SIZES:
+        page = builder.page(samples, size)
+        if page.n_bytes <= max_bytes:
+            if size != SIZES[0]:
+                say(
+                    f"for the page to have at most {limit}, its images have {size.side} pixels and more loss than usual"
+                )
+            return page
     while page.n_bytes > max_bytes and samples > 0:
         found = page.n_bytes
         # a little below the proportional share: other parts of the page do not shrink
         samples = min(samples - 1, int(samples * max_bytes / found * 0.95))
-        page = builder.page(samples)
+        page = builder.page(samples, SIZES[-1])
         if page.n_bytes <= max_bytes:
             say(
-                f"with --samples {asked} the page would have more than {max_bytes / 1e6:.0f} MB: it shows {samples}"
-                " samples per task; fewer cells in --results leave room for more"
+                f"with --samples {asked} the page would have more than {limit}: it shows {samples} samples per task, in"
+                f" images of {SIZES[-1].side} pixels; fewer cells in --results leave room for more"
             )
     if page.n_bytes > max_bytes:
         raise PrunebenchError(
@@ -132,10 +138,14 @@ def fitting(
     return page
 
 
-def _raster(sealed: SealedCell, image: str, n_visual: int) -> list[int] | None:
-    """[rows, cols, newline, start] of the finest grid of a sample's tokens, as the page draws them."""
-    found = views.raster_of(sealed, image, n_visual)
-    return found and [*map(int, found.grid), found.start]
+class _Content(NamedTuple):
+    """All of a page but its images, which are named by their keys."""
+
+    meta: Mapping[str, Any]
+    chunks: Sequence[str]
+    images: Sequence[str]
+    n_samples: int
+    notes: tuple[str, ...]
 
 
 class _Builder:
@@ -145,21 +155,31 @@ class _Builder:
         self.protocols = views.protocols(cells)
         self.results = results
         self._collected = records(results)
-        self.pictures = views.Pictures(partial(views.data_of, data))
         self.rows = {row["identity"]: row for row in frame.rows(cells).to_dict("records")}
         self.analyses = read_analyses(results)
-        self._frames: dict[str, pd.DataFrame] = {}
-        self._jpegs: dict[str, str] = {}
-        self._lost: dict[tuple[str, str], str] = {}  # table whose images cannot be had -> why
+        self._samples = SamplesReader(data)
+        self._contents: dict[int, _Content] = {}
         self._known, self._kept = {sealed.identity: sealed for sealed in cells}, Kept(results, write=False)
-        self._requests = [whole.of_protocol(protocol, self._frame) for protocol in self.protocols]
+        self._requests = [whole.of_protocol(protocol, self._samples.frame) for protocol in self.protocols]
+        self._studied = studies.studied(cells, self._kept)
+        arranged = [one.section for one in self._studied]
+        self._agreements = agreements.of_models(self.protocols, arranged, self._kept)
 
-    def page(self, samples: int) -> Page:
-        """The page with at most `samples` samples of each set of questions."""
-        notes: list[str] = []
+    def page(self, samples: int, size: ImageSize = SIZES[0]) -> Page:
+        """The page with at most `samples` samples of each set of questions, and images of a size."""
+        if samples not in self._contents:
+            self._contents = {samples: self._content(samples)}  # pages of other image sizes share the rest
+        found = self._contents[samples]
+        meta = {**found.meta, "images": f"image/{size.form.lower()}"}
+        html = _render(meta, found.chunks, [self._samples.encoded(key, size) for key in found.images])
+        return Page(html, sum(len(p.cells) for p in self.protocols), found.n_samples, found.notes)
+
+    def _content(self, samples: int) -> _Content:
+        notes: list[str] = list(self._agreements.notes)
         images: dict[str, int] = {}  # image key -> its number in the page
         chunks: list[str] = []
         models = []
+        studied: list[studies.StudyOfPage] = []
         total = 0
         for protocol, requests in zip(self.protocols, self._requests, strict=True):
             named, looks = views.lines(protocol), views.looks(protocol)
@@ -167,8 +187,9 @@ class _Builder:
             budgets = sorted({s.cell.budget for s in protocol.cells}, key=budget_order)
             sets: list[dict[str, Any]] = []
             records: list[dict[str, Any]] = []
+            places: dict[str, studies.Place] = {}
             for number, questions in enumerate(protocol.questions):
-                chunk, said, without_image = self._chunk(questions, samples, images)
+                chunk, said, without_image = self._samples.chunk(questions, samples, images, named)
                 total += len(chunk["samples"])
                 notes += [f"{questions.label}: {without_image}"] if without_image else []
                 unpruned = "" if questions.baseline else views.command(questions.cells[0], unpruned=True)
@@ -186,7 +207,7 @@ class _Builder:
                         "scored": first.counts["headline"],
                         "shown": len(chunk["samples"]),
                         "metric": first.headline,
-                        "max": _finite(first.maximum),
+                        "max": finite(first.maximum),
                         "lower": not first.metric.higher_is_better,
                         "chunk": len(chunks),
                         "make_baseline": unpruned,
@@ -194,10 +215,13 @@ class _Builder:
                         "images": first.interval.n_clusters if first.interval else first.counts.get("images", 1),
                     }
                 )
-                chunks.append(_packed({**chunk, "first_cell": len(records)}))
+                chunks.append(packed({**chunk, "first_cell": len(records)}))
                 for sealed in questions.cells:
                     extra = {**said[sealed.identity], "request": requests.cells.get(sealed.identity)}
-                    records.append(self._cell(sealed, number, order.index(named[sealed.identity]), budgets, extra))
+                    line, budget = order.index(named[sealed.identity]), budgets.index(sealed.cell.budget)
+                    place = places[sealed.identity] = studies.Place(number, line, budget)
+                    records.append(self._cell(sealed, place, extra))
+            found = [one for each in self._studied if (one := studies.of_page(each, places))]
             missing = _missing(protocol, named)
             notes += [f"{protocol.label}: {m['what']} missing; `{m['command']}` makes them" for m in missing]
             models.append(
@@ -212,19 +236,24 @@ class _Builder:
                     "sets": sets,
                     "cells": records,
                     "missing": missing,
+                    "studies": [one.meta for one in found],
                     "requests": requests.tables,
                     "follow_ups": self._follow_ups(protocol, named),
                     **self._analysis(protocol),
                 }
             )
-        meta = {"models": models, "right": views.RIGHT, "version": _version()}
-        encoded = [self._jpegs[key] for key in images]
-        return Page(
-            _render(meta, chunks, encoded),
-            sum(len(p.cells) for p in self.protocols),
-            total,
-            tuple(dict.fromkeys(notes)),
-        )
+            studied += found
+        for one in studied:
+            if one.chunk["blocks"]:
+                one.meta["chunk"] = len(chunks)
+                chunks.append(packed(one.chunk))
+        meta = {
+            "models": models,
+            "agreements": self._agreements.pairs,
+            "right": views.RIGHT,
+            "version": _version(),
+        }
+        return _Content(meta, chunks, tuple(images), total, tuple(dict.fromkeys(notes)))
 
     def _analysis(self, protocol: views.Protocol) -> dict[str, Any]:
         """The analysis of the model with these very weights, and the command that makes it where there is none."""
@@ -248,31 +277,22 @@ class _Builder:
         head, rows = follow_up_rows(asked, self._known, named, self._kept)
         return {"head": head, "rows": rows, "note": NOTE.replace("*", "")}
 
-    def _frame(self, sealed: SealedCell) -> pd.DataFrame:
-        if sealed.identity not in self._frames:
-            self._frames[sealed.identity] = sealed.samples()
-        return self._frames[sealed.identity]
-
-    def _cell(
-        self, sealed: SealedCell, number: int, line: int, budgets: Sequence[str], extra: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _cell(self, sealed: SealedCell, place: studies.Place, extra: Mapping[str, Any]) -> dict[str, Any]:
         row = self.rows[sealed.identity]
         cell = sealed.cell
         return {
-            "set": number,
-            "line": line,
-            "budget": budgets.index(cell.budget),
+            **place._asdict(),
             "seed": cell.seed,
             "unpruned": cell.method == "none",
-            "score": _finite(row["score"]),
-            "low": _finite(row["low"]),
-            "high": _finite(row["high"]),
-            "pct": _finite(row["pct_of_unpruned"]),
-            "kept": _finite(row["kept"]),
-            "mean_visual": _finite(row["mean_visual"]),
-            "gflops": _finite(row["prefill_dense_gflops"]),
-            "pct_flops": _finite(row["pct_of_unpruned_flops"]),
-            "kv_mib": _finite(row["kv_mib"]),
+            "score": finite(row["score"]),
+            "low": finite(row["low"]),
+            "high": finite(row["high"]),
+            "pct": finite(row["pct_of_unpruned"]),
+            "kept": finite(row["kept"]),
+            "mean_visual": finite(row["mean_visual"]),
+            "gflops": finite(row["prefill_dense_gflops"]),
+            "pct_flops": finite(row["pct_of_unpruned_flops"]),
+            "kv_mib": finite(row["kv_mib"]),
             "n": sealed.counts["answered"],
             "knobs": ", ".join(f"{k}={json.dumps(v)}" for k, v in sorted(cell.settings.items())),
             "command": evaluation(sealed.asked, fresh=True, source=cell.method_source),
@@ -284,133 +304,6 @@ class _Builder:
         """Who measured a cell and who reproduced it; nothing where no submissions were collected."""
         origin = self._collected.origin(sealed) if self._collected else None
         return {"measured": origin.measured, "reproduced": origin.reproduced} if origin else {}
-
-    def _chunk(
-        self, questions: views.Questions, samples: int, images: dict[str, int]
-    ) -> tuple[dict[str, Any], dict[str, dict[str, int]], str]:
-        """What the page shows of a set's samples, how often each cell flips (over all samples), and why images lack, if
-        they do."""
-        first = self._frame(questions.cells[0]).set_index("key")
-        # evenly over the questions, so that a task's last categories are seen as well
-        n = min(samples, len(first))
-        keys = [first.index[i * len(first) // n] for i in range(n)]
-        shown: list[dict[str, Any]] = []
-        lost = ""
-        for key in keys:
-            row = first.loc[key]
-            try:
-                picture = self._picture(questions.cells[0], key, row["image"], images)
-            except PrunebenchError as error:
-                picture, lost = -1, lost or str(error)
-            shown.append(
-                {
-                    "key": key,
-                    "image": picture,
-                    "category": row["category"] or "",
-                    "question": row["question"],
-                    "target": row["target"],
-                    "n_visual": (n_visual := int(row["n_visual"]) if "n_visual" in row else 0),
-                    "grid": _raster(questions.cells[0], str(row["image"]), n_visual),
-                }
-            )
-        base = (
-            questions.baseline.metric.how_well(self._frame(questions.baseline).set_index("key")["score"]) >= views.RIGHT
-            if questions.baseline
-            else None
-        )
-        cells, flips = [], {}
-        for sealed in questions.cells:
-            frame = self._frame(sealed).set_index("key")
-            well = sealed.metric.how_well(frame["score"])
-            right = well >= views.RIGHT
-            was = base.loc[right.index] if base is not None else right
-            flips[sealed.identity] = (
-                {"lost": int((was & ~right).sum()), "gained": int((~was & right).sum())} if base is not None else {}
-            )
-            part = frame.loc[keys]
-            own = {
-                i: {"n_visual": int(n), "grid": _raster(sealed, str(part["image"].iloc[i]), int(n))}
-                for i, n in enumerate(part.get("n_visual", ()))
-            }
-            own = {i: seen for i, seen in own.items() if any(seen[name] != shown[i][name] for name in seen)}
-            cells.append(
-                {
-                    "answer": [str(a) for a in part["answer"]],
-                    "score": [_finite(s) for s in well.loc[keys]],
-                    "keeps": [k or "" for k in part["keeps"]] if "keeps" in part else [],
-                    # of samples whose picture this cell's method has shrunk, by their number
-                    **({"seen": own} if own else {}),
-                    # what a method notes of layers, as a layer that it chose
-                    **{
-                        name: [_finite(v) for v in part[name]]
-                        for name in part.columns
-                        if name in _PER_SAMPLE or name.endswith("_layer")
-                    },
-                }
-            )
-        return {"samples": shown, "cells": cells}, flips, lost
-
-    def _picture(self, sealed: SealedCell, key: str, image: str, images: dict[str, int]) -> int:
-        """The number of the sample's image in the page; encoded once, however many samples and pages show it."""
-        views.check_one_image(sealed, key, image)
-        where = self.pictures.table(sealed)
-        if where in self._lost:
-            raise PrunebenchError(self._lost[where])
-        if image not in self._jpegs:
-            try:
-                picture = self.pictures.square(sealed, key, image, SIDE)
-            except PrunebenchError as error:
-                self._lost[where] = str(error)  # hundreds of samples of one table would say the same
-                raise
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-            self._jpegs[image] = base64.b64encode(buffer.getvalue()).decode()
-        return images.setdefault(image, len(images))
-
-
-def read_analyses(results: Path) -> dict[str, dict[str, Any]]:
-    """What `<results>/analysis/*/analysis.json` says, by model, figures inlined as data URLs.
-
-    Raises PrunebenchError for a file that is not what the analysis writes, naming the command that writes it again.
-    """
-    found = {}
-    for path in sorted((results / "analysis").glob("*/analysis.json")):
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            json.dumps(raw, allow_nan=False)  # the page holds it, and JSON knows neither NaN nor infinity
-            figures = [
-                # the PNG, where there is one: half of the bytes
-                {
-                    **{k: str(f.get(k, "")) for k in ("title", "alt")},
-                    "src": _data_url(path.parent, str(f.get("png") or f["file"])),
-                }
-                for f in raw["figures"]
-            ]
-            # nothing where the analysis was restricted to some layers
-            parts = ("shallow_end", "fusion", "not_needed_from", "rule", "uncertainty")
-            stages = {name: raw["stages"][name] for name in parts} if raw["stages"] else None
-            kept = {name: raw.get(name) for name in ("fingerprint", "n_samples", "tasks", "command", "depth")}
-            tables = {name: [_scalars(row) for row in raw.get(name, [])] for name in ("layers", "knockouts")}
-            found[str(raw["model"])] = {**kept, **tables, "stages": stages, "figures": figures}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise PrunebenchError(
-                f"{path}: expected the analysis of a model with its figures, found {type(error).__name__}: {error}; "
-                "`make analyze` writes it again, or move the folder elsewhere"
-            ) from None
-    return found
-
-
-def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a row that fit a table's cell."""
-    return {name: value for name, value in row.items() if isinstance(value, str | int | float)}
-
-
-def _data_url(folder: Path, name: str) -> str:
-    path = (folder / name).resolve()
-    kind = {".svg": _SVG, ".png": _PNG}.get(path.suffix)
-    if kind is None or not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"figure {name!r}: expected an SVG or PNG beside the file")
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _line_order(sealed: SealedCell) -> tuple[bool, str, str]:
@@ -431,27 +324,6 @@ def _missing(protocol: views.Protocol, named: Mapping[str, str]) -> list[dict[st
             what = f"{name} at {budget} on {', '.join(lacking)}"
             out.append({"what": what, "command": views.command(cells[0], tasks=lacking)})
     return out
-
-
-def _finite(value: Any) -> float | int | None:
-    """JSON has no NaN; eight digits are more than a page shows."""
-    number = float(value)
-    if not math.isfinite(number):
-        return None
-    return int(number) if number.is_integer() else float(f"{number:.8g}")
-
-
-def embed_json(value: Any) -> str:
-    """JSON that may stand inside a script element whatever its texts are: no `<`, `>`, `&`, U+2028 or U+2029
-    remains."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", text)
-
-
-def _packed(value: Any) -> str:
-    """JSON, gzip, base64; the same bytes for the same value."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
-    return base64.b64encode(gzip.compress(text, 9, mtime=0)).decode()
 
 
 def script() -> str:

@@ -142,7 +142,7 @@ def _glance(section: Section, blocks: Sequence[Block], found: Findings | None, f
         at = [next((line for line in s.lines if line.budget == budget), None) for s in series]
         points = mark_best([decimal(average(line, section)) if line else DASH for line in at], [True] * len(at))
         signs = [
-            (_signs(found, budget, line.name, AVERAGE) + (" †" if id(line) in first else "") if line else "")
+            (same_signs(found, budget, line.name, AVERAGE) + (" †" if id(line) in first else "") if line else "")
             for line in at
         ]
         columns.append([point + sign for point, sign in zip(points, signs, strict=True)])
@@ -199,7 +199,7 @@ def _scores(section: Section, block: Block, found: Findings | None) -> str:
         seeds = [line.cells.get(task, ()) for line in block.lines]
         scores = [seeds_score(cells) for cells in seeds]
         marked = mark_best(scores, ranked, section.of_task(task).metric.higher_is_better)
-        signs = [_signs(found, block.budget, line.name, task) for line in block.lines]
+        signs = [same_signs(found, block.budget, line.name, task) for line in block.lines]
         columns.append(
             [point + seeds_spread(cells) + sign for point, cells, sign in zip(marked, seeds, signs, strict=True)]
         )
@@ -211,11 +211,12 @@ def _scores(section: Section, block: Block, found: Findings | None) -> str:
             found.averages.get((block.budget, line.name), (NAN, NAN)) if found and line.method != "none" else (NAN, NAN)
         )
         spread = "" if point == DASH or math.isnan(low) else f" [{decimal(low)}, {decimal(high)}]"
-        column.append(point + spread + _signs(found, block.budget, line.name, AVERAGE))
+        column.append(point + spread + same_signs(found, block.budget, line.name, AVERAGE))
     return grid(head, [*columns, column])
 
 
-def _signs(found: Findings | None, budget: str, line: str, task: str) -> str:
+def same_signs(found: Findings | None, budget: str, line: str, task: str) -> str:
+    """The marks of a line at a task or at `AVERAGE`, each behind a space: what it is not told apart from."""
     if found is None:
         return ""
     same = [sign for sign, none in (("≈R", False), ("≈U", True)) if found.verdict(budget, line, task, none) == SAME]

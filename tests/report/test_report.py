@@ -17,7 +17,7 @@ from PIL import Image
 
 from harness.core.errors import PrunebenchError
 from harness.report import page as report
-from harness.report import show, views
+from harness.report import samples, show, views
 from harness.store.store import Store
 from harness.tables import style
 from tasks import sources
@@ -160,14 +160,22 @@ def test_samples_are_limited_and_spread(small):
     assert build(small, 0).n_samples == 0
 
 
-def test_a_page_that_is_too_large_shows_fewer_samples_and_says_so(small):
+def test_a_page_that_is_too_large_has_smaller_images_then_fewer_samples_and_says_so(small):
     said = []
     whole, bare = build(small).n_bytes, build(small, 0).n_bytes
-    page = build(small, max_bytes=(whole + bare) // 2, say=said.append)
-    assert page.n_bytes <= (whole + bare) // 2
+    page = build(small, max_bytes=whole - 1, say=said.append)
+    assert page.n_bytes < whole
+    assert page.n_samples == 40, "images get smaller first"
+    assert meta(page)["images"] == "image/webp"
+    assert "its images have 336 pixels and more loss than usual" in said.pop()
+    page = build(small, max_bytes=bare + (whole - bare) // 10, say=said.append)
+    assert page.n_bytes <= bare + (whole - bare) // 10
     assert 0 < page.n_samples < 40
     assert len(said) == 1
     assert "--samples 100" in said[0]
+    assert f"images of {samples.SIZES[-1].side} pixels" in said[0]
+    data = base64.b64decode(re.search(r'id="image-0">([^<]*)<', page.html)[1])
+    assert Image.open(io.BytesIO(data)).size == (samples.SIZES[-1].side,) * 2
     with pytest.raises(PrunebenchError, match=r"without any sample, expected at most .*--results"):
         build(small, max_bytes=bare - 1)
 

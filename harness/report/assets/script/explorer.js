@@ -4,7 +4,7 @@ function chunk(index) {
   if (!chunks.has(index)) chunks.set(index, (async () => {
     const bytes = Uint8Array.from(atob($(`chunk-${index}`).textContent), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
+    return unpacked(JSON.parse(await new Response(stream).text()));
   })());
   return chunks.get(index);
 }
@@ -14,7 +14,7 @@ function picture(index) {
     const image = new Image();
     image.onload = () => done(image);
     image.onerror = () => failed(new Error("the image does not decode"));
-    image.src = `data:image/jpeg;base64,${$(`image-${index}`).textContent}`;
+    image.src = `data:${META.images};base64,${$(`image-${index}`).textContent}`;
   }));
   return pictures.get(index);
 }

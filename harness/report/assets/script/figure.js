@@ -38,7 +38,9 @@ function points() {
     const y = average ? (higher.length ? mean(higher.map((g) => mean(g.map((c) => c.pct)))) : null) : inUnit(set, mean(groups[0].map((c) => c.score)));
     if (x === null || y === null) return;
     let low = null, high = null, kind = "";
-    if (!average && groups[0].length > 1) {
+    const known = average ? averaged(line, budget, sets) : undefined;
+    if (known && known.low !== null) [low, high, kind] = [known.low, known.high, "95 % interval"];
+    else if (!average && groups[0].length > 1) {
       const sd = inUnit(set, spread(groups[0].map((c) => c.score)));
       [low, high, kind] = [y - sd, y + sd, `±1 sd of ${groups[0].length} seeds`];
     } else if (!average && groups[0][0].low !== null) [low, high, kind] = [inUnit(set, groups[0][0].low), inUnit(set, groups[0][0].high), "95 % interval"];
@@ -72,8 +74,9 @@ function showFigure(focus) {
     $("plot-caption").textContent = "";
     return;
   }
-  const withBars = $("fig-intervals").checked && !average;
-  $("fig-intervals").disabled = average;
+  const bars = shown.some((p) => p.low !== null);
+  const withBars = $("fig-intervals").checked && bars;
+  $("fig-intervals").disabled = !bars;
   const width = Math.max(320, plot.clientWidth), height = Math.round(Math.min(500, Math.max(340, width * 0.42)));
   const box = { left: 58, right: width - 16, top: 30, bottom: height - 46 };
   const ys = shown.flatMap((p) => (withBars && p.low !== null ? [p.low, p.high] : [p.y]));
@@ -158,8 +161,8 @@ function showFigure(focus) {
   svg.addEventListener("pointerleave", () => { nodes.forEach((n) => n.classList.remove("on")); hideTip(); });
   plot.replaceChildren(svg);
   $("plot-caption").textContent = [
-    average ? "The average is drawn without its interval, which LEADERBOARD.md has; choose one task to see intervals." : "",
-    withBars ? "Bars: 95 % intervals of one seed, or ±1 sd over several." : "",
+    average && !bars ? "These cells give the average no interval." : "",
+    withBars ? (average ? "Bars: 95 % intervals of the average over whole images." : "Bars: 95 % intervals of one seed, or ±1 sd over several.") : "",
     best.length > 1 && $("fig-pareto").checked ? "Dashed: the Pareto front, by the points alone: nothing shown is both cheaper and better." : "",
     whole ? "Dotted: the unpruned score." : "",
     `The vertical axis starts at ${yLow > 0 ? one(yLow) : "0"}. Choose a point to see its samples below.`,

@@ -41,10 +41,16 @@ function columns() {
         const cells = r.of.get(i) ?? [];
         if (cells.length > 1) return `±${one(inUnit(set, spread(cells.map((c) => c.score))))} sd`;
         return cells.length && cells[0].low !== null ? `[${one(inUnit(set, cells[0].low))}, ${one(inUnit(set, cells[0].high))}]` : "";
-      } });
+      },
+      marks: (r) => marksAt(r.line, r.budget, i) });
   }
   const number = (id, head, unit, show, best = false) => found.push({ id, head, unit, num: true, best, value: (r) => r[id], text: (r) => show(r[id]) });
   number("average", "Average", "% of unpruned score", one, true);
+  const known = (r) => averaged(r.line, r.budget, [...state.lb.tasks]);
+  Object.assign(found.at(-1), {
+    more: (r) => { const at = known(r); return at ? span(at.low, at.high) : ""; },
+    marks: (r) => known(r)?.marks[AVERAGE] ?? "",
+  });
   number("kept", "Kept", "tokens", one);
   number("mean_visual", "Mean visual", "tokens/layer", one);
   number("gflops", "Prefill", "GFLOPs", significant);
@@ -59,6 +65,7 @@ function columns() {
 
 function setUpLeaderboard() {
   $("lb-search").value = "";
+  $("lb-marks").hidden = !model.studies.some((study) => study.rows.some((row) => Object.keys(row[5]).length));
   options($("lb-budget"), [["", "all"], ...model.budgets.map((b, i) => [i, b])], "");
   $("lb-tasks").replaceChildren(...model.sets.map((set, i) => {
     const box = make("input", { type: "checkbox", checked: state.lb.tasks.has(i), onchange: () => {
@@ -109,7 +116,7 @@ function showLeaderboard(focus) {
       if (col.still) return make("td", {}, make("details", {}, make("summary", {}, "show"), ...row.commands.map((c) => make("code", {}, c || "not recorded"))));
       const text = col.text(row), more = col.more ? col.more(row) : "";
       const top = !row.unpruned && best.get(`${col.id} ${row.budget}`) === text;
-      return make("td", { class: col.num ? "num" : null }, top ? make("strong", {}, text) : text, more ? make("span", { class: "spread" }, more) : null);
+      return make("td", { class: col.num ? "num" : null }, top ? make("strong", {}, text) : text, markSpan(col.marks ? col.marks(row) : ""), more ? make("span", { class: "spread" }, more) : null);
     }));
   });
   $("lb").replaceChildren(make("caption", { class: "muted", hidden: true }, "Leaderboard"), make("thead", {}, head), make("tbody", {}, ...body));

@@ -23,7 +23,7 @@ function showRequests() {
   const rows = model.lines.map((name, line) => [name, line, inAllTasks(line, budget)]).filter(([, line, sets]) => !isNone(line) && sets.every((cells) => cells.length));
   const body = rows.map(([name, line, sets]) => make("tr", {}, make("th", { scope: "row" }, swatch(line), name), ...groups.flatMap(([, value]) =>
     outputs.map((_, n) => make("td", { class: "num" }, one(mean(sets.map((cells) => mean(cells.map((c) => value(c, n)))))))))));
-  const table = make("table", {}, make("thead", {}, ...head), make("tbody", {}, ...body));
+  const table = make("table", { id: "wr-table" }, caption(`FLOPs and KV cache in % of the unpruned request at budget ${model.budgets[budget]}, means over seeds and tasks`), make("thead", {}, ...head), make("tbody", {}, ...body));
   $("wr-body").replaceChildren(
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "requests-title" }, table),
     figure && make("div", { class: "figures" }, make("figure", {}, make("img", { src: figure.src, alt: figure.alt, loading: "lazy" }),

@@ -35,6 +35,8 @@ function chooseModel(index) {
   $("gaps").replaceChildren(...gaps);
   setUpLeaderboard();
   setUpFigure();
+  setUpVersus();
+  setUpEqual();
   setUpRequests();
   showFollowUps();
   setUpExplorer();

@@ -1,0 +1,270 @@
+"""Pairs of methods, marks, equal cost and several models in a real, headless Chromium: wide and narrow, light and dark.
+
+Needs what tests/report/test_browser.py needs, and is skipped like it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+import bigpage
+import pytest
+from factories import answered
+from test_browser import CONTRAST, REFERENCE, Browser, chromium, pytestmark  # noqa: F401  (a fixture, and marks)
+from test_page_views import SHAPE, chunk_of, meta_of, pairs_of, plain
+
+from harness.report import page as report
+from harness.report import views
+from harness.store.store import Store
+from harness.tables.compare import AVERAGE
+
+SECTIONS = ("versus", "equal", "agreements")
+
+
+@pytest.fixture(scope="module")
+def seen(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:  # noqa: F811
+    """The page of made cells of two models."""
+    root = tmp_path_factory.mktemp("seen")
+    cells = list(bigpage.cells(root / "answers", SHAPE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(views.Pictures, "square", plain)
+        html = report.fitting(cells, root, 30).html
+    (root / "page.html").write_text(html)
+    return root / "page.html", html
+
+
+@pytest.fixture
+def page(chromium: Browser, seen: tuple[Path, str]) -> Iterator[Browser]:  # noqa: F811
+    chromium.scheme("light")
+    chromium.open(seen[0])
+    chromium.wait("return document.querySelector('#vs-table')")
+    yield chromium
+    assert chromium.errors() == []
+
+
+def table(page: Browser, css: str) -> list[list[str]]:
+    """The texts of a table's body, cell by cell."""
+    found = page.js(
+        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map((r) => [...r.children].map((c) =>"
+        " c.innerText.replace(/\\n/g, ' ').trim()))",
+        css,
+    )
+    return list(found)
+
+
+def test_two_lines_are_compared_and_turned(page: Browser, seen: tuple[Path, str]) -> None:
+    model = meta_of(seen[1])["models"][0]
+    pairs = {(b, x, y, t): c for b, x, y, t, c in pairs_of(seen[1], model)}
+    page.choose("#vs-budget", "32")
+    words = {"above": "A better", "below": "A worse", "indistinguishable": "not told apart", "undecided": "undecided"}
+    for one, other in (("fastv", "visionzip"), ("visionzip", "fastv"), ("fastv", "random"), ("uniform", "fastv")):
+        page.choose("#vs-a", one)
+        page.choose("#vs-b", other)
+        wanted = f"A, {one}, against B, {other}, at budget 32"
+        page.wait(f"return document.querySelector('#vs-table caption')?.textContent === '{wanted}'")
+        rows = table(page, "#vs-table")
+        assert [row[0].split(" ")[0] for row in rows] == [*SHAPE.tasks, "Avg"]
+        for task, row in zip([*SHAPE.tasks, AVERAGE], rows, strict=True):
+            sign = 1 if ("32", one, other, task) in pairs else -1
+            c = pairs["32", one, other, task] if sign == 1 else pairs["32", other, one, task]
+            ends = sorted((sign * c["low"], sign * c["high"]))
+            assert row[4] == f"{sign * c['difference']:+.1f} [{ends[0]:+.1f}, {ends[1]:+.1f}]".replace("-0.0", "+0.0")
+            p = "<0.0001" if c["p_holm"] < 1e-4 else f"{c['p_holm']:.4f}"
+            assert row[7] == p
+            turned = {"above": "below", "below": "above"}
+            assert row[8] == words[c["verdict"] if sign == 1 else turned.get(c["verdict"], c["verdict"])]
+            if task != AVERAGE:
+                counts = (c["better"], c["worse"])[::sign]
+                assert row[5] == f"{counts[0]} : {counts[1]}"
+    page.find("#vs-swap").click()
+    page.wait(
+        "return document.querySelector('#vs-table caption').textContent.startsWith('A, fastv, against B, uniform')"
+    )
+    assert [row[0] for row in table(page, "#vs-costs")] == ["A fastv", "B uniform"]
+    page.choose("#vs-b", "fastv")
+    assert page.texts("#vs-body") == ["A and B are the same line: choose two."]
+
+
+def test_flips_open_the_samples_on_which_the_two_differ(page: Browser, seen: tuple[Path, str]) -> None:
+    page.choose("#vs-budget", "64")
+    page.choose("#vs-a", "fastv")
+    page.choose("#vs-b", "visionzip")
+    page.wait(
+        "return document.querySelector('#vs-table caption')?.textContent.startsWith('A, fastv, against B, visio')"
+    )
+    page.js("document.querySelector('#vs-table tr[data-set=\"2\"] button').click()")
+    page.wait("return document.querySelector('#ex-right').value === 'differ'")
+    chosen = "return ['line', 'budget'].flatMap((n) => ['A', 'B'].map((p) => document.getElementById(`ex-${n}-${p}`)"
+    assert page.js(f"{chosen}.selectedOptions[0].text))") == ["fastv", "visionzip", "64", "64"]
+    model = meta_of(seen[1])["models"][0]
+    data = chunk_of(seen[1], model["sets"][2]["chunk"])
+
+    def right(name: str) -> list[bool]:
+        line, budget = model["lines"].index(name), model["budgets"].index("64")
+        own = [c for c in model["cells"] if c["set"] == 2]
+        at = next(i for i, c in enumerate(own) if (c["line"], c["budget"]) == (line, budget))
+        return [score >= 0.5 for score in data["cells"][at]["score"]]
+
+    both = zip(data["samples"], right("fastv"), right("visionzip"), strict=True)
+    wanted = [sample["key"] for sample, one, other in both if one != other]
+    assert 0 < len(wanted) < len(data["samples"])
+    assert page.texts("#ex-list .mono") == wanted
+    assert page.js("return document.activeElement.id") == "ex-list"
+
+
+def test_marks_and_the_interval_of_the_average_stand_in_table_and_figure(page: Browser, seen: tuple[Path, str]) -> None:
+    model = meta_of(seen[1])["models"][0]
+    rows = {(model["lines"][r[0]], model["budgets"][r[1]]): r for r in model["studies"][0]["rows"]}
+    shown = {(row[0], row[1]): row for row in table(page, "#lb")}
+    for (line, budget), (_, _, average, low, high, marks) in rows.items():
+        if line == "none":
+            continue
+        cell = shown[line, budget][2 + len(SHAPE.tasks)]
+        said = f"{average:.1f} {marks.get('-1', '')}".strip()
+        assert cell == f"{said} [{low:.1f}, {high:.1f}]"
+        for i, s in enumerate(model["studies"][0]["sets"]):
+            assert ("≈" in shown[line, budget][2 + i]) == (str(s) in marks)
+    points = [row for key, row in rows.items() if key[0] != "none" and row[3] is not None]
+    assert page.js("return document.querySelectorAll('#plot .whisker').length") == len(points)
+    assert "95 % intervals of the average" in page.texts("#plot-caption")[0]
+    page.js("document.querySelector('#lb-tasks input').click()")  # without a task the tables have no such average
+    assert all("[" not in row[1 + len(SHAPE.tasks)] for row in table(page, "#lb"))
+
+
+def test_equal_cost_is_switched_and_says_what_is_interpolated(page: Browser, seen: tuple[Path, str]) -> None:
+    model = meta_of(seen[1])["models"][0]
+    rows = {(model["lines"][r[0]], model["budgets"][r[1]]): r for r in model["studies"][0]["rows"]}
+    head = page.texts("#eq-table thead th")
+    assert head == ["method", "128", "64", "32"]
+    for row in table(page, "#eq-table"):
+        for budget, cell in zip(head[1:], row[1:], strict=True):
+            others = [f"{rows[name, budget][2]:.1f}" for name in SHAPE.methods]
+            mine = f"{rows[row[0], budget][2]:.1f}"
+            rank = 1 + sum(float(other) > float(mine) for other in others)
+            assert cell.split(" ")[0] == mine
+            assert cell.endswith(f"rank {rank}")
+    page.choose("#eq-at", "prefill FLOPs")
+    equal = model["studies"][0]["equal"]
+    for line, found, (low, high) in equal["rows"]:
+        row = next(row for row in table(page, "#eq-table") if row[0] == model["lines"][line])
+        for cell, at in zip(row[1:], found, strict=False):
+            assert cell.split(" ")[0] == ("–" if at is None else f"{'~' if len(at) == 3 else ''}{at[0]:.1f}")
+        assert row[-1] == f"{low:.1f} to {high:.1f}"
+
+
+def test_several_models_are_ranked_side_by_side(page: Browser, seen: tuple[Path, str]) -> None:
+    (pair,) = meta_of(seen[1])["agreements"]
+    page.choose("#ag-task", "pope")
+    ranked = next(r for r in pair["ranked"] if r["task"] == "pope" and r["budget"] == len(pair["budgets"]) // 2)
+    methods = sorted(ranked["methods"], key=lambda m: m["ranks"][0])
+    shown = table(page, "#ag-scores")
+    assert [row[:5] for row in shown] == [
+        [m["name"], *(text for k in (0, 1) for text in (f"{m['percents'][k]:.1f}", f"{m['ranks'][k]:g}"))]
+        for m in methods
+    ]
+    tau, low, high = ranked["tau"]
+    assert (
+        f"tau-b of the two rankings is {tau:.2f} [{low:.2f}, {high:.2f}]".replace("-0.00", "0.00")
+        in page.texts("#ag-said")[0]
+    )
+    assert len(table(page, "#ag-taus")) == len(pair["ranked"]) + len(pair["means"])
+
+
+def test_one_model_has_no_section_of_several_and_one_line_no_pairs(chromium: Browser, tmp_path: Path) -> None:  # noqa: F811
+    cells = [answered(tmp_path, m, b, [1.0] * 24) for m, b in (("none", "none"), ("fastv", "64"))]
+    (tmp_path / "page.html").write_text(report.fitting(cells, tmp_path, 0).html)
+    chromium.scheme("light")
+    chromium.open(tmp_path / "page.html", samples=False)
+    assert chromium.js("return document.getElementById('agreements').checkVisibility()") is False
+    assert chromium.js("return document.querySelector('[href=\"#agreements\"]').checkVisibility()") is False
+    assert "no budget here has two" in chromium.texts("#vs-body")[0]
+    assert [row[0] for row in table(chromium, "#eq-table")] == ["fastv"]
+    assert chromium.errors() == []
+
+
+def test_a_budget_of_too_many_lines_says_which_command_compares(chromium: Browser, tmp_path: Path) -> None:  # noqa: F811
+    cells = [answered(tmp_path, f"m{i:02d}", "64", [float((i + j) % 3 > 0) for j in range(24)]) for i in range(33)]
+    (tmp_path / "page.html").write_text(report.fitting(cells, tmp_path, 0).html)
+    chromium.open(tmp_path / "page.html", samples=False)
+    chromium.wait("return document.getElementById('vs-body').textContent.includes('33 lines have this budget')")
+    assert chromium.errors() == []
+
+
+def test_requests_are_means_over_seeds_then_tasks(chromium: Browser, tmp_path: Path) -> None:  # noqa: F811
+    """Of measured cells: POPE has five seeds of `random`, and MME here one."""
+    for task in ("mme", "pope"):
+        for name in ("none", "fastv-64", "random-64"):
+            found = sorted((REFERENCE / "cells" / task).glob(f"mini-{name}-*"))
+            for cell in found[:1] if (task, name) == ("mme", "random-64") else found:
+                shutil.copytree(cell, tmp_path / "cells" / task / cell.name)
+    html = report.fitting(Store(tmp_path).cells(), tmp_path, 0).html
+    (tmp_path / "page.html").write_text(html)
+    model = meta_of(html)["models"][0]
+    chromium.open(tmp_path / "page.html", samples=False)
+    chromium.choose("#wr-questions", "6")
+    rows = {row[0]: row[1:] for row in table(chromium, "#wr-table")}
+    primary = [i for i, one in enumerate(model["sets"]) if one["primary"]]
+    assert len(primary) == 2
+    for line, name in enumerate(model["lines"]):
+        by_task = [
+            [
+                c["request"]
+                for c in model["cells"]
+                if (c["line"], c["set"], model["budgets"][c["budget"]]) == (line, s, "64")
+            ]
+            for s in primary
+        ]
+        if not all(by_task):
+            assert name not in rows
+            continue
+        flops, kv = (
+            [mean([mean([value(r, n) for r in seeds]) for seeds in by_task]) for n in range(4)]
+            for value in (lambda r, n: r["flops"][1][n], lambda r, n: r["kv"][n])
+        )
+        assert [float(text) for text in rows[name]] == pytest.approx([*flops, *kv], abs=0.051)
+        if name.startswith("random"):
+            assert max(map(len, by_task)) > min(map(len, by_task))
+    assert {name.split(" ")[0] for name in rows} == {"fastv", "random"}
+    assert chromium.errors() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_sections_are_legible_and_fit(chromium: Browser, seen: tuple[Path, str], scheme: str, width: int) -> None:  # noqa: F811
+    metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    chromium.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        chromium.scheme(scheme)
+        chromium.open(seen[0])
+        chromium.wait("return document.querySelector('#vs-table')")
+        chromium.js("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        checked, bad = chromium.js(CONTRAST)
+        assert checked > 300
+        assert bad == []
+        assert chromium.js("return document.documentElement.scrollWidth <= innerWidth")
+        for section in SECTIONS:
+            chromium.js("document.getElementById(arguments[0]).scrollIntoView()", section)
+            chromium.shot(f"{scheme}-{width}-{section}")
+        assert chromium.errors() == []
+    finally:
+        chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_new_controls_have_names_and_tables_captions_scopes_and_one_tab_stop_a_row(page: Browser) -> None:
+    nameless = page.js(
+        "return [...document.querySelectorAll('#versus, #equal, #agreements')].flatMap((s) =>"
+        " [...s.querySelectorAll('select, button, [role=region]')]).filter((n) => !n.labels?.length &&"
+        " !n.getAttribute('aria-label') && !n.textContent.trim()).map((n) => n.id || n.outerHTML.slice(0, 80))"
+    )
+    assert nameless == []
+    tables = page.js(
+        "return [...document.querySelectorAll('#versus table, #equal table, #agreements table')].map((t) => [t.id,"
+        " t.caption?.textContent.length > 5, [...t.querySelectorAll('th')].every((h) => ['col',"
+        " 'row'].includes(h.scope)), Math.max(...[...t.querySelectorAll('tr')].map((r) => r.querySelectorAll('button,"
+        " a, input, select, [tabindex]').length))])"
+    )
+    assert [t[0] for t in tables] == ["vs-table", "vs-costs", "eq-table", "ag-scores", "ag-taus"]
+    assert all(captioned and scoped and stops <= 1 for _, captioned, scoped, stops in tables)
