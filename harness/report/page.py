@@ -42,7 +42,10 @@ SIDE = 336  # pixels of an embedded image
 QUALITY = 75  # JPEG
 SAMPLES = 100
 #: the files of the page's script; `start` runs what the others declare
-SCRIPTS = ("tools", "state", "leaderboard", "figure", "explorer", "analysis", "requests", "follow_ups", "start")
+SCRIPTS = (
+    *("tools", "keys", "copy", "download", "header", "link", "state"),
+    *("leaderboard", "figure", "explorer", "analysis", "requests", "follow_ups", "start"),
+)
 _PER_SAMPLE = ("kept", "mean_visual", "forced")
 _PNG, _SVG = "image/png", "image/svg+xml"
 
