@@ -30,6 +30,7 @@ def big(tmp_path_factory) -> Path:
 def page(chromium, big) -> Iterator[Browser]:
     """The big report, freshly opened in light mode; whatever a test did, the console must have stayed silent."""
     chromium.scheme("light")
+    chromium.own_size()
     chromium.open(big / "report" / "index.html")
     yield chromium
     assert chromium.errors() == []

@@ -139,10 +139,10 @@ function showExplorer() {
   $("ex-list").replaceChildren(...view.map((i) => {
     const s = data.samples[i];
     const said = [...(base ? [["∅", "unpruned", base]] : []), ["A", "A", a], ["B", "B", b]];
-    return make("li", { role: "option", id: `option-${i}`, "data-i": i, "aria-selected": String(i === state.ex.sample),
-      "aria-label": `${s.key}: ${s.question} ${said.map(([, who, c]) => `${who} ${right(c, i) ? "right" : "wrong"}`).join(", ")}` },
+    return make("li", { role: "option", id: `option-${i}`, "data-i": i, "aria-selected": String(i === state.ex.sample) },
       make("span", { class: "row" }, make("span", { class: "mono" }, s.key),
-        make("span", {}, ...said.flatMap(([letter, , c], n) => [n ? " " : "", letter, sign(c, i)]))),
+        make("span", { "aria-hidden": "true" }, ...said.flatMap(([letter, , c], n) => [n ? " " : "", letter, sign(c, i)]))), " ",
+      make("span", { class: "heard" }, said.map(([, who, c]) => `${who} ${right(c, i) ? "right" : "wrong"}`).join(", "), ": "),
       make("span", { class: "q" }, s.question));
   }));
   if (!view.length && !bare) $("ex-list").replaceChildren(make("li", { role: "option", "aria-disabled": "true" }, "No sample fits these filters."));
@@ -341,7 +341,7 @@ function matrix(i) {
     const text = cells.length === 1 ? (good ? "✓" : "✗") : `${good}/${cells.length}`;
     const answer = uniq(cells.map((c) => own(c).answer[i])).join(" | ");
     return make("button", { type: "button", class: flips[0] ?? null, title: answer, "data-cell": `${line}@${budget}`, "aria-pressed": String(cells.includes(shown)),
-      "aria-label": [`${model.lines[line]} at ${model.budgets[budget]}: ${cells.length === 1 ? (good ? "right" : "wrong") : `${good} of ${cells.length} seeds right`}`,
+      "aria-label": [`${model.lines[line]} at ${model.budgets[budget]}: ${cells.length === 1 ? (good ? "right" : "wrong") : `${text} seeds right`}`,
         ...flips.map((f) => `flipped ${FLIPS[f]}`), `answer ${answer}`, "show in panel B"].join(", "),
       onclick: () => {
         state.ex.panels[1] = { line, budget, seed: cells[0].seed };

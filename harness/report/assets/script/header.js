@@ -1,7 +1,7 @@
 // ------------------------------------------------------------------------------------------------------------- header
 const sections = () => [...document.querySelectorAll("main > section[id]")].filter((s) => !s.hidden);
 let here = "";  // the section in view
-let aimed = "";  // a section that was asked for stays the one in view until the reader scrolls
+let aimed = "", aimedAt = null;  // a section that was asked for stays the one in view until the page leaves the place where it came to rest
 function inView() {
   if (aimed) return aimed;
   const line = $("top").getBoundingClientRect().bottom + innerHeight / 4, all = sections();
@@ -21,11 +21,23 @@ function markSection() {
 }
 function goTo(id, instant) {
   const found = $(id);
-  aimed = sections().includes(found) ? id : "";
+  [aimed, aimedAt] = [sections().includes(found) ? id : "", null];
   found.setAttribute("tabindex", -1);
   found.scrollIntoView(instant ? { behavior: "instant" } : undefined);
   found.focus({ preventScroll: true });
   markSection();
+  rest();
+}
+let ends = 0;
+function rest() {
+  clearTimeout(ends);
+  ends = setTimeout(() => {
+    const at = aimed && $(aimed).getBoundingClientRect();
+    if (at && (at.top > innerHeight || at.bottom < 0)) aimed = "";
+    aimedAt = scrollY;
+    markSection();
+    remember(SAME);
+  }, 250);
 }
 function setUpHeader() {
   // the place that the header covers differs with its width and with what it says
@@ -37,11 +49,11 @@ function setUpHeader() {
     goTo(link.getAttribute("href").slice(1));
   });
   $("skip").addEventListener("click", (event) => { event.preventDefault(); $("main").focus(); });
-  for (const kind of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(kind, (event) => { if (!$("top").contains(event.target)) aimed = ""; }, { passive: true });
-  let waits = false, ends = 0;
+  for (const kind of ["wheel", "touchmove"]) addEventListener(kind, () => { aimed = ""; }, { passive: true });
+  let waits = false;
   addEventListener("scroll", () => {
+    if (aimedAt !== null && Math.abs(scrollY - aimedAt) > 2) aimed = "";
     if (!waits) { waits = true; requestAnimationFrame(() => { waits = false; markSection(); }); }
-    clearTimeout(ends);
-    ends = setTimeout(() => remember(SAME), 250);
+    rest();
   }, { passive: true });
 }

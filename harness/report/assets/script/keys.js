@@ -7,7 +7,9 @@ function stopAt(whole, node) {
 }
 function moveTo(whole, node) {
   stopAt(whole, node);
-  node.focus();
+  node.focus({ preventScroll: true });
+  // by the edges that stay free: a scroll by the focus alone may end below a sticky row or column
+  node.scrollIntoView({ block: "nearest", inline: "nearest", behavior: "instant" });
 }
 // what is drawn anew has its stops set anew: at the control that `chosen` selects, otherwise at the first
 function oneStop(whole, chosen) {
@@ -34,14 +36,18 @@ function toolbar(whole) {
 function grid(table) {
   table.setAttribute("role", "grid");
   const target = (cell) => cell.querySelector(INSIDE) ?? cell;
-  table.addEventListener("focusin", (event) => stopAt(table, event.target));
+  let column = 0;  // stays on the way through a row of one wide cell
+  table.addEventListener("focusin", (event) => {
+    const cell = event.target.closest("td, th");
+    stopAt(table, event.target);
+    if (cell && cell.colSpan === 1) column = cell.cellIndex;
+  });
   table.addEventListener("keydown", (event) => {
-    const cell = event.target.closest("td, th"), row = cell?.parentElement;
-    if (!row || event.altKey || event.metaKey) return;
-    const rows = [...table.rows], r = rows.indexOf(row), c = [...row.cells].indexOf(cell), last = rows.length - 1;
-    const end = event.key === "End" ? Infinity : 0;
-    const moves = { ArrowDown: [r + 1, c], ArrowUp: [r - 1, c], ArrowRight: [r, c + 1], ArrowLeft: [r, c - 1], PageDown: [r + 10, c], PageUp: [r - 10, c],
-      Home: [event.ctrlKey ? 0 : r, end], End: [event.ctrlKey ? last : r, end] };
+    const cell = event.target.closest("td, th");
+    if (!cell || event.altKey || event.metaKey) return;
+    const rows = [...table.rows], r = rows.indexOf(cell.parentElement), last = rows.length - 1;
+    const moves = { ArrowDown: [r + 1, column], ArrowUp: [r - 1, column], ArrowRight: [r, cell.cellIndex + 1], ArrowLeft: [r, cell.cellIndex - 1],
+      PageDown: [r + 10, column], PageUp: [r - 10, column], Home: [event.ctrlKey ? 0 : r, 0], End: [event.ctrlKey ? last : r, Infinity] };
     if (!moves[event.key]) return;
     event.preventDefault();
     const to = rows[Math.max(0, Math.min(moves[event.key][0], last))];

@@ -132,8 +132,11 @@ function showLeaderboard(focus) {
   $("lb-count").textContent = rows.length ? `${rows.length} of ${all.length} rows` : "No row fits these filters.";
   leaderboardShown = { rows, cols };
   oneStop($("lb"), focus);
-  // what has the focus comes out from below the row and the column that stay in sight
-  const corner = $("lb").tHead.rows[0].cells[0];
-  $("lb-scroll").style.scrollPadding = `${corner.offsetHeight + 4}px 4px 4px ${corner.offsetWidth + 4}px`;
+  padLeaderboard();
   if (focus) $("lb").querySelector(focus)?.focus({ preventScroll: true });
+}
+// what has the focus comes out from below the row and the column that stay in sight
+function padLeaderboard() {
+  const corner = $("lb").tHead?.rows[0].cells[0];
+  if (corner) $("lb-scroll").style.scrollPadding = `${corner.offsetHeight + 4}px 4px 4px ${corner.offsetWidth + 4}px`;
 }

@@ -25,6 +25,6 @@ function showRequests() {
     outputs.map((_, n) => make("td", { class: "num" }, one(mean(sets.map((cells) => mean(cells.map((c) => value(c, n)))))))))));
   const table = make("table", {}, make("thead", {}, ...head), make("tbody", {}, ...body));
   $("wr-body").replaceChildren(
-    make("div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "requests-title" }, table),
+    make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of whole requests" }, table),
     figure && make("div", { class: "figures" }, pictureOf(figure, "requests")) || "");
 }

@@ -36,6 +36,7 @@ for (const kind of ["change", "input", "click"]) $("samples").addEventListener(k
 $("lb-csv").addEventListener("click", saveLeaderboard);
 $("fig-png").addEventListener("click", saveFigure);
 grid($("lb"));
+new ResizeObserver(padLeaderboard).observe($("lb-scroll"));
 toolbar($("legend"));
 setUpHeader();
 setUpLink();
