@@ -191,7 +191,13 @@ def test_names_that_the_page_lacks_are_said(browser, two):
         assert f"“{name}”" in said
     assert "and 7 more" in said
     plain = seen(browser)
-    # the note does not cover what it stands above
+    # the note does not cover what the link leads to
+    arrive(browser, two, "#leaderboard&y=vqav2")
+    covered = browser.js(
+        "return document.getElementById('leaderboard-title').getBoundingClientRect().top <"
+        " document.getElementById('top').getBoundingClientRect().bottom"
+    )
+    assert not covered
     browser.find("#link-close").click()
     assert not browser.find("#link-note").is_displayed()
     arrive(browser, two, "")

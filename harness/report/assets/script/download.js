@@ -36,6 +36,8 @@ function plain(node) {
   const seen = getComputedStyle(node);
   for (const name of ["fill", "stroke"]) twin.setAttribute(name, hex(seen.getPropertyValue(name)));
   for (const name of STYLED) twin.setAttribute(name, seen.getPropertyValue(name));
+  // a stroke that does not scale is given in pixels, of which the saved picture has twice as many
+  if (node.getAttribute("vector-effect") === "non-scaling-stroke") twin.setAttribute("stroke-width", 2 * parseFloat(seen.strokeWidth));
   for (const child of node.childNodes) {
     if (child instanceof Text) twin.append(child.data);
     else if (child instanceof SVGElement && getComputedStyle(child).display !== "none") twin.append(plain(child));

@@ -19,6 +19,8 @@ function markSection() {
     if (on && changed) $("nav").scrollTo({ left: link.offsetLeft - ($("nav").clientWidth - link.offsetWidth) / 2 });
   }
 }
+// the place that the header covers differs with its width and with what it says
+const measureTop = () => document.documentElement.style.setProperty("--top", `${$("top").offsetHeight}px`);
 function goTo(id, instant) {
   const found = $(id);
   [aimed, aimedAt] = [sections().includes(found) ? id : "", null];
@@ -40,8 +42,7 @@ function rest() {
   }, 250);
 }
 function setUpHeader() {
-  // the place that the header covers differs with its width and with what it says
-  new ResizeObserver(() => document.documentElement.style.setProperty("--top", `${$("top").offsetHeight}px`)).observe($("top"));
+  new ResizeObserver(measureTop).observe($("top"));
   $("nav").addEventListener("click", (event) => {
     const link = event.target.closest("a");
     if (!link) return;

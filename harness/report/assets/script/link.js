@@ -43,6 +43,7 @@ function showLacking(lacking) {
   $("link-note").hidden = !lacking.length;
   $("link-text").textContent = lacking.length ? `The link names what this page lacks: ${lacking.slice(0, most).map(([what, name]) => `${what} “${cut(name)}”`).join(", ")}`
     + `${lacking.length > most ? ` and ${lacking.length - most} more` : ""}. The page shows its own choice instead.` : "";
+  measureTop();
 }
 
 const sortName = (id) => (id?.startsWith("set-") ? `task ${model.sets[Number(id.slice(4))].label}` : id);
