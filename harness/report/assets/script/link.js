@@ -49,7 +49,12 @@ function showLacking(lacking) {
 const sortName = (id) => (id?.startsWith("set-") ? `task ${model.sets[Number(id.slice(4))].label}` : id);
 const taskNames = () => model.sets.map((s) => s.label);
 // selects whose choice is in the address: id -> name there and what the choice is called
-const SELECTS = { "wr-budget": ["requests-budget", "budget"], "wr-questions": ["requests-questions", "number of questions"] };
+const SELECTS = { "wr-budget": ["requests-budget", "budget"], "wr-questions": ["requests-questions", "number of questions"],
+  "vs-study": ["versus-questions", "set of questions"], "vs-budget": ["versus-budget", "budget"], "vs-a": ["versus-a", "method"], "vs-b": ["versus-b", "method"],
+  "eq-study": ["equal-questions", "set of questions"], "eq-at": ["equal", "cost"],
+  "ag-pair": ["agreements", "pair of models"], "ag-budget": ["agreements-budget", "budget"], "ag-task": ["agreements-task", "task"] };
+const linkedSelects = () => Object.entries(SELECTS).filter(([id]) => $(id));  // a page has no section of what was not measured
+const choiceOf = (id) => $(id).selectedOptions[0]?.text ?? "";
 const FILTERS = { category: ["ex-category", "category", "category"], right: ["ex-right", "answers", "filter of answers"], flip: ["ex-flip", "flipped", "method"],
   flipBudget: ["ex-flip-budget", "flip-budget", "budget"], flipWay: ["ex-flip-way", "flip-way", "way of a flip"] };
 
@@ -65,7 +70,7 @@ function fragment() {
   put("x", state.x, state.own.x);
   for (const line of [...state.hidden].sort((a, b) => a - b)) put("hide", model.lines[line]);
   for (const name of ["intervals", "pareto"]) if (!$(`fig-${name}`).checked) put(name, "off");
-  for (const [id, [name]] of Object.entries(SELECTS)) if ($(id).selectedOptions[0]?.text !== $(id).dataset.own) put(name, $(id).selectedOptions[0]?.text);
+  for (const [id, [name]] of linkedSelects()) put(name, choiceOf(id), $(id).dataset.own);
   if (data && (ex.touched || here === "samples")) {
     put("set", model.sets[ex.set].label);
     for (const [key, [id, name]] of Object.entries(FILTERS)) if (ex[key] !== "") put(name, $(id).selectedOptions[0]?.text);
@@ -128,7 +133,7 @@ function readFigure(from) {
   for (const name of ["intervals", "pareto"]) $(`fig-${name}`).checked = from.place(name, ["off"], "choice") === undefined;
   for (const [line, button] of [...$("legend").children].entries()) button.setAttribute("aria-pressed", String(!state.hidden.has(line)));
   showFigure();
-  for (const [id, [name, what]] of Object.entries(SELECTS)) {
+  for (const [id, [name, what]] of linkedSelects()) {
     const value = from.option(name, $(id), what);
     if (value === undefined) continue;
     $(id).value = value;

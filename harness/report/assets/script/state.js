@@ -53,7 +53,7 @@ async function chooseModel(index, from = null) {
   setUpFigure();
   state.own = { y: state.y, x: state.x };
   setUpRequests();
-  for (const id of Object.keys(SELECTS)) $(id).dataset.own = $(id).selectedOptions[0]?.text ?? "";
+  for (const [id] of linkedSelects()) $(id).dataset.own = choiceOf(id);
   if (from) readFigure(from);
   oneStop($("legend"));
   showFollowUps();
