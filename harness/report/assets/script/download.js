@@ -112,14 +112,17 @@ function pictureOf(found, name) {
       onclick: () => saved(picturePng(found.src), `${fileName(model.label, name)}.png`) }, "Download PNG")));
 }
 
+// beside the number of a column what the page shows with it: marks of a test, and an interval or a spread
+const BESIDE = [["marks", "marks"], ["more", "interval or spread"]];
 function saveLeaderboard() {
   const { rows, cols } = leaderboardShown;
-  const head = cols.flatMap((col) => [col.unit ? `${col.head} (${col.unit})` : col.head, ...(col.more ? [`${col.head}: interval or spread`] : [])]);
+  const beside = (col) => BESIDE.filter(([part]) => col[part]);
+  const head = cols.flatMap((col) => [col.unit ? `${col.head} (${col.unit})` : col.head, ...beside(col).map(([, name]) => `${col.head}: ${name}`)]);
   const field = (col, row) => {
     if (col.still) return row.commands.filter(Boolean).join("\n");
     const text = String(col.text(row));
     return text === DASH ? "" : col.num ? text.replace(/(?<=\d),(?=\d{3})/g, "") : text;
   };
-  const body = rows.map((row) => cols.flatMap((col) => [field(col, row), ...(col.more ? [col.more(row)] : [])]));
+  const body = rows.map((row) => cols.flatMap((col) => [field(col, row), ...beside(col).map(([part]) => col[part](row))]));
   save(new Blob([csv([head, ...body])], { type: "text/csv;charset=utf-8" }), `${fileName(model.label, "leaderboard")}.csv`);
 }
