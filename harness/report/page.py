@@ -38,8 +38,8 @@ MAX_BYTES = 25_000_000
 SAMPLES = 100
 #: the files of the page's script; `start` runs what the others declare
 SCRIPTS = (
-    *("tools", "state", "studies", "leaderboard", "figure", "versus", "equal", "agreements"),
-    *("explorer", "packing", "analysis", "requests", "follow_ups", "start"),
+    *("tools", "keys", "copy", "download", "header", "link", "state", "studies", "leaderboard", "figure"),
+    *("versus", "equal", "agreements", "explorer", "packing", "analysis", "requests", "follow_ups", "start"),
 )
 
 

@@ -17,11 +17,12 @@ function showAnalysis() {
   if (!found) {
     body.replaceChildren(make("p", { class: "muted" },
       model.analysis_of ? `The analysis in these results is of other weights (${model.analysis_of}). ` : "This model has not been analysed into these results. ",
-      make("code", {}, model.make_analysis), " finds the layers in which it reads the image; this report then shows them."));
+      "This command finds the layers in which it reads the image; this report then shows them."),
+      command(model.make_analysis, "the command of the analysis"));
     return;
   }
   const scope = [found.n_samples ? `${found.n_samples} samples` : "", found.tasks ? `tasks ${[].concat(found.tasks).join(", ")}` : ""];
-  const nodes = [make("p", {}, scope.filter(Boolean).join(", "), found.command ? ". " : "", found.command ? make("code", {}, found.command) : "")];
+  const nodes = [make("p", {}, scope.filter(Boolean).join(", ")), found.command ? command(found.command, "the command of the analysis") : ""];
   if (found.stages) {
     const { shallow_end: end, fusion, not_needed_from: from, rule, uncertainty } = found.stages;
     const depth = found.depth ?? found.layers.length;
@@ -35,15 +36,14 @@ function showAnalysis() {
     if (rule) nodes.push(make("details", { class: "notes" }, make("summary", {}, "The rule"), make("ul", {},
       ...(typeof rule === "string" ? [make("li", {}, rule)] : Object.entries(rule).map(([name, words]) => make("li", {}, make("strong", {}, name.replaceAll("_", " ")), `: ${words}`))))));
   } else nodes.push(make("p", { class: "muted" }, "The analysis was restricted to some layers, so it names no stages."));
-  nodes.push(make("div", { class: "figures" }, ...found.figures.map((f) => make("figure", {},
-    make("img", { src: f.src, alt: f.alt, loading: "lazy" }), make("figcaption", { class: "muted" }, f.title)))));
+  nodes.push(make("div", { class: "figures" }, ...found.figures.map((f, i) => pictureOf(f, `analysis-${i + 1}`))));
   for (const [name, rows] of [["Numbers by layer", found.layers], ["Knock-outs", found.knockouts]]) {
-    if (rows.length) nodes.push(make("details", { class: "notes" }, make("summary", {}, name), records(rows)));
+    if (rows.length) nodes.push(make("details", { class: "notes" }, make("summary", {}, name), records(rows, name)));
   }
   body.replaceChildren(...nodes);
 }
 // a column for each name; `x_low` and `x_high` (of the accuracy: `low` and `high`) are the interval below `x`
-function records(rows) {
+function records(rows, name) {
   const names = uniq(rows.flatMap((r) => Object.keys(r))).filter((n) => !/(^|_)(low|high)$/.test(n));
   const shown = (v) => (typeof v === "number" ? String(Number(v.toPrecision(3))) : String(v));
   const cell = (row, name) => {
@@ -53,5 +53,5 @@ function records(rows) {
   };
   const head = make("tr", {}, ...names.map((n) => make("th", { scope: "col" }, n.replaceAll("_", " "))));
   const body = rows.map((r) => make("tr", {}, ...names.map((n) => cell(r, n))));
-  return make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+  return make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
 }

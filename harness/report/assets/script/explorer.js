@@ -52,10 +52,11 @@ function inPanel(which) {
   return cells.find((c) => c.seed === p.seed) ?? cells[0];
 }
 
-async function setUpExplorer() {
-  const set = model.sets[state.ex.set];
-  options($("ex-task"), model.sets.map((s, i) => [i, `${s.label} (${s.shown} of ${s.n})`]), state.ex.set);
-  const wanted = set;
+// `from`: what the page's address asks for (link.js), or null
+async function setUpExplorer(from = null) {
+  const set = model.sets[state.ex.set], wanted = set;
+  data = null;  // of another set: nothing is drawn before the wanted samples are there
+  options($("ex-task"), offered().map((i) => [i, `${model.sets[i].label} (${model.sets[i].shown ? `${model.sets[i].shown} of ${model.sets[i].n}` : "none in this report"})`]), state.ex.set);
   let found;
   try { found = await chunk(set.chunk); } catch (error) {
     $("ex-count").textContent = `The samples could not be unpacked (${error.message}): this browser lacks DecompressionStream; use one from 2023 or later.`;
@@ -63,8 +64,7 @@ async function setUpExplorer() {
   }
   if (model.sets[state.ex.set] !== wanted) return;  // another task was chosen meanwhile
   data = found;
-  state.ex.sample = 0;
-  Object.assign(state.ex, { category: "", right: "", flip: "", flipBudget: "", flipWay: "", search: "" });
+  Object.assign(state.ex, { sample: 0, pinned: false, held: false, category: "", right: "", flip: "", flipBudget: "", flipWay: "", search: "" });
   $("ex-search").value = "";
   // a panel whose method was not measured on this task shows the first that was
   const here = model.cells.filter((c) => c.set === state.ex.set);
@@ -84,7 +84,16 @@ async function setUpExplorer() {
   options($("ex-flip-budget"), [["", "any"], ...hereBudgets.map((b) => [b, model.budgets[b]])], "");
   options($("ex-flip-way"), [["", "either way"], ["lost", FLIPS.lost], ["gained", FLIPS.gained]], "");
   for (const id of ["ex-flip", "ex-flip-budget", "ex-flip-way"]) $(id).disabled = !baseline();
+  if (from) readSample(from);
   showExplorer();
+  remember(SAME);
+}
+// budgets that the chosen method was not measured at are not offered
+function offerFlipBudgets() {
+  const flips = model.cells.filter((c) => c.set === state.ex.set && !c.unpruned && (["", "any"].includes(state.ex.flip) || c.line === Number(state.ex.flip)));
+  const budgets = uniq(flips.map((c) => c.budget)).sort((a, b) => a - b);
+  if (!budgets.includes(Number(state.ex.flipBudget))) state.ex.flipBudget = "";
+  options($("ex-flip-budget"), [["", "any"], ...budgets.map((b) => [b, model.budgets[b]])], state.ex.flipBudget);
 }
 
 function passes(i) {
@@ -111,12 +120,17 @@ function passes(i) {
 
 function showExplorer() {
   if (!data) return;
+  offerFlipBudgets();
   view = data.samples.map((_, i) => i).filter(passes);
-  if (!view.includes(state.ex.sample)) state.ex.sample = view[0] ?? -1;
+  const bare = !data.samples.length;
+  $("explorer").classList.toggle("bare", bare);
+  for (const id of ["ex-category", "ex-right", "ex-flip", "ex-flip-budget", "ex-flip-way", "ex-search"]) $(id).closest(".control").hidden = bare;
+  // a sample that the reader chose stays while the filters let it pass; otherwise the first one at which the panels differ
+  if (!state.ex.pinned || !view.includes(state.ex.sample)) Object.assign(state.ex, { pinned: false, sample: telling() });
   const set = model.sets[state.ex.set];
   const a = inPanel(0), b = inPanel(1), base = baseline();
   const tell = (c) => `${model.lines[c.line]}${c.unpruned ? "" : ` at ${model.budgets[c.budget]}`}: ${c.lost} lost, ${c.gained} gained`;
-  $("ex-count").textContent = !data.samples.length ? "This report holds no samples of this task; `prunebench report --samples 100` embeds some."
+  $("ex-count").textContent = bare ? `This report holds no samples of ${set.label}: its ${set.n} questions are in the results, and not in this file.`
     : `${view.length} of ${data.samples.length} samples${set.shown < set.n ? ` (spread evenly over ${set.n})` : ""}. `
       + `Marks: ∅ unpruned, A and B the panels; ✓ is a score of at least ${META.right}. `
       + (!base ? "No unpruned cell, so no flips."
@@ -125,21 +139,39 @@ function showExplorer() {
   $("ex-list").replaceChildren(...view.map((i) => {
     const s = data.samples[i];
     const said = [...(base ? [["∅", "unpruned", base]] : []), ["A", "A", a], ["B", "B", b]];
-    return make("li", { role: "option", id: `option-${i}`, "data-i": i, "aria-selected": String(i === state.ex.sample),
-      "aria-label": `${s.key}: ${s.question} ${said.map(([, who, c]) => `${who} ${right(c, i) ? "right" : "wrong"}`).join(", ")}` },
+    return make("li", { role: "option", id: `option-${i}`, "data-i": i, "aria-selected": String(i === state.ex.sample) },
       make("span", { class: "row" }, make("span", { class: "mono" }, s.key),
-        make("span", {}, ...said.flatMap(([letter, , c], n) => [n ? " " : "", letter, sign(c, i)]))),
+        make("span", { "aria-hidden": "true" }, ...said.flatMap(([letter, , c], n) => [n ? " " : "", letter, sign(c, i)]))), " ",
+      make("span", { class: "heard" }, said.map(([, who, c]) => `${who} ${right(c, i) ? "right" : "wrong"}`).join(", "), ": "),
       make("span", { class: "q" }, s.question));
   }));
-  if (!view.length) $("ex-list").replaceChildren(make("li", { role: "option", "aria-disabled": "true" }, "No sample fits these filters."));
+  if (!view.length && !bare) $("ex-list").replaceChildren(make("li", { role: "option", "aria-disabled": "true" }, "No sample fits these filters."));
+  reveal();
   showSample();
 }
+// the chosen sample in its list, which scrolls by itself, and not the page
+function reveal() {
+  const list = $("ex-list"), chosen = $(`option-${state.ex.sample}`);
+  if (!chosen) return;
+  if (chosen.offsetTop < list.scrollTop || chosen.offsetTop + chosen.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = chosen.offsetTop - list.clientHeight / 3;
+}
+
+// the tokens of a sample that a cell keeps from its last change on, as text; changes that leave no token aside
+const lastKept = (cell, i) => stages(own(cell).keeps[i] ?? "", seenBy(cell, i).n_visual).filter((s) => s.count + s.added).at(-1);
+// the first sample in view at which the panels differ: in being right, otherwise in the tokens that they keep
+function telling() {
+  const a = inPanel(0), b = inPanel(1);
+  const kept = (cell, i) => { const last = lastKept(cell, i); return last && `${last.added} ${last.mask}`; };
+  return view.find((i) => right(a, i) !== right(b, i)) ?? view.find((i) => kept(a, i) !== kept(b, i)) ?? view[0] ?? -1;
+}
+// the layer of the last change of either panel's tokens that leaves some: all is there to compare
+const lastChange = (i) => Math.max(0, ...[0, 1].map((which) => lastKept(inPanel(which), i)?.layer ?? 0));
 
 function select(i, scroll) {
-  state.ex.sample = i;
+  if (!data) return;
+  Object.assign(state.ex, { sample: i, pinned: true, touched: true });
   for (const li of $("ex-list").children) li.setAttribute("aria-selected", String(Number(li.dataset.i) === i));
-  const chosen = $(`option-${i}`);
-  if (chosen && scroll) chosen.scrollIntoView({ block: "nearest" });
+  if (scroll) reveal();
   showSample();
 }
 
@@ -152,9 +184,13 @@ function depthOf() {
 function showSample() {
   const i = state.ex.sample, detail = $("ex-detail");
   $("ex-list").setAttribute("aria-activedescendant", i >= 0 ? `option-${i}` : "");
-  if (i < 0) { detail.replaceChildren(); return; }
+  if (i < 0) {
+    detail.replaceChildren(...(data.samples.length ? [] : [make("p", {}, "This command embeds up to 100 samples of each task:"), command("prunebench report --samples 100", "the command that embeds samples")]));
+    return;
+  }
   const s = data.samples[i], base = baseline(), depth = depthOf();
-  state.ex.layer = Math.min(state.ex.layer, depth - 1);
+  // a layer that the reader chose stays; otherwise each sample shows what was kept in the end
+  state.ex.layer = Math.min(state.ex.held ? state.ex.layer : lastChange(i), depth - 1);
   const range = make("input", { type: "range", id: "ex-layer", min: 0, max: depth - 1, step: 1, value: state.ex.layer,
     oninput: () => setLayer(Number(range.value)) });
   const whole = make("input", { type: "checkbox", id: "ex-whole", checked: state.ex.whole, onchange: () => { state.ex.whole = whole.checked; paint(); } });
@@ -163,6 +199,7 @@ function showSample() {
     return direction > 0 ? changes.find((l) => l > state.ex.layer) : changes.filter((l) => l < state.ex.layer).at(-1);
   };
   const go = (direction) => { const to = jump(direction); if (to !== undefined) setLayer(to); };
+  const last = () => { state.ex.held = false; state.ex.layer = lastChange(i); range.value = String(state.ex.layer); paint(); };
   detail.replaceChildren(
     make("p", { class: "question", id: "ex-question" }, s.question),
     make("dl", { class: "facts" },
@@ -173,6 +210,7 @@ function showSample() {
     make("div", { class: "layer" }, make("label", { for: "ex-layer" }, "Decoder layer"), range, make("output", { for: "ex-layer", id: "ex-layer-text" }),
       make("button", { type: "button", id: "ex-prev", onclick: () => go(-1) }, "← previous change"),
       make("button", { type: "button", id: "ex-next", onclick: () => go(1) }, "next change →"),
+      make("button", { type: "button", id: "ex-last", onclick: last }, "last change"),
       make("label", {}, whole, " whole image")),
     make("div", { class: "panels" }, panel(0), panel(1)),
     make("p", { class: "muted" }, "Bars: visual tokens entering each layer; red lines: fusion and exit where the method has them"
@@ -186,7 +224,7 @@ function panel(which) {
   const i = state.ex.sample, cell = inPanel(which), p = state.ex.panels[which], letter = "AB"[which];
   const here = model.cells.filter((c) => c.set === state.ex.set);
   const pick = (id, label, items, chosen, change) => {
-    const select = make("select", { id, onchange: () => { change(Number(select.value)); showExplorer(); $(id)?.focus(); } });
+    const select = make("select", { id, onchange: () => { change(Number(select.value)); state.ex.touched = true; showExplorer(); $(id)?.focus(); } });
     options(select, items, chosen);
     return make("span", { class: "control" }, make("label", { for: id }, label), select);
   };
@@ -247,12 +285,14 @@ function track(which, cell) {
 }
 
 function setLayer(layer) {
-  state.ex.layer = layer;
+  if (!data) return;
+  Object.assign(state.ex, { layer, held: true, touched: true });
   $("ex-layer").value = String(layer);
   paint();
 }
 
 function paint() {
+  if (!data) return;
   const i = state.ex.sample, s = data.samples[i], layer = state.ex.layer;
   $("ex-layer-text").textContent = `${layer} of 0–${depthOf() - 1}${model.depth ? "" : " (depth not recorded)"}`;
   for (const which of [0, 1]) {
@@ -295,22 +335,33 @@ function matrix(i) {
   const rows = uniq(here.map((c) => c.line)).sort((a, b) => a - b);
   if (!rows.length) return [];
   const base = baseline();
+  const shown = inPanel(1);
+  const button = (line, budget, cells) => {
+    const good = cells.filter((c) => right(c, i)).length, flips = uniq(cells.map((c) => flip(c, i)).filter(Boolean));
+    const text = cells.length === 1 ? (good ? "✓" : "✗") : `${good}/${cells.length}`;
+    const answer = uniq(cells.map((c) => own(c).answer[i])).join(" | ");
+    return make("button", { type: "button", class: flips[0] ?? null, title: answer, "data-cell": `${line}@${budget}`, "aria-pressed": String(cells.includes(shown)),
+      "aria-label": [`${model.lines[line]} at ${model.budgets[budget]}: ${cells.length === 1 ? (good ? "right" : "wrong") : `${text} seeds right`}`,
+        ...flips.map((f) => `flipped ${FLIPS[f]}`), `answer ${answer}`, "show in panel B"].join(", "),
+      onclick: () => {
+        state.ex.panels[1] = { line, budget, seed: cells[0].seed };
+        state.ex.pinned = true;  // the reader asks for another method on this very sample
+        showExplorer();
+        $("ex-detail").querySelector(`[data-cell="${line}@${budget}"]`)?.focus({ preventScroll: true });
+      } }, make("span", { class: cells.length > 1 ? null : good ? "ok" : "no" }, text));
+  };
+  const cell = (line, budget) => {
+    const cells = cellsOf(line, budget, state.ex.set);
+    return make("td", {}, cells.length ? button(line, budget, cells) : make("span", { class: "muted" }, DASH));
+  };
+  const table = make("table", { class: "matrix", "aria-labelledby": "matrix-title" },
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, make("span", { class: "muted" }, "method / budget")),
+      ...budgets.map((b) => make("th", { scope: "col" }, model.budgets[b])))),
+    make("tbody", {}, ...rows.map((line) => make("tr", {}, make("th", { scope: "row" }, swatch(line), model.lines[line]), ...budgets.map((b) => cell(line, b))))));
+  grid(table);
+  oneStop(table, "[aria-pressed='true']");
   return [
-    make("h3", {}, base ? "Who flipped" : "Who is right"),
-    make("p", { class: "muted" }, `${base ? "A filled cell differs from the unpruned answer in being right. " : ""}Choose a cell to see it in panel B.`),
-    make("div", { class: "scroll" }, make("table", { class: "matrix" },
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, make("span", { class: "muted" }, "method / budget")),
-        ...budgets.map((b) => make("th", { scope: "col" }, model.budgets[b])))),
-      make("tbody", {}, ...rows.map((line) => make("tr", {}, make("th", { scope: "row" }, swatch(line), model.lines[line]), ...budgets.map((budget) => {
-        const cells = cellsOf(line, budget, state.ex.set);
-        if (!cells.length) return make("td", {}, make("span", { class: "muted" }, DASH));
-        const good = cells.filter((c) => right(c, i)).length, flips = uniq(cells.map((c) => flip(c, i)).filter(Boolean));
-        const text = cells.length === 1 ? (good ? "✓" : "✗") : `${good}/${cells.length}`;
-        const answer = uniq(cells.map((c) => own(c).answer[i])).join(" | ");
-        return make("td", {}, make("button", { type: "button", class: flips[0] ?? null, title: answer,
-          "aria-label": [`${model.lines[line]} at ${model.budgets[budget]}: ${cells.length === 1 ? (good ? "right" : "wrong") : `${good} of ${cells.length} seeds right`}`,
-            ...flips.map((f) => `flipped ${FLIPS[f]}`), `answer ${answer}`, "show in panel B"].join(", "),
-          onclick: () => { state.ex.panels[1] = { line, budget, seed: cells[0].seed }; showExplorer(); } },
-          make("span", { class: cells.length > 1 ? null : good ? "ok" : "no" }, text)));
-      }))))))];
+    make("h3", { id: "matrix-title" }, base ? "Who flipped" : "Who is right"),
+    make("p", { class: "muted" }, `${base ? "A filled cell differs from the unpruned answer in being right. " : ""}Choose a cell to see it in panel B. Arrow keys move between the cells.`),
+    make("div", { class: "scroll" }, table)];
 }

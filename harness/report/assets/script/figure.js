@@ -3,12 +3,12 @@ const COSTS = { pct_flops: ["Prefill FLOPs, % of unpruned", one, " %"], gflops: 
   mean_visual: ["Visual tokens per layer, mean", one, " tokens/layer"], kv_mib: ["KV cache, MiB", significant, " MiB"] };
 
 function setUpFigure() {
-  const several = model.sets.filter((s) => s.primary).length > 1;
-  state.y = several && model.cells.some((c) => !c.unpruned && c.pct !== null) ? "average" : String(model.sets.findIndex((s) => s.primary));
+  const several = shownSets().length > 1;
+  state.y = several && model.cells.some((c) => !c.unpruned && c.pct !== null) ? "average" : String(shownSets()[0] ?? offered()[0]);
   if (!model.cells.some((c) => c.pct_flops !== null)) state.x = "gflops";
-  const tasks = model.sets.map((s, i) => [i, `${s.label}: ${s.metric}`]);
+  const tasks = offered().map((i) => [i, `${model.sets[i].label}: ${model.sets[i].metric}`]);
   options($("fig-y"), several ? [["average", "all tasks: average % of unpruned"], ...tasks] : tasks, state.y);
-  options($("fig-x"), Object.entries(COSTS).map(([id, [name]]) => [id, name]), state.x);
+  options($("fig-x"), Object.entries(COSTS).filter(([id]) => model.cells.some((c) => c[id] !== null)).map(([id, [name]]) => [id, name]), state.x);
   $("legend").replaceChildren(...model.lines.map((name, line) => {
     const button = make("button", { type: "button", "aria-pressed": "true", onclick: () => {
       if (state.hidden.has(line)) state.hidden.delete(line); else state.hidden.add(line);
@@ -27,7 +27,7 @@ function fade(line) {
 
 function points() {
   const average = state.y === "average";
-  const sets = average ? model.sets.map((_, i) => i).filter((i) => model.sets[i].primary) : [Number(state.y)];
+  const sets = average ? shownSets() : [Number(state.y)];
   const set = average ? null : model.sets[sets[0]];
   const found = [];
   model.lines.forEach((_, line) => model.budgets.forEach((_, budget) => {
@@ -64,7 +64,9 @@ function front(shown) {
 function showFigure(focus) {
   const plot = $("plot");
   hideTip();
-  const shown = points().filter((p) => !state.hidden.has(p.line));
+  const all = points(), shown = all.filter((p) => !state.hidden.has(p.line));
+  // a method without a point on these axes is not offered
+  for (const [line, button] of [...$("legend").children].entries()) button.hidden = !all.some((p) => p.line === line);
   const [axis, show] = COSTS[state.x];
   const average = state.y === "average";
   const set = average ? null : model.sets[Number(state.y)];

@@ -63,24 +63,47 @@ function columns() {
   return found;
 }
 
+let leaderboardShown = { rows: [], cols: [] };  // as they are on the page now
+const opened = new Set();  // rows whose commands are shown
 function setUpLeaderboard() {
-  $("lb-search").value = "";
+  opened.clear();
+  $("lb-search").value = state.lb.search;
   $("lb-marks").hidden = !model.studies.some((study) => study.rows.some((row) => Object.keys(row[5]).length));
-  options($("lb-budget"), [["", "all"], ...model.budgets.map((b, i) => [i, b])], "");
-  $("lb-tasks").replaceChildren(...model.sets.map((set, i) => {
+  $("lb-tasks").replaceChildren(...offered().map((i) => {
     const box = make("input", { type: "checkbox", checked: state.lb.tasks.has(i), onchange: () => {
       if (box.checked) state.lb.tasks.add(i); else state.lb.tasks.delete(i);
       state.lb.tasks = new Set([...state.lb.tasks].sort((a, b) => a - b));
       showLeaderboard();
     } });
-    return make("label", {}, box, set.label);
+    return make("label", {}, box, model.sets[i].label);
   }));
   showLeaderboard();
+}
+
+// the button of a row's last column; the commands stand in rows of their own below it
+function commandsButton(row) {
+  const key = `${row.line}@${row.budget}`, on = opened.has(key), many = row.commands.length > 1 ? "commands" : "command";
+  return make("button", { type: "button", class: "small", "data-commands": key, "aria-expanded": String(on),
+    "aria-label": `${on ? "hide" : "show"} the ${many} of ${nameOf(row)} at ${model.budgets[row.budget]}`, onclick: () => {
+      if (on) opened.delete(key); else opened.add(key);
+      showLeaderboard(`[data-commands="${key}"]`);
+    } }, on ? "hide" : "show");
+}
+function commandRows(row, width) {
+  if (!opened.has(`${row.line}@${row.budget}`)) return [];
+  return [...row.of].flatMap(([set, cells]) => cells.map((cell) => {
+    const what = `${model.lines[row.line]} at ${model.budgets[row.budget]} on ${model.sets[set].label}${cells.length > 1 ? `, seed ${cell.seed}` : ""}`;
+    return make("tr", { class: "commands" }, make("td", { colspan: width }, cell.command ? command(cell.command, `the command of ${what}`) : `The command of ${what} was not recorded.`));
+  }));
 }
 
 function showLeaderboard(focus) {
   const wanted = state.lb.search.trim().toLowerCase();
   const all = lines();
+  // budgets without a row are not offered
+  const budgets = uniq(all.map((r) => r.budget)).sort((a, b) => a - b);
+  if (!budgets.includes(Number(state.lb.budget))) state.lb.budget = "";
+  options($("lb-budget"), [["", "all"], ...budgets.map((b) => [b, model.budgets[b]])], state.lb.budget);
   let rows = all.filter((r) => (state.lb.budget === "" || r.budget === Number(state.lb.budget)) && nameOf(r).toLowerCase().includes(wanted));
   const cols = columns();
   const sorted = cols.find((c) => c.id === state.lb.sort);
@@ -103,23 +126,32 @@ function showLeaderboard(focus) {
       make("button", { type: "button", "data-sort": col.id, onclick: () => {
         state.lb.down = on ? !state.lb.down : Boolean(col.num);
         state.lb.sort = col.id;
-        showLeaderboard(col.id);
+        showLeaderboard(`[data-sort="${col.id}"]`);
       } }, col.head, on ? make("span", { class: "arrow", "aria-hidden": "true" }, state.lb.down ? " ↓" : " ↑") : null,
       col.unit ? make("span", { class: "unit" }, col.unit) : null));
   }));
   let before = rows.length ? rows[0].budget : 0;
-  const body = rows.map((row) => {
+  const body = rows.flatMap((row) => {
     const changed = !sorted && row.budget !== before;
     before = row.budget;
-    return make("tr", { class: changed ? "new-budget" : null }, ...cols.map((col) => {
+    const cells = cols.map((col) => {
       if (col.id === "method") return make("th", { scope: "row" }, swatch(row.line), col.text(row));
-      if (col.still) return make("td", {}, make("details", {}, make("summary", {}, "show"), ...row.commands.map((c) => make("code", {}, c || "not recorded"))));
+      if (col.still) return make("td", {}, commandsButton(row));
       const text = col.text(row), more = col.more ? col.more(row) : "";
       const top = !row.unpruned && best.get(`${col.id} ${row.budget}`) === text;
       return make("td", { class: col.num ? "num" : null }, top ? make("strong", {}, text) : text, markSpan(col.marks ? col.marks(row) : ""), more ? make("span", { class: "spread" }, more) : null);
-    }));
+    });
+    return [make("tr", { class: changed ? "new-budget" : null }, ...cells), ...commandRows(row, cols.length)];
   });
-  $("lb").replaceChildren(make("caption", { class: "muted", hidden: true }, "Leaderboard"), make("thead", {}, head), make("tbody", {}, ...body));
+  $("lb").replaceChildren(make("thead", {}, head), make("tbody", {}, ...body));
   $("lb-count").textContent = rows.length ? `${rows.length} of ${all.length} rows` : "No row fits these filters.";
-  if (focus) $("lb").querySelector(`[data-sort="${focus}"]`)?.focus();
+  leaderboardShown = { rows, cols };
+  oneStop($("lb"), focus);
+  padLeaderboard();
+  if (focus) $("lb").querySelector(focus)?.focus({ preventScroll: true });
+}
+// what has the focus comes out from below the row and the column that stay in sight
+function padLeaderboard() {
+  const corner = $("lb").tHead?.rows[0].cells[0];
+  if (corner) $("lb-scroll").style.scrollPadding = `${corner.offsetHeight + 4}px 4px 4px ${corner.offsetWidth + 4}px`;
 }

@@ -1,5 +1,5 @@
 // ----------------------------------------------------------------------------------------------------- whole requests
-const inAllTasks = (line, budget) => model.sets.map((set, i) => [set, cellsOf(line, budget, i).filter((c) => c.request)]).filter(([set]) => set.primary).map(([, cells]) => cells);
+const inAllTasks = (line, budget) => shownSets().map((i) => cellsOf(line, budget, i).filter((c) => c.request));
 
 function setUpRequests() {
   const told = model.budgets.map((_, b) => b).filter((b) => model.lines.some((_, line) => !isNone(line) && inAllTasks(line, b).every((cells) => cells.length)));
@@ -25,7 +25,6 @@ function showRequests() {
     outputs.map((_, n) => make("td", { class: "num" }, one(mean(sets.map((cells) => mean(cells.map((c) => value(c, n)))))))))));
   const table = make("table", { id: "wr-table" }, caption(`FLOPs and KV cache in % of the unpruned request at budget ${model.budgets[budget]}, means over seeds and tasks`), make("thead", {}, ...head), make("tbody", {}, ...body));
   $("wr-body").replaceChildren(
-    make("div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "requests-title" }, table),
-    figure && make("div", { class: "figures" }, make("figure", {}, make("img", { src: figure.src, alt: figure.alt, loading: "lazy" }),
-      make("figcaption", { class: "muted" }, figure.title))) || "");
+    make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of whole requests" }, table),
+    figure && make("div", { class: "figures" }, pictureOf(figure, "requests")) || "");
 }

@@ -3,7 +3,7 @@ $("foot").textContent = `Made by prunebench ${META.version} from sealed cells; e
 if (META.models.length > 1) {
   $("model-choice").hidden = false;
   options($("model"), META.models.map((m, i) => [i, m.label]), 0);
-  $("model").addEventListener("change", () => { data = null; chooseModel(Number($("model").value)); });
+  $("model").addEventListener("change", () => chooseModel(Number($("model").value)));
 }
 $("lb-search").addEventListener("input", () => { state.lb.search = $("lb-search").value; showLeaderboard(); });
 $("lb-budget").addEventListener("change", () => { state.lb.budget = $("lb-budget").value; showLeaderboard(); });
@@ -32,7 +32,15 @@ $("ex-list").addEventListener("keydown", (event) => {
   select(view[to], true);
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (data && state.ex.sample >= 0) paint(); });
-chooseModel(0);
+for (const kind of ["change", "input", "click"]) $("samples").addEventListener(kind, () => { state.ex.touched = true; });
+$("lb-csv").addEventListener("click", saveLeaderboard);
+$("fig-png").addEventListener("click", saveFigure);
+grid($("lb"));
+new ResizeObserver(padLeaderboard).observe($("lb-scroll"));
+toolbar($("legend"));
+setUpHeader();
+setUpLink();
+followAddress(false);
 let width = Math.round($("plot").clientWidth);
 new ResizeObserver(([entry]) => {
   if (Math.round(entry.contentRect.width) !== width) { width = Math.round(entry.contentRect.width); showFigure(); }

@@ -111,10 +111,11 @@ function versusCosts(study, budget, a, b) {
 async function openFlips(set, budget, a, b) {
   state.ex.set = set;
   state.ex.panels = [a, b].map((line) => ({ line, budget, seed: cellsOf(line, budget, set)[0].seed }));
+  state.ex.touched = true;
   await setUpExplorer();
   $("ex-right").value = "differ";
   $("ex-right").dispatchEvent(new Event("change", { bubbles: true }));
-  $("samples").scrollIntoView();
+  goTo("samples");
   $("ex-list").focus({ preventScroll: true });
 }
 $("vs-study").addEventListener("change", chooseVersusStudy);
