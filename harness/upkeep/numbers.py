@@ -163,6 +163,7 @@ def _numbers() -> Iterator[Number]:
     yield Number(readme, r"You need Python (3\.\d+ to 3\.\d+)", pythons)
     yield Number(readme, r"(\d+) GB of free disk", lambda _: str(FREE_GB))
     yield Number(readme, r"version = \{([\d.]+)\}", version)
+    yield Number("CITATION.cff", r"\nversion: ([\d.]+)", version)
     yield Number("CONTRIBUTING.md", r"Python (3\.\d+ to 3\.\d+)", pythons)
     yield Number("docs/adding-a-method.md", r"tests (\d+) properties", properties)
     yield Number("docs/mini-model.md", r"\| parameters \| ([\d.]+) M", parameters("mini"))
