@@ -123,6 +123,24 @@ def readme(
         put(f"drawn   {file}")
 
 
+def screenshots(
+    results: given_as.ReadFrom = Path("results/reference"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="where the pictures go")] = Path("docs/images"),
+) -> None:
+    """Photograph the report's page, and draw the other pictures of the documentation.
+
+    Needs Chromium, its driver and selenium.
+    """
+    from harness.core.paths import make_folder
+    from harness.upkeep.screenshots import programs
+    from harness.upkeep.screenshots import screenshots as write
+
+    programs()
+    make_folder(out)
+    for file in write(results, out):
+        put(f"picture {file}  ({file.stat().st_size / 1e3:.0f} KB)")
+
+
 def _first_difference(before: str, after: str) -> int:
     """The number of the first line in which two texts differ, from 1."""
     pairs = zip_longest(before.splitlines(), after.splitlines())

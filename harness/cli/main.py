@@ -60,6 +60,7 @@ DEV: dict[str, Callable[..., None]] = {
     "licences": dev.licences,
     "mutations": dev.mutations,
     "readme": dev.readme,
+    "screenshots": dev.screenshots,
     "published": dev.published,
     "shipped": dev.shipped,
     "migrate": dev.migrate,
