@@ -21,7 +21,7 @@ REASONS = {
     "gpu": "needs a CUDA device",
     "hub": "needs files of the hub",
     "cluster": "needs other machines, or a running Ray or SLURM",
-    "long": "takes many minutes on one core",
+    "long": "takes a minute or more on one idle core",
     "network": "asks a package index or a remote",
     "interactive": "waits for a person",
     "destructive": "takes away what the test stands on",
