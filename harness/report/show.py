@@ -72,8 +72,8 @@ def find(
     """The sample under the methods at a budget. Raises PrunebenchError for what was not measured, with the command that
     measures it.
 
-    Without `budget` it is the one that the methods were measured at, 64 where there are several. Several models need
-    `model`.
+    Without `budget` it is the one that the methods were measured at, 64 where there are several. Where several
+    models have all of these, `model` says which.
     """
     if not cells:
         raise PrunebenchError(
@@ -92,18 +92,15 @@ def find(
     models = sorted({p.model for p in protocols})
     if model and model not in models:
         raise unknown("model", model, models)
-    if not model and len(models) > 1:
-        raise PrunebenchError(
-            f"the results hold cells of several models: name one with {given('model')} (of {', '.join(models)})"
-        )
     task = key.partition("/")[0]
-    of_task = [
-        (p, q)
-        for p in protocols
-        if p.model in (model, models[0]) and (not model or p.model == model)
-        for q in p.questions
-        if q.task == task
-    ]
+    if not model and len(models) > 1:
+        having = _having(cells, task, methods, budget) or models
+        if len(having) > 1:
+            raise PrunebenchError(
+                f"the results hold cells of several models: name one with {given('model')} (of {', '.join(having)})"
+            )
+        model = having[0]
+    of_task = [(p, q) for p in protocols if p.model == (model or models[0]) for q in p.questions if q.task == task]
     if not of_task:
         tasks = sorted({s.cell.task for s in cells})
         known_tasks = f"(tasks: {', '.join(tasks)}); a sample is named as in {tasks[0]}/000012"
@@ -152,6 +149,16 @@ def find(
         named_row(base) if base else None,
         tuple(named_row(sealed) for sealed in picked),
     )
+
+
+def _having(cells: Sequence[SealedCell], task: str, methods: Sequence[str], budget: str) -> list[str]:
+    """The models on which every method was measured on this task, at this budget where one is named."""
+    found: dict[str, set[str]] = {}
+    for sealed in cells:
+        cell = sealed.cell
+        if cell.task == task and (cell.method == "none" or budget in ("", cell.budget)):
+            found.setdefault(cell.model, set()).add(cell.method)
+    return sorted(model for model, known in found.items() if known.issuperset(methods))
 
 
 def shown(name: str, sealed: SealedCell, row: Mapping[Any, Any], was: bool | None) -> Shown:

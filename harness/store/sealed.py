@@ -346,5 +346,7 @@ def damaged(path: Path, why: str) -> PrunebenchError:
 
 
 def sealed(body: Mapping[str, Any]) -> bytes:
-    """A cell file's content as it is written, with its checksum."""
-    return (json.dumps({**body, "checksum": checksum(body)}, indent=1) + "\n").encode("ascii")
+    """A cell file's content as it is written, with its checksum: one line for each key of the first level."""
+    whole = {**body, "checksum": checksum(body)}
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in whole.items())
+    return f"{{\n{lines}\n}}\n".encode("ascii")

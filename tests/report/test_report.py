@@ -262,6 +262,18 @@ def test_several_models_are_kept_apart(tmp_path):
     assert show.find(Store(tmp_path).cells(), "pope/000001", ["fastv"], model="other").methods[0].name == "fastv at 64"
 
 
+def test_a_model_that_alone_has_what_is_asked_needs_no_name(tmp_path):
+    gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 6)
+    gauntlet(
+        tmp_path, ("random",), (32, 64), ("pope",), 6, model="other", model_fingerprint="w2", request={"data": "mini"}
+    )
+    cells = Store(tmp_path).cells()
+    assert show.find(cells, "pope/000001", ["fastv"]).methods[0].name == "fastv at 64", "mini alone has fastv"
+    assert show.find(cells, "pope/000001", ["random"], "32").methods[0].name == "random at 32"
+    with pytest.raises(PrunebenchError, match=r"name one with model \(of mini, other\)"):
+        show.find(cells, "pope/000001", ["none"])
+
+
 def test_two_sets_of_questions_of_a_task_are_two_tasks(tmp_path):
     gauntlet(tmp_path, ("fastv",), (64, 32), ("pope",), 6)
     gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 8)

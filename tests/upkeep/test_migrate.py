@@ -214,3 +214,21 @@ def test_no_disk_leaves_the_old_cell(old: Callable[..., Path], tmp_path: Path, m
     assert (folder / "cell.json").read_bytes() == before
     monkeypatch.undo()
     assert migrate(tmp_path)[1]
+
+
+def test_a_cell_of_today_in_other_lines_is_spelt_anew_with_its_content(
+    measured: list[SealedCell], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cells" / "pope" / measured[0].folder.name
+    shutil.copytree(measured[0].folder, folder)
+    today = (folder / "cell.json").read_bytes()
+    assert migrate(tmp_path)[0] == [
+        "0 cells sealed anew in schema 5, 0 of them with other scores or metrics, 1 were already, 0 wrong"
+    ]
+    write(folder, body_of(folder))
+    assert (folder / "cell.json").read_bytes() != today, "one key a line at every depth"
+    lines, well = migrate(tmp_path)
+    assert well
+    assert lines[1:] == ["cell.json of 1 cells written in today's lines, with the same content and checksum"]
+    assert (folder / "cell.json").read_bytes() == today
+    load(folder)
