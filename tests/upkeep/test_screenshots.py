@@ -79,12 +79,11 @@ def test_the_picture_of_the_readme_is_that_of_its_command() -> None:
     block = re.search(r"^make show (.*?)^```", (TOP / "README.md").read_text(), re.S | re.M)
     assert block is not None
     typed = dict(word.split("=", 1) for word in shlex.split(block[1].replace("\\\n", " ")))
-    key, methods, budget, model = SHOWN
+    key, methods, budget, _ = SHOWN
     assert typed == {
         "SAMPLE": key,
         "METHOD": ",".join(methods),
         "BUDGET": budget,
-        "MODEL": model,
         "RESULTS": "results/reference",
         "OUT": "docs/images/show.png",
     }
