@@ -29,7 +29,7 @@ from harness.upkeep.readme import draw_two_models
 WIDTH = 1440
 #: bytes of a photographed region, at most
 LIMIT = 60_000
-#: tried in turn until a region fits the limit: its width in pixels, and the colours of its palette
+#: tried in turn until a region fits the limit: its width in pixels at most, and the colours of its palette
 SIZES = tuple((width, colours) for colours in (128, 96, 64) for width in (1440, 1320, 1200, 1080, 960))
 #: samples per task in the page: the list of samples shows no more at once
 SAMPLES = 12
@@ -181,7 +181,8 @@ def packed(image: Image.Image, name: str, sizes: Sequence[tuple[int, int]] = SIZ
     Raises PrunebenchError where none does.
     """
     found = 0
-    for width, colours in sizes:
+    for widest, colours in sizes:
+        width = min(widest, image.width)
         height = round(image.height * width / image.width)
         scaled = image if width == image.width else image.resize((width, height), Image.Resampling.LANCZOS)
         kept = io.BytesIO()

@@ -39,7 +39,7 @@ def test_a_picture_fits_the_limit_or_is_refused() -> None:
     assert Image.open(io.BytesIO(content)).size == (72, 43)
     assert Image.open(io.BytesIO(packed(image, "x.png", ((144, 64),)))).size == (144, 86)
     with pytest.raises(PrunebenchError, match=r"x\.png: expected a picture of at most 100 bytes, found [\d,]+"):
-        packed(image, "x.png", limit=100)
+        packed(image, "x.png", ((144, 64), (72, 16)), limit=100)
 
 
 def test_small_bright_marks_keep_their_colours() -> None:
