@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -88,15 +89,62 @@ def migrate(results: given_as.ReadFrom = RESULTS) -> None:
         raise typer.Exit(1)
 
 
-def readme(results: given_as.ReadFrom = Path("results/reference")) -> None:
-    """Fill the tables of README.md, docs/ and the model card from sealed cells and schedules, and draw docs/images."""
-    from harness.upkeep.readme import FILES, IMAGES, draw_two_models, filled
+def readme(
+    results: given_as.ReadFrom = Path("results/reference"),
+    check: Annotated[
+        bool, typer.Option("--check", help="write nothing; exit code 1 where a page would change")
+    ] = False,
+) -> None:
+    """Fill the tables of README.md, docs/ and the model cards from sealed cells and schedules, count the numbers of
+    their sentences, and draw docs/images."""
+    from harness.core.paths import checkout
+    from harness.upkeep.readme import IMAGES, PAGES, draw_two_models, made
 
-    for file in map(Path, FILES):
-        file.write_text(filled(file.read_text(), results))
-        put(f"filled  {file}")
-    for file in draw_two_models(results, Path("docs") / IMAGES):
+    top = checkout("the README")
+    lacking = next((page for page in PAGES if not Path(page).is_file()), None)
+    if lacking:
+        raise PrunebenchError(
+            f"expected the top of a checkout as working directory, found no {lacking} in {Path.cwd()}: run the command"
+            f" in {top}"
+        )
+    stale = False
+    for page in PAGES:
+        before = Path(page).read_text()
+        after = made(page, before, results)
+        if check and after != before:
+            stale = True
+            put(f"stale   {page}, from line {_first_difference(before, after)}: run `prunebench dev readme`")
+        elif not check:
+            Path(page).write_text(after)
+            put(f"filled  {page}")
+    if stale:
+        raise typer.Exit(1)
+    for file in () if check else draw_two_models(results, Path("docs") / IMAGES):
         put(f"drawn   {file}")
+
+
+def screenshots(
+    results: given_as.ReadFrom = Path("results/reference"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="where the pictures go")] = Path("docs/images"),
+) -> None:
+    """Photograph the report's page, and draw the other pictures of the documentation.
+
+    Needs Chromium, its driver and selenium.
+    """
+    from harness.core.paths import make_folder
+    from harness.upkeep.screenshots import programs
+    from harness.upkeep.screenshots import screenshots as write
+
+    programs()
+    make_folder(out)
+    for file in write(results, out):
+        put(f"picture {file}  ({file.stat().st_size / 1e3:.0f} KB)")
+
+
+def _first_difference(before: str, after: str) -> int:
+    """The number of the first line in which two texts differ, from 1."""
+    pairs = zip_longest(before.splitlines(), after.splitlines())
+    return next((n for n, (one, other) in enumerate(pairs, 1) if one != other), 1)
 
 
 def mini(

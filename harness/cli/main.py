@@ -65,6 +65,7 @@ DEV: dict[str, Callable[..., None]] = {
     "licences": dev.licences,
     "mutations": dev.mutations,
     "readme": dev.readme,
+    "screenshots": dev.screenshots,
     "published": dev.published,
     "shipped": dev.shipped,
     "migrate": dev.migrate,

@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -368,6 +369,12 @@ def _flocked(path: Path, *, create: bool, patience_s: float = _PATIENCE_S) -> It
             with suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_UN)  # explicitly: a forked child may share the handle
             os.close(handle)
+
+
+def check_locks(folder: Path) -> None:
+    """Raise NoLocks where the file system of a folder has no flock, OSError where the folder takes no file."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        _flock(probe.fileno(), folder)
 
 
 def _flock(handle: int, path: Path) -> None:

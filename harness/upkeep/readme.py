@@ -1,4 +1,4 @@
-"""Fill the tables of README.md, docs/ and the model card: `prunebench dev readme`. No number is typed by hand.
+"""Fill the tables and numbers of README.md, docs/ and the cards: `prunebench dev readme`. No number is typed by hand.
 
 Tables come from sealed cells, from schedules, and from what is registered: methods, adapters of model families, tasks.
 """
@@ -15,7 +15,6 @@ from typing import Any
 from tabulate import tabulate  # type: ignore[import-untyped, unused-ignore]
 
 from harness.core.errors import PrunebenchError, unknown
-from harness.core.paths import TOP
 from harness.core.shape import SHAPES
 from harness.cost.units import units_table
 from harness.method import registered
@@ -32,14 +31,13 @@ from harness.tables.rankings import Rankings, rankings
 from harness.tables.rankings_files import figure_names, figures
 from harness.tables.sections import Section, distinct, sections
 from harness.tables.text import grid
+from harness.upkeep.numbers import GOLDENS, NUMBERS, counted
 from tasks import sources
 
 #: the main job of the README's first screen
 METHOD, BUDGET = "visipruner", "64"
 TEXT_TOKENS = 74
 TASKS = ["gqa", "mme", "pope", "textvqa"]
-#: recorded runs of official code
-GOLDENS = TOP / "tests" / "goldens" / "index.json"
 #: files with marked tables
 FILES = (
     "README.md",
@@ -50,6 +48,8 @@ FILES = (
     "tasks/mini/MODEL_CARD.md",
     "tasks/mini/qwen/MODEL_CARD.md",
 )
+#: every page that the command writes
+PAGES = tuple(dict.fromkeys((*FILES, *(number.page for number in NUMBERS))))
 #: of docs/two-models.md, and the folder of its figures, as the page names it
 MODELS = ("mini", "mini-qwen")
 IMAGES = "images"
@@ -279,6 +279,11 @@ def _code(names: Iterable[str]) -> str:
 
 def _ordered(table: Any) -> Any:
     return table[table["task"].isin(TASKS)].sort_values("task", key=lambda s: s.map(TASKS.index), kind="stable")
+
+
+def made(page: str, text: str, results: Path) -> str:
+    """A page with its tables and the numbers of its sentences made anew. Raises as `filled` and `counted`."""
+    return counted(page, filled(text, results) if page in FILES else text, results)
 
 
 def filled(text: str, results: Path) -> str:

@@ -25,8 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "proof": {"core", "method", "models", "engine", "store", "runner", "analysis", "tasks", "methods"},
     "gpu_check": {"core", "method", "models", "engine", "store", "runner", "bench", "proof", "tasks"},
     "library": {"core", "method", "models", "engine", "store", "tables"},
-    "upkeep": {"core", "method", "models", "store", "cost", "tables", "runner", "tasks"},
-    "install": {"core", "models", "tasks"},
+    "upkeep": {"core", "method", "models", "store", "cost", "tables", "runner", "report", "proof", "install", "tasks"},
+    "install": {"core", "method", "models", "store", "tasks"},
 }
 #: every room, and nothing imports it
 TOP = "cli"
