@@ -127,8 +127,8 @@ def fitting(
         page = builder.page(samples, SIZES[-1])
         if page.n_bytes <= max_bytes:
             say(
-                f"with --samples {asked} the page would have more than {limit}: it shows {samples} samples per task, in"
-                f" images of {SIZES[-1].side} pixels; fewer cells in --results leave room for more"
+                f"with --samples {asked} the page would have more than {limit}. It shows {samples} samples per task, in"
+                f" images of {SIZES[-1].side} pixels. Fewer cells in --results leave room for more."
             )
     if page.n_bytes > max_bytes:
         raise PrunebenchError(

@@ -13,7 +13,8 @@ from statistics import mean
 import bigpage
 import pytest
 from factories import answered
-from test_browser import CONTRAST, REFERENCE, Browser, chromium, pytestmark  # noqa: F401  (a fixture, and marks)
+from report_browser import BROWSED, Browser
+from test_browser import CONTRAST, REFERENCE
 from test_page_views import SHAPE, chunk_of, meta_of, pairs_of, plain
 
 from harness.report import page as report
@@ -21,11 +22,13 @@ from harness.report import views
 from harness.store.store import Store
 from harness.tables.compare import AVERAGE
 
+pytestmark = BROWSED
+
 SECTIONS = ("versus", "equal", "agreements")
 
 
 @pytest.fixture(scope="module")
-def seen(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:  # noqa: F811
+def seen(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The page of made cells of two models."""
     root = tmp_path_factory.mktemp("seen")
     cells = list(bigpage.cells(root / "answers", SHAPE))
@@ -37,7 +40,7 @@ def seen(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 @pytest.fixture
-def page(chromium: Browser, seen: tuple[Path, str]) -> Iterator[Browser]:  # noqa: F811
+def page(chromium: Browser, seen: tuple[Path, str]) -> Iterator[Browser]:
     chromium.scheme("light")
     chromium.open(seen[0])
     chromium.wait("return document.querySelector('#vs-table')")
@@ -173,7 +176,7 @@ def test_several_models_are_ranked_side_by_side(page: Browser, seen: tuple[Path,
     assert len(table(page, "#ag-taus")) == len(pair["ranked"]) + len(pair["means"])
 
 
-def test_one_model_has_no_section_of_several_and_one_line_no_pairs(chromium: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_one_model_has_no_section_of_several_and_one_line_no_pairs(chromium: Browser, tmp_path: Path) -> None:
     cells = [answered(tmp_path, m, b, [1.0] * 24) for m, b in (("none", "none"), ("fastv", "64"))]
     (tmp_path / "page.html").write_text(report.fitting(cells, tmp_path, 0).html)
     chromium.scheme("light")
@@ -185,7 +188,7 @@ def test_one_model_has_no_section_of_several_and_one_line_no_pairs(chromium: Bro
     assert chromium.errors() == []
 
 
-def test_a_budget_of_too_many_lines_says_which_command_compares(chromium: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_a_budget_of_too_many_lines_says_which_command_compares(chromium: Browser, tmp_path: Path) -> None:
     cells = [answered(tmp_path, f"m{i:02d}", "64", [float((i + j) % 3 > 0) for j in range(24)]) for i in range(33)]
     (tmp_path / "page.html").write_text(report.fitting(cells, tmp_path, 0).html)
     chromium.open(tmp_path / "page.html", samples=False)
@@ -193,7 +196,7 @@ def test_a_budget_of_too_many_lines_says_which_command_compares(chromium: Browse
     assert chromium.errors() == []
 
 
-def test_requests_are_means_over_seeds_then_tasks(chromium: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_requests_are_means_over_seeds_then_tasks(chromium: Browser, tmp_path: Path) -> None:
     """Of measured cells: POPE has five seeds of `random`, and MME here one."""
     for task in ("mme", "pope"):
         for name in ("none", "fastv-64", "random-64"):
@@ -233,7 +236,7 @@ def test_requests_are_means_over_seeds_then_tasks(chromium: Browser, tmp_path: P
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
-def test_sections_are_legible_and_fit(chromium: Browser, seen: tuple[Path, str], scheme: str, width: int) -> None:  # noqa: F811
+def test_sections_are_legible_and_fit(chromium: Browser, seen: tuple[Path, str], scheme: str, width: int) -> None:
     metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
     chromium.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
