@@ -106,11 +106,11 @@ def of_html(text: str) -> list[str]:
     return [" ".join(block.split()) for block in page.blocks if block.strip()]
 
 
-def unreleased(changelog: str) -> str:
-    """The newest section of a changelog, from its heading on. Raises ValueError where that section is released."""
+def newest(changelog: str) -> str:
+    """The newest section of a changelog, from its heading on. Raises ValueError where there is no section."""
     sections = re.split(r"^(?=## )", changelog, flags=re.M)
-    if len(sections) < 2 or "(unreleased)" not in sections[1].partition("\n")[0]:
-        raise ValueError(f"expected an unreleased section first, found {sections[1:2]}")
+    if len(sections) < 2:
+        raise ValueError("expected a section that begins with '## ', found none")
     return sections[1]
 
 

@@ -188,8 +188,11 @@ class _Builder:
             sets: list[dict[str, Any]] = []
             records: list[dict[str, Any]] = []
             places: dict[str, studies.Place] = {}
+            compares = {n for n, q in enumerate(protocol.questions) if any(s.cell.method != "none" for s in q.cells)}
             for number, questions in enumerate(protocol.questions):
-                chunk, said, without_image = self._samples.chunk(questions, samples, images, named)
+                # as `offered` of the script: questions that only the unpruned model answered compare nothing
+                most = samples if number in compares or not compares else 0
+                chunk, said, without_image = self._samples.chunk(questions, most, images, named)
                 total += len(chunk["samples"])
                 notes += [f"{questions.label}: {without_image}"] if without_image else []
                 unpruned = "" if questions.baseline else views.command(questions.cells[0], unpruned=True)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import typer
-from sentences import LONGEST, literals, long, of_help, of_html, of_notebook, sentences, unreleased, words
+from sentences import LONGEST, literals, long, newest, of_help, of_html, of_notebook, sentences, words
 
 from harness.cli import app
 from harness.core.paths import TOP
@@ -66,9 +66,9 @@ def test_notebooks_are_short() -> None:
         assert not found, _said(found)
 
 
-def test_the_unreleased_section_of_the_changelog_is_short() -> None:
+def test_the_newest_section_of_the_changelog_is_short() -> None:
     text = (TOP / "CHANGELOG.md").read_text()
-    found = long([unreleased(text)])
+    found = long([newest(text)])
     assert not found, _said(found)
 
 
@@ -92,9 +92,9 @@ def test_long_sentences_are_found_wherever_they_stand() -> None:
     assert literals('f"{a} of {b:.1f} questions"') == ["X of X questions"]
     html = f"<p>one two</p><script>{LONG}</script><ul><li>three <b>four</b></li><li>{LONG}</li></ul>"
     assert of_html(html) == ["one two", "three four", LONG.strip()]
-    with pytest.raises(ValueError, match="unreleased"):
-        unreleased("# Changelog\n\n## 0.4.0\n\n* x\n")
-    assert unreleased("# Changelog\n\n## 1 (unreleased)\n\n* x\n\n## 0\n\n* y\n") == "## 1 (unreleased)\n\n* x\n\n"
+    with pytest.raises(ValueError, match="found none"):
+        newest("# Changelog\n")
+    assert newest("# Changelog\n\n## 1 (unreleased)\n\n* x\n\n## 0\n\n* y\n") == "## 1 (unreleased)\n\n* x\n\n"
 
 
 def test_sentences_of_a_page_are_told_apart() -> None:
