@@ -5,6 +5,7 @@ Every kind of problem has a function of its own, which says a line for what is w
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -12,7 +13,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,10 @@ PINNED = (
     "torch",
     "torchvision",
     "transformers",
+    "huggingface-hub",
     "lmms-eval",
     "datasets",
+    "numpy",
     "pandas",
     "pyarrow",
     "pillow",
@@ -41,6 +44,7 @@ PROGRAM = ".venv/bin/prunebench" if CHECKOUT else "prunebench"
 FREE_GB = 1.0
 #: while one of these is on, the libraries of the hub fetch nothing
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+NOT_INSTALLED, NOT_LOADED = " is not installed", "a package does not load: "
 Say = Callable[[str], None]
 
 
@@ -80,9 +84,11 @@ def report(say: Say = print, results: Path = Path("results/local")) -> bool:
     if mismatch:
         problems.append(Problem(mismatch, REINSTALL))
     else:
-        devices(say)
-        problems += [*embedded(say), *plugins(say)]
-    problems += [*place(say, results), *caches(say)]
+        problems += [*_loading(devices(say)), *_loading(embedded(say)), *_loading(plugins(say))]
+    problems += [*place(say, results), *_loading(caches(say))]
+    lacking = {problem.text for problem in problems if problem.text.endswith(NOT_INSTALLED)}
+    # what does not load for want of a package that is named already is no problem more
+    problems = [one for one in dict.fromkeys(problems) if not (lacking and one.text.startswith(NOT_LOADED))]
     for name in OFFLINE:
         if os.environ.get(name, "").lower() in ("1", "on", "yes", "true"):
             say(f"note           {name}={os.environ[name]}: nothing is fetched from the hub until `unset {name}`")
@@ -112,7 +118,7 @@ def versions(say: Say) -> Iterator[Problem]:
         try:
             say(f"{name:<14} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            yield Problem(f"{name} is not installed", REINSTALL)
+            yield Problem(f"{name}{NOT_INSTALLED}", REINSTALL)
     for outside in untested():
         if outside.refused:
             yield Problem(outside.text, REINSTALL)
@@ -127,8 +133,17 @@ def python() -> Iterator[Problem]:
         yield Problem(found, f"{REINSTALL} PYTHON=python3.12" if CHECKOUT else "python3.12 -m pip install prunebench")
 
 
-def devices(say: Say) -> None:
-    """Say which device, kernels and image processor a run would use."""
+def _loading(found: Iterable[Problem]) -> Iterator[Problem]:
+    """The problems, and one more where a package does not load on the way to them."""
+    try:
+        yield from found
+    except ImportError as error:
+        yield Problem(f"{NOT_LOADED}{' '.join(str(error).split())}", REINSTALL)
+
+
+def devices(say: Say) -> Iterator[Problem]:
+    """Say which device, kernels and image processor a run would use: no problem of its own."""
+    yield from ()
     import torch
 
     if torch.cuda.is_available():
@@ -197,13 +212,13 @@ def place(say: Say, results: Path) -> Iterator[Problem]:
 
     folder = _nearest(results)
     if refusal := _refusal(folder):
-        found = f"expected a results folder that takes files, found {folder}: {refusal}"
-        yield Problem(found, f"chmod u+rwx {shlex.quote(str(folder))}")
+        found = f"expected a results folder that takes files, found {folder}: {refusal.strerror or refusal}"
+        yield Problem(*_opened(found, folder, refusal, results))
         return
     free = shutil.disk_usage(folder).free / 1e9
     if free < FREE_GB:
         found = f"expected {FREE_GB:g} GB of free disk for results, found {free:.2f} GB in {folder}"
-        yield Problem(found, f"{PROGRAM} results gc --yes --results {shlex.quote(str(results))}")
+        yield Problem(found, _tidied(results))
     try:
         check_locks(folder)
     except NoLocks as error:
@@ -224,7 +239,7 @@ def caches(say: Say) -> Iterator[Problem]:
         used["files of the hub"] = (Path(constants.HF_HUB_CACHE), "HF_HOME")
     for what, (cache, variable) in used.items():
         if (refusal := _refusal(_nearest(cache))) and not (variable == "XDG_CACHE_HOME" and drawn().exists()):
-            found = f"expected a cache for {what} that takes files, found {cache}: {refusal}"
+            found = f"expected a cache for {what} that takes files, found {cache}: {refusal.strerror or refusal}"
             yield Problem(found, f"export {variable}={shlex.quote(str(Path.cwd() / 'results' / 'local' / 'cache'))}")
 
 
@@ -246,11 +261,29 @@ def _nearest(folder: Path) -> Path:
     return folder
 
 
-def _refusal(folder: Path) -> str:
-    """Why a folder takes no files, by trying one without a name; "" where it takes some."""
+def _refusal(folder: Path) -> OSError | None:
+    """Why a folder takes no files, by trying one without a name; None where it takes some."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"x")
     except OSError as error:
-        return error.strerror or type(error).__name__
-    return ""
+        return error
+    return None
+
+
+def _opened(found: str, folder: Path, refusal: OSError, results: Path) -> tuple[str, str]:
+    """What is wrong with a folder for results, and the command that mends it."""
+    quoted = shlex.quote(str(folder))
+    if not folder.is_dir():
+        return found, f"mv {quoted} {shlex.quote(f'{folder}.old')}"
+    if refusal.errno in (errno.ENOSPC, errno.EDQUOT):
+        return found, _tidied(results)
+    if refusal.errno in (errno.EACCES, errno.EPERM) and folder.stat().st_uid == os.geteuid():
+        return found, f"chmod u+rwx {quoted}"
+    # the folder of another person, or of a disk that is only read
+    other = shlex.quote(str(Path.home() / "prunebench-results"))
+    return f"{found}; name another folder as RESULTS= or --results", f"mkdir -p {other}"
+
+
+def _tidied(results: Path) -> str:
+    return f"{PROGRAM} results gc --yes --results {shlex.quote(str(results))}"
