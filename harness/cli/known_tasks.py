@@ -79,7 +79,7 @@ def _overview() -> None:
     fixed = sum(refusals.fixed_reason(task) is not None for task in others)
     put(
         f"\n{len(others) - fixed:,} more tasks of the installed lmms-eval run by name, unless a service judges their"
-        f" answers; {fixed:,} do not, for they take likelihoods, videos, several turns or no image."
+        f" answers. {fixed:,} do not: they take likelihoods, videos, several turns or no image."
         f" {len(known.groups) + len(known.tags)} groups stand for their members."
         "\n`prunebench tasks WORD` lists the tasks with WORD in their name; `prunebench tasks NAME` describes one."
     )

@@ -177,8 +177,8 @@ def check_one_image(sealed: SealedCell, key: str, image: str) -> None:
     n = len(grids.by_image(sealed.provenance.get("grids"), image))
     if n > 1:
         raise PrunebenchError(
-            f"{key}: expected a sample of one image, found {n}: kept tokens are drawn on one image; samples.parquet of"
-            f" {sealed.folder} records those of all {n}, in order"
+            f"{key}: expected a sample of one image, found {n}: kept tokens are drawn on one image."
+            f" samples.parquet of {sealed.folder} records those of all {n}, in order"
         )
 
 
@@ -230,8 +230,8 @@ class Pictures:
             )
         if hashlib.sha256(data).hexdigest()[:16] != image:
             raise PrunebenchError(
-                f"{key}: the image in the {name} data is not the one that was measured (expected image key {image}, "
-                f"found {hashlib.sha256(data).hexdigest()[:16]}); name the data that was measured with --data"
+                f"{key}: the image in the {name} data is not the one that was measured: expected image key {image}, "
+                f"found {hashlib.sha256(data).hexdigest()[:16]}. Name the data that was measured with --data."
             )
         return data
 

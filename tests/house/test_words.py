@@ -12,7 +12,7 @@ from harness.cli import app
 from harness.core.paths import TOP
 
 HELP = dict(of_help(typer.main.get_command(app)))
-MODULES = [*sorted((TOP / "harness" / "tables").glob("*.py")), TOP / "harness" / "report" / "page.py"]
+MODULES = [file for room in ("tables", "report", "cli") for file in sorted((TOP / "harness" / room).glob("*.py"))]
 PAGES = [
     *sorted(TOP.glob("tasks/mini/**/MODEL_CARD.md")),
     *sorted(TOP.glob("examples/**/*.md")),
@@ -31,8 +31,8 @@ def test_help_is_short() -> None:
     assert len(HELP) > 200
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_fixed_words_of_tables_are_short(path: object) -> None:
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_fixed_words_are_short(path: object) -> None:
     found = long(literals(path.read_text()))  # type: ignore[attr-defined]
     assert not found, _said(found)
 
