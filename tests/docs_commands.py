@@ -24,7 +24,7 @@ REASONS = {
     "long": "takes a minute or more on one idle core",
     "network": "asks a package index or a remote",
     "interactive": "waits for a person",
-    "destructive": "takes away what the test stands on",
+    "destructive": "changes the reader's repository, or takes away what the test stands on",
     "past": "is how an earlier version spelt a command, or belongs to another version",
     "pattern": "has a placeholder, which the reader replaces",
 }

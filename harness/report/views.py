@@ -178,7 +178,7 @@ def check_one_image(sealed: SealedCell, key: str, image: str) -> None:
     if n > 1:
         raise PrunebenchError(
             f"{key}: expected a sample of one image, found {n}: kept tokens are drawn on one image."
-            f" samples.parquet of {sealed.folder} records those of all {n}, in order"
+            f" The file samples.parquet of {sealed.folder} records those of all {n}, in order."
         )
 
 
