@@ -60,7 +60,6 @@ def _side(protocol: views.Protocol, arranged: Sequence[Section]) -> list[AskedMo
 def _packed(found: Rankings) -> dict[str, Any]:
     return {
         "models": found.models,
-        "protocols": [side.section.title for side in found.sides],
         "budgets": [
             {"label": pair.label, "shares": [finite(100 * share) for share in pair.shares]} for pair in found.pairs
         ],
@@ -79,8 +78,6 @@ def _ranked(found: Rankings, one: Ranked) -> dict[str, Any]:
     return {
         "budget": found.pairs.index(one.pair),
         "task": one.task,
-        "questions": one.questions,
-        "images": one.images,
         "tau": [finite(agreement.tau), finite(agreement.low), finite(agreement.high)],
         "itself": [finite(tau) for tau in agreement.itself],
         "opposite": [

@@ -18,6 +18,11 @@ def finite(value: Any) -> float | int | None:
     return int(number) if number.is_integer() else float(f"{number:.8g}")
 
 
+def text_of(value: Any) -> str:
+    """A text of a table of samples; empty where there is none, which pandas reads as None or as NaN."""
+    return "" if value is None or value != value else str(value)
+
+
 def embed_json(value: Any) -> str:
     """JSON that may stand inside a script element whatever its texts are: no `<`, `>`, `&`, U+2028 or U+2029
     remains."""

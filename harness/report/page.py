@@ -81,7 +81,7 @@ def write(
         )
     if samples < 0:
         raise PrunebenchError(f"--samples {samples}: expected a number of samples per task of at least 0")
-    page = fitting(cells, results, samples, data, say=say)
+    page = fitting(cells, results, samples, data, say=say, out=out)
     for note in page.notes:
         say(f"note    {note}")
     path = out or results / "report"
@@ -105,12 +105,13 @@ def fitting(
     data: str = "",
     max_bytes: int = MAX_BYTES,
     say: Callable[[str], None] = print,
+    out: Path | None = None,
 ) -> Page:
-    """The page with at most `samples` samples per task that stays within `max_bytes`.
+    """The page with at most `samples` samples per task that stays within `max_bytes`; `out` is where it will be.
 
     Images get smaller first, then samples fewer; `say` is told of both. Raises PrunebenchError where the page does not
     fit without any sample."""
-    builder = _Builder(cells, results, data)
+    builder = _Builder(cells, results, data, out)
     asked, limit = samples, f"{max_bytes / 1e6:.0f} MB"
     for size in SIZES:
         page = builder.page(samples, size)
@@ -151,13 +152,16 @@ class _Content(NamedTuple):
 class _Builder:
     """Reads the cells once; pages with fewer samples come from the same reading."""
 
-    def __init__(self, cells: Sequence[SealedCell], results: Path, data: str) -> None:
+    def __init__(self, cells: Sequence[SealedCell], results: Path, data: str, out: Path | None) -> None:
         self.protocols = views.protocols(cells)
         self.results = results
         self._collected = records(results)
         self.rows = {row["identity"]: row for row in frame.rows(cells).to_dict("records")}
         self.analyses = read_analyses(results)
         self._samples = SamplesReader(data)
+        folder = None if results == Path("results/local") else str(results)
+        asked = {"RESULTS": folder, "OUT": str(out) if out else None, "DATA": data, "SAMPLES": str(SAMPLES)}
+        self._make_samples = rendered(["make", "report"], asked)
         self._contents: dict[int, _Content] = {}
         self._known, self._kept = {sealed.identity: sealed for sealed in cells}, Kept(results, write=False)
         self._requests = [whole.of_protocol(protocol, self._samples.frame) for protocol in self.protocols]
@@ -188,10 +192,10 @@ class _Builder:
             sets: list[dict[str, Any]] = []
             records: list[dict[str, Any]] = []
             places: dict[str, studies.Place] = {}
-            compares = {n for n, q in enumerate(protocol.questions) if any(s.cell.method != "none" for s in q.cells)}
+            compared = {questions.label for questions in views.compared(protocol)}
             for number, questions in enumerate(protocol.questions):
-                # as `offered` of the script: questions that only the unpruned model answered compare nothing
-                most = samples if number in compares or not compares else 0
+                # the page's menus offer no others
+                most = samples if questions.label in compared else 0
                 chunk, said, without_image = self._samples.chunk(questions, most, images, named)
                 total += len(chunk["samples"])
                 notes += [f"{questions.label}: {without_image}"] if without_image else []
@@ -254,6 +258,7 @@ class _Builder:
             "models": models,
             "agreements": self._agreements.pairs,
             "right": views.RIGHT,
+            "make_samples": self._make_samples,
             "version": _version(),
         }
         return _Content(meta, chunks, tuple(images), total, tuple(dict.fromkeys(notes)))
@@ -296,8 +301,6 @@ class _Builder:
             "gflops": finite(row["prefill_dense_gflops"]),
             "pct_flops": finite(row["pct_of_unpruned_flops"]),
             "kv_mib": finite(row["kv_mib"]),
-            "n": sealed.counts["answered"],
-            "knobs": ", ".join(f"{k}={json.dumps(v)}" for k, v in sorted(cell.settings.items())),
             "command": evaluation(sealed.asked, fresh=True, source=cell.method_source),
             **extra,
             **self._names(sealed),
@@ -315,7 +318,7 @@ def _line_order(sealed: SealedCell) -> tuple[bool, str, str]:
 
 def _missing(protocol: views.Protocol, named: Mapping[str, str]) -> list[dict[str, str]]:
     """Lines that some tasks have at a budget and others have not, each with the command that measures the rest."""
-    wanted = {q.task: q for q in protocol.questions if q.primary}
+    wanted = {q.task: q for q in views.compared(protocol) if q.primary}
     have: dict[tuple[str, str], list[SealedCell]] = {}
     for questions in wanted.values():
         for sealed in questions.cells:

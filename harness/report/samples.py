@@ -13,7 +13,7 @@ from PIL import Image
 
 from harness.core.errors import PrunebenchError
 from harness.report import views
-from harness.report.embedded import finite
+from harness.report.embedded import finite, text_of
 from harness.report.masks import MaskPacker
 from harness.store.sealed import SealedCell
 from harness.tables.sections import budget_order
@@ -47,6 +47,13 @@ def _raster(sealed: SealedCell, image: str, n_visual: int) -> list[int] | None:
     """[rows, cols, newline, start] of the finest grid of a sample's tokens, as the page draws them."""
     found = views.raster_of(sealed, image, n_visual)
     return found and [*map(int, found.grid), found.start]
+
+
+def _flips(base: pd.Series, well: pd.Series) -> dict[str, int]:
+    """How many answers the cell lost and gained; of the questions that both score, and nothing where there is none."""
+    scored = base.notna() & well.notna()
+    was, right = base[scored] >= views.RIGHT, well[scored] >= views.RIGHT
+    return {"lost": int((was & ~right).sum()), "gained": int((~was & right).sum())} if scored.any() else {}
 
 
 def _pack_masks(
@@ -102,15 +109,13 @@ class SamplesReader:
                 {
                     "key": key,
                     "image": picture,
-                    "category": row["category"] or "",
-                    "question": row["question"],
-                    "target": row["target"],
+                    **{name: text_of(row[name]) for name in ("category", "question", "target")},
                     "n_visual": (n_visual := int(row["n_visual"]) if "n_visual" in row else 0),
                     "grid": _raster(questions.cells[0], str(row["image"]), n_visual),
                 }
             )
         base = (
-            questions.baseline.metric.how_well(self.frame(questions.baseline).set_index("key")["score"]) >= views.RIGHT
+            questions.baseline.metric.how_well(self.frame(questions.baseline).set_index("key")["score"])
             if questions.baseline
             else None
         )
@@ -118,11 +123,7 @@ class SamplesReader:
         for sealed in questions.cells:
             frame = self.frame(sealed).set_index("key")
             well = sealed.metric.how_well(frame["score"])
-            right = well >= views.RIGHT
-            was = base.loc[right.index] if base is not None else right
-            flips[sealed.identity] = (
-                {"lost": int((was & ~right).sum()), "gained": int((~was & right).sum())} if base is not None else {}
-            )
+            flips[sealed.identity] = _flips(base.loc[well.index], well) if base is not None else {}
             part = frame.loc[keys]
             # equal grids and tokens make an equal raster
             like = sealed.provenance.get("grids") == questions.cells[0].provenance.get("grids")
@@ -134,9 +135,9 @@ class SamplesReader:
             own = {i: seen for i, seen in own.items() if any(seen[name] != shown[i][name] for name in seen)}
             cells.append(
                 {
-                    "answer": [str(a) for a in part["answer"]],
+                    "answer": [text_of(a) for a in part["answer"]],
                     "score": [finite(s) for s in well.loc[keys]],
-                    "keeps": [k or "" for k in part["keeps"]] if "keeps" in part else [],
+                    "keeps": [text_of(k) for k in part["keeps"]] if "keeps" in part else [],
                     # of samples whose picture this cell's method has shrunk, by their number
                     **({"seen": own} if own else {}),
                     # what a method notes of layers, as a layer that it chose

@@ -23,6 +23,7 @@ from harness.core.errors import PrunebenchError, unknown
 from harness.core.shown import printable
 from harness.core.spelling import command, given
 from harness.report import views
+from harness.report.embedded import text_of
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from harness.tables.sections import budget_order
@@ -174,7 +175,7 @@ def shown(name: str, sealed: SealedCell, row: Mapping[Any, Any], was: bool | Non
         _notes(row),
         n_visual,
         views.raster_of(sealed, str(row["image"]), n_visual),
-        _changes(keeps.decode(row["keeps"] or "", n_visual)) if "keeps" in row else (),
+        _changes(keeps.decode(text_of(row["keeps"]), n_visual)) if "keeps" in row else (),
     )
 
 

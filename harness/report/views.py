@@ -109,6 +109,13 @@ def _questions(sets: Mapping[str, list[SealedCell]], known: Mapping[str, SealedC
     return out
 
 
+def compared(protocol: Protocol) -> tuple[Questions, ...]:
+    """The sets of questions that compare something: those with a pruned cell. Where nothing is pruned, the primary set
+    of each task. `offered` of the page's script has the same rule."""
+    pruned = tuple(q for q in protocol.questions if any(s.cell.method != "none" for s in q.cells))
+    return pruned or tuple(q for q in protocol.questions if q.primary)
+
+
 def lines(protocol: Protocol) -> dict[str, str]:
     """Identity of each cell -> the name of its line, as in the leaderboard: the method, and what tells its settings
     apart."""
@@ -122,12 +129,17 @@ def lines(protocol: Protocol) -> dict[str, str]:
 
 
 def looks(protocol: Protocol) -> dict[str, dict[str, Any]]:
-    """The name of each line -> colour and marker of its method, as in the figures (an SVG path of size 1), and which
-    of the method's settings it is, from 0."""
+    """The name of each line -> its method; the method's colour and marker as in the figures (an SVG path of size 1);
+    and which of the method's settings it is, from 0."""
     found = {}
     for series in _series(protocol):
         colour, _ = look(series.method)
-        found[series.name] = {"colour": colour, "mark": outline(series.method), "setting": series.variant}
+        found[series.name] = {
+            "method": series.method,
+            "colour": colour,
+            "mark": outline(series.method),
+            "setting": series.variant,
+        }
     return found
 
 

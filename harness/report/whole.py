@@ -44,7 +44,7 @@ def _figure(protocol: views.Protocol, found: Mapping[str, Any]) -> dict[str, str
     """The lines that every task has at the budget with most of them, means over tasks; None where there is no such
     line."""
     named, looks = views.lines(protocol), views.looks(protocol)
-    sets = [questions for questions in protocol.questions if questions.primary]
+    sets = [questions for questions in views.compared(protocol) if questions.primary]
     lines: dict[tuple[str, str], list[SealedCell]] = {}
     for sealed in (s for questions in sets for s in questions.cells if s.cell.method != "none" and s.identity in found):
         lines.setdefault((sealed.cell.budget, named[sealed.identity]), []).append(sealed)

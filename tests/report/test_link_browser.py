@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from factories import gauntlet
+from factories import answered, gauntlet
 from report_browser import BROWSED, Browser
 
 from harness.report import page as report
@@ -28,12 +28,18 @@ return {
   points: of("#plot .point", (n) => n.dataset.point),
   explorer: ["task", "category", "right", "flip", "flip-budget", "flip-way"].map((n) => text(`ex-${n}`)),
   question: document.getElementById("ex-search").value,
+  versus: ["study", "budget", "a", "b"].map((n) => text(`vs-${n}`)), equal: ["study", "at"].map((n) => text(`eq-${n}`)),
+  agreements: ["pair", "budget", "task"].map((n) => text(`ag-${n}`)),
   panels: ["line-A", "budget-A", "line-B", "budget-B"].map((n) => text(`ex-${n}`)),
   sample: document.querySelector("#ex-list [aria-selected=true] .mono")?.textContent ?? null,
   layer: document.getElementById("ex-layer")?.value ?? null,
   section: document.querySelector("#nav [aria-current]")?.hash ?? null,
 };
 """
+
+
+#: method and budget of two cells
+PAIR = (("none", "none"), ("fastv", "64"))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +93,9 @@ def arrange(browser: Browser) -> None:
     browser.choose("#fig-x", "KV cache, MiB")
     browser.js("[...document.querySelectorAll('#legend button')].find((b) => b.textContent === 'fastv').click()")
     browser.find("#fig-pareto").click()
+    browser.choose("#vs-budget", "32")
+    browser.find("#vs-swap").click()
+    browser.choose("#eq-at", "prefill FLOPs")
     browser.choose("#ex-task", "pope (24 of 24)")
     browser.wait("return document.querySelector('#ex-list .mono')?.textContent.startsWith('pope')")
     browser.choose("#ex-line-A", "fastv")
@@ -108,7 +117,7 @@ def test_an_address_leads_back_to_everything(browser, two):
     assert then["layer"] == "3"
     assert then["section"] == "#samples"
     differs = {name for name in then if then[name] != fresh[name]}
-    assert differs == set(then) - {"model", "question"}, "each part was changed"
+    assert differs == set(then) - {"model", "question", "agreements"}, "each part was changed"
     # by name, and not by a place in a list
     for part in ("model=mini", "task=pope", "y=pope", "hide=fastv", "a=fastv", "a-budget=32", "b=none", "sample=pope"):
         assert part in fragment, part
@@ -159,7 +168,7 @@ def test_back_and_forward_undo_and_redo(browser, two):
     browser.js("document.getElementById('ex-layer').dispatchEvent(new Event('change', {bubbles: true}))")
     settle(browser)
     assert seen(browser)["layer"] == "1"
-    parts = ("x", "search", "rows", "layer", "sample", "panels", "points")
+    parts = ("x", "search", "rows", "layer", "sample", "panels", "points", "versus", "equal")
     for wanted in (third, second, first):  # five letters and three layers are one step each
         browser.driver.back()
         settle(browser)
@@ -167,6 +176,71 @@ def test_back_and_forward_undo_and_redo(browser, two):
     browser.driver.forward()
     settle(browser)
     assert seen(browser)["x"] == second["x"] == "Prefill GFLOPs"
+
+
+def test_back_undoes_the_choices_of_the_comparisons(browser, two):
+    """The page's own choice is the one of a fresh page, and not the one before the address was followed."""
+    arrive(browser, two, "")
+    steps = [seen(browser)]
+    for css, text in (("#vs-budget", "32"), ("#vs-a", "fastv"), ("#vs-b", "visipruner"), ("#eq-at", "prefill FLOPs")):
+        browser.choose(css, text)
+        settle(browser)
+        steps.append(seen(browser))
+    assert steps[0]["versus"][1:] == ["64", "visipruner", "fastv"]
+    assert steps[-1]["versus"][1:] == ["32", "fastv", "visipruner"]
+    fragment = hash_of(browser)
+    assert "versus-budget=32&versus-a=fastv&versus-b=visipruner&equal=prefill+FLOPs" in fragment
+    for wanted in reversed(steps[:-1]):
+        browser.js("history.back()")  # the browser's own button passes over entries that no touch or key made
+        for _ in range(100):  # the page follows its address when it has the time
+            now = seen(browser)
+            if (now["versus"], now["equal"]) == (wanted["versus"], wanted["equal"]):
+                break
+            settle(browser)
+        assert [now["versus"], now["equal"]] == [wanted["versus"], wanted["equal"]]
+        settle(browser)
+    assert "versus" not in hash_of(browser)
+    arrive(browser, two, fragment)
+    assert seen(browser) == steps[-1]
+
+
+def test_a_column_that_is_not_shown_is_in_no_link(browser, two):
+    arrive(browser, two, "")
+    browser.find("[data-sort=set-0]").click()
+    settle(browser)
+    assert "sort=task+gqa" in hash_of(browser)
+    browser.driver.find_elements("css selector", "#lb-tasks input")[0].click()
+    settle(browser)
+    assert "sort" not in hash_of(browser)
+    arrive(browser, two, hash_of(browser))
+    assert not browser.find("#link-note").is_displayed()
+
+
+def test_another_model_before_the_linked_samples_are_read_lacks_nothing(browser, two):
+    arrive(browser, two, "")
+    browser.js(
+        "location.hash = '#samples&model=mini&set=pope&sample=pope%2F000001&layer=2';"
+        "window.addEventListener('hashchange', () => { const s = document.getElementById('model'); s.value = '1';"
+        " s.dispatchEvent(new Event('change', {bubbles: true})); }, {once: true})"
+    )
+    browser.wait("return document.getElementById('title').textContent.endsWith('other')")
+    settle(browser)
+    assert not browser.find("#link-note").is_displayed()
+    assert "model=other" in hash_of(browser)
+
+
+def test_a_category_may_be_called_all(browser, tmp_path):
+    cells = [answered(tmp_path, m, b, [1.0] * 12, "mme", kinds=("all", "count")) for m, b in PAIR]
+    (tmp_path / "page.html").write_text(report.fitting(cells, tmp_path, 12).html)
+    arrive(browser, tmp_path / "page.html", "")
+    browser.choose("#ex-category", "count")
+    browser.js("const s = document.getElementById('ex-category'); s.value = '0'; s.dispatchEvent(new Event('change'))")
+    browser.js("document.querySelector('#ex-list li').click()")
+    settle(browser)
+    assert "category=all" in hash_of(browser)
+    assert len(browser.texts("#ex-list .mono")) == 6
+    arrive(browser, tmp_path / "page.html", hash_of(browser))
+    assert len(browser.texts("#ex-list .mono")) == 6
 
 
 def test_names_that_the_page_lacks_are_said(browser, two):

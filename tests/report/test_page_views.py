@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.core.errors import PrunebenchError
+from harness.core.metric import Metric
 from harness.report import page as report
 from harness.report import studies, views
 from harness.report.masks import MaskPacker
@@ -248,6 +250,67 @@ def test_without_a_pair_there_is_no_chunk_of_pairs(tmp_path: Path) -> None:
     (model,) = meta_of(html)["models"]
     assert [(s["budgets"], s.get("chunk")) for s in model["studies"]] == [([], None)]
     assert html.count('id="chunk-') == 1
+
+
+@pytest.fixture
+def ghost(tmp_path: Path) -> tuple[Path, report.Page]:
+    """Three methods on POPE, of GQA the unpruned cell alone, and POPE's first questions once more."""
+    gauntlet(tmp_path, ("fastv", "visipruner"), (64, 32), ("pope",), 24)
+    drawn(tmp_path, "none", "none", "gqa", 24)
+    return tmp_path, report.fitting(Store(tmp_path).cells(), tmp_path, 4)
+
+
+def test_a_task_without_a_pruned_cell_lacks_nothing(ghost: tuple[Path, report.Page]) -> None:
+    _, page = ghost
+    (model,) = meta_of(page.html)["models"]
+    assert model["missing"] == []
+    assert not any("missing" in note for note in page.notes)
+    assert {s["task"]: s["shown"] for s in model["sets"]} == {"gqa": 0, "pope": 4}
+
+
+def test_nothing_pruned_shows_the_main_set_of_each_task(tmp_path: Path) -> None:
+    for task, n in (("pope", 12), ("pope", 6), ("gqa", 6)):
+        drawn(tmp_path, "none", "none", task, n)
+    (protocol,) = views.protocols(Store(tmp_path).cells())
+    assert sorted(q.label for q in views.compared(protocol)) == ["gqa", "pope"]
+
+
+def test_texts_that_a_table_lacks_are_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pandas reads a null of a column of texts as NaN, which JSON does not know."""
+    monkeypatch.setattr(views.Pictures, "square", plain)
+    read = SealedCell.samples
+
+    def lacking(self: SealedCell) -> pd.DataFrame:
+        frame = read(self)
+        for name in ("category", "question", "target", "answer", "keeps"):
+            frame[name] = frame[name].astype(object) if name in frame else ""
+            frame.loc[frame.index[0], name] = math.nan
+        return frame
+
+    monkeypatch.setattr(SealedCell, "samples", lacking)
+    cells = [answered(tmp_path, m, b, [1.0] * 6) for m, b in (("none", "none"), ("fastv", "64"))]
+    (model,) = meta_of(html := report.fitting(cells, tmp_path, 6).html)["models"]
+    data = chunk_of(html, model["sets"][0]["chunk"])
+    assert [data["samples"][0][name] for name in ("category", "question", "target")] == [""] * 3
+    assert [cell["answer"][0] for cell in data["cells"]] == [cell["keeps"][0] for cell in data["cells"]] == [""] * 2
+
+
+def test_flips_are_of_answers_with_a_score(tmp_path: Path) -> None:
+    corpus = Metric("cider", "corpus")
+    pairs = (("none", "none"), ("fastv", "64"))
+    cells = [answered(tmp_path, m, b, [None] * 6, "cap", metric=corpus, value=0.5) for m, b in pairs]
+    cells += [answered(tmp_path, m, b, [1.0, 0.0] * 3, "pope") for m, b in pairs]
+    (model,) = meta_of(report.fitting(cells, tmp_path, 0).html)["models"]
+    told = {(model["sets"][c["set"]]["task"], c["unpruned"]): c.get("lost") for c in model["cells"]}
+    assert told == {("cap", True): None, ("cap", False): None, ("pope", True): 0, ("pope", False): 0}
+
+
+def test_a_page_without_samples_names_the_command_of_this_very_page(tmp_path: Path) -> None:
+    gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 6)
+    out = tmp_path / "a page.html"
+    report.write(tmp_path, out, 0, "mini", say=lambda _: None)
+    made = meta_of(out.read_text())["make_samples"]
+    assert shlex.split(made) == ["make", "report", f"RESULTS={tmp_path}", f"OUT={out}", "DATA=mini", "SAMPLES=100"]
 
 
 # kept tokens

@@ -6,19 +6,21 @@ Needs what tests/report/test_browser.py needs, and is skipped like it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
 import bigpage
 import pytest
-from factories import answered
+from factories import answered, drawn, gauntlet
 from report_browser import BROWSED, Browser
 from test_browser import CONTRAST, REFERENCE
 from test_page_views import SHAPE, chunk_of, meta_of, pairs_of, plain
 
+from harness.core.metric import Metric
 from harness.report import page as report
 from harness.report import views
+from harness.store.sealed import SealedCell
 from harness.store.store import Store
 from harness.tables.compare import AVERAGE
 
@@ -231,6 +233,98 @@ def test_requests_are_means_over_seeds_then_tasks(chromium: Browser, tmp_path: P
         if name.startswith("random"):
             assert max(map(len, by_task)) > min(map(len, by_task))
     assert {name.split(" ")[0] for name in rows} == {"fastv", "random"}
+    assert chromium.errors() == []
+
+
+def test_an_address_undoes_the_choices_of_several_models(page: Browser) -> None:
+    texts = "return [...document.querySelectorAll('#ag-controls select, #eq-at')].map((s) => s.selectedOptions[0].text)"
+    own = page.js(texts)
+    page.driver.execute_async_script("setTimeout(arguments[0], 1000)")  # what comes before is no entry of the history
+    page.choose("#ag-task", "pope")
+    page.wait("return location.hash.includes('agreements-task=pope')")
+    page.choose("#model", "mini-qwen")
+    page.wait("return location.hash.includes('model=mini-qwen')")
+    assert "agreements-task=pope" in page.js("return location.hash"), "the choice is of no model"
+    page.js("location.hash = '#leaderboard'")  # as Back does, and without the entries of other tests
+    page.wait("return document.getElementById('ag-task').selectedOptions[0].text !== 'pope'")
+    assert page.js(texts) == own
+
+
+def written(path: Path, cells: Sequence[SealedCell], samples: int) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(views.Pictures, "square", plain)
+        (path / "page.html").write_text(report.fitting(cells, path, samples).html)
+    return path / "page.html"
+
+
+def test_a_point_of_the_average_opens_a_task_that_has_it(chromium: Browser, tmp_path: Path) -> None:
+    gauntlet(tmp_path, ("fastv", "visipruner"), (64,), ("gqa", "pope"), 24)
+    gauntlet(tmp_path, ("fastv",), (64,), ("pope",), 12)
+    chromium.open(written(tmp_path, Store(tmp_path).cells(), 4))
+    chromium.choose("#ex-task", "pope (12 questions) (4 of 12)")
+    chromium.wait("return document.querySelectorAll('#ex-line-A option').length === 2")
+    point = chromium.find("[data-point='visipruner@64']")
+    chromium.js("arguments[0].dispatchEvent(new Event('click', {bubbles: true}))", point)
+    chromium.wait("return document.getElementById('ex-line-A')?.selectedOptions[0].text === 'visipruner'")
+    chromium.wait("return location.hash.includes('a=visipruner')")
+    assert chromium.errors() == []
+
+
+def test_a_task_of_the_unpruned_model_alone_is_not_compared(chromium: Browser, tmp_path: Path) -> None:
+    gauntlet(tmp_path, ("fastv", "visipruner"), (64, 32), ("pope",), 24)
+    drawn(tmp_path, "none", "none", "gqa", 24)
+    chromium.open(written(tmp_path, Store(tmp_path).cells(), 4))
+    chromium.wait("return document.querySelector('#vs-table')")
+    (lead,) = chromium.texts("#lead")
+    assert lead.startswith("6 measured cells: 2 methods on pope (24 questions on ")
+    assert "gqa" not in lead
+    assert chromium.texts("#gaps") == [""]
+    assert [row[0].split(" ")[0] for row in table(chromium, "#vs-table")] == ["pope", "Avg"]
+    for section in ("#vs-body", "#eq-body"):
+        assert "only the unpruned model answered gqa" in chromium.texts(section)[0]
+    assert chromium.errors() == []
+
+
+def test_equal_kept_tokens_are_budgets_of_kept_tokens(chromium: Browser, tmp_path: Path) -> None:
+    budgets = ("64", "64avg", "0.35flops", "0.25kept", "native")
+    cells = [answered(tmp_path, "none", "none", [1.0] * 24)]
+    cells += [answered(tmp_path, m, b, [1.0] * 24) for m in ("fastv", "dart") for b in budgets]
+    chromium.open(written(tmp_path, cells, 0), samples=False)
+    assert sorted(chromium.texts("#eq-table thead th")[1:]) == ["0.25kept", "64"]
+    assert chromium.errors() == []
+
+
+def test_fewer_errors_are_on_the_front(chromium: Browser, tmp_path: Path) -> None:
+    errors = Metric("distance", higher_is_better=False)
+    share = {("none", "none"): 0.1, ("fastv", "64"): 0.3, ("dart", "128"): 0.6}
+    cells = [
+        answered(tmp_path, m, b, [float(i < 20 * bad) for i in range(20)], "errors", metric=errors)
+        for (m, b), bad in share.items()
+    ]
+    chromium.open(written(tmp_path, cells, 0), samples=False)
+    points = chromium.js(
+        "return Object.fromEntries([...document.querySelectorAll('#plot .point')].map((p) => [p.dataset.point,"
+        " p.getAttribute('aria-label').includes('on the Pareto front')]))"
+    )
+    assert points == {"none@none": True, "fastv@64": True, "dart@128": False}
+    chromium.js("document.querySelectorAll('#legend button:not([hidden])').forEach((b) => b.click())")
+    assert chromium.js("return document.getElementById('fig-png').disabled"), "nothing is drawn"
+    assert chromium.errors() == []
+
+
+def test_answers_without_a_score_are_neither_right_nor_wrong(chromium: Browser, tmp_path: Path) -> None:
+    corpus = Metric("cider", "corpus")
+    pairs = (("none", "none"), ("fastv", "64"), ("dart", "64"))
+    cells = [answered(tmp_path, m, b, [None] * 24, "cap", metric=corpus, value=0.5) for m, b in pairs]
+    chromium.open(written(tmp_path, cells, 6))
+    assert len(chromium.texts("#ex-list .mono")) == 6
+    said = " ".join(chromium.texts("#samples"))
+    assert "✗" not in said
+    assert "✓" not in said
+    assert "wrong," not in " ".join(chromium.texts("#ex-list .heard"))
+    assert chromium.texts(".matrix button") == ["–", "–"]
+    assert not any(chromium.find(css).is_displayed() for css in ("#ex-right", "#ex-flip", "#ex-flip-way"))
+    assert "lost" not in chromium.texts("#ex-count")[0]
     assert chromium.errors() == []
 
 

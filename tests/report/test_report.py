@@ -245,8 +245,7 @@ def test_no_unpruned_cell_is_said_with_the_command_that_makes_it(tmp_path):
 
 
 def test_rows_with_missing_tasks_are_said_with_the_command(tmp_path):
-    for task in ("mme", "pope"):
-        drawn(tmp_path, "none", "none", task, 6)
+    gauntlet(tmp_path, ("visipruner",), (64,), ("mme", "pope"), 6)
     drawn(tmp_path, "fastv", "64", "pope", 6, request={"knobs": {"boundary": "3", "keep": "4"}})
     page = build(tmp_path)
     (missing,) = meta(page)["models"][0]["missing"]

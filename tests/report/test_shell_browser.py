@@ -230,7 +230,7 @@ def test_leaderboard_is_saved_as_it_is_shown(page, tmp_path):
     page.find("[data-sort=pct_flops]").click()
     page.driver.find_elements("css selector", "#lb-tasks input")[0].click()
     page.find("#lb-csv").click()
-    rows = list(csv.DictReader(io.StringIO(page.saved(tmp_path, ".csv").read_text(encoding="utf-8"))))
+    rows = list(csv.DictReader(io.StringIO(page.saved(tmp_path, ".csv").read_text(encoding="utf-8-sig"))))
     assert [row["Budget"] for row in rows] == page.texts("#lb tbody td:nth-child(2)") == ["192", "128", "64", "32"]
     shown = page.js("return [...document.querySelectorAll('#lb tbody tr')].map((r) => r.cells[3].firstChild.data)")
     name = next(name for name in rows[0] if name.startswith("pope (pope accuracy, %"))
@@ -248,7 +248,7 @@ def test_a_saved_table_computes_nothing(chromium, tmp_path):
     chromium.open(tmp_path / "report" / "index.html")
     chromium.downloads(tmp_path)
     chromium.find("#lb-csv").click()
-    text = chromium.saved(tmp_path, ".csv").read_text(encoding="utf-8")
+    text = chromium.saved(tmp_path, ".csv").read_text(encoding="utf-8-sig")
     assert [row["Method"] for row in csv.DictReader(io.StringIO(text))] == ["none", f"'{method}"]
     assert chromium.errors() == []
 
@@ -323,7 +323,7 @@ def test_a_task_without_embedded_samples_says_so(chromium, tmp_path):
     chromium.wait("return document.getElementById('ex-count').textContent")
     assert chromium.texts("#ex-task option") == ["pope (none in this report)"]
     assert "holds no samples of pope" in chromium.texts("#ex-count")[0]
-    assert "prunebench report --samples 100" in chromium.texts("#ex-detail")[0]
+    assert f"make report RESULTS={tmp_path} SAMPLES=100" in chromium.texts("#ex-detail")[0]
     assert not chromium.find("#ex-list").is_displayed()
     assert not chromium.find("#ex-search").is_displayed()
     assert chromium.errors() == []

@@ -124,5 +124,6 @@ function saveLeaderboard() {
     return text === DASH ? "" : col.num ? text.replace(/(?<=\d),(?=\d{3})/g, "") : text;
   };
   const body = rows.map((row) => cols.flatMap((col) => [field(col, row), ...beside(col).map(([part]) => col[part](row))]));
-  save(new Blob([csv([head, ...body])], { type: "text/csv;charset=utf-8" }), `${fileName(model.label, "leaderboard")}.csv`);
+  // spreadsheets take a file without the mark at its beginning for no UTF-8, and break ≈ and ±
+  save(new Blob(["\ufeff", csv([head, ...body])], { type: "text/csv;charset=utf-8" }), `${fileName(model.label, "leaderboard")}.csv`);
 }

@@ -38,11 +38,16 @@ let view = [];  // indices of the samples that pass the filters
 const own = (cell) => data.cells[cell.index - data.first_cell];
 // tokens and grid of sample i as the cell's model saw it: a method may have shrunk the picture
 const seenBy = (cell, i) => own(cell).seen?.[i] ?? data.samples[i];
-const right = (cell, i) => own(cell).score[i] >= META.right;
+// a metric of all answers together gives no sample a score of its own: then none is right, and none wrong
+const scored = (cell, i) => own(cell).score[i] !== null;
+const right = (cell, i) => scored(cell, i) && own(cell).score[i] >= META.right;
+const wrong = (cell, i) => scored(cell, i) && !right(cell, i);
+const scoredAtAll = () => !data.samples.length || data.cells.some((c) => c.score.some((s) => s !== null));
+const apart = (a, b, i) => scored(a, i) && scored(b, i) && right(a, i) !== right(b, i);
 const baseline = () => model.cells.find((c) => c.set === state.ex.set && c.unpruned);
 function flip(cell, i) {
   const base = baseline();
-  if (!base || cell === base || own(cell).score[i] === null || right(cell, i) === right(base, i)) return "";
+  if (!base || cell === base || !apart(cell, base, i)) return "";
   return right(cell, i) ? "gained" : "lost";
 }
 const FLIPS = { lost: "right → wrong", gained: "wrong → right" };
@@ -60,9 +65,10 @@ async function setUpExplorer(from = null) {
   let found;
   try { found = await chunk(set.chunk); } catch (error) {
     $("ex-count").textContent = `The samples could not be unpacked (${error.message}): this browser lacks DecompressionStream; use one from 2023 or later.`;
-    return;
+    if (from) passSample(from);
+    return model.sets[state.ex.set] === wanted;
   }
-  if (model.sets[state.ex.set] !== wanted) return;  // another task was chosen meanwhile
+  if (model.sets[state.ex.set] !== wanted) return false;  // another task was chosen meanwhile
   data = found;
   Object.assign(state.ex, { sample: 0, pinned: false, held: false, category: "", right: "", flip: "", flipBudget: "", flipWay: "", search: "" });
   $("ex-search").value = "";
@@ -76,17 +82,19 @@ async function setUpExplorer(from = null) {
   const categories = uniq(data.samples.map((s) => s.category)).sort();
   options($("ex-category"), [["", "all"], ...categories.map((c, i) => [i, c || "(none)"])], "");
   $("ex-category").disabled = categories.length < 2;
-  options($("ex-right"), [["", "all"], ["base-right", "unpruned right"], ["base-wrong", "unpruned wrong"], ["a-right", "A right"], ["a-wrong", "A wrong"],
-    ["b-right", "B right"], ["b-wrong", "B wrong"], ["differ", "A and B differ"]], "");
+  const judged = scoredAtAll();
+  options($("ex-right"), [["", "all"], ...(judged ? [["base-right", "unpruned right"], ["base-wrong", "unpruned wrong"], ["a-right", "A right"], ["a-wrong", "A wrong"],
+    ["b-right", "B right"], ["b-wrong", "B wrong"], ["differ", "A and B differ"]] : [])], "");
   const hereLines = uniq(here.filter((c) => !c.unpruned).map((c) => c.line)).sort((a, b) => a - b);
   const hereBudgets = uniq(here.filter((c) => !c.unpruned).map((c) => c.budget)).sort((a, b) => a - b);
-  options($("ex-flip"), [["", "(not filtered)"], ["any", "any method"], ...hereLines.map((l) => [l, model.lines[l]])], "");
+  options($("ex-flip"), [["", "(not filtered)"], ...(judged ? [["any", "any method"], ...hereLines.map((l) => [l, model.lines[l]])] : [])], "");
   options($("ex-flip-budget"), [["", "any"], ...hereBudgets.map((b) => [b, model.budgets[b]])], "");
   options($("ex-flip-way"), [["", "either way"], ["lost", FLIPS.lost], ["gained", FLIPS.gained]], "");
   for (const id of ["ex-flip", "ex-flip-budget", "ex-flip-way"]) $(id).disabled = !baseline();
   if (from) readSample(from);
   showExplorer();
   remember(SAME);
+  return true;
 }
 // budgets that the chosen method was not measured at are not offered
 function offerFlipBudgets() {
@@ -104,10 +112,10 @@ function passes(i) {
   if (ex.right) {
     const [who, what] = ex.right.split("-");
     const a = inPanel(0), b = inPanel(1);
-    if (who === "differ") { if (right(a, i) === right(b, i)) return false; }
+    if (who === "differ") { if (!apart(a, b, i)) return false; }
     else {
       const cell = who === "base" ? base : who === "a" ? a : b;
-      if (!cell || right(cell, i) !== (what === "right")) return false;
+      if (!cell || !(what === "right" ? right : wrong)(cell, i)) return false;
     }
   }
   if (ex.flip !== "") {
@@ -124,7 +132,8 @@ function showExplorer() {
   view = data.samples.map((_, i) => i).filter(passes);
   const bare = !data.samples.length;
   $("explorer").classList.toggle("bare", bare);
-  for (const id of ["ex-category", "ex-right", "ex-flip", "ex-flip-budget", "ex-flip-way", "ex-search"]) $(id).closest(".control").hidden = bare;
+  const judged = scoredAtAll(), judging = ["ex-right", "ex-flip", "ex-flip-budget", "ex-flip-way"];
+  for (const id of ["ex-category", "ex-search", ...judging]) $(id).closest(".control").hidden = bare || (!judged && judging.includes(id));
   // a sample that the reader chose stays while the filters let it pass; otherwise the first one at which the panels differ
   if (!state.ex.pinned || !view.includes(state.ex.sample)) Object.assign(state.ex, { pinned: false, sample: telling() });
   const set = model.sets[state.ex.set];
@@ -132,17 +141,19 @@ function showExplorer() {
   const tell = (c) => `${model.lines[c.line]}${c.unpruned ? "" : ` at ${model.budgets[c.budget]}`}: ${c.lost} lost, ${c.gained} gained`;
   $("ex-count").textContent = bare ? `This report holds no samples of ${set.label}: its ${set.n} questions are in the results, and not in this file.`
     : `${view.length} of ${data.samples.length} samples${set.shown < set.n ? ` (spread evenly over ${set.n})` : ""}. `
-      + `Marks: ∅ unpruned, A and B the panels; ✓ is a score of at least ${META.right}. `
-      + (!base ? "No unpruned cell, so no flips."
-        : `Against the unpruned model, over all ${set.n}: ${uniq([a, b]).filter((c) => !c.unpruned).map(tell).join("; ")}.`);
-  const sign = (cell, i) => make("span", { class: right(cell, i) ? "ok" : "no" }, right(cell, i) ? "✓" : "✗");
+      + (!judged ? "The metric scores all answers together: no sample is right or wrong by itself."
+        : `Marks: ∅ unpruned, A and B the panels; ✓ is a score of at least ${META.right}. `)
+      + (!judged ? "" : !base ? "No unpruned cell, so no flips."
+        : `Against the unpruned model, over all ${set.n}: ${uniq([a, b]).filter((c) => c.lost !== undefined && !c.unpruned).map(tell).join("; ")}.`);
+  const sign = (cell, i) => (scored(cell, i) ? make("span", { class: right(cell, i) ? "ok" : "no" }, right(cell, i) ? "✓" : "✗") : DASH);
+  const word = (cell, i) => (right(cell, i) ? "right" : wrong(cell, i) ? "wrong" : "not scored");
   $("ex-list").replaceChildren(...view.map((i) => {
     const s = data.samples[i];
     const said = [...(base ? [["∅", "unpruned", base]] : []), ["A", "A", a], ["B", "B", b]];
     return make("li", { role: "option", id: `option-${i}`, "data-i": i, "aria-selected": String(i === state.ex.sample) },
       make("span", { class: "row" }, make("span", { class: "mono" }, s.key),
         make("span", { "aria-hidden": "true" }, ...said.flatMap(([letter, , c], n) => [n ? " " : "", letter, sign(c, i)]))), " ",
-      make("span", { class: "heard" }, said.map(([, who, c]) => `${who} ${right(c, i) ? "right" : "wrong"}`).join(", "), ": "),
+      make("span", { class: "heard" }, said.map(([, who, c]) => `${who} ${word(c, i)}`).join(", "), ": "),
       make("span", { class: "q" }, s.question));
   }));
   if (!view.length && !bare) $("ex-list").replaceChildren(make("li", { role: "option", "aria-disabled": "true" }, "No sample fits these filters."));
@@ -162,7 +173,7 @@ const lastKept = (cell, i) => stages(own(cell).keeps[i] ?? "", seenBy(cell, i).n
 function telling() {
   const a = inPanel(0), b = inPanel(1);
   const kept = (cell, i) => { const last = lastKept(cell, i); return last && `${last.added} ${last.mask}`; };
-  return view.find((i) => right(a, i) !== right(b, i)) ?? view.find((i) => kept(a, i) !== kept(b, i)) ?? view[0] ?? -1;
+  return view.find((i) => apart(a, b, i)) ?? view.find((i) => kept(a, i) !== kept(b, i)) ?? view[0] ?? -1;
 }
 // the layer of the last change of either panel's tokens that leaves some: all is there to compare
 const lastChange = (i) => Math.max(0, ...[0, 1].map((which) => lastKept(inPanel(which), i)?.layer ?? 0));
@@ -185,7 +196,7 @@ function showSample() {
   const i = state.ex.sample, detail = $("ex-detail");
   $("ex-list").setAttribute("aria-activedescendant", i >= 0 ? `option-${i}` : "");
   if (i < 0) {
-    detail.replaceChildren(...(data.samples.length ? [] : [make("p", {}, "This command embeds up to 100 samples of each task:"), command("prunebench report --samples 100", "the command that embeds samples")]));
+    detail.replaceChildren(...(data.samples.length ? [] : [make("p", {}, "This command embeds up to 100 samples of each task:"), command(META.make_samples, "the command that embeds samples")]));
     return;
   }
   const s = data.samples[i], base = baseline(), depth = depthOf();
@@ -198,8 +209,8 @@ function showSample() {
     const changes = uniq([0, 1].flatMap((w) => stages((own(inPanel(w)).keeps[i] ?? ""), seenBy(inPanel(w), i).n_visual).map((t) => t.layer))).sort((a, b) => a - b);
     return direction > 0 ? changes.find((l) => l > state.ex.layer) : changes.filter((l) => l < state.ex.layer).at(-1);
   };
-  const go = (direction) => { const to = jump(direction); if (to !== undefined) setLayer(to); };
-  const last = () => { state.ex.held = false; state.ex.layer = lastChange(i); range.value = String(state.ex.layer); paint(); };
+  const go = (direction) => { const to = data ? jump(direction) : undefined; if (to !== undefined) setLayer(to); };
+  const last = () => { if (!data) return; state.ex.held = false; state.ex.layer = lastChange(i); range.value = String(state.ex.layer); paint(); };
   detail.replaceChildren(
     make("p", { class: "question", id: "ex-question" }, s.question),
     make("dl", { class: "facts" },
@@ -218,7 +229,7 @@ function showSample() {
     ...matrix(i));
   paint();
 }
-const mark = (cell, i) => own(cell).score[i] === null ? make("span", { class: "muted" }, "not scored by itself") : make("span", { class: right(cell, i) ? "ok" : "no" }, right(cell, i) ? "✓ right" : "✗ wrong");
+const mark = (cell, i) => !scored(cell, i) ? make("span", { class: "muted" }, "not scored by itself") : make("span", { class: right(cell, i) ? "ok" : "no" }, right(cell, i) ? "✓ right" : "✗ wrong");
 
 function panel(which) {
   const i = state.ex.sample, cell = inPanel(which), p = state.ex.panels[which], letter = "AB"[which];
@@ -249,7 +260,7 @@ function panel(which) {
     make("div", { class: "controls" }, make("h3", { "aria-hidden": "true" }, letter), ...controls),
     make("p", { class: "answer" }, `“${mine.answer[i]}” `, mark(cell, i),
       flipped ? make("span", { class: `badge ${flipped}` }, `flipped: ${FLIPS[flipped]}`) : "",
-      score > 0 && score < 1 ? make("span", { class: "muted" }, ` score ${score.toFixed(2)}`) : ""),
+      !set.lower && score > 0 && score < 1 ? make("span", { class: "muted" }, ` score ${score.toFixed(2)}`) : ""),
     seen ? make("canvas", { id: `ex-canvas-${letter}`, role: "img", width: 672, height: 672 })
       : make("div", { class: "none" }, `The image is not in this report: ${set.no_image}`),
     make("p", { class: "kept-line muted" }, make("span", { id: `ex-kept-${letter}`, "aria-live": "polite" }), notes.length ? `. ${notes.join(", ")}.` : ""),
@@ -338,17 +349,19 @@ function matrix(i) {
   const shown = inPanel(1);
   const button = (line, budget, cells) => {
     const good = cells.filter((c) => right(c, i)).length, flips = uniq(cells.map((c) => flip(c, i)).filter(Boolean));
-    const text = cells.length === 1 ? (good ? "✓" : "✗") : `${good}/${cells.length}`;
+    const judged = cells.filter((c) => scored(c, i)).length;
+    const text = !judged ? DASH : cells.length === 1 ? (good ? "✓" : "✗") : `${good}/${judged}`;
+    const said = !judged ? "not scored by itself" : cells.length === 1 ? (good ? "right" : "wrong") : `${text} seeds right`;
     const answer = uniq(cells.map((c) => own(c).answer[i])).join(" | ");
     return make("button", { type: "button", class: flips[0] ?? null, title: answer, "data-cell": `${line}@${budget}`, "aria-pressed": String(cells.includes(shown)),
-      "aria-label": [`${model.lines[line]} at ${model.budgets[budget]}: ${cells.length === 1 ? (good ? "right" : "wrong") : `${text} seeds right`}`,
+      "aria-label": [`${model.lines[line]} at ${model.budgets[budget]}: ${said}`,
         ...flips.map((f) => `flipped ${FLIPS[f]}`), `answer ${answer}`, "show in panel B"].join(", "),
       onclick: () => {
         state.ex.panels[1] = { line, budget, seed: cells[0].seed };
         state.ex.pinned = true;  // the reader asks for another method on this very sample
         showExplorer();
         $("ex-detail").querySelector(`[data-cell="${line}@${budget}"]`)?.focus({ preventScroll: true });
-      } }, make("span", { class: cells.length > 1 ? null : good ? "ok" : "no" }, text));
+      } }, make("span", { class: cells.length > 1 || !judged ? null : good ? "ok" : "no" }, text));
   };
   const cell = (line, budget) => {
     const cells = cellsOf(line, budget, state.ex.set);
@@ -361,7 +374,7 @@ function matrix(i) {
   grid(table);
   oneStop(table, "[aria-pressed='true']");
   return [
-    make("h3", { id: "matrix-title" }, base ? "Who flipped" : "Who is right"),
-    make("p", { class: "muted" }, `${base ? "A filled cell differs from the unpruned answer in being right. " : ""}Choose a cell to see it in panel B. Arrow keys move between the cells.`),
+    make("h3", { id: "matrix-title" }, !scoredAtAll() ? "All answers" : base ? "Who flipped" : "Who is right"),
+    make("p", { class: "muted" }, `${base && scoredAtAll() ? "A filled cell differs from the unpruned answer in being right. " : ""}Choose a cell to see it in panel B. Arrow keys move between the cells.`),
     make("div", { class: "scroll" }, table)];
 }

@@ -44,7 +44,7 @@ function points() {
       const sd = inUnit(set, spread(groups[0].map((c) => c.score)));
       [low, high, kind] = [y - sd, y + sd, `±1 sd of ${groups[0].length} seeds`];
     } else if (!average && groups[0][0].low !== null) [low, high, kind] = [inUnit(set, groups[0][0].low), inUnit(set, groups[0][0].high), "95 % interval"];
-    found.push({ line, budget, x, y, low, high, kind, unpruned: isNone(line), cells: groups.flat() });
+    found.push({ line, budget, x, y, low, high, kind, unpruned: isNone(line), groups });
   }));
   return found;
 }
@@ -55,13 +55,14 @@ function ticks(low, high, n) {
   for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) out.push(Number(v.toPrecision(12)));
   return out;
 }
-function front(shown) {
-  const out = [];
-  for (const p of [...shown].sort((a, b) => a.x - b.x || b.y - a.y)) if (!out.length || p.y > out.at(-1).y) out.push(p);
+// `lower`: a lower score is better
+function front(shown, lower) {
+  const out = [], sign = lower ? -1 : 1;
+  for (const p of [...shown].sort((a, b) => a.x - b.x || sign * (b.y - a.y))) if (!out.length || sign * p.y > sign * out.at(-1).y) out.push(p);
   return out;
 }
 
-function showFigure(focus) {
+function showFigure() {
   const plot = $("plot");
   hideTip();
   const all = points(), shown = all.filter((p) => !state.hidden.has(p.line));
@@ -71,6 +72,7 @@ function showFigure(focus) {
   const average = state.y === "average";
   const set = average ? null : model.sets[Number(state.y)];
   const yTitle = average ? "Score, % of unpruned (mean over tasks)" : `${set.label}: ${set.metric} (${unitOf(set)})`;
+  $("fig-png").disabled = !shown.length;
   if (!shown.length) {
     plot.replaceChildren(make("p", { class: "muted" }, "No measured point to show: choose other methods, another task or another cost."));
     $("plot-caption").textContent = "";
@@ -103,7 +105,7 @@ function showFigure(focus) {
     draw("text", { x: 4, y: 14 }, yTitle));
   const whole = shown.find((p) => p.unpruned);
   if (whole) svg.append(draw("line", { class: "unpruned", x1: box.left, x2: box.right, y1: Y(whole.y), y2: Y(whole.y) }));
-  const best = front(shown);
+  const best = front(shown, set?.lower);
   for (const line of uniq(shown.map((p) => p.line))) {
     // budgets of one unit form a curve; native and the like stand alone
     for (const unit of ["", "avg", "flops"]) {
@@ -169,10 +171,9 @@ function showFigure(focus) {
     whole ? "Dotted: the unpruned score." : "",
     `The vertical axis starts at ${yLow > 0 ? one(yLow) : "0"}. Choose a point to see its samples below.`,
   ].filter(Boolean).join(" ");
-  if (focus) nodes[0].focus();
 }
 function describe(p, set, onFront) {
-  const c = (name) => mean(p.cells.map((cell) => cell[name]));
+  const c = (name) => mean(p.groups.map((cells) => mean(cells.map((cell) => cell[name]))));
   const unit = set ? (set.max === 1 ? " %" : set.max === null ? "" : ` of ${set.max}`) : " % of unpruned";
   return [
     `${model.lines[p.line]}${p.unpruned ? "" : ` at ${model.budgets[p.budget]}`}`,
@@ -200,8 +201,15 @@ function placeTip() {
 }
 function hideTip() { told = null; $("tip").hidden = true; }
 function toPanel(p) {
-  state.ex.panels[0] = { line: p.line, budget: p.budget, seed: 0 };
-  if (state.y !== "average" && Number(state.y) !== state.ex.set) { state.ex.set = Number(state.y); setUpExplorer(); } else showExplorer();
+  const sets = p.groups.map(([cell]) => cell.set);
+  Object.assign(state.ex.panels[0], { line: p.line, budget: p.budget, seed: p.groups[0][0].seed });
+  state.ex.touched = true;
+  // an average is of several sets: the one in view stays if it is one of them
+  if (sets.includes(state.ex.set)) showExplorer();
+  else {
+    state.ex.set = sets.find((i) => model.sets[i].shown) ?? sets[0];
+    setUpExplorer();
+  }
   hideTip();
   $("samples").scrollIntoView();
 }

@@ -57,7 +57,7 @@ function columns() {
   number("pct_flops", "Prefill", "% of unpruned FLOPs", one);
   number("kv_mib", "KV cache", "MiB", significant);
   for (const [id, head] of model.cells.some((c) => c.measured) ? [["measured", "Measured by"], ["reproduced", "Reproduced by"]] : []) {
-    found.push({ id, head, value: (r) => r[id].toLowerCase(), text: (r) => r[id] || "-" });
+    found.push({ id, head, value: (r) => r[id].toLowerCase(), text: (r) => r[id] || DASH });
   }
   found.push({ id: "command", head: "Command", still: true });
   return found;

@@ -18,7 +18,7 @@ function readAddress() {
     place: (name, names, what) => {
       const wanted = from.get(name);
       if (wanted === null) return undefined;
-      const at = names.indexOf(wanted);
+      const at = names.lastIndexOf(wanted);  // the page's own choice comes first, and a category may have its name
       if (at >= 0) return at;
       from.lacks(what, wanted);
       return undefined;
@@ -65,12 +65,19 @@ function fragment() {
   put("method", lb.search, "");
   if (lb.budget !== "") put("budget", model.budgets[Number(lb.budget)]);
   if (String([...lb.tasks]) !== String(shownSets())) for (const i of lb.tasks.size ? lb.tasks : [-1]) put("task", model.sets[i]?.label ?? "");
-  if (lb.sort) { put("sort", sortName(lb.sort)); put("order", lb.down ? "down" : "up"); }
+  if (columns().some((c) => c.id === lb.sort)) { put("sort", sortName(lb.sort)); put("order", lb.down ? "down" : "up"); }
   if (state.y !== state.own.y) put("y", state.y === "average" ? "average" : model.sets[Number(state.y)].label);
   put("x", state.x, state.own.x);
   for (const line of [...state.hidden].sort((a, b) => a - b)) put("hide", model.lines[line]);
   for (const name of ["intervals", "pareto"]) if (!$(`fig-${name}`).checked) put(name, "off");
-  for (const [id, [name]] of linkedSelects()) put(name, choiceOf(id), $(id).dataset.own);
+  // a select offers what the ones before it in its section allow: with another choice of those, its own default is another
+  let moved = "";
+  for (const [id, [name]] of linkedSelects()) {
+    const section = id.slice(0, 2), same = choiceOf(id) === $(id).dataset.own;
+    if (same && section !== moved) continue;
+    put(name, choiceOf(id));
+    moved = section;
+  }
   if (data && (ex.touched || here === "samples")) {
     put("set", model.sets[ex.set].label);
     for (const [key, [id, name]] of Object.entries(FILTERS)) if (ex[key] !== "") put(name, $(id).selectedOptions[0]?.text);
@@ -155,6 +162,10 @@ function readPanels(from) {
     ex.touched = true;
   });
 }
+// the names that readSample reads, where the samples cannot be unpacked: the page says that for itself
+function passSample(from) {
+  for (const name of [...Object.values(FILTERS).map(([, name]) => name), "question", "sample", "layer", "whole"]) from.get(name);
+}
 // what only the samples themselves can tell
 function readSample(from) {
   const ex = state.ex;
@@ -179,14 +190,15 @@ async function followAddress(traversed) {
   settled = false;
   const from = readAddress();
   const shown = address;
-  await chooseModel(readModel(from), from);
+  const whole = await chooseModel(readModel(from), from);
   if (shown !== address) return;  // another address was followed meanwhile
   if (META.models.length > 1) $("model").value = String(META.models.indexOf(model));
-  from.end();
+  if (whole) from.end();  // otherwise the reader has gone elsewhere before the samples were read
   // a browser that goes back or reloads has its own place on the page
   if (from.section && !(traversed && inView() === from.section)) goTo(from.section, true);
   settled = true;
   markSection();
+  if (!whole) remember(SAME);
 }
 function setUpLink() {
   $("copy-link").addEventListener("click", () => copy(location.href.split("#")[0] + fragment(), "the link to this view"));

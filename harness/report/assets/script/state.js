@@ -15,7 +15,8 @@ function offered() {
 // those that the leaderboard shows, and averages, unless the reader chooses others
 const shownSets = () => offered().filter((i) => model.sets[i].primary);
 
-// `from`: what the page's address asks for (link.js), or null for the page's own choice. Resolves when the samples are there.
+// `from`: what the page's address asks for (link.js), or null for the page's own choice. Resolves when the samples are
+// there, to whether they are still the wanted ones.
 async function chooseModel(index, from = null) {
   model = META.models[index];
   model.cells.forEach((cell, i) => { cell.index = i; });
@@ -35,10 +36,10 @@ async function chooseModel(index, from = null) {
     panels: [{ line: first, budget: middle, seed: 0 }, { line: second, budget: middle, seed: 0 }] };
   $("title").textContent = `Visual-token pruning on ${model.model}`;
   const facts = Object.entries(model.facts).map(([name, value]) => `${name} ${value}`).join(", ");
-  const n = uniq(model.cells.map((c) => c.line)).length;
+  const n = uniq(pruned.map((line) => look(line).method)).length, many = model.cells.length;
   $("lead").replaceChildren(
-    `${model.cells.length} measured cells: ${n} ${n === 1 ? "method" : "methods"} on `,
-    model.sets.filter((s) => s.primary).map((s) => `${s.label} (${s.n} questions on ${s.images} images)`).join(", "), ". ",
+    `${many} measured ${many === 1 ? "cell" : "cells"}: ${n ? `${n} ${n === 1 ? "method" : "methods"}` : "the unpruned model"} on `,
+    (shown.length ? shown : offered()).map((i) => model.sets[i]).map((s) => `${s.label} (${s.n} questions on ${s.images} images)`).join(", "), ". ",
     make("span", { class: "muted" }, facts));
   const gaps = [];
   const bare = model.sets.filter((s) => s.make_baseline);
@@ -53,14 +54,16 @@ async function chooseModel(index, from = null) {
   setUpFigure();
   setUpVersus();
   setUpEqual();
+  if (from) setUpAgreements();
   state.own = { y: state.y, x: state.x };
   setUpRequests();
-  for (const [id] of linkedSelects()) $(id).dataset.own = choiceOf(id);
+  // the choice of several models is no model's own: it stays with another model
+  for (const [id] of linkedSelects()) if (from || !id.startsWith("ag-")) $(id).dataset.own = choiceOf(id);
   if (from) readFigure(from);
   oneStop($("legend"));
   showFollowUps();
   showAnalysis();
   markSection();
   if (from) readPanels(from);
-  await setUpExplorer(from);
+  return setUpExplorer(from);
 }

@@ -24,6 +24,11 @@ function marksAt(line, budget, set) {
 function markSpan(marks) {
   return marks ? make("span", { class: "marks", title: marks.split(" ").map((m) => MARKS[m] ?? m).join("; ") }, ` ${marks}`) : null;
 }
+// LEADERBOARD.md averages all tasks of a section, and so none where a task has no pruned line
+function noAverage(study) {
+  const bare = study.averaged.filter((s) => !offered().includes(s)).map((s) => model.sets[s].label);
+  return bare.length ? make("p", { class: "muted" }, `No line has an Avg % here: the average is of all tasks, and only the unpruned model answered ${bare.join(", ")}.`) : "";
+}
 const signed = (value, digits = 1) => (value === null ? DASH : `${value < 0 ? "" : "+"}${value.toFixed(digits)}`.replace(/^-(0\.?0*)$/, "+$1"));
 const span = (low, high, show = one) => (low === null ? "" : `[${show(low)}, ${show(high)}]`);
 const caption = (text) => make("caption", { class: "muted" }, text);

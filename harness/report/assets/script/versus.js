@@ -4,6 +4,7 @@ const pairedStudies = () => model.studies.map((study, i) => [study, i]).filter((
 function setUpVersus() {
   const there = pairedStudies();
   for (const id of ["vs-controls", "vs-notes"]) $(id).hidden = !there.length;
+  for (const id of ["vs-study", "vs-budget", "vs-a", "vs-b"]) options($(id), [], "");  // nothing of what was shown before
   if (!there.length) {
     $("vs-body").replaceChildren(make("p", { class: "muted" }, "Two methods at one budget are needed to compare them; no budget here has two."));
     return;
@@ -22,14 +23,10 @@ function chooseVersusStudy() {
 function chooseVersusBudget() {
   const [, lines] = versusStudy().budgets.find(([b]) => b === Number($("vs-budget").value));
   const sorted = [...lines].sort((a, b) => a - b), wanted = state.ex.panels.map((p) => p.line);
-  const before = ["vs-a", "vs-b"].map((id, i) => ($(id).value !== "" && $(id).dataset.model === model.label ? Number($(id).value) : wanted[i]));
+  const before = ["vs-a", "vs-b"].map((id, i) => ($(id).value !== "" ? Number($(id).value) : wanted[i]));
   const first = sorted.includes(before[0]) ? before[0] : sorted[0];
   const second = sorted.includes(before[1]) && before[1] !== first ? before[1] : sorted.find((line) => line !== first);
-  [first, second].forEach((line, i) => {
-    const select = $(["vs-a", "vs-b"][i]);
-    options(select, sorted.map((l) => [l, model.lines[l]]), line);
-    select.dataset.model = model.label;
-  });
+  [first, second].forEach((line, i) => options($(["vs-a", "vs-b"][i]), sorted.map((l) => [l, model.lines[l]]), line));
   showVersus();
 }
 function swapVersus() {
@@ -78,7 +75,8 @@ async function showVersus() {
       + "`prunebench compare` compares any two."), versusCosts(study, budget, a, b));
     return;
   }
-  const rows = block.tasks.map((set, t) => {
+  const rows = block.tasks.flatMap((set, t) => {
+    if (set !== AVERAGE && !offered().includes(set)) return [];  // only the unpruned model answered it
     const c = comparisonOf(data, block, a, b, t), average = set === AVERAGE;
     const scores = [a, b].map((line) => (average ? one(rowOf(studyIndex, line, budget)?.average ?? null)
       : one(inUnit(model.sets[set], mean(cellsOf(line, budget, set).map((cell) => cell.score))))));
@@ -92,11 +90,11 @@ async function showVersus() {
       make("td", {}, average || !model.sets[set].shown ? "" : make("button", { type: "button", "aria-label": `Show the samples of ${name} on which A and B differ`,
         onclick: () => { openFlips(set, budget, a, b); } }, "show")));
   });
-  const heads = ["task", "questions", "A", "B", "A − B", "better A : B", "p", "p (Holm)", "verdict", "flips"];
+  const heads = ["task", "questions", "A", "B", "A ahead by", "better A : B", "p", "p (Holm)", "verdict", "flips"];
   const title = `A, ${names[0]}, against B, ${names[1]}, at budget ${model.budgets[budget]}`;
   body.replaceChildren(scrolling(title, make("table", { id: "vs-table" }, caption(title),
     make("thead", {}, make("tr", {}, ...heads.map((head, i) => make("th", { scope: "col", class: i && i < 8 ? "num" : null }, head)))),
-    make("tbody", {}, ...rows))), versusCosts(study, budget, a, b));
+    make("tbody", {}, ...rows))), noAverage(study), versusCosts(study, budget, a, b));
 }
 function versusCosts(study, budget, a, b) {
   const over = (line, name) => mean(study.sets.map((set) => cellsOf(line, budget, set)).filter((cells) => cells.length).map((cells) => mean(cells.map((c) => c[name]))));
