@@ -367,6 +367,7 @@ def write(
 ) -> tuple[Path, ShownSample]:
     """Write the picture of a sample and return its path; default `<results>/show/<sample>-<methods>-<budget>.png`.
 
+    `out` ends in .png, or in .jpg for half of the bytes; another ending is a PNG.
     `damaged` takes what is said of damaged cells, which are left out.
     """
     sample = find(Store(results).cells([] if damaged is None else damaged), key, methods, budget, model, data)
@@ -378,8 +379,11 @@ def write(
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a palette takes half of the bytes, and no difference is seen
-        picture(sample).quantize(96).save(path, "PNG", optimize=True)
+        drawn = picture(sample)
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            drawn.save(path, "JPEG", quality=80, optimize=True)
+        else:  # a palette takes half of the bytes, and no difference is seen
+            drawn.quantize(96).save(path, "PNG", optimize=True)
     except OSError as error:
         raise PrunebenchError(
             f"cannot write {path}: {error.strerror or error}; choose a file that you can write with --out"

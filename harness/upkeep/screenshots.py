@@ -1,6 +1,6 @@
 """The pictures in docs/images that commands make: `prunebench dev screenshots`.
 
-Regions of the report's page are photographed by a headless Chromium that selenium steers. `show.png` and the figures of
+Regions of the report's page are photographed by a headless Chromium that selenium steers. `show.jpg` and the figures of
 docs/two-models.md are drawn from the same cells, without a browser.
 """
 
@@ -83,7 +83,7 @@ def screenshots(results: Path, folder: Path) -> list[Path]:
     for name, content in shots.items():
         write_atomic(folder / name, content)
     key, methods, budget, model = SHOWN
-    shown, _ = show.write(results, key, methods, budget, model, out=folder / "show.png")
+    shown, _ = show.write(results, key, methods, budget, model, out=folder / "show.jpg")
     return [*(folder / name for name in shots), shown, *draw_two_models(results, folder)]
 
 

@@ -396,6 +396,13 @@ def test_show_writes_a_picture_and_says_what_is_in_it(small, tmp_path, capsys, m
     assert image.height >= 3 * show.SIDE, "the image and two methods"
 
 
+@pytest.mark.parametrize(("name", "kind"), [("x.png", "PNG"), ("x.jpg", "JPEG"), ("X.JPEG", "JPEG")])
+def test_the_ending_says_how_a_picture_is_written(small, tmp_path, name, kind):
+    path, _ = show.write(small, "pope/000003", ["visipruner"], "64", out=tmp_path / name)
+    with Image.open(path) as drawn:
+        assert (path.name, drawn.format) == (name, kind)
+
+
 def test_show_fades_exactly_the_dropped_patches(small):
     sample = show.find(Store(small).cells(), "pope/000003", ["fastv"], "32")
     (shown,) = sample.methods

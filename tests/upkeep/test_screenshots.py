@@ -85,7 +85,7 @@ def test_the_picture_of_the_readme_is_that_of_its_command() -> None:
         "METHOD": ",".join(methods),
         "BUDGET": budget,
         "RESULTS": "results/reference",
-        "OUT": "docs/images/show.png",
+        "OUT": "docs/images/show.jpg",
     }
 
 
@@ -130,7 +130,7 @@ class TestInABrowser:
         monkeypatch.setattr(screenshots, "photographed", lambda file: shots)
         code, out, err = run(capsys, monkeypatch, "dev", "screenshots", "--out", str(tmp_path / "new"))
         assert code == 0, err
-        drawn = ("show.png", "two-models-ranks.png", "two-models-tau.png")
+        drawn = ("show.jpg", "two-models-ranks.png", "two-models-tau.png")
         assert {file.name for file in (tmp_path / "new").iterdir()} == {*shots, *drawn}
         assert len(out.splitlines()) == 5
         for name in drawn:
