@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import run
 from published import forged, place, published, samples_with
 from test_foreign import looked, of, put
 
+from harness.proof.foreign import Checker
 from harness.proof.foreign_request import _loaded
+from harness.store.collect import collect
 from harness.store.foreign import HOLDS, REFUSED
+from harness.store.store import Store
+from harness.store.submission import FOLDER
 
 
 @pytest.fixture
@@ -144,3 +150,84 @@ def test_a_subset_is_found_by_its_size_alone() -> None:
             again = _loaded(task, "mini", len(drawn.samples), False)
             assert not isinstance(again, str)
             assert again.fingerprint == drawn.fingerprint, (task, limit)
+
+
+# ------------------------------------------------------------------------------------------ beside cells that are there
+
+
+def of_other_data(new: dict[str, Any]) -> None:
+    """Data that nobody here has: no check reads them."""
+    new["cell"]["data_fingerprint"] = "f" * 64
+    new["provenance"]["request"]["data"] = "copy"
+
+
+def of_others_data(folder: Path, change: Callable[[Any], None] | None = None) -> Path:
+    """The pruned cell of a folder alone, on data that are not here."""
+    shutil.rmtree(place(folder, "none"))
+    samples = None if change is None else samples_with(place(folder), change)
+    forged(folder, of_other_data, samples)
+    return folder
+
+
+def another_method(folder: Path) -> Path:
+    """The same as `of_others_data` of another cell."""
+
+    def native(new: dict[str, Any]) -> None:
+        new["cell"]["seed"] = new["provenance"]["request"]["seed"] = 7
+
+    forged(folder, native)
+    return folder
+
+
+@pytest.mark.parametrize("column", ["key", "image"])
+@pytest.mark.parametrize("first", [True, False], ids=["honest first", "hostile first"])
+def test_a_cell_with_other_questions_is_left_and_the_tables_are_made(
+    good: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    column: str,
+    first: bool,
+) -> None:
+    """It names the data of honest cells, which are not here to compare it with: tables of both would not be made."""
+
+    def renamed(frame: Any) -> None:
+        frame[column] = [f"z{text}" for text in frame[column]]
+
+    honest = another_method(of_others_data(good))
+    hostile = of_others_data(published(tmp_path / "mallory"), renamed)
+    assert [one.state for one in looked(hostile).cells] == [HOLDS], "alone it has no fault"
+    folders = (honest, hostile) if first else (hostile, honest)
+    root, page = tmp_path / "r", tmp_path / "page.html"
+    code, out, err = run(capsys, monkeypatch, "results", "collect", *map(str, folders), "--into", str(root))
+    assert code == 1, out
+    assert f"left out: {folders[1]}/cells/pope/" in err
+    assert "since both cells name the data ffffffffffffffff, found other keys or images" in err
+    assert len(Store(root).cells()) == 1
+    assert (root / "LEADERBOARD.md").is_file()
+    assert run(capsys, monkeypatch, "report", "--results", str(root), "--samples", "1", "--out", str(page))[0] == 0
+
+
+def test_a_second_collect_writes_the_same_bytes(good: Path, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+
+    def kept() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (root / FOLDER).iterdir()}
+
+    collect([good], root, Checker())
+    before = kept()
+    assert not any(b"equals" in text for text in before.values())
+    collect([good], root, Checker())
+    assert kept() == before
+
+
+def test_a_later_collect_that_takes_fewer_cells_forgets_none(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "r"
+    collect([good], root, Checker())
+    (record,) = (root / FOLDER).iterdir()
+    before = record.read_bytes()
+    (place(good) / "strange").touch()  # the same submission, of which one cell is refused now
+    assert collect([good], root, Checker())[0].there == 1
+    assert record.read_bytes() == before
