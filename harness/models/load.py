@@ -107,13 +107,18 @@ class Located:
         """The decoder's sizes."""
         return self.usual.decoder
 
-    def unproven(self, method: Method) -> str:
+    def unproven(self, method: Method | type[Method]) -> str:
         """The family, where the method has official code and no recorded run of it on this family is replayed; else
         ""."""
         adapter = adapter_class(self._stated)
         if method.published is None or adapter.proven is None or method.name in adapter.proven:
             return ""
-        return adapter.architectures[0]
+        return self.architecture
+
+    @property
+    def architecture(self) -> str:
+        """The model's family, as its checkpoint calls it."""
+        return adapter_class(self._stated).architectures[0]
 
     @cached_property
     def one_size(self) -> bool:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from harness.core.errors import PrunebenchError
 from harness.method import registered, source_of
-from harness.models.config import known_models, model_config
-from harness.proof.recomputed import again
+from harness.models.config import known_models
+from harness.proof.foreign_request import NotHereError, data_of, knobs_unlike, misstated
+from harness.proof.recomputed import again, located_here
 from harness.store.sealed import SealedCell
-from tasks.choice import is_ours
-from tasks.sources import EMBEDDED
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from harness.models.load import Located
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,95}")
 #: the name of a folder, without a path
@@ -78,9 +80,9 @@ class Checker:
         if asked.device != own.device_type or asked.task != own.task:
             found = (asked.task, asked.device)
             wrong.append(f"its request asks for task and device {found}, and it is {(own.task, own.device_type)}")
-        if asked.model in known_models() and model_config(asked.model).name != own.model:
-            wrong.append(f"its request asks the model {asked.model!r}, and it is {own.model!r}")
-        return [*wrong, *_wrong_knobs(cell)][:5]
+        wrong += _wrong_knobs(cell)
+        # what compares values takes words that are plain names
+        return (wrong or misstated(cell))[:5]
 
     def __call__(self, cell: SealedCell, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         """What is wrong, and what could not be computed: what was asked for is known to be plain names by now."""
@@ -90,28 +92,37 @@ class Checker:
                 self._trial(cell)
             except Exception as error:  # whatever a table cannot take of somebody else's words
                 return [f"no table can be made of it ({type(error).__name__}: {error})"], []
-        why = self._no_data(cell)
-        if why:
-            closed["data"] = why
+        task = located = None
+        try:
+            task, wrong = data_of(cell, self._data)
+            if wrong:
+                return wrong, []
+        except NotHereError as error:
+            closed["data"] = str(error)
         if asked.model not in known_models():
             closed["model"] = f"{asked.model} has no config here"
-        if self._data is not None and not why:
-            request = {**cell.provenance["request"], "data": self._data}
-            cell = replace(cell, provenance={**cell.provenance, "request": request})
-        wrong, left = again(cell, frame, closed)
+        else:
+            # why it is not at hand is said with the costs, which look for it again
+            with suppress(PrunebenchError):
+                located = located_here(asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
+        wrong, left = again(cell, frame, closed, task)
+        try:
+            wrong += knobs_unlike(cell, located, task)
+        except NotHereError as error:
+            left.append(f"knobs of its budget not computed: {error}")
+        if located is None:
+            left.append("unproven not computed, model not at hand")
+        else:
+            wrong += _unproven(cell, located)
         return wrong, [*left, *_unrecorded(frame)]
 
-    def _no_data(self, cell: SealedCell) -> str:
-        asked = cell.asked
-        if not is_ours(asked.task):
-            return "a task of lmms-eval without a specification here"
-        if asked.judge:
-            return "a service scored its answers"
-        if asked.model not in known_models():
-            return f"how many questions {asked.model} is asked has no config here"
-        if self._data is None and asked.data not in (None, *EMBEDDED):
-            return f"they are in {asked.data!r} of who measured"
-        return ""
+
+def _unproven(cell: SealedCell, located: Located) -> list[str]:
+    """A note about recorded runs of the method that is not the one of here. A run may have been recorded since."""
+    found, told = located.unproven(registered()[cell.cell.method]), cell.unproven
+    if told in (found, located.architecture):
+        return []
+    return [f"its provenance has unproven {told[:80]!r}, expected {found!r}"]
 
 
 def _wrong_knobs(cell: SealedCell) -> list[str]:

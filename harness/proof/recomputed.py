@@ -46,19 +46,23 @@ _FROM_TURNS = ("turn_flops", "turn_decode_flops", "turn_lm_head_flops", "turn_kv
 
 
 def again(
-    cell: SealedCell, frame: pd.DataFrame, closed: Mapping[str, str] = MappingProxyType({})
+    cell: SealedCell,
+    frame: pd.DataFrame,
+    closed: Mapping[str, str] = MappingProxyType({}),
+    task: LoadedTask | None = None,
 ) -> tuple[list[str], list[str]]:
     """What a cell states that its answers do not bear out, and what could not be computed.
 
-    `closed`: why the "data" or the "model" that the cell names are not looked for.
+    `closed`: why the "data" or the "model" that the cell names are not looked for. `task`: its questions, where
+    somebody found them by another way than the cell's words.
     """
     wrong, left = [], []
-    task = None
     try:
         if "data" in closed:
             raise PrunebenchError(closed["data"])
-        words = (cell.asked.task, cell.asked.data, cell.asked.model, cell.asked.limit)
-        task = _task(*words, cell.asked.follow_up is not None)
+        if task is None:
+            words = (cell.asked.task, cell.asked.data, cell.asked.model, cell.asked.limit)
+            task = _task(*words, cell.asked.follow_up is not None)
         if task.fingerprint != cell.cell.data_fingerprint:
             task = None
             raise PrunebenchError("they are not those that were asked, or were read by another lmms-eval")
@@ -74,7 +78,7 @@ def again(
     try:
         if "model" in closed:
             raise PrunebenchError(closed["model"])
-        located = _located(cell.asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
+        located = located_here(cell.asked.model, cell.cell.dtype, cell.cell.model_fingerprint)
         if method is None:
             left.append(f"prefill_dense_flops not recomputed, method not at hand: {cell.asked.method}")
         wrong += _costs(cell, frame, located, task, method)
@@ -107,7 +111,7 @@ def _task(name: str, data: str | None, model: str, limit: str | None, follow_up:
 
 
 @cache
-def _located(model: str, dtype: str, fingerprint: str) -> Located:
+def located_here(model: str, dtype: str, fingerprint: str) -> Located:
     """A model in a folder. Raises PrunebenchError where it is not on this machine."""
     from harness.models.config import model_config
     from harness.models.load import locate_model

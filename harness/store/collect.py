@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.core.errors import PrunebenchError
+from harness.core.spelling import given
 from harness.store.files import there
-from harness.store.foreign import ForeignCell, ForeignFolder, ForeignJudge, check_there, opened, without
+from harness.store.foreign import ForeignFolder, ForeignJudge, check_there, opened, without
 from harness.store.merge import check_target, merge
 from harness.store.sealed import SEAL, SealedCell, load
 from harness.store.store import Store
@@ -66,18 +67,25 @@ def _one(found: ForeignFolder, target: Path) -> Collected:
         for one in found.cells
         if one not in holding
     ]
-    known, taken = records(target), {}
+    known, questions = records(target), _Questions(target)
+    taken: dict[str, dict[str, str]] = {}
+    old = []  # those that are there already stay as they are, whatever the bytes of their copy
     for one in holding:
         try:
-            taken[one.place] = _decided(one, found.who, target, known, done)
+            assert one.cell is not None
+            place = Store(target).folder(one.cell.cell)
+            if there(place / SEAL):
+                taken[one.place] = _compared(one.cell, load(place), found.who, known, done)
+                old.append(one.place)
+            else:
+                questions.check(one.cell)
+                taken[one.place] = {"run": run_of(one.cell)}
         except PrunebenchError as error:
-            done.left.append(f"{found.source}/{one.place}: {error}")
+            done.left.append(f"{found.source}/{one.place}: {str(error).replace(f'{found.copy}/', '')}")
     if not taken:
         return done
     cells = {one.cell.identity: taken[one.place] for one in holding if one.place in taken and one.cell}
     record(found.submission, found.who, [found.listed[identity] for identity in cells], cells, target)
-    # those that are there already stay as they are, whatever the bytes of their copy
-    old = [place for place, words in taken.items() if "equals" in words]
     unfit = [one.place for one in found.cells if one.place not in taken]
     without(found, [*old, *unfit])
     if len(old) < len(taken):
@@ -88,29 +96,66 @@ def _one(found: ForeignFolder, target: Path) -> Collected:
     return done
 
 
-def _decided(one: ForeignCell, who: str, target: Path, known: Records, done: Collected) -> dict[str, str]:
-    """What the record of a submission says of one cell. Raises PrunebenchError where the cell is left."""
-    assert one.cell is not None
-    mine, place = {"run": run_of(one.cell)}, Store(target).folder(one.cell.cell)
-    if not there(place / SEAL):
-        return mine
-    here = load(place)
+class _Questions:
+    """The questions that cells of one fingerprint of data have in a results folder. One cell with others would end
+    every table that holds both."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._first: dict[tuple[str, str], SealedCell] | None = None
+        self._read: dict[tuple[str, str], list[tuple[str, str]]] = {}
+
+    def check(self, cell: SealedCell) -> None:
+        """Raise PrunebenchError unless a cell has the keys and images of the first cell of its data, which it is where
+        there is none."""
+        if self._first is None:
+            self._first = {}
+            for one in Store(self._root).cells([]):  # damaged ones are in no table
+                self._first.setdefault(_data(one), one)
+        first = self._first.get(_data(cell))
+        mine = _asked(cell)
+        if first is None:
+            self._first[_data(cell)] = cell
+            self._read[_data(cell)] = mine
+            return
+        if _data(cell) not in self._read:
+            self._read[_data(cell)] = _asked(first)
+        if mine != self._read[_data(cell)]:
+            raise PrunebenchError(
+                f"expected the questions of {first.folder}, since both cells name the data"
+                f" {cell.cell.data_fingerprint[:16]}, found other keys or images: see with {given('data', 'FOLDER')}"
+                " which cell is right"
+            )
+
+
+def _data(cell: SealedCell) -> tuple[str, str]:
+    return cell.cell.task, cell.cell.data_fingerprint
+
+
+def _asked(cell: SealedCell) -> list[tuple[str, str]]:
+    """Key and image of each question, sorted by key."""
+    found = cell.columns("key", "image")
+    return list(zip(found["key"], found["image"], strict=True))
+
+
+def _compared(mine: SealedCell, here: SealedCell, who: str, known: Records, done: Collected) -> dict[str, str]:
+    """What the record of a submission says of a cell that is there. Raises PrunebenchError where the cell is left."""
     here.verify()
-    measured = known.origin(here).measured
-    if run_of(here) == mine["run"]:
+    measured, run = known.origin(here).measured, run_of(mine)
+    if run_of(here) == run:
         if measured and who not in measured:
             raise PrunebenchError(
                 f"expected a run of {who}, found a copy of the cell that {measured[0]} measured: its start and its time"
                 " are the same; a reproduction is measured again"
             )
         done.there += 1
-        return {**mine, "equals": here.samples_sha256}
-    _check_equal(one.cell, here, place)
+        return {"run": run}
+    _check_equal(mine, here, here.folder)
     if who in measured:
         done.there += 1
     else:
         done.reproduced += 1
-    return {**mine, "equals": here.samples_sha256}
+    return {"run": run, "equals": here.samples_sha256}
 
 
 def _check_equal(one: SealedCell, here: SealedCell, place: Path) -> None:

@@ -152,12 +152,22 @@ def record(
 ) -> Path:
     """Write which cells a submission measured (`run`) or reproduced (`run`, and `equals`: the samples that are here).
 
-    `lines`: those of the submission about these cells; nothing else of its text is kept.
+    `lines`: those of the submission about these cells; nothing else of its text is kept. Cells of an earlier record of
+    the same submission stay in it. Raises PrunebenchError where a file there is no record.
     """
     path = root / FOLDER / f"{hashlib.sha256(submission).hexdigest()[:16]}.json"
     with saying("create", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    text = {"submission": body(who, lines), "cells": {name: dict(cells[name]) for name in sorted(cells)}}
+    by_identity, all_cells = {str(one["identity"]): one for one in lines}, {name: dict(cells[name]) for name in cells}
+    if there(path):
+        with saying("read", path):
+            data = path.read_bytes()
+        _, earlier, old = _of_record(path, data)
+        by_identity, all_cells = {**earlier, **by_identity}, {**old, **all_cells}
+    text = {
+        "submission": body(who, by_identity.values()),
+        "cells": {name: all_cells[name] for name in sorted(all_cells)},
+    }
     write_changed(path, written(text))
     return path
 
@@ -189,17 +199,24 @@ def records(root: Path) -> Records:
         files = sorted(path for path in folder.glob("*.json") if path.is_file()) if there(folder) else []
         texts = [(path, path.read_bytes()) for path in files]
     for path, text in texts:
-        try:
-            value = json.loads(text)
-            if not isinstance(value, dict) or {n: type(v) for n, v in value.items()} != _RECORD:
-                raise PrunebenchError(f"expected {' and '.join(_RECORD)}")
-            who, cells = checked(value["submission"])[0], value["cells"]
-            if not all(isinstance(one, dict) and isinstance(one.get("run"), str) for one in cells.values()):
-                raise PrunebenchError("expected a run for each cell")
-        except (ValueError, RecursionError) as error:
-            raise PrunebenchError(
-                f"{path}: expected a record that `prunebench results collect` wrote, found another text ({error}):"
-                " restore it, or delete it and collect the submission again"
-            ) from None
+        who, _, cells = _of_record(path, text)
         found.append((who, cells))
     return Records(found)
+
+
+def _of_record(path: Path, text: bytes) -> tuple[str, dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
+    """Who, lines and cells of a record. Raises PrunebenchError for a file that is none."""
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict) or {n: type(v) for n, v in value.items()} != _RECORD:
+            raise PrunebenchError(f"expected {' and '.join(_RECORD)}")
+        who, lines = checked(value["submission"])
+        cells: dict[str, dict[str, str]] = value["cells"]
+        if not all(isinstance(one, dict) and isinstance(one.get("run"), str) for one in cells.values()):
+            raise PrunebenchError("expected a run for each cell")
+    except (ValueError, RecursionError) as error:
+        raise PrunebenchError(
+            f"{path}: expected a record that `prunebench results collect` wrote, found another text ({error}):"
+            " restore it, or delete it and collect the submission again"
+        ) from None
+    return who, lines, cells

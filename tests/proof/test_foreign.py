@@ -16,7 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from published import CELLS, body, forged, place, plain_parquet, published, resealed, resubmitted, samples_with
 
+from harness.core.budget import parse
+from harness.core.cell import processing_digest
 from harness.core.errors import PrunebenchError
+from harness.core.shape import SHAPES
+from harness.method.build import build
+from harness.models.prompt import VICUNA_V1
 from harness.proof.foreign import Checker
 from harness.store import foreign
 from harness.store.foreign import HOLDS, REFUSED, UNKNOWN, ForeignFolder, opened
@@ -51,6 +56,7 @@ def test_a_good_folder_holds_and_says_what_nobody_here_can_check(good: Path) -> 
 
 def test_what_is_not_at_hand_is_said_of_each_cell(good: Path) -> None:
     def elsewhere(new: dict[str, Any]) -> None:
+        new["cell"]["data_fingerprint"] = "f" * 64
         new["provenance"]["request"]["data"] = "textvqa_copy"
 
     forged(good, elsewhere)
@@ -60,22 +66,36 @@ def test_what_is_not_at_hand_is_said_of_each_cell(good: Path) -> None:
 
     def unknown(new: dict[str, Any]) -> None:
         new["cell"]["model"] = new["provenance"]["request"]["model"] = "org/model"
+        new["cell"]["stands_for"] = ""
 
     forged(good, unknown)
     row = of(looked(good))
     assert row.state == HOLDS
     assert "costs not recomputed, model not at hand: org/model has no config here" in row.unchecked
+    assert "knobs of its budget not computed: org/model has no config here" in row.unchecked
+    assert "unproven not computed, model not at hand" in row.unchecked
     assert any(why.startswith("scores not recomputed, data not at hand: pope") for why in row.unchecked)
     assert of(looked(good), "none").unchecked == (foreign.ONLY_THE_RUN,)
 
     def of_the_hub(new: dict[str, Any]) -> None:
-        new["cell"]["model"] = new["provenance"]["request"]["model"] = "llava-1.5-7b"
+        new["cell"]["model"] = new["cell"]["stands_for"] = new["provenance"]["request"]["model"] = "llava-1.5-7b"
         new["provenance"]["request"]["data"] = None
+        done = new["provenance"]["processing"]
+        done["template"], done["image"]["policy"] = VICUNA_V1, "pad"
+        new["cell"]["processing"] = processing_digest(done)
 
     forged(good, of_the_hub)
+    assert of(looked(good)).wrong[0].startswith("its budget 128 makes the knob "), "knobs are those of its own layers"
+
+    def of_its_layers(new: dict[str, Any]) -> None:
+        made = build("visipruner", parse("128"), {}, SHAPES["llava-1.5-7b"])
+        new["cell"]["knobs"] = made.knobs()
+
+    forged(good, of_its_layers)
     assert of(looked(good)).unchecked == (
         "scores not recomputed, data not at hand: pope: they are on the hub",
         "costs not recomputed, model not at hand: llava-1.5-7b is on the hub",
+        "unproven not computed, model not at hand",
         foreign.ONLY_THE_RUN,
     )
 
