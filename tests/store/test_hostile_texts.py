@@ -1,0 +1,156 @@
+"""Hostile texts and numbers in published folders: what they would do to a log, a table, the page or a reader."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published import forged, place, published, reference, samples_with
+
+from harness.core.errors import PrunebenchError
+from harness.proof.foreign import Checker
+from harness.store import probe, strict
+from harness.store.foreign import HOLDS, REFUSED, opened
+from harness.store.sealed import SAMPLES, load
+from harness.tables import leaderboard
+
+Change = Callable[[dict[str, Any]], object]
+MARKUP = "[official](https://evil.example) <img src=x onerror=alert(1)>|`x`$y$"
+
+
+def state(folder: Path, method: str = "visipruner") -> tuple[str, str]:
+    """State of the one cell of a method in a published folder, and what is wrong with the cell."""
+    with opened(folder, Checker()) as found:
+        (row,) = (one for one in found.cells if f"-{method}-" in one.place)
+    return row.state, "; ".join(row.wrong)
+
+
+def put(*path: str, value: Any) -> Change:
+    """A change that sets one value of a cell file."""
+
+    def change(new: dict[str, Any]) -> None:
+        for name in path[:-1]:
+            new = new[name]
+        new[path[-1]] = value
+
+    return change
+
+
+# ----------------------------------------------------------------------------------------------------- time of a reader
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": "' + r"\"" * 32_000, "another text"),
+        ('{"a": "' + '\\"' * 32_000 + "\\", "another text"),
+        ("{" + ",".join(f'"{n}":0' for n in range(20_000)) + ',"19999":0}', "the key '19999' twice"),
+        ("[" * 33 + '"' + "x" * 10**6, "more than 32 levels"),
+    ],
+    ids=["open text", "open text that ends in a backslash", "one key twice", "deep"],
+)
+def test_json_is_refused_in_time_that_grows_with_its_size(text: str, expected: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(PrunebenchError, match=expected):
+        strict.parsed(text.encode(), "x.json")
+    assert time.process_time() - begun < 1.5
+
+
+def test_texts_with_brackets_and_quotes_are_no_levels() -> None:
+    for value in ("[" * 99, '\\"' * 9 + "{" * 99, "a\\", "\n[" * 40):
+        assert strict.parsed(json.dumps([value, {"b": value}]).encode(), "x") == [value, {"b": value}]
+
+
+# ----------------------------------------------------------------------------------------------------- markup in tables
+
+
+def test_no_text_of_a_cell_is_markup_in_the_tables(tmp_path: Path) -> None:
+    """The tables of a cell whose every free text is markup, without the checks before a table."""
+    folder = published(tmp_path / "mallory")
+
+    def change(new: dict[str, Any]) -> None:
+        new["metrics"][MARKUP] = new["metrics"].pop(new["headline"])
+        new["headline"] = new["interval"]["metric"] = MARKUP
+        new["cell"]["model"] = MARKUP.replace("/", "")
+        for name in ("unproven", "device", "kernels", "model_source", "git", "origin"):
+            new["provenance"][name] = MARKUP
+        new["provenance"]["request"] |= {"data": MARKUP, "prompt": MARKUP}
+
+    cell = load(forged(folder, change))
+    unpruned = load(place(folder, "none"))
+    for cells in ([cell], [cell, unpruned]):
+        _, markdown = leaderboard.write(cells, tmp_path / f"tables{len(cells)}")
+        # a block of code holds commands as they are typed, and nothing in one is markup
+        text = re.sub(r"```.*?```", "", markdown.read_text(), flags=re.DOTALL)
+        assert "official" in text
+        assert "<img" not in text
+        assert not re.search(r"(?<!\\)\]\(https://evil", text)
+        assert "Not proven against official code on" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (put("provenance", "unproven", value=MARKUP), "provenance/unproven: a name of at most 80 letters"),
+        (put("provenance", "unproven", value="Lla\u200bva"), "provenance/unproven: a name of at most 80"),
+        (put("metrics", MARKUP, value=0.5), "metrics: a name of at most 80 letters"),
+        (put("headline", value=MARKUP), "headline: a name of at most 80 letters"),
+        (put("metrics", "x", value=1e30), "metrics/x: a number up to 1e12"),
+        (put("maximum", value=-1e300), "maximum: a number up to 1e12"),
+        (put("answering_wall_s", value=-5.0), "answering_wall_s: seconds"),
+        (put("provenance", "wall_s", value=-1e300), "provenance/wall_s: seconds"),
+        (put("provenance", "batch_size", value="</script>"), "provenance/batch_size: 1 to 1,000,000"),
+        (put("provenance", "dirty", value=0), "provenance/dirty: true or false"),
+        (put("provenance", "zzz", value={}), "provenance of the keys that prunebench writes, found ['zzz']"),
+        (put("provenance", "published", value=5), "provenance/published: checksum, a hash, and rewrote"),
+        (put("provenance", "published", value={"checksum": ["x"], "rewrote": {"a": 1}}), "provenance/published: check"),
+        (put("provenance", "device", value="A" * 3_000_000), "provenance/device: at most 1,000 characters, found 3000"),
+        (put("costs", "prefill_dense_flops", value=1e306), "costs/prefill_dense_flops: a cost from 0 to 1e+21"),
+        (put("costs", "prefill_dense_flops", value=-1e30), "costs/prefill_dense_flops: a cost from 0 to 1e+21"),
+        (put("costs", "exit_layer", value=-2.0), "costs/exit_layer: a cost from -1 to 1e+21"),
+    ],
+)
+def test_a_word_or_number_that_no_store_writes_is_refused(tmp_path: Path, change: Change, expected: str) -> None:
+    folder = published(tmp_path / "mallory", "Mallory")
+    forged(folder, change)
+    found, wrong = state(folder)
+    assert found == REFUSED
+    assert expected in wrong
+
+
+@pytest.mark.parametrize("value", [1e306, -1e30, -0.5])
+def test_costs_of_samples_are_bounded(tmp_path: Path, value: float) -> None:
+    folder = published(tmp_path / "mallory", "Mallory")
+    samples = samples_with(place(folder), lambda frame: frame.assign(my_flops=value))
+    forged(folder, lambda new: None, samples)
+    found, wrong = state(folder)
+    assert found == REFUSED
+    assert "my_flops: expected numbers from 0 to 1e+21" in wrong
+
+
+def test_a_cell_of_an_import_and_one_published_before_have_their_words(tmp_path: Path) -> None:
+    folder = published(tmp_path / "alice")
+
+    def change(new: dict[str, Any]) -> None:
+        new["provenance"] |= {
+            "origin": "imported from a run of lmms-eval",
+            "imported": {"task": "pope", "date": "2026-11-30"},
+            "published": {"checksum": "0" * 64, "rewrote": ["device"]},
+            "unproven": "LlavaForConditionalGeneration",
+        }
+
+    forged(folder, change)
+    assert state(folder)[0] == HOLDS
+
+
+def test_a_layer_that_there_is_none_of_is_a_cost(tmp_path: Path) -> None:
+    samples = tmp_path / SAMPLES
+    one = reference()
+    for name, fine in (("exit_layer", True), ("kv_bytes", False)):
+        samples.write_bytes(samples_with(one.folder, lambda frame, name=name: frame.assign(**{name: -1.0})))
+        assert (probe.fault(samples, one.cell.n_samples) == "") is fine
