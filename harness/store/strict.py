@@ -157,7 +157,7 @@ def _check_provenance(said: Mapping[str, Any]) -> None:
     batch = said.get("batch_size", 1)
     _need(type(batch) is int and 0 < batch <= 1_000_000, "provenance/batch_size: 1 to 1,000,000", batch)
     _need(said.get("wall_s") is None or _number(said["wall_s"], 0), "provenance/wall_s: seconds", said.get("wall_s"))
-    _check_published(said.get("published", {"checksum": "0" * 64, "rewrote": []}))
+    check_published(said.get("published", {"checksum": "0" * 64, "rewrote": []}))
     for name in ("processing", "task_settings"):
         _need(isinstance(said.get(name), dict), f"provenance/{name}: an object", said.get(name))
     image = said["processing"].get("image", {})
@@ -181,8 +181,8 @@ def _check_provenance(said: Mapping[str, Any]) -> None:
             _need(few, f"provenance/grids: at most {MOST_IMAGES} images a prompt", words)
 
 
-def _check_published(mark: Any) -> None:
-    """What `results publish` says of a cell that it sealed anew."""
+def check_published(mark: Any) -> None:
+    """Raise PrunebenchError unless this is what `results publish` says of a cell that it sealed anew."""
     fine = isinstance(mark, dict) and set(mark) == {"checksum", "rewrote"}
     fine = fine and isinstance(mark["checksum"], str) and bool(_HASH.fullmatch(mark["checksum"]))
     fine = fine and isinstance(mark["rewrote"], list) and all(isinstance(place, str) for place in mark["rewrote"])

@@ -16,6 +16,8 @@ from harness.core.errors import PrunebenchError
 from harness.proof.foreign import Checker
 from harness.store import probe, strict
 from harness.store.foreign import HOLDS, REFUSED, opened
+from harness.store.private import Private
+from harness.store.publish import publication
 from harness.store.sealed import SAMPLES, load
 from harness.tables import leaderboard
 
@@ -154,3 +156,71 @@ def test_a_layer_that_there_is_none_of_is_a_cost(tmp_path: Path) -> None:
     for name, fine in (("exit_layer", True), ("kv_bytes", False)):
         samples.write_bytes(samples_with(one.folder, lambda frame, name=name: frame.assign(**{name: -1.0})))
         assert (probe.fault(samples, one.cell.n_samples) == "") is fine
+
+
+# ------------------------------------------------------------------------------------------------ what publish removes
+
+NOBODY = Private(())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *((f"{top}/bob", "removed") for top in ("/home", "/Users", "/scratch", "/mnt/c/Users", "/gpfs", "/HOME")),
+        ("C:\\Users\\bob", "removed"),
+        ("/home/bob/", "removed"),
+        ("~bob", "removed"),
+        ("/home/bob smith/data", "data"),
+        ("in /home/bob smith", "in removed"),
+        ("C:\\Users\\Bob Smith\\data", "data"),
+        ("//nas01/bob/x", "x"),
+        ("-I/home/bob/inc", "inc"),
+        ("-L/opt/bob/lib", "-Llib"),
+        ("FILE:///home/bob/x", "x"),
+        ("bob@corp.example", "removed"),
+        ("GPU of bob@gpu01, 80 GB", "GPU of removed, 80 GB"),
+        ("https://host.internal/home/bob/x", "x"),
+        ("../../home/bob/x", "x"),
+        ("./home/bob", "removed"),
+        ("/\u00e9/bob/x", "x"),
+        ("/1data/bob/x", "x"),
+    ],
+)
+def test_names_of_users_in_paths_of_any_machine_are_removed(text: str, expected: str) -> None:
+    assert NOBODY.found(text)
+    short = NOBODY.without(text)
+    assert short == expected
+    assert NOBODY.found(short) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["recall@5", "a/b", "org/model", "https://example.org/a/b", "~5 tokens", "24/7", "AVX512", "2 x 24 // 3"]
+)
+def test_words_that_name_nobody_stay(text: str) -> None:
+    assert NOBODY.found(text) is None
+    assert NOBODY.without(text) == text
+
+
+def test_questions_may_hold_addresses(tmp_path: Path) -> None:
+    samples = samples_with(reference().folder, lambda frame: frame.assign(question="Who is bob@corp.example?"))
+    folder = published(tmp_path / "r")
+    forged(folder, lambda new: None, samples)
+    cells = [load(place(folder))]
+    assert publication(cells, "Alice", NOBODY).cells == 1
+    with pytest.raises(PrunebenchError, match=r"question of .* found 'bob'"):
+        publication(cells, "Alice", Private(("bob",)))
+
+
+def test_data_in_a_home_name_nobody_in_the_command(tmp_path: Path) -> None:
+    folder = published(tmp_path / "r")
+    forged(folder, put("provenance", "request", "data", value="/home/bob"))
+    made = publication([load(place(folder))], "Alice", NOBODY)
+    assert not [name for name, data in made.files.items() if name.endswith(".json") and b"bob" in data]
+
+
+@pytest.mark.parametrize("mark", [5, {"checksum": ["x"], "rewrote": {"a": 1}}])
+def test_a_mark_of_publishing_that_is_none_is_one_line(tmp_path: Path, mark: Any) -> None:
+    folder = published(tmp_path / "r")
+    forged(folder, put("provenance", "published", value=mark))
+    with pytest.raises(PrunebenchError, match="provenance/published: checksum, a hash"):
+        publication([load(place(folder))], "Alice", Private(("AMD",)))
