@@ -25,7 +25,7 @@ from harness.store.files import check_place, few, saying, sync_folder, there, wr
 from harness.store.private import REMOVED, Private, base, rewritten, texts
 from harness.store.sealed import SAMPLES, SEAL, SealedCell, damaged, load
 from harness.store.sealed import sealed as as_written
-from harness.store.strict import check_published
+from harness.store.strict import MODEL_WORD, check_published
 from harness.store.submission import NAME, body, checked_who, entry, written
 
 PUBLISHED = "published"
@@ -187,14 +187,19 @@ def _named(free: Mapping[str, Any], cell: SealedCell) -> dict[str, Any]:
         # a hub id has a / too, and is what the model was loaded from
         known = (cell.cell.model, free.get("model_source"))
         if word and re.search(r"[/\\]|^[~.]", word) and word not in known:
-            short = base(word).lstrip("~. ")
+            short = re.sub(r"[^A-Za-z0-9_.+-]+", "_", base(word)).lstrip("._+-")
             request[name] = cell.cell.model if name == "model" else "data" if short in ("", REMOVED) else short
     return {**free, "request": request}
 
 
 def _check_names(cell: SealedCell) -> None:
     """Raise PrunebenchError where a cell was asked for by a file, which nobody else has."""
-    method, task = cell.asked.method, cell.asked.task
+    method, task, model = cell.asked.method, cell.asked.task, cell.cell.model
+    if not MODEL_WORD.fullmatch(model):
+        raise PrunebenchError(
+            f"expected a model's name of at most 96 letters, digits and _.+-, found {printable(model[:80])!r}: give the"
+            " folder of the model another name, and measure the cell again"
+        )
     if re.search(r"[/\\:]|\.py$", method):
         raise PrunebenchError(
             f"expected a method by its name, found the file {printable(Path(method).name)}: whoever gets the cell does"

@@ -17,6 +17,10 @@ from harness.store.sealed import sealed as as_written
 DEEPEST = 32
 _LARGEST = 2**63
 _HASH = re.compile(r"[0-9a-f]{64}")
+#: a word of a request, as the name of a model or of data: no shell, terminal or log reads more into it
+PLAIN_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,95}")
+#: a hub id has one /
+MODEL_WORD = re.compile(rf"{PLAIN_WORD.pattern}(?:/{PLAIN_WORD.pattern})?")
 #: a name that stands in tables as it is: no markup
 _NAME = re.compile(r"[A-Za-z0-9_./ ,()+-]{1,80}")
 _STARTED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9:.+Z-]{1,30})?")

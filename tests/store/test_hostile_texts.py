@@ -224,3 +224,22 @@ def test_a_mark_of_publishing_that_is_none_is_one_line(tmp_path: Path, mark: Any
     forged(folder, put("provenance", "published", value=mark))
     with pytest.raises(PrunebenchError, match="provenance/published: checksum, a hash"):
         publication([load(place(folder))], "Alice", Private(("AMD",)))
+
+
+# ------------------------------------------------------------------------------------------------------ names in a log
+
+
+@pytest.mark.parametrize("word", ["##[add-mask]not checked", "a b", "l\u043bava", "$(id)", "'x'", "a;b", "::x::", "-x"])
+def test_a_name_that_a_log_or_a_shell_reads_is_refused(tmp_path: Path, word: str) -> None:
+    def model(new: dict[str, Any]) -> None:
+        new["cell"]["model"] = new["provenance"]["request"]["model"] = word
+
+    for number, change in enumerate((model, put("provenance", "request", "data", value=word))):
+        folder = published(tmp_path / str(number), "Mallory")
+        cell = load(forged(folder, change))
+        found, wrong = state(folder)
+        assert found == REFUSED
+        assert "expected a name, no path" in wrong
+        if change is model:
+            with pytest.raises(PrunebenchError, match="expected a model's name of at most 96 letters"):
+                publication([cell], "Alice", NOBODY)
