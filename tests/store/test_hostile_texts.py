@@ -9,16 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from published import forged, place, published, reference, samples_with
+from helpers import run
+from published import forged, place, plain_parquet, published, reference, samples_with
 
 from harness.core.errors import PrunebenchError
 from harness.proof.foreign import Checker
 from harness.store import probe, strict
+from harness.store.collect import collect
 from harness.store.foreign import HOLDS, REFUSED, opened
 from harness.store.private import Private
 from harness.store.publish import publication
 from harness.store.sealed import SAMPLES, load
+from harness.store.store import Store
+from harness.store.submission import checked_who, records
 from harness.tables import leaderboard
 
 Change = Callable[[dict[str, Any]], object]
@@ -243,3 +249,51 @@ def test_a_name_that_a_log_or_a_shell_reads_is_refused(tmp_path: Path, word: str
         if change is model:
             with pytest.raises(PrunebenchError, match="expected a model's name of at most 96 letters"):
                 publication([cell], "Alice", NOBODY)
+
+
+# --------------------------------------------------------------------------------------------------------- who measured
+
+
+@pytest.mark.parametrize(
+    "who", ["Alice\u3164", "A\u115flice", "Alice\ufe0f", "Ali\u1160ce", "Alice\uffa0", "Zoe\u0308", "A  B", "A\u034fb"]
+)
+def test_a_name_that_looks_like_another_is_refused(who: str) -> None:
+    with pytest.raises(PrunebenchError, match="expected a public name"):
+        checked_who(who)
+
+
+def test_a_copy_whose_samples_are_encoded_anew_is_no_reproduction(tmp_path: Path) -> None:
+    folder = published(tmp_path / "copy", "Mallory")
+    cell = place(folder)
+    table = pq.read_table(pa.BufferReader((cell / SAMPLES).read_bytes()))
+    again = plain_parquet(table, compression="snappy", store_schema=False)
+    assert again != (cell / SAMPLES).read_bytes()
+    forged(folder, lambda new: None, again)
+    root = tmp_path / "r"
+    _, done = collect([published(tmp_path / "alice"), folder], root, Checker())
+    assert done.reproduced == 0
+    assert any("found a copy of the cell that Alice Lab measured" in why for why in done.left)
+    known = records(root)
+    (here,) = (one for one in Store(root).cells() if one.cell.method == "visipruner")
+    assert known.origin(here).reproduced == ()
+
+
+# ------------------------------------------------------------------------------------------ one hostile cell among many
+
+
+def test_a_hostile_cell_beside_honest_ones_of_its_section_leaves_them_tables_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds is collected, and the page is made of it afterwards, whatever one cell says."""
+    folder, root = published(tmp_path / "mallory", "Mallory"), tmp_path / "r"
+    forged(folder, lambda new: new["costs"].update(prefill_dense_flops=1e306))
+    (folder / "evil.py").write_text("")
+    code, out, _ = run(capsys, monkeypatch, "results", "verify", "--foreign", str(folder))
+    assert code == 1
+    assert "\n  fault         evil.py: expected" in out
+    code, out, err = run(capsys, monkeypatch, "results", "collect", str(folder), "--into", str(root))
+    assert code == 1
+    assert "costs/prefill_dense_flops" in err
+    assert "1 cells copied" in out
+    assert run(capsys, monkeypatch, "report", "--results", str(root), "--out", str(tmp_path / "q.html"))[0] == 0
+    assert "visipruner" not in (root / "LEADERBOARD.md").read_text()
