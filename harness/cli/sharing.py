@@ -170,7 +170,7 @@ def _lines(found: ForeignFolder) -> list[str]:
     """A line for each fault and each cell, and below a cell what is wrong, or what could not be checked."""
     who = f"measured by {found.who}" if found.who else "nobody says who measured"
     lines = [one_line(f"{found.source}: {who}; {len(found.holding)} of {len(found.cells)} cells hold")]
-    lines += [one_line(f"  fault         {why}") for why in found.faults]
+    lines += [f"  fault         {one_line(why)}" for why in found.faults]
     for one in found.cells:
         cell = one.cell
         named = one.place

@@ -18,17 +18,14 @@ from harness.models.config import known_models
 from harness.proof.foreign_request import NotHereError, data_of, knobs_unlike, misstated
 from harness.proof.recomputed import again, located_here
 from harness.store.sealed import SealedCell
+from harness.store.strict import MODEL_WORD, PLAIN_WORD
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from harness.models.load import Located
 
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,95}")
-#: the name of a folder, without a path
-_FOLDER = re.compile(r"[^/\\~.\s-][^/\\]{0,95}")
-#: a hub id has one /
-_MODEL = re.compile(rf"{_FOLDER.pattern}(?:/{_FOLDER.pattern})?")
+_PLAIN, _MODEL = PLAIN_WORD, MODEL_WORD
 _TASK = re.compile(r"[A-Za-z0-9][\w.+-]{0,95}(?::[A-Za-z0-9][\w.+-]{0,95})?", re.ASCII)
 #: as `str(Budget)` spells one
 _BUDGET = re.compile(
@@ -71,7 +68,7 @@ class Checker:
                 wrong.append(f"{what} is {word[:80]!r}, expected a name, no path: publish it from such a request")
         for name in ("data", "prompt", "image", "stands_for", "dtype", "positions", "device"):
             word = getattr(asked, name)
-            if word and (not (_FOLDER if name == "data" else _PLAIN).fullmatch(word) or ".." in word):
+            if word and (not _PLAIN.fullmatch(word) or ".." in word):
                 wrong.append(f"its request has {name} {word[:80]!r}, expected a name, no path")
         if not _BUDGET.fullmatch(own.budget) or (asked.budget or "none") != own.budget:
             wrong.append(f"its request asks for the budget {(asked.budget or 'none')[:40]!r}, and it is {own.budget!r}")

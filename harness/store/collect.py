@@ -64,8 +64,7 @@ def _one(found: ForeignFolder, target: Path) -> Collected:
     holding = found.holding
     done.left += [
         f"{found.source}/{one.place}: {one.state}: {'; '.join(one.wrong) or 'nobody says who measured it'}"
-        for one in found.cells
-        if one not in holding
+        for one in found.failing
     ]
     known, questions = records(target), _Questions(target)
     taken: dict[str, dict[str, str]] = {}

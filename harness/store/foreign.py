@@ -88,6 +88,11 @@ class ForeignFolder:
         return [one for one in self.cells if one.state == HOLDS] if self.who else []
 
     @property
+    def failing(self) -> list[ForeignCell]:
+        """The others."""
+        return [one for one in self.cells if not (self.who and one.state == HOLDS)]
+
+    @property
     def fine(self) -> bool:
         """Whether all of it holds."""
         return not self.faults and len(self.holding) == len(self.cells) > 0

@@ -1,6 +1,7 @@
 """Texts that may be sent: no absolute path, no name of a user or of a machine.
 
-Paths are known by their shape, whoever's they are. Names are known for this machine only; a person adds others.
+Paths, addresses of mail and `~name` are known by their shape, whoever's they are. Other names are known for this
+machine only; a person adds those of other machines and people.
 """
 
 from __future__ import annotations
@@ -50,12 +51,32 @@ _PATH = re.compile(
             rf"file:/+{_REST}",
             rf"(?<![\w.~/<-])~[\w.-]*/{_REST}",
             rf"(?<![\w.\\/<~-])/(?:{_ROOTS})(?=[/\s\"'`;,:)\]}}]|$){_REST}",
-            rf"(?<![\w.\\/<~-])/[A-Za-z._][^\s/\"'`<>|;,()\[\]{{}}]*/{_REST}",
+            rf"(?<![\w.\\/<~-])/(?=\d*[^\W\d]|\.)[^\s/\"'`<>|;,()\[\]{{}}]*/{_REST}",
             rf"(?<![A-Za-z0-9])[A-Za-z]:[\\/]+(?=[\w.]){_REST}",
             rf"\\\\[\w.$-]+\\{_REST}",
         )
     )
 )
+#: folders whose direct children are named as their users
+_PEOPLE = "home|homes|users|scratch|work|workspace|gpfs|nfs|lustre|media|export|people|staff"
+#: more shapes, which questions and answers may have for reasons of their own
+_MORE = re.compile(
+    "|".join(
+        (
+            rf"(?<![\w:/])//[\w.-]+/{_REST}",
+            rf"(?<=-[a-z])/(?=[^\W\d]|\.)[^\s/\"'`<>|;,()\[\]{{}}]*/{_REST}",
+            rf"(?<![\w.\\/<~-])/(?:{_ROOTS})(?=[/\s\"'`;,:)\]}}]|$){_REST}",
+            rf"(?<![\w.])(?:\.\.?[\\/])+{_REST}",
+            rf"[^\s\"'`<>|;,()\[\]{{}}]*(?<![a-z0-9])(?:file:|(?:home|homes|users|scratch)[\\/])[\\/]*(?=[^\s\\/]){_REST}",
+        )
+    ),
+    re.IGNORECASE,
+)
+#: an address of mail, and a home by its user
+_WHO = re.compile(r"[\w.+-]+@[A-Za-z][\w-]{2,}(?:\.[\w-]+)*|(?<![\w.~/<-])~[A-Za-z_][\w.-]{2,}")
+#: words behind a blank that belong to a path, because a separator follows them
+_GOES_ON = re.compile(rf"(?: +[^\s\"'`<>|;,()\[\]{{}}\\/]+){{1,3}}[\\/]{_REST}")
+_TO_THE_END = re.compile(r"[^\"'`<>|;,()\[\]{}]*")
 
 
 @dataclass(frozen=True)
@@ -73,22 +94,41 @@ class Private:
             return None
         return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, names))})(?![A-Za-z0-9])", re.IGNORECASE)
 
-    def found(self, text: str) -> str | None:
-        """The first path or name in a text; None where there is none."""
-        for match in _PATH.finditer(text):
-            if match[0] not in self.allowed:
-                return match[0]
+    def found(self, text: str, *, of_data: bool = False) -> str | None:
+        """The first path or name in a text; None where there is none. `of_data`: a question or an answer, which may
+        hold addresses of mail and of the web."""
+        for pattern in (_PATH,) if of_data else (_PATH, _MORE, _WHO):
+            for match in pattern.finditer(text):
+                if match[0] not in self.allowed:
+                    return match[0]
         match_of_name = self._names.search(text) if self._names else None
         return match_of_name[0] if match_of_name else None
 
     def without(self, text: str) -> str:
         """The text with base names in place of paths, and `REMOVED` in place of names."""
         for _ in range(8):  # a base name may be a path in another spelling
-            shorter = _PATH.sub(lambda match: match[0] if match[0] in self.allowed else _base(match[0]), text)
+            shorter = self._shortened(self._shortened(text, _PATH), _MORE)
             if shorter == text:
                 break
             text = shorter
+        text = _WHO.sub(lambda match: match[0] if match[0] in self.allowed else REMOVED, text)
         return self._names.sub(REMOVED, text) if self._names else text
+
+    def _shortened(self, text: str, paths: re.Pattern[str]) -> str:
+        """The text with a base name in place of each path. A blank may be a part of a path: too much goes, not too
+        little."""
+        done, end = "", 0
+        for match in paths.finditer(text):
+            if match.start() < end or match[0] in self.allowed:
+                continue
+            done, end = done + text[end : match.start()], match.end()
+            while more := _GOES_ON.match(text, end):
+                end = more.end()
+            short = base(text[match.start() : end])
+            if short == REMOVED and (rest := _TO_THE_END.match(text, end)):
+                end = rest.end()
+            done += short
+        return done + text[end:]
 
 
 def here(more: Sequence[str] = (), allowed: Sequence[str] = ()) -> Private:
@@ -127,7 +167,10 @@ def rewritten(value: Any, private: Private) -> Any:
     return value
 
 
-def _base(path: str) -> str:
+def base(path: str) -> str:
+    """The base name of a path; `REMOVED` where that is the name of a user or nothing."""
     parts = [part for part in re.split(r"[\\/]+", path) if part not in ("", ".", "..")]
     named = parts[-1] if len(parts) > 1 or not re.match(r"~|[A-Za-z]:|file:", path) else ""
+    if len(parts) > 1 and re.fullmatch(_PEOPLE, parts[-2], re.IGNORECASE):
+        return REMOVED
     return named if named and not _PATH.search(named) else REMOVED

@@ -29,6 +29,8 @@ MOST_TOKENS = 10_000_000
 #: visual tokens of one prompt: masks of this length are made
 MOST_VISUAL = 1_000_000
 MOST_LAYERS = 1000
+#: of one prompt, in FLOPs or bytes: beyond it, axes of figures fail
+MOST_COST = 1e21
 _COST = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _COUNT = re.compile(r"n_\w+|\w+_tokens")
 _KEEPS = re.compile(r"(?:[0-9]{1,3}:[0-9]{1,7}:(?:\*|[A-Za-z0-9+/]{1,200000}={0,2})(?:;(?!$)|$)){0,1000}")
@@ -71,8 +73,13 @@ def fault(path: Path, rows: int) -> str:
             low, high = pc.min(column).as_py(), pc.max(column).as_py()
             if not 0 <= low <= high <= most:
                 return f"{field.name}: expected numbers of tokens from 0 to {most:,}, found {low:,} to {high:,}"
-        elif field.name not in COLUMNS and str(field.type) == "double" and not pc.all(pc.is_finite(column)).as_py():
-            return f"{field.name}: expected finite numbers, found another one"
+        elif field.name not in COLUMNS:
+            least = -1 if field.name.endswith("_layer") else 0  # a layer that there is none of is -1
+            if not pc.all(pc.is_finite(column)).as_py():
+                return f"{field.name}: expected finite numbers, found another one"
+            low, high = pc.min(column).as_py(), pc.max(column).as_py()
+            if not least <= low <= high <= MOST_COST:
+                return f"{field.name}: expected numbers from {least} to {MOST_COST:.0e}, found {low} to {high}"
     for text in table["keeps"].to_pylist():
         if text and not _kept(text):
             return f"keeps: expected a record of kept tokens, found {text[:60]!r}"

@@ -22,9 +22,10 @@ from harness.core.errors import PrunebenchError
 from harness.core.shown import printable
 from harness.core.spelling import given
 from harness.store.files import check_place, few, saying, sync_folder, there, write_atomic
-from harness.store.private import Private, rewritten, texts
+from harness.store.private import REMOVED, Private, base, rewritten, texts
 from harness.store.sealed import SAMPLES, SEAL, SealedCell, damaged, load
 from harness.store.sealed import sealed as as_written
+from harness.store.strict import MODEL_WORD, check_published
 from harness.store.submission import NAME, body, checked_who, entry, written
 
 PUBLISHED = "published"
@@ -157,12 +158,14 @@ def _cell(cell: SealedCell, private: Private) -> tuple[bytes, bytes, list[str]]:
         if word:
             raise _refused("/".join(place), word, f"{_instead('/'.join(place))}, and measure the cell again")
     _check_samples(samples, private)
+    if PUBLISHED in free:  # a collected cell may be published once more
+        check_published(free[PUBLISHED])
     named = _named(free, cell)
     # a key may be a path itself
     places = {"/".join(map(private.without, place)) for place, text in texts(free) if private.without(text) != text}
     places |= {f"request/{name}" for name in ("model", "data") if named["request"][name] != free["request"][name]}
     if places:
-        first = free.get(PUBLISHED, {}).get("checksum", checksum)  # a collected cell may be published once more
+        first = free.get(PUBLISHED, {}).get("checksum", checksum)
         mark = {PUBLISHED: {"checksum": first, "rewrote": sorted(places)}}
         seal = as_written({**told, "provenance": {**rewritten(named, private), **fixed["provenance"], **mark}})
     left = next((word for _, text in texts(json.loads(seal)) if (word := private.found(text))), None)
@@ -184,14 +187,19 @@ def _named(free: Mapping[str, Any], cell: SealedCell) -> dict[str, Any]:
         # a hub id has a / too, and is what the model was loaded from
         known = (cell.cell.model, free.get("model_source"))
         if word and re.search(r"[/\\]|^[~.]", word) and word not in known:
-            base = Path(word.replace("\\", "/")).name.lstrip("~. ")
-            request[name] = cell.cell.model if name == "model" else base or "data"
+            short = re.sub(r"[^A-Za-z0-9_.+-]+", "_", base(word)).lstrip("._+-")
+            request[name] = cell.cell.model if name == "model" else "data" if short in ("", REMOVED) else short
     return {**free, "request": request}
 
 
 def _check_names(cell: SealedCell) -> None:
     """Raise PrunebenchError where a cell was asked for by a file, which nobody else has."""
-    method, task = cell.asked.method, cell.asked.task
+    method, task, model = cell.asked.method, cell.asked.task, cell.cell.model
+    if not MODEL_WORD.fullmatch(model):
+        raise PrunebenchError(
+            f"expected a model's name of at most 96 letters, digits and _.+-, found {printable(model[:80])!r}: give the"
+            " folder of the model another name, and measure the cell again"
+        )
     if re.search(r"[/\\:]|\.py$", method):
         raise PrunebenchError(
             f"expected a method by its name, found the file {printable(Path(method).name)}: whoever gets the cell does"
@@ -218,7 +226,7 @@ def _check_samples(samples: bytes, private: Private) -> None:
         if not pa.types.is_string(table.schema.field(name).type) or name == "keeps":
             continue
         for key, text in zip(table["key"].to_pylist(), table[name].to_pylist(), strict=True):
-            word = private.found(text) if text else None
+            word = private.found(text, of_data=True) if text else None
             if word:
                 raise _refused(f"{SAMPLES}: {name} of {printable(key)}", word, "answers and questions are never edited")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,26 @@ from harness.store.sealed import sealed as as_written
 DEEPEST = 32
 _LARGEST = 2**63
 _HASH = re.compile(r"[0-9a-f]{64}")
+#: a word of a request, as the name of a model or of data: no shell, terminal or log reads more into it
+PLAIN_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,95}")
+#: a hub id has one /
+MODEL_WORD = re.compile(rf"{PLAIN_WORD.pattern}(?:/{PLAIN_WORD.pattern})?")
+#: a name that stands in tables as it is: no markup
+_NAME = re.compile(r"[A-Za-z0-9_./ ,()+-]{1,80}")
 _STARTED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9:.+Z-]{1,30})?")
 MOST_LAYERS = 1000
 #: sizes of images in a record of grids, and the images of one prompt
 MOST_SIZES, MOST_IMAGES = 20_000, 100
+#: characters of one text, apart from prompts and settings
+LONGEST = 1000
+#: as `probe.MOST_COST`, and any other number: beyond them, axes and sums leave what a figure can show
+MOST_COST, MOST_NUMBER = 1e21, 1e12
+#: of provenance: what a store, an import of lmms-eval's logs or `results publish` writes
+_MEASURED = ["started", "batch_size", "prefix_sharing", "device", "kernels", "versions", "python", "git", "dirty"]
+_MODEL = ["model_source", "revision", "processing", "decoder_layers", "unproven"]
+_PROVENANCE = {*_MEASURED, *_MODEL, "request", "task_settings", "grids", "wall_s", "origin", "imported", "published"}
+_CATEGORY = "category/"
+_PLAIN = "a name of at most 80 letters, digits, blanks and _./,()+-"
 
 
 def parsed(data: bytes, name: str) -> Any:
@@ -32,8 +49,7 @@ def parsed(data: bytes, name: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [key for key, _ in pairs]
-            twice = next(key for key in names if names.count(key) > 1)
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise bad(f"the key {twice[:60]!r} twice")
         return found
 
@@ -72,7 +88,8 @@ class _Deep(Exception):  # noqa: N818 - said as an error of the file
 def _check_depth(text: str) -> None:
     """Raise before the parser recurses."""
     depth = 0
-    for mark in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
+    # a text without an end is taken whole and once: a search for its end from each of its quotes would be quadratic
+    for mark in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
         if depth > DEEPEST:
             raise _Deep
@@ -89,17 +106,21 @@ def check_cell(body: Any, data: bytes) -> None:
     _need(isinstance(body["cell"].get("knobs"), dict), "cell/knobs: an object", body["cell"].get("knobs"))
     _need(len(body["metrics"]) <= 10_000, "at most 10,000 metrics", len(body["metrics"]))
     for name, value in body["metrics"].items():
-        _need(value is None or _number(value), f"metrics/{name}: a number", value)
+        _need(value is None or _number(value, -MOST_NUMBER), f"metrics/{name}: a number up to 1e12", value)
+        # the data name their categories
+        _need(name.startswith(_CATEGORY) or bool(_NAME.fullmatch(name)), f"metrics: {_PLAIN}", name)
     for name, value in body["costs"].items():
-        _need(
-            _number(value) and re.fullmatch(r"[a-z][a-z0-9_]{0,80}", name) is not None, f"costs/{name}: a cost", value
-        )
+        _need(re.fullmatch(r"[a-z][a-z0-9_]{0,80}", name) is not None, "costs: names of small letters", name)
+        least = -1 if name.endswith("_layer") else 0  # a layer that there is none of is -1
+        _need(_number(value, least, MOST_COST), f"costs/{name}: a cost from {least} to {MOST_COST:.0e}", value)
     known = {"expected", "answered", "headline", "images"}
     for name, value in body["counts"].items():
         _need(type(value) is int and value >= 0 and name in known, f"counts/{name}: a count of {sorted(known)}", value)
-    _need(body["maximum"] is None or _number(body["maximum"]), "maximum: a number", body["maximum"])
-    _need(_number(body["answering_wall_s"]), "answering_wall_s: seconds", body["answering_wall_s"])
-    _need(isinstance(body["headline"], str), "headline: a text", body["headline"])
+    fine = body["maximum"] is None or _number(body["maximum"], -MOST_NUMBER)
+    _need(fine, "maximum: a number up to 1e12", body["maximum"])
+    _need(_number(body["answering_wall_s"], 0), "answering_wall_s: seconds", body["answering_wall_s"])
+    fine = isinstance(body["headline"], str) and bool(_NAME.fullmatch(body["headline"]))
+    _need(fine, f"headline: {_PLAIN}", body["headline"])
     _check_interval(body["interval"])
     _check_provenance(body["provenance"])
     for name in ("samples_sha256", "checksum"):
@@ -123,14 +144,24 @@ def _check_interval(value: Any) -> None:
 
 
 def _check_provenance(said: Mapping[str, Any]) -> None:
+    unknown = sorted(set(said) - _PROVENANCE)
+    _need(not unknown, "provenance of the keys that prunebench writes", unknown[:3])
     depth = said.get("decoder_layers")
     _need(depth is None or (type(depth) is int and 0 < depth <= MOST_LAYERS), "decoder_layers: 1 to 1000", depth)
-    for name in ("device", "python", "model_source", "kernels", "unproven", "origin"):
+    for name in ("device", "python", "model_source", "kernels", "origin"):
         _need(isinstance(said.get(name, ""), str), f"provenance/{name}: a text", said.get(name))
+    family = said.get("unproven", "none")
+    fine = isinstance(family, str) and bool(_NAME.fullmatch(family))
+    _need(fine, f"provenance/unproven: {_PLAIN}", family)
     for name in ("revision", "git"):
         _need(said.get(name) is None or isinstance(said[name], str), f"provenance/{name}: a text", said.get(name))
-    _need(said.get("dirty") in (None, True, False), "provenance/dirty: true or false", said.get("dirty"))
-    _need(said.get("wall_s") is None or _number(said["wall_s"]), "provenance/wall_s: seconds", said.get("wall_s"))
+    for name in ("dirty", "prefix_sharing"):
+        fine = said.get(name) is None or isinstance(said[name], bool)
+        _need(fine, f"provenance/{name}: true or false", said.get(name))
+    batch = said.get("batch_size", 1)
+    _need(type(batch) is int and 0 < batch <= 1_000_000, "provenance/batch_size: 1 to 1,000,000", batch)
+    _need(said.get("wall_s") is None or _number(said["wall_s"], 0), "provenance/wall_s: seconds", said.get("wall_s"))
+    check_published(said.get("published", {"checksum": "0" * 64, "rewrote": []}))
     for name in ("processing", "task_settings"):
         _need(isinstance(said.get(name), dict), f"provenance/{name}: an object", said.get(name))
     image = said["processing"].get("image", {})
@@ -138,9 +169,10 @@ def _check_provenance(said: Mapping[str, Any]) -> None:
     _need(fine, "provenance/processing/image: an object with policy and processor", image)
     started = said.get("started")
     _need(isinstance(started, str) and bool(_STARTED.fullmatch(started)), "provenance/started: a time", started)
-    versions = said.get("versions", {})
-    fine = isinstance(versions, dict) and all(isinstance(value, str) for value in versions.values())
-    _need(fine, "provenance/versions: a version for each package", versions)
+    for name in ("versions", "imported"):
+        told = said.get(name, {})
+        fine = isinstance(told, dict) and all(isinstance(value, str) for value in told.values())
+        _need(fine, f"provenance/{name}: a text for each name", told)
     record = said.get("grids")
     sizes: Sequence[Any] = list(record) if isinstance(record, list | dict) else ()
     _need(len(sizes) <= MOST_SIZES, f"provenance/grids: at most {MOST_SIZES:,} sizes", len(sizes))
@@ -153,10 +185,19 @@ def _check_provenance(said: Mapping[str, Any]) -> None:
             _need(few, f"provenance/grids: at most {MOST_IMAGES} images a prompt", words)
 
 
+def check_published(mark: Any) -> None:
+    """Raise PrunebenchError unless this is what `results publish` says of a cell that it sealed anew."""
+    fine = isinstance(mark, dict) and set(mark) == {"checksum", "rewrote"}
+    fine = fine and isinstance(mark["checksum"], str) and bool(_HASH.fullmatch(mark["checksum"]))
+    fine = fine and isinstance(mark["rewrote"], list) and all(isinstance(place, str) for place in mark["rewrote"])
+    _need(fine, "provenance/published: checksum, a hash, and rewrote, a list of texts", mark)
+
+
 def _check_texts(value: Any, place: str = "") -> None:
-    """No character that a terminal obeys. Prompts and stop strings have line breaks."""
+    """No character that a terminal obeys, and no long text. Prompts and stop strings have line breaks."""
     many = place.startswith(("provenance/processing/", "provenance/task_settings/"))
     if isinstance(value, str):
+        _need(many or len(value) <= LONGEST, f"{place or 'a text'}: at most {LONGEST:,} characters", len(value))
         for char in value:
             if not char.isprintable() and not (many and (char in "\n\r\t" or char.isspace())):
                 raise _other(f"{place or 'a text'}: characters that print", repr(char))
@@ -169,8 +210,8 @@ def _check_texts(value: Any, place: str = "") -> None:
             _check_texts(inner, place)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: Any, least: float = -math.inf, most: float = MOST_NUMBER) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _need(fine: bool, expected: str, found: Any) -> None:

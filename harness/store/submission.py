@@ -29,6 +29,10 @@ FOLDER = "submissions"
 VERSION = 1
 #: characters of a name
 LONGEST = 60
+#: letters and marks without a shape: fillers of Hangul, joiners, selectors of variants
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]|  "
+)
 _SUMMARY = ("submission_version", "who", "count", "started", "devices", "prunebench", "commits", "cells")
 _RECORD = {"submission": dict, "cells": dict}
 
@@ -36,11 +40,13 @@ _RECORD = {"submission": dict, "cells": dict}
 def checked_who(who: Any) -> str:
     """The public name of who measured. Raises PrunebenchError for what is no name in one short line."""
     fine = isinstance(who, str) and 0 < len(who) <= LONGEST and who == who.strip() and who[0].isalnum()
-    # letters of any script with their marks, digits, and what stands in names of people and groups
-    if not fine or not all(unicodedata.category(c)[0] in "LMN" or c in " .,'&+-_()" for c in who):
+    # letters of any script with their marks, digits, and what stands in names of people and groups; two names that
+    # look the same are one: nothing in it is invisible, and each letter has one spelling
+    seen = fine and not _INVISIBLE.search(who) and unicodedata.normalize("NFC", who) == who
+    if not seen or not all(unicodedata.category(c)[0] in "LMN" or c in " .,'&+-_()" for c in who):
         raise PrunebenchError(
             f"{given('who', str(who)[:80])}: expected a public name of at most {LONGEST} characters, that begins with"
-            " a letter or digit and holds letters, digits, blanks and .,'&+-_() only: give another"
+            " a letter or digit and holds visible letters, digits, blanks and .,'&+-_() only: give another"
         )
     return str(who)
 
@@ -135,11 +141,12 @@ class Measurers:
 
 
 def run_of(cell: SealedCell) -> str:
-    """16 digits that name the run behind a cell: its answers, its start to the second and its milliseconds.
+    """16 digits that name the run behind a cell: the answers, its start to the second and its milliseconds.
 
-    A copy of a cell has the same ones, and is no reproduction.
+    A copy of a cell has the same ones, and is no reproduction, also where its samples are encoded anew.
     """
-    told = [cell.samples_sha256, *(str(cell.provenance.get(name)) for name in ("started", "wall_s"))]
+    answers = cell.columns("key", "answer")
+    told = [answers["key"], answers["answer"], *(str(cell.provenance.get(name)) for name in ("started", "wall_s"))]
     return hashlib.sha256(canonical_json(told).encode("ascii")).hexdigest()[:16]
 
 
@@ -184,8 +191,9 @@ class Records:
 
     def origin(self, cell: SealedCell) -> Measurers:
         """Who a cell is from. A record of samples that are no longer here says nothing."""
-        run, identity = run_of(cell), cell.identity
+        identity = cell.identity
         mine = [(who, cells[identity]) for who, cells in self.found if identity in cells]
+        run = run_of(cell) if mine else ""  # the samples of the others are not read
         measured = {who for who, one in mine if one["run"] == run}
         reproduced = {who for who, one in mine if one["run"] != run and one.get("equals") == cell.samples_sha256}
         return Measurers(tuple(sorted(measured)), tuple(sorted(reproduced - measured)))

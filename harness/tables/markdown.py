@@ -154,7 +154,9 @@ def _caveats(section: Section) -> list[str]:
     on_mini = any("mini" in (s.cell.model, s.cell.stands_for) for s in section.cells)
     said = [UNTRAINED] if on_mini and any(s.cell.method == "prumerge" for s in section.cells) else []
     families = sorted({s.unproven for s in section.cells if s.unproven})
-    return said + [unproven(one, [s.cell.method for s in section.cells if s.unproven == one]) for one in families]
+    return said + [
+        in_markdown(unproven(one, [s.cell.method for s in section.cells if s.unproven == one])) for one in families
+    ]
 
 
 def _equal_flops(section: Section) -> list[str]:
@@ -287,7 +289,7 @@ def _answers(section: Section, block: Block, found: Findings) -> str:
             for line in lines
         ]
         size = max((value.n for values in hard for value in values), default=-1)
-        head.append(f"hard: {task} (%, n={size if size >= 0 else DASH})")
+        head.append(f"hard: {in_markdown(task)} (%, n={size if size >= 0 else DASH})")
         marked = [r and size >= RANKED_FROM for r in ranked]
         columns.append(mark_best([decimal(mean([value.percent for value in values])) for values in hard], marked))
     return grid(head, columns)
@@ -372,7 +374,7 @@ def _power_table(power: Sequence[Power]) -> str:
         f"smallest detectable among {tests} tests (points)",
     ]
     columns = [
-        [p.task for p in power],
+        [in_markdown(p.task) for p in power],
         [f"{p.n:,}" for p in power],
         [f"{p.images:,}" for p in power],
         [f"{p.pairs:,}" for p in power],
@@ -410,7 +412,14 @@ def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
             interval_text(match.low, match.high, 100.0) if not math.isnan(match.low) else ""
         )
         body.append(
-            [in_markdown(match.line), match.budget, f"{match.task}: {match.metric}", f"{match.n:,}", here, published]
+            [
+                in_markdown(match.line),
+                match.budget,
+                in_markdown(f"{match.task}: {match.metric}"),
+                f"{match.n:,}",
+                here,
+                published,
+            ]
         )
     listed = "\n".join(f"{i}. {source}" for i, source in enumerate(sources, start=1))
     note = (
@@ -427,7 +436,7 @@ def _published(section: Section, blocks: Sequence[Block]) -> list[str]:
 
 
 def _task_header(sealed: SealedCell) -> str:
-    return f"{sealed.cell.task}: {sealed.headline} ({unit_of(sealed)}, n={sealed.counts['headline']})"
+    return in_markdown(f"{sealed.cell.task}: {sealed.headline} ({unit_of(sealed)}, n={sealed.counts['headline']})")
 
 
 def _metrics(section: Section) -> list[str]:

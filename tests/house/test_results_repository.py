@@ -97,8 +97,14 @@ def test_there_are_two_and_each_has_its_event() -> None:
         ("persist-credentials: false", "persist-credentials: true"),
         ("trusted/requirements.txt", "proposed/requirements.txt"),
         ("pip install --requirement trusted", "pip install ./proposed && pip install --requirement trusted"),
-        ("run: prunebench results verify", "run: echo ${{ github.head_ref }} && prunebench results verify"),
-        ("run: prunebench results verify", "run: python proposed/check.py && prunebench results verify"),
+        (
+            "          prunebench results verify",
+            "          echo ${{ github.head_ref }}\n          prunebench results verify",
+        ),
+        (
+            "          prunebench results verify",
+            "          python proposed/check.py\n          prunebench results verify",
+        ),
         (" # v4.2.2", ""),
         ("@11bd71901bbe5b1630ceea73d27597364c9af683 # v4.2.2", "@v4"),
         ("fetch-depth: 2", "submodules: true"),

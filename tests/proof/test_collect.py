@@ -253,12 +253,15 @@ def test_a_target_that_is_no_results_folder_is_refused(tmp_path: Path) -> None:
 def test_texts_of_others_are_no_markup_no_formula_and_no_escape_anywhere(
     prunebench: Prunebench, tmp_path: Path
 ) -> None:
-    evil = "=HYPERLINK(1)<script>alert(1)<"
+    evil, model = "=HYPERLINK(1)<script>alert(1)<", "org/evil"
     folder, root = published(tmp_path / "mallory", "Mallory"), tmp_path / "r"
 
     def change(new: dict[str, Any]) -> None:
-        new["cell"]["model"] = new["provenance"]["request"]["model"] = evil
-        new["provenance"]["device"] = "@SUM(1) | `x` <img src=x>"
+        new["cell"]["model"] = new["provenance"]["request"]["model"] = model
+        new["provenance"]["device"] = f"@SUM(1) | `x` <img src=x>{evil}"
+        new["provenance"]["kernels"] = new["provenance"]["git"] = new["provenance"]["model_source"] = evil
+        new["provenance"]["versions"] = {evil: evil, "prunebench": evil}
+        new["method_info"][evil] = evil
 
     forged(folder, change)
     code, out, _ = prunebench("results", "collect", folder, "--into", root)
@@ -270,14 +273,14 @@ def test_texts_of_others_are_no_markup_no_formula_and_no_escape_anywhere(
     assert "<img" not in text
     with (root / "leaderboard.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "visipruner"]
-    assert rows[0]["model"] == f"'{evil}"
+    assert rows[0]["model"] == model
     assert rows[0]["device"].startswith("'@SUM")
     for form in ("csv", "json", "text"):
         code, out, _ = prunebench("results", "verify", "--foreign", folder, "--format", form)
         assert code == 0
         if form == "csv":
             found = list(csv.DictReader(out.splitlines()))
-            assert found[0]["model"] == f"'{evil}"
+            assert found[0]["model"] == model
         if form == "json":
             assert {row["state"] for row in json.loads(out)} == {"holds"}
             assert all(row["not_checked"] for row in json.loads(out)), "no cell passes silently"

@@ -74,7 +74,7 @@ def runner(tmp_path: Path) -> Runner:
     return Runner(tmp_path)
 
 
-CHANGES, VERIFY = "Only files below submissions/ are added", "Verify every submission"
+CHANGES, VERIFY = "Only files below submissions/ are added", "Verify the submissions that it adds"
 
 
 def test_a_good_pull_request_passes_and_its_rows_are_on_the_site(runner: Runner) -> None:
@@ -154,3 +154,53 @@ def test_a_folder_of_links_fails(runner: Runner) -> None:
     failed, output = runner.run("verify.yml")
     assert failed == VERIFY
     assert "cells: expected a folder, found a link" in output
+
+
+def rebased(runner: Runner) -> None:
+    """Let the base be what is proposed, as after a merge."""
+    for name in ("trusted", "temp"):
+        shutil.rmtree(runner.root / name)
+    shutil.copytree(runner.root / "proposed", runner.root / "trusted", symlinks=True)
+    (runner.root / "temp").mkdir()
+
+
+def test_a_merged_folder_that_does_not_hold_stops_nobody(runner: Runner) -> None:
+    bad = published(runner.root / "proposed" / "submissions" / "2026-11-02-bad", "Bad")
+    forged(bad, lambda new: new["metrics"].update(pope_accuracy=1.0))
+    runner.commit("an old prunebench took it")
+    rebased(runner)
+    failed, output = runner.run("pages.yml")
+    assert failed == "", output
+    assert "2026-11-02-bad/cells/pope/" in output
+    assert "::warning::some cells or folders do not hold" in output
+    assert '"measured":["First"]' in (runner.root / "temp" / "site" / "index.html").read_text()
+    rebased(runner)
+    published(runner.root / "proposed" / "submissions" / "2026-11-30-third", "Third", "fastv-64-d61145b9df2ab80e")
+    runner.propose()
+    failed, output = runner.run("verify.yml")
+    assert failed == "", output
+    assert "measured by Third; 1 of 1 cells hold" in output
+    assert "measured by First" not in output, "only what the pull request adds is verified"
+
+
+def test_a_repository_without_submissions_has_a_page_and_takes_the_first_one(runner: Runner) -> None:
+    shutil.rmtree(runner.root / "proposed" / "submissions" / "2026-11-01-first")
+    (runner.root / "proposed" / "submissions" / "README").write_text("a file of a maintainer")
+    runner.commit("empty")
+    rebased(runner)
+    failed, output = runner.run("pages.yml")
+    assert failed == "", output
+    assert "No submission holds yet" in (runner.root / "temp" / "site" / "index.html").read_text()
+    published(runner.root / "proposed" / "submissions" / "2026-11-30-first", "First", "fastv-64-d61145b9df2ab80e")
+    runner.propose()
+    failed, output = runner.run("verify.yml")
+    assert failed == "", output
+
+
+@pytest.mark.parametrize("name", ["verify.yml", "pages.yml"])
+def test_no_step_that_prints_words_of_others_obeys_them(name: str) -> None:
+    for job in yaml.safe_load((TEMPLATE / ".github" / "workflows" / name).read_text())["jobs"].values():
+        for step in job["steps"]:
+            run = step.get("run", "")
+            if "prunebench re" in run:
+                assert run.index("::stop-commands::") < run.index("prunebench re")

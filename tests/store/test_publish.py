@@ -175,7 +175,7 @@ def test_provenance_is_rewritten_to_base_names_and_says_so(tmp_path: Path) -> No
     new = said["provenance"]
     assert new["device"] == f"NVIDIA H200 of {REMOVED}"
     assert new["kernels"] == "AVX512, libraries in mkl-2025"
-    assert (new["request"]["data"], new["request"]["model"]) == ("pope copy", "mini")
+    assert (new["request"]["data"], new["request"]["model"]) == ("pope_copy", "mini")
     assert new[PUBLISHED] == {
         "checksum": old["checksum"],
         "rewrote": ["device", "kernels", "request/data", "request/model"],
@@ -184,7 +184,7 @@ def test_provenance_is_rewritten_to_base_names_and_says_so(tmp_path: Path) -> No
     assert {name: said[name] for name in untouched} == {name: old[name] for name in untouched}
     line = json.loads(made.files["submission.json"])["cells"][0]
     assert line["device"] == f"NVIDIA H200 of {REMOVED}"
-    assert "DATA='pope copy'" in line["command"]
+    assert "DATA=pope_copy" in line["command"]
     write(made, tmp_path / "out", replace=False)
     again = publication([load(tmp_path / "out" / "cells" / "pope" / one.folder.name)], "Alice", MINE)
     assert again.files == made.files, "what is published already stays as it is"
