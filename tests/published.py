@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from harness.core.cell import Cell
 from harness.core.paths import TOP
 from harness.store import submission
-from harness.store.files import checksum
 from harness.store.private import Private
 from harness.store.publish import publication, write
 from harness.store.sealed import SAMPLES, SEAL, SealedCell, compressed, load
@@ -110,6 +109,5 @@ def plain_parquet(table: pa.Table, **options: Any) -> bytes:
 
 
 def resealed(cell: Path, new: dict[str, Any]) -> None:
-    """Write a cell.json with the checksum of its content."""
-    text = json.dumps({**new, "checksum": checksum(new)}, indent=1) + "\n"
-    (cell / SEAL).write_text(text)
+    """Write a cell.json with the checksum of its content, in the bytes that prunebench writes."""
+    (cell / SEAL).write_bytes(as_written(new))
