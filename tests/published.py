@@ -109,5 +109,5 @@ def plain_parquet(table: pa.Table, **options: Any) -> bytes:
 
 
 def resealed(cell: Path, new: dict[str, Any]) -> None:
-    """Write a cell.json with the checksum of its content."""
+    """Write a cell.json with the checksum of its content, in the bytes that prunebench writes."""
     (cell / SEAL).write_bytes(as_written(new))

@@ -68,6 +68,9 @@ EXCEPTIONS = {
         "budgets.parse",
     ): "a side of a comparison is words for cells that are sealed, and the command and Python read them alike",
     ("proof.recomputed", "parse_limit"): "a sealed cell holds the words of its request, and its questions are, too",
+    ("proof.foreign_request", "parse_limit"): "a sealed cell holds the words of its request, which may be untrue",
+    ("proof.foreign_request", "DataSource.parse"): "the folder of who checks, or the embedded data, by fingerprint",
+    ("proof.foreign_request", "budgets.parse"): "the budget of a sealed cell, to compare with its knobs",
 }
 MOST_STOPS = 25
 

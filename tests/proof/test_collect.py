@@ -258,6 +258,7 @@ def test_texts_of_others_are_no_markup_no_formula_and_no_escape_anywhere(
 
     def change(new: dict[str, Any]) -> None:
         new["cell"]["model"] = new["provenance"]["request"]["model"] = model
+        new["cell"]["stands_for"] = ""
         new["provenance"]["device"] = f"@SUM(1) | `x` <img src=x>{evil}"
         new["provenance"]["kernels"] = new["provenance"]["git"] = new["provenance"]["model_source"] = evil
         new["provenance"]["versions"] |= {evil: evil, "prunebench": evil}
