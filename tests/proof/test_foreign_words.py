@@ -91,8 +91,8 @@ WORDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "its budget 128 makes the knob exit_votes=2, and it has 3",
     ),
     "unproven": (
-        put("provenance", "unproven", value="[official](https://evil.example)"),
-        "its provenance has unproven '[official](https://evil.example)', expected ''",
+        put("provenance", "unproven", value="another family"),
+        "its provenance has unproven 'another family', expected ''",
     ),
     "kind of metric": (
         corpus(9.5),
