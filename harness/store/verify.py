@@ -8,6 +8,7 @@ and edits cost, its notes, wall times, and where a cell was measured: these are 
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -253,9 +254,10 @@ def _origin(cell: SealedCell) -> list[str]:
     versions = provenance.get("versions") or {}
     missing += [f"versions/{name}" for name in VERSIONS if name not in versions]
     wrong = [f"its provenance does not say {', '.join(missing)}"] if missing else []
-    measured, request = (
-        {name: getattr(one, name) for name in ("task", "seed", "positions")} for one in (cell.cell, asked)
-    )
+    # a task of a file is asked for by the file, and measured under the name that the file gives
+    of_file = asked.task.endswith((".yaml", ".yml")) or os.sep in asked.task
+    names = ("seed", "positions") if of_file else ("task", "seed", "positions")
+    measured, request = ({name: getattr(one, name) for name in names} for one in (cell.cell, asked))
     if measured != request:
         wrong.append(f"its request asks for {request}, and it is {measured}")
     return wrong

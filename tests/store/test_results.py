@@ -221,3 +221,19 @@ def test_the_command_succeeds_on_sound_results(results):
     shutil.copytree(results / "cells", results / "copy" / "cells")
     listed = CliRunner().invoke(app, ["results", "list", "--results", str(results / "copy")])
     assert listed.output.splitlines()[-1] == "2 sealed, 0 unfinished, 0 damaged"
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [("tasks/own.yaml", ""), ("own.yml", ""), ("other", "its request asks for {'task': 'other'")],
+)
+def test_a_task_of_a_file_is_measured_under_another_name(results, task, said):
+    folder = first(results)
+
+    def change(body):
+        body["provenance"]["request"]["task"] = task
+
+    resign(folder, change)
+    lines, well = verify(results)
+    assert well == (not said)
+    assert said in "\n".join(lines)
