@@ -67,6 +67,24 @@ def literals(source: str) -> list[str]:
     return found
 
 
+_FILLED = re.compile(r"\$\{([^{}]*)\}")
+_STRINGS = re.compile(r'"((?:[^"\\\n]|\\.)*)"|`([^`]*)`')
+
+
+def of_script(source: str) -> list[str]:
+    """The strings of a script of the page, with `VALUE` for what a template fills in; summed strings are one."""
+    source, found = re.sub(r"(^|\s)//.*|/[^/\n]*[\"`][^/\n]*/[gu]*(?=[,.;)])", " ", source), []
+    while values := _FILLED.findall(source):
+        found += [text for value in values for text in of_script(value)]
+        source = _FILLED.sub(VALUE, source)
+    end = None
+    for match in _STRINGS.finditer(source):
+        summed = end is not None and source[end : match.start()].strip() == "+"
+        text, end = match[1] or match[2] or "", match.end()
+        found.append(found.pop() + text if summed else text)
+    return found
+
+
 def of_help(command: Any, path: tuple[str, ...] = ("prunebench",)) -> Iterator[tuple[str, str]]:
     """The help of a command of typer and of all commands below it: a name, and a text for it or for an option."""
     yield " ".join(path), command.help or ""

@@ -6,13 +6,14 @@ import re
 
 import pytest
 import typer
-from sentences import LONGEST, literals, long, newest, of_help, of_html, of_notebook, sentences, words
+from sentences import LONGEST, literals, long, newest, of_help, of_html, of_notebook, of_script, sentences, words
 
 from harness.cli import app
 from harness.core.paths import TOP
 
 HELP = dict(of_help(typer.main.get_command(app)))
 MODULES = [file for room in ("tables", "report", "cli") for file in sorted((TOP / "harness" / room).glob("*.py"))]
+SCRIPTS = sorted((TOP / "harness" / "report" / "assets" / "script").glob("*.js"))
 PAGES = [
     *sorted(TOP.glob("tasks/mini/**/MODEL_CARD.md")),
     *sorted(TOP.glob("examples/**/*.md")),
@@ -41,6 +42,14 @@ def test_the_page_of_the_report_is_short() -> None:
     blocks = of_html((TOP / "harness" / "report" / "assets" / "page.html").read_text())
     assert any("what was asked for" in block for block in blocks)
     found = long(blocks)
+    assert not found, _said(found)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_what_the_scripts_of_the_page_say_is_short(path: object) -> None:
+    strings = of_script(path.read_text())  # type: ignore[attr-defined]
+    assert strings
+    found = long(strings)
     assert not found, _said(found)
 
 
@@ -90,6 +99,8 @@ def test_long_sentences_are_found_wherever_they_stand() -> None:
     source = f'"""{LONG}"""\nx = f"{{a}} {LONG}"\ndef f():\n    """{LONG}"""\n    return "short", "{LONG}"\n'
     assert len(long(literals(source))) == 2, "docstrings are no words for users, and values are one word"
     assert literals('f"{a} of {b:.1f} questions"') == ["X of X questions"]
+    script = f'f("a " + // "no"\n  `b ${{n ? `c ${{"d"}}` : "e"}} {LONG}`);'
+    assert of_script(script) == ["d", "c X", "e", f"a b X {LONG}"]
     html = f"<p>one two</p><script>{LONG}</script><ul><li>three <b>four</b></li><li>{LONG}</li></ul>"
     assert of_html(html) == ["one two", "three four", LONG.strip()]
     with pytest.raises(ValueError, match="found none"):

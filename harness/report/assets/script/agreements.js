@@ -10,7 +10,7 @@ function setUpAgreements() {
   options($("ag-pair"), META.agreements.map((pair, i) => [i, pair.models.join(" and ")]), 0);
   chooseAgreement();
 }
-const MOVES = "Draws with the same move: in so many draws of the images the rank goes the same way, up or down, from the first model to the second. – stands for equal ranks.";
+const MOVES = "Draws with the same move: so many draws of the images move the rank the same way from the first model to the second. A – stands for equal ranks.";
 function chooseAgreement() {
   const pair = pairOfModels(), tasks = uniq(pair.ranked.map((r) => r.task));
   options($("ag-budget"), pair.budgets.map((b, i) => [i, b.label]), Math.floor(pair.budgets.length / 2));
