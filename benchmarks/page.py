@@ -31,6 +31,7 @@ if __package__ in (None, ""):  # run as a file: the repository and its made cell
 
 from harness.report import page, views
 from harness.store.store import Store
+from harness.upkeep.chromium import started
 
 SMALL = {"tasks": ("gqa", "pope"), "models": ("mini",)}
 READY = "return document.documentElement.dataset.ready && document.querySelector('#ex-list li') ? performance.now() : 0"
@@ -38,18 +39,9 @@ READY = "return document.documentElement.dataset.ready && document.querySelector
 
 def opened(path: Path, repeats: int) -> list[tuple[float, float]]:
     """Milliseconds to the drawn table and to the first sample, of each load."""
-    from selenium import webdriver
-
     found = []
     for _ in range(repeats):
-        options = webdriver.ChromeOptions()
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-            options.add_argument(flag)
-        options.add_argument("--window-size=1440,1000")
-        for name in ("chromium", "chromium-browser", "google-chrome"):
-            options.binary_location = options.binary_location or shutil.which(name) or ""
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-        try:
+        with started("page", 1440, 1000) as driver:
             driver.get(f"file://{path}")
             while not (sample := driver.execute_script(READY)):
                 time.sleep(0.01)
@@ -58,8 +50,6 @@ def opened(path: Path, repeats: int) -> list[tuple[float, float]]:
             if wrong:
                 raise SystemExit(f"the page says: {wrong[0]}")
             found.append((table, float(sample)))
-        finally:
-            driver.quit()
     return found
 
 

@@ -6,24 +6,22 @@ where one is missing. Screenshots go to the folder in PRUNEBENCH_SCREENSHOTS, ot
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-SELENIUM = importlib.util.find_spec("selenium")
-MISSING = [
-    name for name, there in (("chromium", CHROMIUM), ("chromedriver", DRIVER), ("selenium", SELENIUM)) if not there
-]
+from harness.upkeep import chromium
+
 #: the marks of a module of browser tests
-BROWSED = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
+BROWSED = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(chromium.lacking()), reason=f"not installed: {', '.join(chromium.lacking())}"),
+]
 #: width and height of a desk's window and of a phone's, in CSS pixels
 SIZES = {"desk": (1440, 900), "phone": (390, 844)}
 
@@ -116,23 +114,8 @@ class Browser:
         return found[0]
 
 
-def started() -> Iterator[Browser]:
-    """A browser that ends with the generator."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1360,1000",
-    ):
-        options.add_argument(flag)
-    options.binary_location = str(CHROMIUM)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    try:
+@contextmanager
+def opened() -> Iterator[Browser]:
+    """A browser that ends with the block."""
+    with chromium.started("tests of the page", 1360, 1000) as driver:
         yield Browser(driver)
-    finally:
-        driver.quit()

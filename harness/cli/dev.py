@@ -132,10 +132,10 @@ def screenshots(
     Needs Chromium, its driver and selenium.
     """
     from harness.core.paths import make_folder
-    from harness.upkeep.screenshots import programs
+    from harness.upkeep.chromium import require
     from harness.upkeep.screenshots import screenshots as write
 
-    programs()
+    require("screenshots")
     make_folder(out)
     for file in write(results, out):
         put(f"picture {file}  ({file.stat().st_size / 1e3:.0f} KB)")

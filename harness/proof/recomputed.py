@@ -22,7 +22,7 @@ from harness.method import Method, method_class, source_of, typed_knobs
 from harness.method.fits import shrinks_pictures
 from harness.runner.running import info_of, scored
 from harness.runner.sizes import sizes_of
-from harness.store.sealed import SealedCell, finite
+from harness.store.sealed import SealedCell, defined
 from harness.store.verify import same
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _scores(cell: SealedCell, frame: pd.DataFrame, task: LoadedTask) -> list[str
         wrong.append(f"its headline is {cell.headline}, expected {task.headline}")
     elif task.metric != cell.metric:
         wrong.append(f"its metric {cell.headline} differs in {cell.stated}, expected {task.metric.stated()}")
-    again = finite(metrics)
+    again = defined(metrics)
     wrong += _unlike("metric", cell.metrics, again)
     return wrong
 

@@ -198,7 +198,7 @@ def headline_of(
     return Headline(units.point, units.maximum, questions, units.n_clusters, stats.interval(metric.name, units))
 
 
-def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+def defined(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     """Metrics as a cell file holds them: None for one that is undefined."""
     return {name: None if v is None or not math.isfinite(v) else float(v) for name, v in metrics.items()}
 

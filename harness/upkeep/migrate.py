@@ -22,7 +22,7 @@ from harness.core.asked import Asked
 from harness.core.cell import KEY_VERSION
 from harness.core.errors import PrunebenchError, naming
 from harness.store.files import checksum, remove, write_atomic
-from harness.store.sealed import SAMPLES, SCHEMA_VERSION, SEAL, compressed, finite, headline_of, load, sealed
+from harness.store.sealed import SAMPLES, SCHEMA_VERSION, SEAL, compressed, defined, headline_of, load, sealed
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _derived(body: Mapping[str, Any], table: bytes, job: Job) -> tuple[dict[str,
         table = compressed(rows.set_column(rows.column_names.index("score"), "score", now))
     per_sample = [scores[key].score for key in columns["key"]]
     found = headline_of(body["headline"], per_sample, columns["image"], columns["category"], columns["question_id"])
-    plain = finite(metrics)
+    plain = defined(metrics)
     other = [
         f"{name} {value} -> {plain.get(name)}"
         for name, value in body["metrics"].items()

@@ -7,9 +7,7 @@ docs/two-models.md are drawn from the same cells, without a browser.
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +21,7 @@ from PIL import Image
 from harness.core.errors import PrunebenchError
 from harness.report import page, show
 from harness.store.files import write_atomic
+from harness.upkeep.chromium import require, started
 from harness.upkeep.readme import draw_two_models
 
 #: pixels of CSS; a region is as wide as the window
@@ -35,7 +34,6 @@ SIZES = tuple((width, colours) for colours in (128, 96, 64) for width in (1440, 
 SAMPLES = 12
 #: seconds that a page may take until it is drawn
 PATIENCE_S = 60.0
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: pictures that wait for a reader to scroll would move what stands below them as they come
 LOADED = """
 for (const image of document.images) image.loading = "eager";
@@ -76,7 +74,7 @@ def screenshots(results: Path, folder: Path) -> list[Path]:
     Raises PrunebenchError where Chromium, its driver or selenium lack, before anything is written; where there are no
     cells; where a region of the page is not there or does not fit the limit.
     """
-    programs()
+    require("screenshots")
     with tempfile.TemporaryDirectory() as kept:
         shots = photographed(page.write(results, Path(kept) / "page.html", SAMPLES, say=lambda _: None))
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,49 +87,15 @@ def screenshots(results: Path, folder: Path) -> list[Path]:
 
 def photographed(file: Path, regions: Sequence[Region] = REGIONS) -> dict[str, bytes]:
     """The regions of a page as PNGs, by their names. Raises as `screenshots`."""
-    with opened(file, *programs()) as window:
+    with opened(file) as window:
         return {region.name: packed(taken(window, region), region.name) for region in regions}
 
 
-def programs() -> tuple[str, str]:
-    """The paths of a Chromium and its driver. Raises PrunebenchError that names everything that lacks."""
-    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
-    selenium = importlib.util.find_spec("selenium")
-    lacking = [
-        name for name, there in (("chromium", browser), ("chromedriver", driver), ("selenium", selenium)) if not there
-    ]
-    if browser is None or driver is None or lacking:
-        mends = ["`make venv` installs selenium"] if "selenium" in lacking else []
-        mends += ["`apt-get install chromium chromium-driver` the browser"] if not browser or not driver else []
-        raise PrunebenchError(
-            f"screenshots: expected chromium, chromedriver and selenium, found no {' and no '.join(lacking)}:"
-            f" {', and '.join(mends)}"
-        )
-    return browser, driver
-
-
 @contextmanager
-def opened(file: Path, browser: str, driver: str) -> Iterator[Any]:
+def opened(file: Path) -> Iterator[Any]:
     """A selenium driver of a headless Chromium that shows the file, drawn, in light colours and without motion."""
-    from selenium import webdriver
-    from selenium.common.exceptions import WebDriverException
-
-    options = webdriver.ChromeOptions()
-    for flag in (
-        *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
-        *("--force-device-scale-factor=1", "--force-color-profile=srgb", f"--window-size={WIDTH},1000"),
-    ):
-        options.add_argument(flag)
-    options.binary_location = browser
-    try:
-        window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    except WebDriverException as error:
-        why = (error.msg or type(error).__name__).splitlines()[0]
-        raise PrunebenchError(
-            f"screenshots: expected {browser} and {driver} to start, found: {why}: install a pair of one version"
-        ) from None
-    try:
+    flags = ("--hide-scrollbars", "--force-device-scale-factor=1", "--force-color-profile=srgb")
+    with started("screenshots", WIDTH, 1000, *flags) as window:
         features = [
             {"name": "prefers-color-scheme", "value": "light"},
             {"name": "prefers-reduced-motion", "value": "reduce"},
@@ -144,8 +108,6 @@ def opened(file: Path, browser: str, driver: str) -> Iterator[Any]:
         _wait(window, "return document.documentElement.dataset.ready && document.querySelector('#ex-list li')")
         _wait(window, LOADED)
         yield window
-    finally:
-        window.quit()
 
 
 def _wait(window: Any, code: str) -> None:

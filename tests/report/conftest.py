@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from factories import analysis, gauntlet
-from report_browser import Browser, started
+from report_browser import Browser, opened
 
 from harness.report import page as report
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    yield from started()
+    with opened() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -18,13 +18,13 @@ from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP
 from harness.report import page as report
 from harness.upkeep import screenshots
+from harness.upkeep.chromium import lacking
 from harness.upkeep.screenshots import LIMIT, REGIONS, SHOWN, WIDTH, Region, packed
 
 REFERENCE = TOP / "results" / "reference"
-BROWSER = any(map(shutil.which, screenshots.BROWSERS)) and shutil.which("chromedriver")
 needs_browser = [
     pytest.mark.slow,
-    pytest.mark.skipif(not BROWSER or not importlib.util.find_spec("selenium"), reason="no Chromium or selenium"),
+    pytest.mark.skipif(bool(lacking()), reason=f"not installed: {', '.join(lacking())}"),
 ]
 
 
@@ -56,7 +56,7 @@ def test_small_bright_marks_keep_their_colours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lacking", "said"),
+    ("missing", "said"),
     [
         ("chromium", "found no chromium: `apt-get install chromium chromium-driver` the browser"),
         ("chromedriver", "found no chromedriver: `apt-get install"),
@@ -64,11 +64,11 @@ def test_small_bright_marks_keep_their_colours() -> None:
     ],
 )
 def test_what_lacks_is_named_before_anything_is_written(
-    lacking: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    missing: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = {"chromium": "/bin/chromium", "chromedriver": "/bin/chromedriver", lacking: None}
+    there = {"chromium": "/bin/chromium", "chromedriver": "/bin/chromedriver", missing: None}
     monkeypatch.setattr(shutil, "which", there.get)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else object())
     code, out, err = run(capsys, monkeypatch, "dev", "screenshots", "--out", str(tmp_path / "new"))
     assert (code, out) == (2, "")
     assert said in err
