@@ -294,6 +294,15 @@ def test_equal_kept_tokens_are_budgets_of_kept_tokens(chromium: Browser, tmp_pat
     assert chromium.errors() == []
 
 
+def test_every_numbered_budget_is_on_the_curve_of_its_line(chromium: Browser, tmp_path: Path) -> None:
+    cells = [answered(tmp_path, m, b, [1.0] * 24) for m, b in (("none", "none"), ("dart", "64"), ("dart", "native"))]
+    cells += [answered(tmp_path, "fastv", b, [1.0] * 24) for b in ("64", "0.25kept", "64clamped", "0.5flops", "native")]
+    chromium.open(written(tmp_path, cells, 0), samples=False)
+    curves = chromium.js("return [...document.querySelectorAll('#plot .series')].map((n) => n.getAttribute('d'))")
+    assert [curve.count("L") for curve in curves] == [3], "native stands alone, and one point is no curve"
+    assert chromium.errors() == []
+
+
 def test_fewer_errors_are_on_the_front(chromium: Browser, tmp_path: Path) -> None:
     errors = Metric("distance", higher_is_better=False)
     share = {("none", "none"): 0.1, ("fastv", "64"): 0.3, ("dart", "128"): 0.6}

@@ -107,15 +107,13 @@ function showFigure() {
   if (whole) svg.append(draw("line", { class: "unpruned", x1: box.left, x2: box.right, y1: Y(whole.y), y2: Y(whole.y) }));
   const best = front(shown, set?.lower);
   for (const line of uniq(shown.map((p) => p.line))) {
-    // budgets of one unit form a curve; native and the like stand alone
-    for (const unit of ["", "avg", "flops"]) {
-      const curve = shown.filter((p) => p.line === line && RegExp(`^[0-9.]+${unit}$`).test(model.budgets[p.budget])).sort((a, b) => a.x - b.x);
-      if (curve.length < 2) continue;
-      const path = draw("path", { class: "series", "data-line": line, d: "M" + curve.map((p) => `${X(p.x).toFixed(1)},${Y(p.y).toFixed(1)}`).join("L") });
-      path.style.stroke = colour(line);
-      path.style.strokeDasharray = ["", "6 3", "1.5 2.5"][Math.min(look(line).setting, 2)];
-      svg.append(path);
-    }
+    // numbered budgets form a curve, as in the PNGs; native and the like stand alone
+    const curve = shown.filter((p) => p.line === line && /^[0-9]/.test(model.budgets[p.budget])).sort((a, b) => a.x - b.x || a.y - b.y);
+    if (curve.length < 2) continue;
+    const path = draw("path", { class: "series", "data-line": line, d: "M" + curve.map((p) => `${X(p.x).toFixed(1)},${Y(p.y).toFixed(1)}`).join("L") });
+    path.style.stroke = colour(line);
+    path.style.strokeDasharray = ["", "6 3", "1.5 2.5"][Math.min(look(line).setting, 2)];
+    svg.append(path);
   }
   if ($("fig-pareto").checked && best.length > 1) {
     let d = `M${X(best[0].x)},${Y(best[0].y)}`;
