@@ -56,7 +56,7 @@ class Fake:
     exceptions = ray.exceptions
 
     def __init__(self, *script: Any) -> None:
-        self.script = list(script)
+        self.script, self.said = list(script), list[str]()
         self.actor = SimpleNamespace(seen=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=object)))
 
     def put(self, what: object) -> None: ...
@@ -74,7 +74,7 @@ def lone_worker(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> tuple[Crew, Memb
     """A crew of one worker that has a chunk."""
     monkeypatch.setattr(ray, "put", fake.put)
     board = Board({"image": [("a", "0")]}, 1)
-    crew = Crew(Asked(), "cpu", {}, b"", board, lambda _: None)
+    crew = Crew(Asked(), "cpu", {}, b"", board, fake.said.append)
     crew._ray = fake
     member = Member(fake.actor, Node("n", "n", 1, 1, 0), iter([object()]), True, board.next(1))
     crew._members.append(member)
@@ -131,6 +131,19 @@ def test_an_error_of_the_code_ends_the_sweep(monkeypatch: pytest.MonkeyPatch) ->
     crew, member, _ = lone_worker(Fake(fault), monkeypatch)
     with pytest.raises(PrunebenchError, match=r"a worker on n: (?s:.*)KeyError"):
         list(crew.hear(member))
+
+
+def test_a_worker_that_ray_cannot_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+
+    def kill(actor: object) -> None:
+        raise ConnectionError("the cluster\nis gone")
+
+    fake.kill = kill  # type: ignore[method-assign]
+    crew, *_ = lone_worker(fake, monkeypatch)
+    crew.dismiss()
+    assert not crew.asked
+    assert fake.said == ["note: a worker on n may still run: the cluster is gone"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,8 +228,10 @@ class Crew:
 
     def _drop(self, member: Member) -> None:
         self._members.remove(member)
-        with suppress(Exception):  # it may be gone, and its node with it
+        try:
             self._ray.kill(member.actor)
+        except Exception as error:  # the other workers answer on, whatever Ray says of this one
+            self._say(f"note: a worker on {member.node.name} may still run: {' '.join(str(error).split())[:240]}")
 
     def dismiss(self) -> None:
         """End all workers."""
