@@ -3,6 +3,7 @@
 import pytest
 
 from harness.core.errors import PrunebenchError
+from harness.proof import faults
 from harness.proof.faults import (
     FAULTS,
     Caught,
@@ -28,6 +29,15 @@ def test_fault_is_caught(fault: Fault) -> None:
 @pytest.mark.slow
 def test_nothing_fails_without_a_fault() -> None:
     try_sound()
+
+
+def test_each_method_is_tried_once_without_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+    for name in ("failing_properties", "failing_sharing", "failing_cases"):
+        monkeypatch.setattr(faults, name, lambda *subject, name=name: tried.append((name, *subject)) or ())
+    try_sound()
+    assert 10 < len(tried) < len(FAULTS)
+    assert all(one not in tried[:n] for n, one in enumerate(tried))
 
 
 def test_there_are_at_least_twenty_and_no_name_twice() -> None:
