@@ -25,7 +25,7 @@ import yaml
 
 from harness.core.errors import PrunebenchError
 from harness.core.paths import TOP
-from harness.method import Method, Reduction, Run, Stream, Traits, method_class
+from harness.method import Attention, Method, Reduction, Run, Stream, Traits, method_class
 from harness.proof.conformance.kit import check, one_thread
 from harness.proof.conformance.tiny import tiny_model
 from harness.proof.golden_compare import LOGIT_TOLERANCE, compare
@@ -80,6 +80,27 @@ class Weighted(Pooling):
             else torch.zeros(1, device=reduction.added.device)
         )
         return replace(reduction, added=reduction.added + 0.05 * text)
+
+
+@dataclass(frozen=True)
+class Regarded(Method):
+    """Drops every third visual token before the first layer, then those that the visual rows of that layer regard
+    least."""
+
+    name = "regarded"
+    traits = Traits(query_aware=False, image_only=True)
+    budget_knobs = ()
+
+    def on_attention(self, run: Run, layer: int, attn: Attention) -> None:
+        if layer == 0:
+            run.memo["regard"] = attn.visual_probs("visual", heads="mean").values[:, 0].sum(1)
+
+    def at_boundary(self, run: Run, layer: int, stream: Stream) -> Reduction | None:
+        valid = run.visual_valid
+        if layer == 0:
+            return Reduction(valid & (torch.arange(valid.shape[1], device=valid.device) % 3 > 0))
+        regard = run.memo["regard"]
+        return Reduction(valid & (regard > regard.mean(1, keepdim=True))) if layer == 1 else None
 
 
 @dataclass(frozen=True)

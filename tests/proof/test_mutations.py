@@ -17,8 +17,11 @@ from harness.proof.faults import (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=[f.name for f in FAULTS])
+@pytest.mark.parametrize(
+    # those of shared prefixes are quick, and neither the kit nor a recorded run sees them
+    "fault",
+    [pytest.param(f, id=f.name, marks=[] if f.sharing else [pytest.mark.slow]) for f in FAULTS],
+)
 def test_fault_is_caught(fault: Fault) -> None:
     caught = try_fault(fault)
     assert not caught.survived
