@@ -27,6 +27,7 @@ ELSEWHERE: Mapping[str, str] = {
     "a prefix is used under edits that it was not computed with": "knockout",
     "a question goes on from what a prefix kept, whatever it keeps itself": "uniform",
     "what a question merges is not compared with its prefix": "pooling",
+    "behind a reduction a prefix goes on unreduced": "uniform",
 }
 #: faults that the gate cannot see, and why
 BLIND: Mapping[str, str] = {
@@ -49,6 +50,9 @@ BLIND: Mapping[str, str] = {
     ),
     "what a question merges is not compared with its prefix": (
         "every shipped method that says image_only merges by the image alone"
+    ),
+    "behind a reduction a prefix goes on unreduced": (
+        "no shipped method that says image_only looks at the layer in which it reduces"
     ),
     "a quota of the first prompt's tokens for every prompt": "all prompts of the gate have as many visual tokens",
 }
