@@ -197,7 +197,8 @@ class DataSource:
             if root.is_dir():
                 return cls("local", root.resolve())
         if os.sep not in text:
-            raise unknown("data source", text, (*EMBEDDED, "hub"))
+            known = unknown("data source", text, (*EMBEDDED, "hub"))
+            raise PrunebenchError(f"{known}, and no folder of this name is here")
         raise PrunebenchError(
             f"data source {text!r}: expected `mini`, `mini-qwen`, `hub` or a folder with {', '.join(_dataset_names())}"
             " in it, found no such folder; check the path"

@@ -20,7 +20,7 @@ from harness.cli.compare import compare
 from harness.cli.encoding import settle
 from harness.cli.guard import DEBUG, EXIT_BAD_INPUT, guarded, refused, sturdy
 from harness.cli.rankings import compare_models
-from harness.cli.refusals import Group, UsageError, said
+from harness.cli.refusals import Command, Group, UsageError, said
 from harness.cli.say import put
 from harness.cli.signals import ending
 from harness.core.errors import Interrupted, PrunebenchError
@@ -88,7 +88,7 @@ def _add(group: typer.Typer, commands: dict[str, Callable[..., None]], panel: st
     for name, function in commands.items():
         settings: dict[str, Any] | None = _PASSES_ON if name in PASSING_ON else None
         said = _paragraphs(function)
-        group.command(name, rich_help_panel=panel, context_settings=settings, help=said)(function)
+        group.command(name, cls=Command, rich_help_panel=panel, context_settings=settings, help=said)(function)
 
 
 def _paragraphs(function: Callable[..., None]) -> str:

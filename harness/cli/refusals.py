@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from harness.core.errors import PrunebenchError, unknown
 from harness.core.spelling import BY_POSITION, given
@@ -17,7 +17,22 @@ MOVED = {name: f"dev {name}" for name in ("mutations", "readme", "published", "m
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-class Group(TyperGroup):
+class _Switches:
+    """Help shows no type beside a switch: `--wide <bool>` reads as if a value followed."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in params:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return params
+
+
+class Command(_Switches, TyperCommand):
+    """A command."""
+
+
+class Group(_Switches, TyperGroup):
     """A group of commands that names the nearest one for an unknown one, and the new name of a moved one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

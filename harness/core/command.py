@@ -42,7 +42,9 @@ def _quoted(value: str) -> str:
     return f"'{value}'" if quoted == value and "=" in value else quoted
 
 
-def evaluation(asked: Asked, *, tasks: Sequence[str] = (), fresh: bool = False, source: str = SHIPPED) -> str:
+def evaluation(
+    asked: Asked, *, tasks: Sequence[str] = (), fresh: bool = False, source: str = SHIPPED, results: str | None = None
+) -> str:
     """The `make eval` that measures this again, or the same for other `tasks`; `fresh`: also where it is sealed.
 
     `source`: the cell's `method_source`, named behind the command of a method from elsewhere, for a file can change
@@ -66,6 +68,7 @@ def evaluation(asked: Asked, *, tasks: Sequence[str] = (), fresh: bool = False, 
         "DTYPE": asked.dtype,
         "DEVICE": asked.device,
         "FRESH": "1" if fresh else None,
+        "RESULTS": results,
     }
     return rendered(["make", "eval"], values, "" if source == SHIPPED else f"code {source}")
 

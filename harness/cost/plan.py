@@ -153,8 +153,8 @@ def schedule(method: Method, prompt: PromptShape) -> list[int]:
     forced = " ".join(f"--set {name}={value}" for name, value in method.choices(prompt.decoder).items())
     if forced:
         raise PrunebenchError(
-            f"{method.name} lets the prompt decide: give a number of tokens (--budget 10) and force its choices, once"
-            f" or for several prompts (13,14,15), as in {forced}"
+            f"{method.name} lets the prompt decide: give a number of tokens (--budget 64) and force its choices, once"
+            f" or for several prompts (13,14,15), as in {forced}; or add --request, which bounds them"
         )
     raise PrunebenchError(f"{method.name} has no plan(): what it costs is known only after a run, from its cells")
 

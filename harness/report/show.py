@@ -191,6 +191,8 @@ def _pick(questions: views.Questions, named: dict[str, str], method: str, budget
     from harness.method import method_class, registered
 
     of = [s for s in questions.cells if method in (s.cell.method, named[s.identity])]
+    root = questions.cells[0].folder.parents[2]
+    results = None if root == Path("results/local") else str(root)
     if not of:
         known = {s.cell.method for s in questions.cells}
         if spelt == method and method not in registered():
@@ -200,7 +202,7 @@ def _pick(questions: views.Questions, named: dict[str, str], method: str, budget
         example = next((s for s in questions.cells if s.asked.budget), questions.cells[0])
         takes = bool(method_class(spelt).budget_knobs)
         wanted = (budget or example.asked.budget or PREFERRED_BUDGET) if takes else ""
-        other = views.command(example, unpruned=not takes, method=spelt, budget=wanted)
+        other = views.command(example, unpruned=not takes, method=spelt, budget=wanted, results=results)
         measured = ", ".join(sorted(known))
         raise PrunebenchError(
             f"{questions.label} was not measured with {method!r}{hint}; measured: {measured}; `{other}` measures it"
@@ -209,7 +211,7 @@ def _pick(questions: views.Questions, named: dict[str, str], method: str, budget
     at = budget or (budgets[0] if len(budgets) == 1 else PREFERRED_BUDGET)
     found = [s for s in of if s.cell.budget == at or s.cell.method == "none"]
     if not found:
-        other = views.command(of[0], budget=at)
+        other = views.command(of[0], budget=at, results=results)
         raise PrunebenchError(
             f"{questions.label} was measured with {method} at {', '.join(budgets)}, not at {at}: name one with"
             f" {given('budget')}, or measure it with `{other}`"

@@ -148,7 +148,13 @@ def _series(protocol: Protocol) -> list[Series]:
 
 
 def command(
-    sealed: SealedCell, *, unpruned: bool = False, tasks: Sequence[str] = (), method: str = "", budget: str = ""
+    sealed: SealedCell,
+    *,
+    unpruned: bool = False,
+    tasks: Sequence[str] = (),
+    method: str = "",
+    budget: str = "",
+    results: str | None = None,
 ) -> str:
     """The command that makes a cell like this one: the unpruned one of the same questions, or the same with other
     tasks, method or budget."""
@@ -160,7 +166,7 @@ def command(
         asked = replace(
             asked, budget=budget, knobs={name: value for name, value in asked.knobs.items() if name not in sizes}
         )
-    return evaluation(asked, tasks=tasks)
+    return evaluation(asked, tasks=tasks, results=results)
 
 
 class Raster(NamedTuple):

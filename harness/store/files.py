@@ -44,9 +44,9 @@ def write_changed(path: Path, data: bytes) -> None:
     write_atomic(path, data)
 
 
-def check_place(root: Path, *files: str) -> None:
+def check_place(root: Path, *files: str, named: str = "") -> None:
     """Raise PrunebenchError unless this folder, made where it is missing, takes files, and those of these names. It is
-    asked before anything is measured for it."""
+    asked before anything is measured for it. `named`: what the command calls the folder, where not `results`."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         bury(root, ".try-")
@@ -60,7 +60,7 @@ def check_place(root: Path, *files: str) -> None:
         if os.path.islink(root) and not there_is:
             found = f"it is a link to {os.readlink(root)}, which is not there"
         raise PrunebenchError(
-            f"cannot write results to {root}: {found}; choose a folder that you can write ({given('results')})"
+            f"cannot write results to {root}: {found}; choose a folder that you can write ({named or given('results')})"
         ) from None
     for name in files:
         if (root / name).is_dir():

@@ -145,7 +145,19 @@ def _copied(found: ForeignFolder) -> list[tuple[str, str]]:
     left = _Left()
     try:
         with _folder(os.fspath(found.source)) as top:
-            for name in _names(top):
+            names = _names(top)
+            if NAME not in names:  # no advice about the rest: it may be somebody's own results folder
+                if "cells" in names:
+                    with _folder("cells", top):
+                        raise PrunebenchError(
+                            f"{NAME}: expected it beside cells/, found none: `prunebench results publish` writes a"
+                            " folder with both"
+                        )
+                raise PrunebenchError(
+                    f"{NAME}: expected it beside cells/, found neither: name each folder that `prunebench results"
+                    " publish` wrote, not the one above"
+                )
+            for name in names:
                 if name == NAME:
                     found.submission = _read(top, NAME, left)
                 elif name != "cells":
@@ -258,12 +270,8 @@ def _shown(name: str) -> str:
 
 def _read_submission(found: ForeignFolder) -> None:
     """Who measured, and the lines of the submission.json; what is wrong with the file is a fault of the folder."""
-    if not found.submission:
-        if not any(why.startswith(NAME) for why in found.faults):
-            found.faults.append(
-                f"{NAME}: expected it beside cells/, found none: `prunebench results publish` writes it"
-            )
-        return
+    if not found.submission and found.faults:
+        return  # they say why
     try:
         found.who, found.listed = checked(strict.parsed(found.submission, NAME))
     except PrunebenchError as error:

@@ -72,7 +72,7 @@ def check_target(source: Path, target: Path) -> None:
         raise PrunebenchError(
             f"{target}: expected a results folder, an empty folder or a new one, found other files: give another"
         )
-    check_place(target, "leaderboard.csv")
+    check_place(target, "leaderboard.csv", named="INTO")
 
 
 def _one(folder: Path, store: Store, done: Merged) -> None:

@@ -88,7 +88,7 @@ def write(found: Publication, out: Path, *, replace: bool) -> tuple[int, int]:
             f"{out}: expected an empty folder, or the same publication, found {len(differ)} files that differ, as"
             f" {printable(differ[0])}: give another folder, or {given('replace', True)}"
         )
-    check_place(out)
+    check_place(out, named="OUT")
     if differ and there(out / NAME):
         (out / NAME).unlink()  # a folder without it is no publication: killed in between, nobody takes it for one
     for name in differ:
@@ -113,7 +113,7 @@ def _earlier(out: Path, found: Publication) -> dict[str, bytes]:
     if not there(out):
         return {}
     if not out.is_dir():
-        raise PrunebenchError(f"{given('out', out)}: expected a folder or nothing, found a file: give another")
+        raise PrunebenchError(f"OUT {out}: expected a folder or nothing, found a file: give another")
     old: dict[str, bytes] = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()

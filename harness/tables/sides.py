@@ -191,7 +191,7 @@ def _only_model(folder: Folder, model: str) -> Folder:
         return folder
     known = {i: s for i, s in folder.known.items() if s.cell.model == model}
     if not known:
-        raise unknown("model", model, {s.cell.model for s in folder.known.values()})
+        raise unknown("model of these cells", model, {s.cell.model for s in folder.known.values()})
     return replace(folder, known=known)
 
 
@@ -200,7 +200,9 @@ def _check_tasks(tasks: Sequence[str], folders: Sequence[Folder]) -> None:
         there = {s.cell.task for s in folder.known.values()}
         for task in tasks:
             if task not in there:
-                raise PrunebenchError(f"{unknown('task', task, there)}{in_refusal(folder.lost(tasks=[task]))}")
+                raise PrunebenchError(
+                    f"{unknown('task of these cells', task, there)}{in_refusal(folder.lost(tasks=[task]))}"
+                )
 
 
 def _together(texts: Sequence[str], folder: Folder, tasks: Sequence[str]) -> list[Side]:
@@ -257,7 +259,7 @@ def _candidates(words: Words, folder: Folder, tasks: Sequence[str]) -> list[_Can
         return _by_identity(words, lines, folder)
     of = [c for c in lines if _is_method(c, words.method)]
     if not of:
-        said = unknown("method", words.method, {c.line.method for c in lines})
+        said = unknown("method of these cells", words.method, {c.line.method for c in lines})
         raise PrunebenchError(f"side {words.text!r}: {said}{in_refusal(folder.lost(method=words.method))}")
     at = [c for c in of if words.budget in (None, c.line.budget)]
     there = sorted({c.line.budget for c in of}, key=budget_order)

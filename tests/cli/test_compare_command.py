@@ -139,7 +139,7 @@ def test_what_is_missing_for_it_is_damaged_is_called_so(results: Path, capsys, m
     for cell in results.glob("cells/gqa/*fastv*"):
         shutil.rmtree(cell)
     _, _, err = run(capsys, monkeypatch, "compare", *where)
-    assert "unknown method 'fastv'" in err
+    assert "unknown method of these cells 'fastv'" in err
     assert err.splitlines()[-1].endswith(f"; damaged and left out: {name}")
 
 

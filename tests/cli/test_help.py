@@ -33,6 +33,7 @@ def test_the_help_has_one_sentence_and_every_command_in_its_group(capsys, monkey
     assert "--version" in groups["Options"]
     assert "--install-completion" in groups["Options"]
     assert "…" not in out, "no line is cut"
+    assert "<bool>" not in out, "a switch takes no value"
 
 
 def test_each_command_has_a_help(capsys, monkeypatch) -> None:
@@ -42,6 +43,7 @@ def test_each_command_has_a_help(capsys, monkeypatch) -> None:
         code, out, err = run(capsys, monkeypatch, *words, "--help")
         assert (code, err) == (0, ""), words
         assert f"prunebench {' '.join(words)}" in out
+        assert "<bool>" not in out, "a switch takes no value"
 
 
 def test_no_argument_is_the_help_and_exit_code_2(capsys, monkeypatch) -> None:

@@ -194,7 +194,7 @@ def test_cost_averages_over_prompts() -> None:
     [
         (
             ["visipruner", "--budget", "10"],
-            "lets the prompt decide: .* as in --set force_fusion_layer=14 --set force_exit_layer=24",
+            "lets the prompt decide: .* as in --set force_fusion_layer=14 --set force_exit_layer=24; or add --request",
         ),
         (["visipruner", "--budget", "10", "--set", "force_fusion_layer=14"], "lets the prompt decide"),
         (["visipruner", "--budget", "native", *forced("14", "24")], "give a number"),

@@ -145,7 +145,7 @@ def test_one_hostile_folder_does_not_stop_the_good_one(prunebench: Prunebench, t
     assert "\x1b" not in out + err
     assert f"left out: {mallory}/cells/pope/mini-{CELLS[1]}: refused: cost kept is 1.0, but its column's mean is" in err
     assert "\\x1b[2J" in err
-    assert f"left out: {tmp_path / 'empty'}: cells: expected a folder, found none to read" in err
+    assert f"left out: {tmp_path / 'empty'}: submission.json: expected it beside cells/, found neither" in err
     assert f"{alice} of Alice Lab: 2 cells copied" in out
     assert origin(tmp_path / "r") == (("Alice Lab",), ())
     assert len(list((tmp_path / "r" / FOLDER).iterdir())) == 1

@@ -237,6 +237,18 @@ def test_other_files_at_the_top_are_named_and_nothing_of_them_is_read(good: Path
     assert len(found.holding) == 2
 
 
+def test_no_advice_to_remove_files_of_what_is_no_published_folder(good: Path) -> None:
+    (above,) = looked(good.parent).faults
+    assert above == (
+        f"{NAME}: expected it beside cells/, found neither: name each folder that `prunebench results publish` wrote,"
+        " not the one above"
+    )
+    (good / NAME).unlink()
+    (good / "LEADERBOARD.md").write_text("tables of a results folder")
+    (own,) = looked(good).faults
+    assert own.startswith(f"{NAME}: expected it beside cells/, found none: ")
+
+
 # ------------------------------------------------------------------------------------------------------- hostile cells
 
 
@@ -637,7 +649,8 @@ def told(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 WHO = "expected a public name of at most 60 characters, that begins with a letter or digit"
 SUBMISSIONS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "none": (lambda f: (f / NAME).unlink(), f"{NAME}: expected it beside cells/, found none"),
+    "none": (lambda f: (f / NAME).unlink(), f"{NAME}: expected it beside cells/, found none: `prunebench results"),
+    "empty": (lambda f: (f / NAME).write_bytes(b""), f"{NAME}: expected JSON as prunebench writes it"),
     "link": (
         lambda f: ((f / NAME).unlink(), (f / NAME).symlink_to("/etc/passwd")),
         f"{NAME}: expected a file, found a link",

@@ -443,7 +443,7 @@ def test_show_default_name_and_budget(small):
             "pope/000003",
             ["knockout"],
             "",
-            r"`make eval METHOD=knockout MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu` measures it",
+            r"`make eval METHOD=knockout MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu RESULTS=\S+` measures it",
         ),
         (
             "pope/000003",
@@ -455,7 +455,7 @@ def test_show_default_name_and_budget(small):
             "pope/000003",
             ["fastv"],
             "16",
-            r"at 64, 32, not at 16: .*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20 DEVICE=cpu`",
+            r"at 64, 32, not at 16.*`make eval METHOD=fastv BUDGET=16 MODEL=mini TASKS=pope LIMIT=20 \S+ RESULTS=\S+`",
         ),
         ("pope/000003", [], "", "no method was named"),
     ],
@@ -480,15 +480,21 @@ def test_the_commands_of_show_can_be_run(tmp_path):
     )
     drawn(tmp_path, "centre", "64", "gqa", 6, request={"method": f"{CENTRE}:Centre"})
     cells = Store(tmp_path).cells()
-    with pytest.raises(
-        PrunebenchError,
-        match=r"`make eval METHOD=fastv BUDGET=32 MODEL=mini TASKS=pope LIMIT=6 SET='boundary=3' DEVICE=cpu`",
-    ):
+    ours = "make eval METHOD=fastv BUDGET=32 MODEL=mini TASKS=pope LIMIT=6 SET='boundary=3' DEVICE=cpu"
+    with pytest.raises(PrunebenchError, match=re.escape(f"`{ours} RESULTS={tmp_path}`")):
         show.find(cells, "pope/000003", ["fastv"], "32")
     with pytest.raises(
         PrunebenchError, match=rf"not measured with 'centre'.*`make eval METHOD={CENTRE}:Centre BUDGET=64 MODEL=mini "
     ):
         show.find(cells, "pope/000003", ["centre"])
+
+
+def test_the_commands_of_show_leave_out_the_folder_that_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = Path("results/local")
+    drawn(root, "fastv", "64", "pope", 6)
+    with pytest.raises(PrunebenchError, match=r"LIMIT=6 DEVICE=cpu`$"):
+        show.find(Store(root).cells(), "pope/000003", ["fastv"], "32")
 
 
 def test_show_without_recorded_tokens_says_so(tmp_path):

@@ -310,6 +310,16 @@ def test_names_of_people_are_names(cell: SealedCell, who: str) -> None:
     assert json.loads(publication([cell], who, MINE).files["submission.json"])["who"] == who
 
 
+@pytest.mark.parametrize("what", ["file", "folder below a file"])
+def test_a_place_that_takes_no_folder_is_named_as_the_command_names_it(
+    tmp_path: Path, cell: SealedCell, what: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" if what == "file" else tmp_path / "file" / "out"
+    with pytest.raises(PrunebenchError, match=r"^OUT \S+file: expected a folder" if what == "file" else r"\(OUT\)$"):
+        write(publication([cell], "Alice", MINE), out, replace=False)
+
+
 def test_an_edited_cell_is_not_published(cell: SealedCell) -> None:
     (cell.folder / SAMPLES).write_bytes(b"x")
     with pytest.raises(PrunebenchError, match="it is not the file that was sealed"):

@@ -359,7 +359,7 @@ def test_two_versions_of_a_file_are_told_apart(tmp_path: Path, monkeypatch: pyte
     v = one("my.py:Mine@64:method_source=aaaa", f"{tmp_path}/my.py:Mine@64:method_source=aaab", at=at)
     assert v.comparisons["pope"].difference == pytest.approx(40)
     assert v.one.label == "my.py:Mine@64:method_source=aaaa"
-    with pytest.raises(PrunebenchError, match=r"unknown method 'other\.py:Mine'"):
+    with pytest.raises(PrunebenchError, match=r"unknown method of these cells 'other\.py:Mine'"):
         resolved("other.py:Mine@64", "mine@64", at=at)
 
 
@@ -412,7 +412,7 @@ def refused(*texts: str, at: Folder, tasks: tuple[str, ...] = (), model: str = "
 
 def test_unknown_sides_name_the_nearest(tmp_path: Path) -> None:
     at = folder(*three(tmp_path), answered(tmp_path, "fastv", "32", right(100, 9), knobs={"boundary": 2}))
-    assert "unknown method 'fastw'; did you mean 'fastv'?" in refused("fastw@64", "dart@64", at=at)
+    assert "unknown method of these cells 'fastw'; did you mean 'fastv'?" in refused("fastw@64", "dart@64", at=at)
     assert "a budget at which fastv was measured (64, 32), found 65; write one as in fastv@64" in refused(
         "fastv@65", "dart@64", at=at
     )
@@ -421,8 +421,8 @@ def test_unknown_sides_name_the_nearest(tmp_path: Path) -> None:
     assert refused("none@64", "dart@64", at=unpruned).endswith("none was measured (none), found 64; write none")
     assert "unknown setting 'bondary'; did you mean 'boundary'?" in refused("fastv@32:bondary=2", "dart@64", at=at)
     assert "expected boundary to be one of 2, as measured, found 7" in refused("fastv@32:boundary=7", "dart@64", at=at)
-    assert "unknown task 'pop'; did you mean 'pope'?" in refused("fastv@64", "dart@64", at=at, tasks=("pop",))
-    assert "unknown model 'minn'; did you mean 'mini'?" in refused("fastv@64", "dart@64", at=at, model="minn")
+    assert "unknown task of these cells 'pop'; did you mean 'pope'?" in refused("fastv@64", "dart@64", at=at, tasks=("pop",))
+    assert "unknown model of these cells 'minn'; did you mean 'mini'?" in refused("fastv@64", "dart@64", at=at, model="minn")
     assert "expected one cell whose identity begins so, found none" in refused("0" * 16, "dart@64", at=at)
 
 
@@ -469,7 +469,7 @@ def test_ambiguous_sides_list_what_differs(tmp_path: Path) -> None:
     v = one("fastv@64:limit=20", "dart@64:limit=20", at=folder(*limits))
     assert v.tasks[0].n == (20, 20)
     said = refused("0", "dart@64", at=folder(*limits))
-    assert "unknown method '0'" in said
+    assert "unknown method of these cells '0'" in said
     ids = [f"abcd{i}" for i in range(2)]
     at = Folder(Path("x"), {ids[0] + "0" * 11: limits[0], ids[1] + "0" * 11: limits[1]}, [])
     assert "found 2: abcd00000000 (pope, fastv@64), abcd10000000" in refused("abcd", "dart@64", at=at)

@@ -255,7 +255,7 @@ def test_scoring_leaves_no_trace(
 def test_unknown_names_suggest_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(PrunebenchError, match="unknown task 'popee'; did you mean 'pope'"):
         lmms.load_task("popee", MINI, 4, 0)
-    with pytest.raises(PrunebenchError, match="unknown data source 'minni'; did you mean 'mini'"):
+    with pytest.raises(PrunebenchError, match=r"unknown data source 'minni'; did you mean 'mini'.*no folder"):
         sources.DataSource.parse("minni")
     with pytest.raises(PrunebenchError, match="found no such folder"):
         sources.DataSource.parse(str(tmp_path / "absent"))
