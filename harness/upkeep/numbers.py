@@ -169,8 +169,8 @@ def _numbers() -> Iterator[Number]:
     yield Number("docs/mini-model.md", r"\| parameters \| ([\d.]+) M", parameters("mini"))
     yield Number("docs/mini-model.md", r"\| parameters \| [\d.]+ M \| ([\d.]+) M", parameters("mini-qwen"))
     yield Number("docs/mini-model.md", r"is asked on (\d+) images of its own", images("mini"))
-    yield Number("docs/regression-gate.md", r"catches (\d+) of \d+ seeded faults", gate_faults(0))
-    yield Number("docs/regression-gate.md", r"catches \d+ of (\d+) seeded faults", gate_faults(1))
+    yield Number("docs/regression-gate.md", r"caught (\d+) of the \d+ seeded faults", gate_faults(0))
+    yield Number("docs/regression-gate.md", r"caught \d+ of the (\d+) seeded faults", gate_faults(1))
     for page, model in ((card, "mini"), (qwen, "mini-qwen")):
         for benchmark in ("GQA", "MME", "POPE", "textvqa"):
             shown = "TextVQA" if benchmark == "textvqa" else benchmark
