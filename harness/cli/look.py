@@ -55,7 +55,8 @@ def leaderboard(
                 " beside them, found neither"
             )
         kept = Kept(results)
-        csv, markdown = leaderboard.write(sound(results, damaged, kept.check), results, figures=figures, kept=kept)
+        cells = sound(results, damaged, kept.check)
+        csv, markdown = leaderboard.write(cells, results, figures=figures, kept=kept, damaged=damaged)
         put(f"tables  {csv}  {markdown}")
         if figures:
             put(f"figures {results / 'figures'}")

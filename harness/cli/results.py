@@ -174,7 +174,8 @@ def results_merge(
 ) -> None:
     """Copy the cells of one results folder that another lacks, and write the other's tables.
 
-    A cell that is there already stays. A merge that was stopped continues with the same command.
+    A cell that is there already stays. Records of submissions are merged too. A merge that was stopped continues with
+    the same command.
     """
     from harness.store.merge import merge
     from harness.tables import leaderboard
@@ -183,6 +184,8 @@ def results_merge(
         done = merge(source, target)
         damaged += done.left
         put(f"{done.copied} cells copied to {target}, {done.there} were there, {len(done.left)} left")
+        if done.named:
+            put(f"{len(done.named)} cells have who measured or reproduced them, as the records of {source} say")
         if done.unfinished:
             put(
                 f"{done.unfinished} unfinished cells stay in {source}: the command that began them continues them there"

@@ -28,7 +28,7 @@ from harness.report.samples import SIZES, ImageSize, SamplesReader
 from harness.store.files import write_atomic
 from harness.store.sealed import SealedCell
 from harness.store.store import Store
-from harness.store.submission import records
+from harness.store.submission import Records, records
 from harness.tables import frame
 from harness.tables.follow_up import NOTE, follow_up_rows
 from harness.tables.kept import Kept
@@ -67,8 +67,8 @@ def write(
 ) -> Path:
     """Write the page of a results folder and return its path; `samples` per task, fewer where it would exceed 25 MB.
 
-    `out`: a file as page.html, or a folder for index.html. `damaged` takes what is said of damaged cells, which are
-    left out.
+    `out`: a file as page.html, or a folder for index.html. `damaged` takes what is said of damaged cells and records,
+    which are left out.
 
     Raises PrunebenchError where there are no sealed cells, or where they do not fit a page even without samples.
     """
@@ -81,7 +81,7 @@ def write(
         )
     if samples < 0:
         raise PrunebenchError(f"--samples {samples}: expected a number of samples per task of at least 0")
-    page = fitting(cells, results, samples, data, say=say, out=out)
+    page = fitting(cells, results, samples, data, say=say, out=out, damaged=damaged)
     for note in page.notes:
         say(f"note    {note}")
     path = out or results / "report"
@@ -106,12 +106,13 @@ def fitting(
     max_bytes: int = MAX_BYTES,
     say: Callable[[str], None] = print,
     out: Path | None = None,
+    damaged: list[str] | None = None,
 ) -> Page:
     """The page with at most `samples` samples per task that stays within `max_bytes`; `out` is where it will be.
 
     Images get smaller first, then samples fewer; `say` is told of both. Raises PrunebenchError where the page does not
     fit without any sample."""
-    builder = _Builder(cells, results, data, out)
+    builder = _Builder(cells, results, data, out, records(results, damaged))
     asked, limit = samples, f"{max_bytes / 1e6:.0f} MB"
     for size in SIZES:
         page = builder.page(samples, size)
@@ -152,10 +153,12 @@ class _Content(NamedTuple):
 class _Builder:
     """Reads the cells once; pages with fewer samples come from the same reading."""
 
-    def __init__(self, cells: Sequence[SealedCell], results: Path, data: str, out: Path | None) -> None:
+    def __init__(
+        self, cells: Sequence[SealedCell], results: Path, data: str, out: Path | None, collected: Records
+    ) -> None:
         self.protocols = views.protocols(cells)
         self.results = results
-        self._collected = records(results)
+        self._collected = collected
         self.rows = {row["identity"]: row for row in frame.rows(cells).to_dict("records")}
         self.analyses = read_analyses(results)
         self._samples = SamplesReader(data)

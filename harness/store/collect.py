@@ -7,6 +7,7 @@ nothing, so a collect that was killed continues with the same command. Nothing i
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from harness.store.foreign import ForeignFolder, ForeignJudge, check_there, open
 from harness.store.merge import check_target, merge
 from harness.store.sealed import SEAL, SealedCell, load
 from harness.store.store import Store
-from harness.store.submission import Records, record, records, run_of
+from harness.store.submission import Records, place, record, records, run_of
 
 #: columns that a second run must give again to the letter
 SAME = ("key", "answer")
@@ -72,19 +73,20 @@ def _one(found: ForeignFolder, target: Path) -> Collected:
     for one in holding:
         try:
             assert one.cell is not None
-            place = Store(target).folder(one.cell.cell)
-            if there(place / SEAL):
-                taken[one.place] = _compared(one.cell, load(place), found.who, known, done)
+            folder, run = Store(target).folder(one.cell.cell), run_of(one.cell)
+            known.check_run(one.cell.identity, run, found.who)
+            if there(folder / SEAL):
+                taken[one.place] = _compared(one.cell, run, load(folder), found.who, known, done)
                 old.append(one.place)
             else:
                 questions.check(one.cell)
-                taken[one.place] = {"run": run_of(one.cell)}
+                taken[one.place] = {"run": run}
         except PrunebenchError as error:
             done.left.append(f"{found.source}/{one.place}: {str(error).replace(f'{found.copy}/', '')}")
     if not taken:
         return done
     cells = {one.cell.identity: taken[one.place] for one in holding if one.place in taken and one.cell}
-    record(found.submission, found.who, [found.listed[identity] for identity in cells], cells, target)
+    record(place(target, found.submission), found.who, [found.listed[identity] for identity in cells], cells)
     unfit = [one.place for one in found.cells if one.place not in taken]
     without(found, [*old, *unfit])
     if len(old) < len(taken):
@@ -120,10 +122,12 @@ class _Questions:
         if _data(cell) not in self._read:
             self._read[_data(cell)] = _asked(first)
         if mine != self._read[_data(cell)]:
+            gone = f"prunebench results rm {first.identity} --results {shlex.quote(str(self._root))}"
             raise PrunebenchError(
                 f"expected the questions of {first.folder}, since both cells name the data"
-                f" {cell.cell.data_fingerprint[:16]}, found other keys or images: see with {given('data', 'FOLDER')}"
-                " which cell is right"
+                f" {cell.cell.data_fingerprint[:16]}, found other keys or images: the cell that came first stays."
+                f" `prunebench results verify --foreign` with {given('data', 'FOLDER')} shows whether this one holds."
+                f" If so, `{gone}` removes the other: collect again"
             )
 
 
@@ -137,20 +141,16 @@ def _asked(cell: SealedCell) -> list[tuple[str, str]]:
     return list(zip(found["key"], found["image"], strict=True))
 
 
-def _compared(mine: SealedCell, here: SealedCell, who: str, known: Records, done: Collected) -> dict[str, str]:
+def _compared(
+    mine: SealedCell, run: str, here: SealedCell, who: str, known: Records, done: Collected
+) -> dict[str, str]:
     """What the record of a submission says of a cell that is there. Raises PrunebenchError where the cell is left."""
     here.verify()
-    measured, run = known.origin(here).measured, run_of(mine)
     if run_of(here) == run:
-        if measured and who not in measured:
-            raise PrunebenchError(
-                f"expected a run of {who}, found a copy of the cell that {measured[0]} measured: its start and its time"
-                " are the same; a reproduction is measured again"
-            )
         done.there += 1
         return {"run": run}
     _check_equal(mine, here, here.folder)
-    if who in measured:
+    if who in known.origin(here).measured:
         done.there += 1
     else:
         done.reproduced += 1

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.core.errors import PrunebenchError
-from harness.store import probe, strict
+from harness.store import probe, strict, submission
 from harness.store.sealed import KEYS, SAMPLES, SEAL, SealedCell, load
 from harness.store.store import Store
 from harness.store.submission import NAME, checked, entry
 from harness.store.verify import Again, examined
 
 #: bytes of a cell.json, a samples.parquet, a submission.json, and of all files of a folder
-MOST = {SEAL: 16 * 2**20, SAMPLES: 64 * 2**20, NAME: 32 * 2**20}
+MOST = {SEAL: 16 * 2**20, SAMPLES: 64 * 2**20, NAME: submission.MOST}
 MOST_IN_ALL = 2 * 2**30
 #: names in one folder
 MOST_NAMES = 20_000

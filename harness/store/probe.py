@@ -62,12 +62,13 @@ def fault(path: Path, rows: int) -> str:
     if table.nbytes > MOST_BYTES or table.num_rows != rows:
         return f"expected {rows:,} rows and at most {MOST_BYTES:,} bytes, found {table.num_rows:,} and {table.nbytes:,}"
     table.validate(full=True)  # texts are UTF-8
+    why = _values_fault(table)
+    if why:
+        return why
     for field in table.schema:
         column = table[field.name]
         if field.name in TEXTS and (pc.max(pc.binary_length(column)).as_py() or 0) > LONGEST:
             return f"{field.name}: expected texts of at most {LONGEST:,} bytes, found a longer one"
-        if field.name not in ("category", "score", "keeps") and column.null_count:
-            return f"{field.name}: expected a value in every row, found none in {column.null_count:,}"
         most = MOST_VISUAL if field.name == "n_visual" else MOST_TOKENS
         if _COUNT.fullmatch(field.name):
             low, high = pc.min(column).as_py(), pc.max(column).as_py()
@@ -75,11 +76,38 @@ def fault(path: Path, rows: int) -> str:
                 return f"{field.name}: expected numbers of tokens from 0 to {most:,}, found {low:,} to {high:,}"
         elif field.name not in COLUMNS:
             least = -1 if field.name.endswith("_layer") else 0  # a layer that there is none of is -1
-            if not pc.all(pc.is_finite(column)).as_py():
-                return f"{field.name}: expected finite numbers, found another one"
             low, high = pc.min(column).as_py(), pc.max(column).as_py()
             if not least <= low <= high <= MOST_COST:
                 return f"{field.name}: expected numbers from {least} to {MOST_COST:.0e}, found {low} to {high}"
+    return ""
+
+
+def unlike(data: bytes, rows: int) -> str:
+    """Why the bytes of a file of one's own are no samples of this many rows, as tables compute with; "" where they
+    are. Costs have any name here, and any number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(pa.BufferReader(data))
+    unpacked = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+    if file.metadata.num_rows != rows or unpacked > MOST_BYTES:
+        found = f"{file.metadata.num_rows:,} and {unpacked:,}"
+        return f"expected {rows:,} rows and at most {MOST_BYTES:,} bytes unpacked, found {found}"
+    return _kinds_fault(file.schema_arrow) or _values_fault(file.read(use_threads=False))
+
+
+def _values_fault(table: Any) -> str:
+    """Rows that lack a value, keys that come twice, and values that no table computes with."""
+    import pyarrow.compute as pc
+
+    for field in table.schema:
+        column = table[field.name]
+        if field.name not in ("category", "score") and column.null_count:
+            return f"{field.name}: expected a value in every row, found none in {column.null_count:,}"
+        if field.name not in COLUMNS and not pc.all(pc.is_finite(column)).as_py():
+            return f"{field.name}: expected finite numbers, found another one"
+    if len(table["key"].unique()) != len(table):
+        return f"key: expected {len(table):,} different ones, found {len(table['key'].unique()):,}"
     for text in table["keeps"].to_pylist():
         if text and not _kept(text):
             return f"keeps: expected a record of kept tokens, found {text[:60]!r}"
@@ -87,6 +115,13 @@ def fault(path: Path, rows: int) -> str:
 
 
 def _schema_fault(schema: Any) -> str:
+    strange = [name for name in schema.names if name not in COLUMNS and not _COST.fullmatch(name)]
+    if strange:
+        return f"expected names of costs in small letters, digits and _, found the column {strange[0][:60]!r}"
+    return _kinds_fault(schema)
+
+
+def _kinds_fault(schema: Any) -> str:
     kinds = {field.name: str(field.type) for field in schema}
     if len(kinds) != len(schema):
         return "expected each column once, found one twice"
@@ -95,8 +130,6 @@ def _schema_fault(schema: Any) -> str:
         return f"expected the column {lacking[0]!r}, found none"
     for name, kind in kinds.items():
         known = COLUMNS.get(name, ("int64", "double"))
-        if name not in COLUMNS and not _COST.fullmatch(name):
-            return f"expected names of costs in small letters, digits and _, found the column {name[:60]!r}"
         if kind not in known:
             return f"{name}: expected {' or '.join(known)}, found {kind[:60]}"
     return ""

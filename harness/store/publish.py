@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from harness.core.errors import PrunebenchError
 from harness.core.shown import printable
 from harness.core.spelling import given
+from harness.store.alive import bury
 from harness.store.files import check_place, few, saying, sync_folder, there, write_atomic
 from harness.store.private import REMOVED, Private, base, rewritten, texts
 from harness.store.sealed import SAMPLES, SEAL, SealedCell, damaged, load
@@ -94,8 +95,10 @@ def write(found: Publication, out: Path, *, replace: bool) -> tuple[int, int]:
     for name in differ:
         if name not in found.files:
             (out / name).unlink()
-            if not os.listdir((out / name).parent):
-                (out / name).parent.rmdir()
+    for folder in (*out.glob("cells/*/*"), *out.glob("cells/*")):  # also of a publication that was stopped
+        bury(folder, ".", ".tmp")
+        with suppress(OSError):  # one that holds files stays
+            folder.rmdir()
     fresh = 0
     for name, data in found.files.items():
         if old.get(name) == data and not (name == NAME and differ):
@@ -120,7 +123,7 @@ def _earlier(out: Path, found: Publication) -> dict[str, bytes]:
         parts = name.split("/")
         if path.is_dir() and not path.is_symlink() and parts[0] == "cells" and len(parts) <= 3:
             continue
-        if path.name.startswith(".") and path.name.endswith(".tmp"):
+        if path.name.startswith(".") and (path.name.endswith(".tmp") or name.startswith(".try-")):
             continue  # of a publication that was stopped
         own = name == NAME or (len(parts) == 4 and parts[0] == "cells" and parts[3] in (SEAL, SAMPLES))
         if not own or path.is_symlink() or not path.is_file():

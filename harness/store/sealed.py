@@ -19,8 +19,10 @@ from harness.core.cell import KEY_VERSION, Cell
 from harness.core.errors import PrunebenchError
 from harness.core.metric import Metric, as_metric, metric_from
 from harness.core.spelling import given
+from harness.store import probe
 from harness.store.files import checksum, saying, there
 from harness.store.journal import Record
+from harness.store.kinds import check_kinds
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -38,6 +40,8 @@ KEYS = frozenset(
 METRIC = "metric"
 """Of a cell file whose headline metric is not what its name alone says: how it differs, as `Metric.stated` writes."""
 SAMPLES, SEAL = "samples.parquet", "cell.json"
+#: bytes of a cell.json
+MOST = 64 * 2**20
 COLUMNS = ("key", "image", "question_id", "category", "question", "target", "answer", "score", "n_new_tokens", "keeps")
 
 
@@ -151,6 +155,17 @@ class SealedCell:
         """Re-hash the samples. Raises PrunebenchError if they are not the ones that were sealed."""
         self._verified()
 
+    def check(self) -> None:
+        """`verify`, and raise PrunebenchError unless the samples are of the kinds that a store writes: others would end
+        every table."""
+        data = self._verified()
+        try:
+            why = probe.unlike(data, self.cell.n_samples)
+        except Exception as error:  # pyarrow raises classes of its own for a file that is not Parquet
+            why = f"cannot be read as Parquet ({type(error).__name__}: {error})"
+        if why:
+            raise damaged(self.folder / SAMPLES, why)
+
     def _verified(self) -> bytes:
         path = self.folder / SAMPLES
         with saying("read", path):
@@ -223,6 +238,9 @@ def load(folder: Path) -> SealedCell:
     with saying("read", path):
         if there(path) and not path.is_file():
             raise damaged(path, "expected a file, found something else")
+        size = path.stat().st_size
+        if size > MOST:
+            raise damaged(path, f"expected at most {MOST:,} bytes, found {size:,}")
         data = path.read_bytes()
         samples = there(folder / SAMPLES)
     try:
@@ -259,10 +277,8 @@ def load(folder: Path) -> SealedCell:
             raise damaged(path, f"its headline metric {body['headline']!r} has no value")
         try:
             check_origin(body["provenance"], body["method_info"])
-        except PrunebenchError as error:
-            raise damaged(path, str(error)) from None
-        try:
             metric_from(body["headline"], body.get(METRIC, {}))
+            check_kinds(body)
         except PrunebenchError as error:
             raise damaged(path, str(error)) from None
         return SealedCell(
@@ -281,7 +297,7 @@ def load(folder: Path) -> SealedCell:
         )
     except PrunebenchError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise damaged(path, f"not a cell file ({type(error).__name__}: {error})") from None
 
 

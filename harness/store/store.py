@@ -268,7 +268,7 @@ class Store:
         return found
 
     def cells(
-        self, damaged: list[str] | None = None, check: Callable[[SealedCell], None] = SealedCell.verify
+        self, damaged: list[str] | None = None, check: Callable[[SealedCell], None] = SealedCell.check
     ) -> list[SealedCell]:
         """Every sealed cell, in the order of the folders' names. Reads only JSON.
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.core.errors import PrunebenchError
+from harness.store.kinds import COUNTS, MOST_COST, check_kinds, number
 from harness.store.sealed import KEYS, METRIC
 from harness.store.sealed import sealed as as_written
 
@@ -24,13 +25,10 @@ MODEL_WORD = re.compile(rf"{PLAIN_WORD.pattern}(?:/{PLAIN_WORD.pattern})?")
 #: a name that stands in tables as it is: no markup
 _NAME = re.compile(r"[A-Za-z0-9_./ ,()+-]{1,80}")
 _STARTED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9:.+Z-]{1,30})?")
-MOST_LAYERS = 1000
 #: sizes of images in a record of grids, and the images of one prompt
 MOST_SIZES, MOST_IMAGES = 20_000, 100
 #: characters of one text, apart from prompts and settings
 LONGEST = 1000
-#: as `probe.MOST_COST`, and any other number: beyond them, axes and sums leave what a figure can show
-MOST_COST, MOST_NUMBER = 1e21, 1e12
 #: of provenance: what a store, an import of lmms-eval's logs or `results publish` writes
 _MEASURED = ["started", "batch_size", "prefix_sharing", "device", "kernels", "versions", "python", "git", "dirty"]
 _MODEL = ["model_source", "revision", "processing", "decoder_layers", "unproven"]
@@ -101,27 +99,24 @@ def check_cell(body: Any, data: bytes) -> None:
     if not isinstance(body, dict) or set(body) - {METRIC} != KEYS | {"checksum"}:
         names = sorted(set(body) ^ (KEYS | {"checksum"}))[:3] if isinstance(body, dict) else [type(body).__name__]
         raise _other("the keys of a cell file", names)
-    for name in ("cell", "metrics", "costs", "counts", "method_info", "provenance"):
-        _need(isinstance(body[name], dict), f"{name}: an object", body[name])
+    _need(isinstance(body["cell"], dict), "cell: an object", body["cell"])
     _need(isinstance(body["cell"].get("knobs"), dict), "cell/knobs: an object", body["cell"].get("knobs"))
+    try:
+        check_kinds(body)
+    except PrunebenchError as error:
+        raise PrunebenchError(f"cell.json: {error}; result files are never edited") from None
     _need(len(body["metrics"]) <= 10_000, "at most 10,000 metrics", len(body["metrics"]))
-    for name, value in body["metrics"].items():
-        _need(value is None or _number(value, -MOST_NUMBER), f"metrics/{name}: a number up to 1e12", value)
+    for name in body["metrics"]:
         # the data name their categories
         _need(name.startswith(_CATEGORY) or bool(_NAME.fullmatch(name)), f"metrics: {_PLAIN}", name)
     for name, value in body["costs"].items():
         _need(re.fullmatch(r"[a-z][a-z0-9_]{0,80}", name) is not None, "costs: names of small letters", name)
         least = -1 if name.endswith("_layer") else 0  # a layer that there is none of is -1
-        _need(_number(value, least, MOST_COST), f"costs/{name}: a cost from {least} to {MOST_COST:.0e}", value)
-    known = {"expected", "answered", "headline", "images"}
-    for name, value in body["counts"].items():
-        _need(type(value) is int and value >= 0 and name in known, f"counts/{name}: a count of {sorted(known)}", value)
-    fine = body["maximum"] is None or _number(body["maximum"], -MOST_NUMBER)
-    _need(fine, "maximum: a number up to 1e12", body["maximum"])
-    _need(_number(body["answering_wall_s"], 0), "answering_wall_s: seconds", body["answering_wall_s"])
-    fine = isinstance(body["headline"], str) and bool(_NAME.fullmatch(body["headline"]))
-    _need(fine, f"headline: {_PLAIN}", body["headline"])
-    _check_interval(body["interval"])
+        _need(number(value, least, MOST_COST), f"costs/{name}: a cost from {least} to {MOST_COST:.0e}", value)
+    strange = sorted(body["counts"].keys() - COUNTS - {"images"})
+    _need(not strange, f"counts of {sorted(COUNTS)} and images", strange)
+    _need(number(body["answering_wall_s"], 0), "answering_wall_s: seconds", body["answering_wall_s"])
+    _need(bool(_NAME.fullmatch(body["headline"])), f"headline: {_PLAIN}", body["headline"])
     _check_provenance(body["provenance"])
     for name in ("samples_sha256", "checksum"):
         _need(isinstance(body[name], str) and bool(_HASH.fullmatch(body[name])), f"{name}: a hash", body[name])
@@ -133,21 +128,9 @@ def check_cell(body: Any, data: bytes) -> None:
         raise _other("the bytes that prunebench writes for this content", "other ones")
 
 
-def _check_interval(value: Any) -> None:
-    if value is None:
-        return
-    kinds = {"metric": str, "low": float, "high": float, "level": float, "method": str, "n_clusters": int}
-    _need(isinstance(value, dict) and set(value) == set(kinds), f"interval: {', '.join(kinds)}", value)
-    for name, kind in kinds.items():
-        fine = _number(value[name]) if kind is float else type(value[name]) is kind
-        _need(fine, f"interval/{name}: a {kind.__name__}", value[name])
-
-
 def _check_provenance(said: Mapping[str, Any]) -> None:
     unknown = sorted(set(said) - _PROVENANCE)
     _need(not unknown, "provenance of the keys that prunebench writes", unknown[:3])
-    depth = said.get("decoder_layers")
-    _need(depth is None or (type(depth) is int and 0 < depth <= MOST_LAYERS), "decoder_layers: 1 to 1000", depth)
     for name in ("device", "python", "model_source", "kernels", "origin"):
         _need(isinstance(said.get(name, ""), str), f"provenance/{name}: a text", said.get(name))
     family = said.get("unproven", "none")
@@ -160,13 +143,10 @@ def _check_provenance(said: Mapping[str, Any]) -> None:
         _need(fine, f"provenance/{name}: true or false", said.get(name))
     batch = said.get("batch_size", 1)
     _need(type(batch) is int and 0 < batch <= 1_000_000, "provenance/batch_size: 1 to 1,000,000", batch)
-    _need(said.get("wall_s") is None or _number(said["wall_s"], 0), "provenance/wall_s: seconds", said.get("wall_s"))
+    _need(said.get("wall_s") is None or number(said["wall_s"], 0), "provenance/wall_s: seconds", said.get("wall_s"))
     check_published(said.get("published", {"checksum": "0" * 64, "rewrote": []}))
     for name in ("processing", "task_settings"):
         _need(isinstance(said.get(name), dict), f"provenance/{name}: an object", said.get(name))
-    image = said["processing"].get("image", {})
-    fine = isinstance(image, dict) and all(isinstance(image.get(name, ""), str) for name in ("policy", "processor"))
-    _need(fine, "provenance/processing/image: an object with policy and processor", image)
     started = said.get("started")
     _need(isinstance(started, str) and bool(_STARTED.fullmatch(started)), "provenance/started: a time", started)
     for name in ("versions", "imported"):
@@ -208,10 +188,6 @@ def _check_texts(value: Any, place: str = "") -> None:
     elif isinstance(value, list):
         for inner in value:
             _check_texts(inner, place)
-
-
-def _number(value: Any, least: float = -math.inf, most: float = MOST_NUMBER) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _need(fine: bool, expected: str, found: Any) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +23,15 @@ from harness.core.cell import canonical_json
 from harness.core.command import evaluation
 from harness.core.errors import PrunebenchError
 from harness.core.spelling import given
-from harness.store.files import saying, there, write_changed
+from harness.store import strict
+from harness.store.files import saying, write_changed
 from harness.store.sealed import SealedCell
 
 NAME = "submission.json"
 FOLDER = "submissions"
 VERSION = 1
+#: bytes of a submission.json, and of a record
+MOST = 32 * 2**20
 #: characters of a name
 LONGEST = 60
 #: letters and marks without a shape: fillers of Hangul, joiners, selectors of variants
@@ -35,6 +40,7 @@ _INVISIBLE = re.compile(
 )
 _SUMMARY = ("submission_version", "who", "count", "started", "devices", "prunebench", "commits", "cells")
 _RECORD = {"submission": dict, "cells": dict}
+_FILE = re.compile(r"[0-9a-f]{16}\.json")
 
 
 def checked_who(who: Any) -> str:
@@ -150,81 +156,154 @@ def run_of(cell: SealedCell) -> str:
     return hashlib.sha256(canonical_json(told).encode("ascii")).hexdigest()[:16]
 
 
-def record(
-    submission: bytes,
-    who: str,
-    lines: Iterable[Mapping[str, Any]],
-    cells: Mapping[str, Mapping[str, str]],
-    root: Path,
-) -> Path:
+def place(root: Path, submission: bytes) -> Path:
+    """The record of a submission in a results folder; `submission`: its submission.json."""
+    return root / FOLDER / f"{hashlib.sha256(submission).hexdigest()[:16]}.json"
+
+
+def record(path: Path, who: str, lines: Iterable[Mapping[str, Any]], cells: Mapping[str, Mapping[str, str]]) -> None:
     """Write which cells a submission measured (`run`) or reproduced (`run`, and `equals`: the samples that are here).
 
     `lines`: those of the submission about these cells; nothing else of its text is kept. Cells of an earlier record of
-    the same submission stay in it. Raises PrunebenchError where a file there is no record.
+    the same submission stay in it. Raises PrunebenchError where a file there is no record, or another one's.
     """
-    path = root / FOLDER / f"{hashlib.sha256(submission).hexdigest()[:16]}.json"
     with saying("create", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    by_identity, all_cells = {str(one["identity"]): one for one in lines}, {name: dict(cells[name]) for name in cells}
-    if there(path):
-        with saying("read", path):
-            data = path.read_bytes()
-        _, earlier, old = _of_record(path, data)
-        by_identity, all_cells = {**earlier, **by_identity}, {**old, **all_cells}
+    by_identity, all_cells = {str(one["identity"]): dict(one) for one in lines}, {n: dict(cells[n]) for n in cells}
+    if os.path.lexists(path):
+        old = _read(path)
+        other = [name for name in by_identity if by_identity[name] != old.lines.get(name, by_identity[name])]
+        if old.who != who or other:
+            about = f" about {other[0]}" if other else f" by {old.who}"
+            raise PrunebenchError(
+                f"{path}: expected a record of the same submission by {who}, found another one{about}: delete the one"
+                " that is wrong, and collect its submission again"
+            )
+        by_identity, all_cells = {**old.lines, **by_identity}, {**old.cells, **all_cells}
     text = {
         "submission": body(who, by_identity.values()),
         "cells": {name: all_cells[name] for name in sorted(all_cells)},
     }
     write_changed(path, written(text))
-    return path
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The record of one submission."""
+
+    path: Path
+    who: str
+    lines: dict[str, dict[str, Any]]
+    """What the submission says of each cell, by identity."""
+    cells: dict[str, dict[str, str]]
+    """The run of each cell, and the samples that it `equals` where it reproduced them."""
+
+    def says(self, cell: SealedCell, run: str) -> str:
+        """What it says of who made a cell, `run_of` which is given: "measured", "reproduced" or "". A record of samples
+        that are no longer here says nothing."""
+        mine = self.cells.get(cell.identity)
+        if mine is None:
+            return ""
+        if mine["run"] == run:
+            return "measured" if self.lines[cell.identity].get("samples_sha256") == cell.samples_sha256 else ""
+        return "reproduced" if mine.get("equals") == cell.samples_sha256 else ""
 
 
 @dataclass(frozen=True)
 class Records:
     """All records of a results folder."""
 
-    found: Sequence[tuple[str, Mapping[str, Mapping[str, str]]]]
-    """(who, cells) of each submission."""
+    found: Sequence[Attribution]
 
     def __bool__(self) -> bool:
         return bool(self.found)
 
     def origin(self, cell: SealedCell) -> Measurers:
-        """Who a cell is from. A record of samples that are no longer here says nothing."""
-        identity = cell.identity
-        mine = [(who, cells[identity]) for who, cells in self.found if identity in cells]
+        """Who a cell is from."""
+        mine = [one for one in self.found if cell.identity in one.cells]
         run = run_of(cell) if mine else ""  # the samples of the others are not read
-        measured = {who for who, one in mine if one["run"] == run}
-        reproduced = {who for who, one in mine if one["run"] != run and one.get("equals") == cell.samples_sha256}
+        measured, reproduced = (
+            {one.who for one in mine if one.says(cell, run) == word} for word in ("measured", "reproduced")
+        )
         return Measurers(tuple(sorted(measured)), tuple(sorted(reproduced - measured)))
 
+    def check_run(self, identity: str, run: str, who: str) -> None:
+        """Raise PrunebenchError where somebody else's record names a run."""
+        names = {one.who for one in self.found if identity in one.cells and one.cells[identity]["run"] == run}
+        if names and who not in names:
+            raise PrunebenchError(
+                f"{identity}: expected a run of {who}, found a copy of the cell that {min(names)} measured: its start"
+                " and its time are the same; a reproduction is measured again"
+            )
 
-def records(root: Path) -> Records:
-    """The records below a results folder; none where nothing was collected. Raises PrunebenchError for a file that is
-    no record."""
+
+def records(root: Path, damaged: list[str] | None = None) -> Records:
+    """The records below a results folder; none where nothing was collected.
+
+    Raises PrunebenchError for the first file that is no record, and for two that give one run to two people; with a
+    list, all of them are said there, and say nothing of who measured.
+    """
+    wrong: list[str] = []
     folder, found = root / FOLDER, []
     with saying("read", folder):
-        files = sorted(path for path in folder.glob("*.json") if path.is_file()) if there(folder) else []
-        texts = [(path, path.read_bytes()) for path in files]
-    for path, text in texts:
-        who, _, cells = _of_record(path, text)
-        found.append((who, cells))
+        names = []
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            wrong.append(f"{folder}: expected a folder of records, found a link or a file: remove it")
+        elif folder.exists():
+            names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    for name in names:
+        try:
+            found.append(_read(folder / name))
+        except PrunebenchError as error:
+            wrong.append(str(error))
+    first: dict[tuple[str, str], Attribution] = {}
+    for one in found:
+        for key in [(identity, cell["run"]) for identity, cell in one.cells.items()]:
+            other = first.setdefault(key, one)
+            if other.who != one.who:
+                wrong.append(
+                    f"{one.path}: expected each run of one person, found that {one.who} and, in {other.path.name},"
+                    f" {other.who} measured {key[0]}: delete the one that is wrong"
+                )
+                for each in (one, other):
+                    each.cells.pop(key[0], None)
+    if wrong and damaged is None:
+        raise PrunebenchError(wrong[0])
+    if damaged is not None:
+        damaged += wrong
     return Records(found)
 
 
-def _of_record(path: Path, text: bytes) -> tuple[str, dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
-    """Who, lines and cells of a record. Raises PrunebenchError for a file that is none."""
+def _read(path: Path) -> Attribution:
+    """A record. Raises PrunebenchError for a file that is none."""
     try:
-        value = json.loads(text)
+        with saying("read", path):
+            is_now = path.lstat()
+            if not stat.S_ISREG(is_now.st_mode) or is_now.st_size > MOST:
+                raise PrunebenchError(f"expected a file of at most {MOST:,} bytes, no link")
+            data = path.read_bytes()
+        value = strict.parsed(data, "its text")
+        if not _FILE.fullmatch(path.name):
+            raise PrunebenchError("expected a name of 16 digits")
         if not isinstance(value, dict) or {n: type(v) for n, v in value.items()} != _RECORD:
             raise PrunebenchError(f"expected {' and '.join(_RECORD)}")
         who, lines = checked(value["submission"])
         cells: dict[str, dict[str, str]] = value["cells"]
-        if not all(isinstance(one, dict) and isinstance(one.get("run"), str) for one in cells.values()):
-            raise PrunebenchError("expected a run for each cell")
-    except (ValueError, RecursionError) as error:
+        if cells.keys() != lines.keys() or not all(map(_is_run, cells.values())):
+            raise PrunebenchError("expected a run for each cell of its submission")
+    except PrunebenchError as error:
         raise PrunebenchError(
             f"{path}: expected a record that `prunebench results collect` wrote, found another text ({error}):"
             " restore it, or delete it and collect the submission again"
         ) from None
-    return who, lines, cells
+    return Attribution(path, who, lines, cells)
+
+
+def _is_run(found: Any) -> bool:
+    """Whether this is what a record says of one cell."""
+    return (
+        isinstance(found, dict)
+        and {"run"} <= found.keys() <= {"run", "equals"}
+        and all(isinstance(value, str) for value in found.values())
+        and bool(re.fullmatch("[0-9a-f]{16}", found["run"]))
+    )

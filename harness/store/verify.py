@@ -21,6 +21,7 @@ from harness.core.errors import PrunebenchError
 from harness.store.journal import JOURNAL, read_journal
 from harness.store.sealed import COLUMNS, SAMPLES, SEAL, SealedCell, cost_means, headline_of, load
 from harness.store.store import Store
+from harness.store.submission import records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +97,10 @@ def verify(root: Path, again: Again | None = None) -> tuple[list[str], bool]:
             unfinished += 1
             answers += found.answered
             lines.append(f"unfinished  {found.path}: {found.answered} answers; the command that began it continues it")
+    broken: list[str] = []
+    records(root, broken)
+    lines += [f"WRONG  {why}" for why in broken]
+    wrong += len(broken)
     lines += [f"note: {why} ({n} cells)" for why, n in sorted(left.items())]
     lines.append(f"{sealed} cells sealed and whole, {unfinished} unfinished ({answers} answers), {wrong} wrong")
     return lines, not wrong

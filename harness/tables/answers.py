@@ -74,8 +74,8 @@ class TaskAnswers:
             if questions and found != questions:
                 raise PrunebenchError(
                     f"{sealed.folder}: expected the {self.n} questions of {self.cells[0].folder}, since both cells name"
-                    f" the data {sealed.cell.data_fingerprint[:16]}, found other keys or images; measure again"
-                    f" ({given('fresh', True)})"
+                    f" the data {sealed.cell.data_fingerprint[:16]}, found other keys or images. Measure the"
+                    f" wrong one again ({given('fresh', True)}), or remove it (`prunebench results rm`)"
                 )
             self._layouts[id(sealed)], self._packed[id(sealed)] = layout, packed
             self.kept.hold(self._layout_key(sealed))  # the next new cell needs it

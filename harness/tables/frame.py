@@ -69,6 +69,8 @@ COLUMNS = (
     "model_fingerprint",  # of the weights: models of one name may differ
 )
 """Columns of `rows`; every other cost column of the cells follows them under its own name (mean per sample)."""
+ANSWERED = ("agreement_pct", "hard_n", "hard_pct", "relevant_n", "relevant_kept_pct", "relevant_layers_pct")
+"""Columns from the answers, behind the KV cache (harness/tables/leaderboard.py)."""
 MEASURED, REPRODUCED = "measured_by", "reproduced_by"
 """Columns behind all others, only where submissions were collected (harness/tables/measured.py)."""
 _SHOWN_COSTS = ("kept", "mean_visual", "prefill_dense_flops", "kv_bytes")  # these have a column of their own above
@@ -86,10 +88,12 @@ def rows(cells: Iterable[SealedCell], arranged: Sequence[Section] | None = None)
     titles = [section.title for section in arranged]
     names = {identity: name for section in arranged for identity, name in setting_names(section).items()}
     further = sorted({name for sealed in known.values() for name in sealed.costs} - set(_SHOWN_COSTS))
-    clash = sorted(set(further) & {*COLUMNS, MEASURED, REPRODUCED})
+    clash = sorted(set(further) & {*COLUMNS, *ANSWERED, MEASURED, REPRODUCED})
     if clash:
+        named = next(sealed for sealed in known.values() if clash[0] in sealed.costs)
         raise PrunebenchError(
-            f"cost columns {', '.join(clash)} have the name of a leaderboard column; rename them in the engine"
+            f"{named.folder}: expected costs of names of their own, found columns of the tables, {', '.join(clash)}:"
+            " rename the cost in its method, or move the cell elsewhere"
         )
     records = [
         {"section": titles[place[identity]], "setting": names[identity]}

@@ -79,8 +79,8 @@ class Kept:
         """Whether `of` would compute nothing."""
         return key in self._now or key in self._before
 
-    def check(self, sealed: SealedCell, read: Callable[[SealedCell], Any] = SealedCell.verify) -> Any:
-        """Raise PrunebenchError if a cell's samples are not those that were sealed.
+    def check(self, sealed: SealedCell, read: Callable[[SealedCell], Any] = SealedCell.check) -> Any:
+        """Raise PrunebenchError if a cell's samples are not those that were sealed, or of other kinds.
 
         A file is not hashed again while it is the one that was: same size, inode, and times of change. `read` must
         raise for other samples; it runs, and its value is returned, only where the file has to be hashed.

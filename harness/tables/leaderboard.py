@@ -46,6 +46,7 @@ def write(
     samples: bool = True,
     figures: bool = False,
     kept: Kept | None = None,
+    damaged: list[str] | None = None,
 ) -> tuple[Path, Path]:
     """Write leaderboard.csv (one row per cell), LEADERBOARD.md, equal_flops.csv and significance.csv into the folder;
     returns the first two.
@@ -54,11 +55,11 @@ def write(
     bytes. `figures` draws into the folder's figures/ too and shows them in the Markdown. `samples=False` reads
     cell.json only: no comparisons, agreement or hard subset. Statistics come from `kept`, by default the folder's own
     (harness/tables/kept.py), which is written back. Where submissions were collected into the folder, both tables name
-    who measured. Raises PrunebenchError if the folder cannot be written, a record is none, or samples are not
-    those that were sealed.
+    who measured; records that say nothing of it are said in `damaged`. Raises PrunebenchError if the folder cannot be
+    written, samples are not those that were sealed, or without `damaged` a record is none.
     """
     known = distinct(cells)
-    collected = records(folder)
+    collected = records(folder, damaged)
     kept = kept or Kept(folder)
     arranged = sections(known)
     studied: list[tuple[Section, Findings | None]] = []
@@ -94,9 +95,10 @@ def write(
 
 
 def rewrite(folder: Path, damaged: list[str]) -> tuple[Path, Path]:
-    """`write` from all cells of a results folder that are as they were sealed; the others are said in `damaged`."""
+    """`write` from all cells and records of a results folder that are as they were written; the others are said in
+    `damaged`."""
     kept = Kept(folder)
-    return write(Store(folder).cells(damaged, kept.check), folder, kept=kept)
+    return write(Store(folder).cells(damaged, kept.check), folder, kept=kept, damaged=damaged)
 
 
 def whole_rows(cells: Iterable[SealedCell], kept: Kept | None = None) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.core.shown import in_csv
+from harness.core.shown import in_csv, printable
 from harness.store.sealed import SealedCell
 from harness.tables.sections import mean
 
@@ -55,7 +55,7 @@ def csv_text(frame: pd.DataFrame) -> str:
     """A frame as CSV; no cell is a formula to a spreadsheet (`harness.core.shown.from_csv` gives its text back)."""
     texts = [str(name) for name in frame if any(isinstance(value, str) for value in frame[name])]
     frame = frame.assign(**{name: [in_csv(v) if isinstance(v, str) else v for v in frame[name]] for name in texts})
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    return str(frame.rename(columns=lambda name: in_csv(printable(name))).to_csv(index=False, lineterminator="\n"))
 
 
 def unit_of(sealed: SealedCell) -> str:

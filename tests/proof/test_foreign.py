@@ -382,7 +382,8 @@ CONTENT: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "limit": (
         sealed_with(put("provenance", "request", "limit", value="²")),
-        "its request has limit '²', expected a number or all",
+        "cell.json: expected provenance/request/limit: a number of at most 15 digits, found '²'; result files are never"
+        " edited",
     ),
     "processing": (
         sealed_with(put("provenance", "processing", "image", value="plain")),

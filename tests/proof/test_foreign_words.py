@@ -203,9 +203,15 @@ def test_a_cell_with_other_questions_is_left_and_the_tables_are_made(
     assert code == 1, out
     assert f"left out: {folders[1]}/cells/pope/" in err
     assert "since both cells name the data ffffffffffffffff, found other keys or images" in err
-    assert len(Store(root).cells()) == 1
+    (here,) = Store(root).cells()
+    assert str(here.folder) in err
     assert (root / "LEADERBOARD.md").is_file()
     assert run(capsys, monkeypatch, "report", "--results", str(root), "--samples", "1", "--out", str(page))[0] == 0
+    # the way out that the message names
+    words = ("results", "rm", here.identity, "--results", str(root))
+    assert f"`prunebench {' '.join(words)}` removes the other: collect again" in err
+    assert run(capsys, monkeypatch, *words, "--yes")[0] == 0
+    assert run(capsys, monkeypatch, "results", "collect", str(folders[1]), "--into", str(root))[0] == 0
 
 
 def test_a_second_collect_writes_the_same_bytes(good: Path, tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""The kinds of the values in a cell file, which tables and page compute with.
+
+A store writes no others. A cell file that was sealed with others, by whomever, is damaged: one number that is a text
+would end every table.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from harness.core import grids
+from harness.core.errors import PrunebenchError
+
+MOST_LAYERS = 1000
+#: beyond these, axes and sums leave what a figure can show
+MOST_COST, MOST_NUMBER = 1e21, 1e12
+#: grids of all images of one prompt: "9999 of ..." stands for 9,999 times the text behind it
+MOST_GRIDS = 10_000
+COUNTS = frozenset({"expected", "answered", "headline"})
+#: names that figures print
+_SHOWN = ("task", "budget", "headline")
+#: costs that tables compute with; a note of a method may be any number
+_COMPUTED = ("kept", "mean_visual")
+
+
+def check_kinds(body: Mapping[str, Any]) -> None:
+    """Raise PrunebenchError unless a cell file's values are of the kinds that a store writes."""
+    for name in ("metrics", "costs", "counts", "method_info", "provenance"):
+        need(isinstance(body[name], Mapping), f"{name}: an object", body[name])
+    for name, text in {**body["cell"], "headline": body["headline"]}.items():
+        if name in _SHOWN:
+            need(isinstance(text, str) and text.isprintable(), f"{name}: a text that prints", text)
+    for name, value in body["metrics"].items():
+        need(value is None or number(value, -MOST_NUMBER), f"metrics/{name}: a number up to 1e12", value)
+    fine = body["maximum"] is None or number(body["maximum"], -MOST_NUMBER)
+    need(fine, "maximum: a number up to 1e12", body["maximum"])
+    for name, value in body["costs"].items():
+        if name in _COMPUTED or name.endswith(("_flops", "_bytes")):
+            need(number(value, 0, MOST_COST), f"costs/{name}: a cost from 0 to {MOST_COST:.0e}", value)
+        else:
+            need(number(value, -MOST_COST, MOST_COST), f"costs/{name}: a number up to {MOST_COST:.0e}", value)
+    known = sorted(COUNTS | {"images"})
+    need(body["counts"].keys() >= COUNTS, f"counts: {', '.join(sorted(COUNTS))}", body["counts"])
+    for name, value in body["counts"].items():
+        need(type(value) is int and 0 <= value <= MOST_NUMBER, f"counts/{name}: a count of {known}", value)
+    _check_interval(body["interval"])
+    whole = {name: body["cell"][name] for name in ("seed", "n_samples", "max_new_tokens")}
+    need(max(whole.values()) < 2**63, "cell: whole numbers of 64 bits", whole)
+    said = body["provenance"]
+    limit = said["request"]["limit"]
+    fine = limit is None or not limit.isdigit() or bool(re.fullmatch("[0-9]{1,15}", limit))
+    need(fine, "provenance/request/limit: a number of at most 15 digits", limit)
+    depth = said.get("decoder_layers")
+    need(depth is None or (type(depth) is int and 0 < depth <= MOST_LAYERS), "decoder_layers: 1 to 1000", depth)
+    image = said["processing"].get("image", {}) if isinstance(said.get("processing"), Mapping) else None
+    fine = isinstance(image, Mapping) and all(isinstance(image.get(name, ""), str) for name in ("policy", "processor"))
+    need(fine, "provenance/processing/image: an object with policy and processor", image)
+    record = said.get("grids")
+    for words in record if isinstance(record, Mapping) else ():
+        several = re.match(r"([0-9]{1,4}) of ", words)
+        n = words.count("x") * (int(several[1]) if several else 1)
+        need(n <= MOST_GRIDS, f"provenance/grids: at most {MOST_GRIDS:,} grids of a prompt", n)
+    grids.read(record)
+
+
+def _check_interval(value: Any) -> None:
+    if value is None:
+        return
+    kinds = {"metric": str, "low": float, "high": float, "level": float, "method": str, "n_clusters": int}
+    need(isinstance(value, dict) and set(value) == set(kinds), f"interval: {', '.join(kinds)}", value)
+    for name, kind in kinds.items():
+        fine = number(value[name]) if kind is float else type(value[name]) is kind
+        need(fine, f"interval/{name}: a {kind.__name__}", value[name])
+
+
+def number(value: Any, least: float = -math.inf, most: float = MOST_NUMBER) -> bool:
+    """Whether it is a number between these."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def need(fine: bool, expected: str, found: Any) -> None:
+    """Raise PrunebenchError unless `fine`."""
+    if not fine:
+        raise PrunebenchError(f"expected {expected}, found {repr(found)[:80]}")
