@@ -421,8 +421,10 @@ def test_unknown_sides_name_the_nearest(tmp_path: Path) -> None:
     assert refused("none@64", "dart@64", at=unpruned).endswith("none was measured (none), found 64; write none")
     assert "unknown setting 'bondary'; did you mean 'boundary'?" in refused("fastv@32:bondary=2", "dart@64", at=at)
     assert "expected boundary to be one of 2, as measured, found 7" in refused("fastv@32:boundary=7", "dart@64", at=at)
-    assert "unknown task of these cells 'pop'; did you mean 'pope'?" in refused("fastv@64", "dart@64", at=at, tasks=("pop",))
-    assert "unknown model of these cells 'minn'; did you mean 'mini'?" in refused("fastv@64", "dart@64", at=at, model="minn")
+    told = refused("fastv@64", "dart@64", at=at, tasks=("pop",))
+    assert "unknown task of these cells 'pop'; did you mean 'pope'?" in told
+    told = refused("fastv@64", "dart@64", at=at, model="minn")
+    assert "unknown model of these cells 'minn'; did you mean 'mini'?" in told
     assert "expected one cell whose identity begins so, found none" in refused("0" * 16, "dart@64", at=at)
 
 
