@@ -20,10 +20,13 @@ MOST_COST, MOST_NUMBER = 1e21, 1e12
 #: grids of all images of one prompt: "9999 of ..." stands for 9,999 times the text behind it
 MOST_GRIDS = 10_000
 COUNTS = frozenset({"expected", "answered", "headline"})
-#: names that figures print
-_SHOWN = ("task", "budget", "headline")
-#: costs that tables compute with; a note of a method may be any number
-_COMPUTED = ("kept", "mean_visual")
+#: names that figures print, and what no font has
+_SHOWN, _UNSHOWN = ("task", "budget", "headline"), re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+#: costs of the engine that tables compute with; a note of a method may be any number
+_COMPUTED = frozenset(
+    {"kept", "mean_visual", "n_visual", "vision_flops", "projector_flops", "prefill_dense_flops", "prefill_paper_macs"}
+    | {"scoring_flops", "kv_bytes", "turn_flops", "turn_decode_flops", "turn_lm_head_flops", "turn_kv_bytes"}
+)
 
 
 def check_kinds(body: Mapping[str, Any]) -> None:
@@ -32,13 +35,14 @@ def check_kinds(body: Mapping[str, Any]) -> None:
         need(isinstance(body[name], Mapping), f"{name}: an object", body[name])
     for name, text in {**body["cell"], "headline": body["headline"]}.items():
         if name in _SHOWN:
-            need(isinstance(text, str) and text.isprintable(), f"{name}: a text that prints", text)
+            need(isinstance(text, str) and not _UNSHOWN.search(text), f"{name}: a text without control signs", text)
     for name, value in body["metrics"].items():
-        need(value is None or number(value, -MOST_NUMBER), f"metrics/{name}: a number up to 1e12", value)
-    fine = body["maximum"] is None or number(body["maximum"], -MOST_NUMBER)
-    need(fine, "maximum: a number up to 1e12", body["maximum"])
+        fine = value is None or number(value, -MOST_COST, MOST_COST)
+        need(fine, f"metrics/{name}: a number up to {MOST_COST:.0e}", value)
+    fine = body["maximum"] is None or number(body["maximum"], -MOST_COST, MOST_COST)
+    need(fine, f"maximum: a number up to {MOST_COST:.0e}", body["maximum"])
     for name, value in body["costs"].items():
-        if name in _COMPUTED or name.endswith(("_flops", "_bytes")):
+        if name in _COMPUTED:
             need(number(value, 0, MOST_COST), f"costs/{name}: a cost from 0 to {MOST_COST:.0e}", value)
         else:
             need(number(value, -MOST_COST, MOST_COST), f"costs/{name}: a number up to {MOST_COST:.0e}", value)
@@ -51,8 +55,8 @@ def check_kinds(body: Mapping[str, Any]) -> None:
     need(max(whole.values()) < 2**63, "cell: whole numbers of 64 bits", whole)
     said = body["provenance"]
     limit = said["request"]["limit"]
-    fine = limit is None or not limit.isdigit() or bool(re.fullmatch("[0-9]{1,15}", limit))
-    need(fine, "provenance/request/limit: a number of at most 15 digits", limit)
+    fine = limit is None or not limit.isdigit() or bool(re.fullmatch("[0-9]{1,18}", limit))
+    need(fine, "provenance/request/limit: a number of at most 18 digits", limit)
     depth = said.get("decoder_layers")
     need(depth is None or (type(depth) is int and 0 < depth <= MOST_LAYERS), "decoder_layers: 1 to 1000", depth)
     image = said["processing"].get("image", {}) if isinstance(said.get("processing"), Mapping) else None

@@ -96,7 +96,10 @@ def write(found: Publication, out: Path, *, replace: bool) -> tuple[int, int]:
         if name not in found.files:
             (out / name).unlink()
     for folder in (*out.glob("cells/*/*"), *out.glob("cells/*")):  # also of a publication that was stopped
-        bury(folder, ".", ".tmp")
+        if folder.is_symlink() or folder.parent.is_symlink():
+            continue
+        for name in (SEAL, SAMPLES):
+            bury(folder, f".{name}.", ".tmp")
         with suppress(OSError):  # one that holds files stays
             folder.rmdir()
     fresh = 0
@@ -123,7 +126,8 @@ def _earlier(out: Path, found: Publication) -> dict[str, bytes]:
         parts = name.split("/")
         if path.is_dir() and not path.is_symlink() and parts[0] == "cells" and len(parts) <= 3:
             continue
-        if path.name.startswith(".") and (path.name.endswith(".tmp") or name.startswith(".try-")):
+        stopped = path.name.startswith(".") and (path.name.endswith(".tmp") or name.startswith(".try-"))
+        if stopped and not path.is_symlink():
             continue  # of a publication that was stopped
         own = name == NAME or (len(parts) == 4 and parts[0] == "cells" and parts[3] in (SEAL, SAMPLES))
         if not own or path.is_symlink() or not path.is_file():

@@ -29,6 +29,7 @@ from harness.core.metric import Metric, as_metric
 from harness.core.spelling import given
 from harness.store.files import few, remove, saying, slug, sync_folder, there, write_all, write_atomic
 from harness.store.journal import JOURNAL, Record, digest_of, header, number, read_journal
+from harness.store.kinds import check_kinds
 from harness.store.lease import Lease, Timing, leased, tidy
 from harness.store.sealed import (
     COLUMNS,
@@ -231,6 +232,10 @@ class CellWriter:
             raise PrunebenchError(
                 f"cannot seal {self.folder}: provenance and method_info must be plain JSON ({error})"
             ) from None
+        try:
+            check_kinds(body)
+        except PrunebenchError as error:
+            raise PrunebenchError(f"cannot seal {self.folder}: {error}; the answers stay in its journal") from None
         with saying("seal", self.folder), self._lease.guard():
             write_atomic(self.folder / SAMPLES, table)
             write_atomic(self.folder / SEAL, sealed(body))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.core.errors import PrunebenchError
-from harness.store.kinds import COUNTS, MOST_COST, check_kinds, number
+from harness.store.kinds import COUNTS, MOST_COST, MOST_NUMBER, check_kinds, number
 from harness.store.sealed import KEYS, METRIC
 from harness.store.sealed import sealed as as_written
 
@@ -106,7 +106,10 @@ def check_cell(body: Any, data: bytes) -> None:
     except PrunebenchError as error:
         raise PrunebenchError(f"cell.json: {error}; result files are never edited") from None
     _need(len(body["metrics"]) <= 10_000, "at most 10,000 metrics", len(body["metrics"]))
-    for name in body["metrics"]:
+    fine = body["maximum"] is None or number(body["maximum"], -MOST_NUMBER)
+    _need(fine, "maximum: a number up to 1e12", body["maximum"])
+    for name, value in body["metrics"].items():
+        _need(value is None or number(value, -MOST_NUMBER), f"metrics/{name}: a number up to 1e12", value)
         # the data name their categories
         _need(name.startswith(_CATEGORY) or bool(_NAME.fullmatch(name)), f"metrics: {_PLAIN}", name)
     for name, value in body["costs"].items():

@@ -256,17 +256,19 @@ def records(root: Path, damaged: list[str] | None = None) -> Records:
             found.append(_read(folder / name))
         except PrunebenchError as error:
             wrong.append(str(error))
-    first: dict[tuple[str, str], Attribution] = {}
+    by_run: dict[tuple[str, str], list[Attribution]] = {}
     for one in found:
-        for key in [(identity, cell["run"]) for identity, cell in one.cells.items()]:
-            other = first.setdefault(key, one)
-            if other.who != one.who:
-                wrong.append(
-                    f"{one.path}: expected each run of one person, found that {one.who} and, in {other.path.name},"
-                    f" {other.who} measured {key[0]}: delete the one that is wrong"
-                )
-                for each in (one, other):
-                    each.cells.pop(key[0], None)
+        for identity, cell in one.cells.items():
+            by_run.setdefault((identity, cell["run"]), []).append(one)
+    for (identity, _), those in by_run.items():
+        other = next((one for one in those if one.who != those[0].who), None)
+        if other is not None:
+            wrong.append(
+                f"{other.path}: expected each run of one person, found that {other.who} and, in {those[0].path.name},"
+                f" {those[0].who} measured {identity}: delete the one that is wrong"
+            )
+            for one in those:
+                del one.cells[identity]
     if wrong and damaged is None:
         raise PrunebenchError(wrong[0])
     if damaged is not None:

@@ -85,7 +85,7 @@ class Kept:
         A file is not hashed again while it is the one that was: same size, inode, and times of change. `read` must
         raise for other samples; it runs, and its value is returned, only where the file has to be hashed.
         """
-        key = self.key("samples", [sealed], str(sealed.folder))
+        key = self.key("kinds of samples", [sealed], str(sealed.folder))
         found = _stat(sealed.folder / SAMPLES)
         if found is not None and self._now.get(key, self._before.get(key)) == found:
             self._now[key] = found

@@ -382,7 +382,7 @@ CONTENT: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "limit": (
         sealed_with(put("provenance", "request", "limit", value="²")),
-        "cell.json: expected provenance/request/limit: a number of at most 15 digits, found '²'; result files are never"
+        "cell.json: expected provenance/request/limit: a number of at most 18 digits, found '²'; result files are never"
         " edited",
     ),
     "processing": (

@@ -150,6 +150,15 @@ def test_one_run_under_two_names_has_neither(root: Path) -> None:
     known = records(root, found)
     assert {known.origin(cell).measured for cell in Store(root).cells()} == {()}
     assert f"{path}: expected each run of one person, found that Alice Lab and, in {other.name}, Mallory" in found[0]
+    shutil.copy(path, path.with_name("f" * 16 + ".json"))
+    for digit in "0e":  # a second record of Alice, before or behind Mallory's, changes nothing
+        other = other.rename(path.with_name(digit * 16 + ".json"))
+        known = records(root, [])
+        assert {known.origin(cell).measured for cell in Store(root).cells()} == {()}
+    other.rename(path.with_name("f" * 16 + ".json"))
+    shutil.copy(path, path.with_name("0" * 16 + ".json"))
+    known = records(root, [])
+    assert {known.origin(cell).measured for cell in Store(root).cells()} == {()}
 
 
 def test_a_copy_of_a_run_is_refused_before_its_cell_is_there_and_after(collected: Path, root: Path) -> None:

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import make_cell, sealed
 from helpers import run
 from published import REFERENCE, body, reference, resealed, samples_with
 from test_hostile_texts import MARKUP, Change, put
 
 from harness.core.errors import PrunebenchError
+from harness.store.journal import JOURNAL
 from harness.store.sealed import SAMPLES, SEAL
+from harness.store.store import Store
 from harness.tables import leaderboard
 
 TEXT = f"={MARKUP}\x1b[2J\u202e"
@@ -44,8 +47,8 @@ SEALED: list[tuple[Change, str]] = [
     (put("costs", "kv_bytes", value=1e306), "costs/kv_bytes: a cost from 0"),
     (put("costs", "mine", value=10**400), "costs/mine: a number up to 1e+21"),
     (put("costs", value=[]), "costs: an object"),
-    (put("metrics", "pope_accuracy", value="<b>"), "metrics/pope_accuracy: a number up to 1e12"),
-    (put("maximum", value="1"), "maximum: a number up to 1e12"),
+    (put("metrics", "pope_accuracy", value="<b>"), "metrics/pope_accuracy: a number up to 1e+21"),
+    (put("maximum", value="1"), "maximum: a number up to 1e+21"),
     (put("interval", "low", value="x"), "interval/low: a float"),
     (lambda new: new["counts"].pop("headline"), "counts: answered, expected, headline"),
     (put("counts", "headline", value="x"), "counts/headline: a count"),
@@ -53,7 +56,7 @@ SEALED: list[tuple[Change, str]] = [
     (put("provenance", "processing", "image", value=[1]), "provenance/processing/image: an object"),
     (put("provenance", "grids", value="x"), "expected grids as [rows, columns, newline]"),
     (put("provenance", "grids", value={"9999 of 24x24 24x24": []}), "at most 10,000 grids of a prompt"),
-    (put("provenance", "request", "limit", value="\u00b2"), "a number of at most 15 digits"),
+    (put("provenance", "request", "limit", value="\u00b2"), "a number of at most 18 digits"),
 ]
 SAMPLED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda frame: frame.drop(columns="score"), "expected the column 'score', found none"),
@@ -118,6 +121,36 @@ def test_each_is_named_and_the_others_have_tables_and_a_page(
     assert "visipruner" in page.read_text()
     code, out, _ = run(capsys, monkeypatch, "results", "list", *words)
     assert (code, "\x1b" in out, out.count("\ndamaged ")) == (1, False, len(SEALED) + len(BROKEN))
+
+
+def test_odd_and_honest_cells_have_tables(tmp_path: Path) -> None:
+    """What a method notes and a task computes is theirs."""
+    changes = (
+        put("costs", "saved_flops", value=-3.5),
+        put("metrics", "perplexity", value=5e12),
+        put("provenance", "request", "limit", value="1000000000000000"),
+        put("metrics", "undefined", value=None),
+    )
+    cells = sorted((REFERENCE / "cells" / "pope").glob("mini-[d-m]*"))
+    for cell, change in zip(cells, changes, strict=False):
+        placed(tmp_path, cell, change)
+    damaged: list[str] = []
+    csv, _ = leaderboard.rewrite(tmp_path, damaged)
+    assert (damaged, csv.read_text().count("\n")) == ([], 1 + len(changes))
+
+
+def test_a_task_may_have_any_name_that_is_a_text(tmp_path: Path) -> None:
+    for name in ("\u5f62\u3000\u72b6", "a\u00a0b", "\U0001f468\u200d\U0001f469"):
+        assert sealed(Store(tmp_path), make_cell(task=name)).cell.task == name
+    assert len(Store(tmp_path).cells()) == 3
+
+
+def test_what_would_be_damaged_is_not_sealed_and_its_answers_stay(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(PrunebenchError, match=r"cannot seal .*task: a text without control signs.*stay in its journal"):
+        sealed(store, make_cell(task="a\x1bb"))
+    assert len(list(tmp_path.rglob(JOURNAL))) == 1
+    assert not list(tmp_path.rglob(SEAL))
 
 
 def test_texts_are_no_escape_no_markup_and_no_formula(

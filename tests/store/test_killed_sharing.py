@@ -12,6 +12,7 @@ import test_every_step
 from published import CELLS, NOBODY, published, reference
 from test_every_step import DONE, KILLED, ends_at, state
 
+from harness.core.errors import PrunebenchError
 from harness.proof.foreign import Checker
 from harness.store import foreign
 from harness.store.collect import collect
@@ -41,6 +42,22 @@ def test_a_publish_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
             break
     assert code == DONE
     assert step > 10, "the operations were counted"
+
+
+def test_a_publish_tidies_its_own_leavings_only(tmp_path: Path) -> None:
+    """Files of others are old enough to be taken for forgotten ones."""
+    found, mine, out = publication([reference(CELLS[0])], "A", NOBODY), tmp_path / "mine", tmp_path / "out"
+    own = [mine / "sub" / ".draft.tmp", out / "cells" / "t" / ".notes.tmp"]
+    for path in own:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        os.utime(path, (1, 1))
+    (mine / "empty").mkdir()
+    write(found, out, replace=False)
+    (out / "cells" / ".link.tmp").symlink_to(mine)
+    with pytest.raises(PrunebenchError, match=r"cells/\.link\.tmp"):
+        write(found, out, replace=True)
+    assert all(path.exists() for path in (*own, mine / "empty"))
 
 
 def test_a_collect_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
