@@ -185,7 +185,7 @@ def results_merge(
         damaged += done.left
         put(f"{done.copied} cells copied to {target}, {done.there} were there, {len(done.left)} left")
         if done.named:
-            put(f"{len(done.named)} cells have who measured or reproduced them, as the records of {source} say")
+            put(f"who measured or reproduced {len(done.named)} cells is taken from the records of {source}")
         if done.unfinished:
             put(
                 f"{done.unfinished} unfinished cells stay in {source}: the command that began them continues them there"

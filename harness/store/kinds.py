@@ -13,10 +13,10 @@ from typing import Any
 
 from harness.core import grids
 from harness.core.errors import PrunebenchError
+from harness.store.probe import MOST_COST, MOST_LAYERS
 
-MOST_LAYERS = 1000
-#: beyond these, axes and sums leave what a figure can show
-MOST_COST, MOST_NUMBER = 1e21, 1e12
+#: as `MOST_COST` of any other number that somebody else states
+MOST_NUMBER = 1e12
 #: grids of all images of one prompt: "9999 of ..." stands for 9,999 times the text behind it
 MOST_GRIDS = 10_000
 COUNTS = frozenset({"expected", "answered", "headline"})
@@ -42,14 +42,11 @@ def check_kinds(body: Mapping[str, Any]) -> None:
     fine = body["maximum"] is None or number(body["maximum"], -MOST_COST, MOST_COST)
     need(fine, f"maximum: a number up to {MOST_COST:.0e}", body["maximum"])
     for name, value in body["costs"].items():
-        if name in _COMPUTED:
-            need(number(value, 0, MOST_COST), f"costs/{name}: a cost from 0 to {MOST_COST:.0e}", value)
-        else:
-            need(number(value, -MOST_COST, MOST_COST), f"costs/{name}: a number up to {MOST_COST:.0e}", value)
-    known = sorted(COUNTS | {"images"})
+        least, what = (0, "a cost from 0") if name in _COMPUTED else (-MOST_COST, "a number up")
+        need(number(value, least, MOST_COST), f"costs/{name}: {what} to {MOST_COST:.0e}", value)
     need(body["counts"].keys() >= COUNTS, f"counts: {', '.join(sorted(COUNTS))}", body["counts"])
     for name, value in body["counts"].items():
-        need(type(value) is int and 0 <= value <= MOST_NUMBER, f"counts/{name}: a count of {known}", value)
+        need(type(value) is int and 0 <= value <= MOST_NUMBER, f"counts/{name}: a count from 0", value)
     _check_interval(body["interval"])
     whole = {name: body["cell"][name] for name in ("seed", "n_samples", "max_new_tokens")}
     need(max(whole.values()) < 2**63, "cell: whole numbers of 64 bits", whole)
@@ -58,7 +55,9 @@ def check_kinds(body: Mapping[str, Any]) -> None:
     fine = limit is None or not limit.isdigit() or bool(re.fullmatch("[0-9]{1,18}", limit))
     need(fine, "provenance/request/limit: a number of at most 18 digits", limit)
     depth = said.get("decoder_layers")
-    need(depth is None or (type(depth) is int and 0 < depth <= MOST_LAYERS), "decoder_layers: 1 to 1000", depth)
+    need(
+        depth is None or (type(depth) is int and 0 < depth <= MOST_LAYERS), f"decoder_layers: 1 to {MOST_LAYERS}", depth
+    )
     image = said["processing"].get("image", {}) if isinstance(said.get("processing"), Mapping) else None
     fine = isinstance(image, Mapping) and all(isinstance(image.get(name, ""), str) for name in ("policy", "processor"))
     need(fine, "provenance/processing/image: an object with policy and processor", image)

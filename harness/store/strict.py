@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.core.errors import PrunebenchError
-from harness.store.kinds import COUNTS, MOST_COST, MOST_NUMBER, check_kinds, number
+from harness.store.kinds import COUNTS, MOST_NUMBER, check_kinds, number
+from harness.store.probe import MOST_COST
 from harness.store.sealed import KEYS, METRIC
 from harness.store.sealed import sealed as as_written
 

@@ -332,8 +332,7 @@ CONTENT: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "count as text": (
         sealed_with(put("counts", "headline", value="108")),
-        "cell.json: expected counts/headline: a count of ['answered', 'expected', 'headline', 'images'], found"
-        " '108'" + ONE_MORE,
+        "cell.json: expected counts/headline: a count from 0, found '108'" + ONE_MORE,
     ),
     "device as object": (
         sealed_with(put("provenance", "device", value={"a": 1})),

@@ -182,7 +182,7 @@ def test_a_merge_takes_the_names_along(
     for _ in range(2):
         code, out, _ = run(capsys, monkeypatch, "results", "merge", str(root), str(into))
         assert code == 0
-        assert f"2 cells have who measured or reproduced them, as the records of {root} say" in out
+        assert f"who measured or reproduced 2 cells is taken from the records of {root}" in out
         for path in (root / FOLDER).iterdir():
             assert (into / FOLDER / path.name).read_bytes() == path.read_bytes()
     assert "| Alice Lab | Bob |" in (into / "LEADERBOARD.md").read_text()
